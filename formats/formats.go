@@ -1,0 +1,183 @@
+// Package formats defines what a checkpoint container is: something that
+// stores named byte arrays. One sub-package implements one container and
+// registers itself, as image decoders do; import it for its effect:
+//
+//	import _ "github.com/lorakit/lorakit/formats/safetensors"
+//
+// A container knows nothing of what the arrays mean. That several of them make
+// up one quantised weight is the business of package quant.
+package formats
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Kinds of errors. Test for them with errors.Is.
+var (
+	// ErrMalformed says that a file breaks the rules of its format.
+	ErrMalformed = errors.New("malformed")
+	// ErrLimit says that a file is larger, or holds more, than lorakit is
+	// willing to read.
+	ErrLimit = errors.New("limit exceeded")
+	// ErrUnknown says that no registered format reads the path.
+	ErrUnknown = errors.New("unknown format")
+	// ErrOutside says that a checkpoint points to a file outside of its folder.
+	ErrOutside = storage.ErrOutside
+)
+
+// Tensor is one named byte array of a container.
+type Tensor struct {
+	tensor.Info
+	File   string      // base name of the file that holds it
+	Data   io.ReaderAt // the file; an *os.File where the bytes can be copied by the kernel
+	Offset int64       // where the bytes begin in Data
+	Bytes  int64       // how many there are: Info.Size
+}
+
+// Container is an opened container: its headers have been read and checked,
+// its data has not been touched.
+type Container interface {
+	// Tensors lists what the container holds, in the order of its files and
+	// of the data in each. The caller does not change it.
+	Tensors() []Tensor
+	// Metadata returns the free-form strings stored with the tensors.
+	Metadata() map[string]string
+	// Files returns the base names of all files the container consists of,
+	// an index included.
+	Files() []string
+	Close() error
+}
+
+// Layout says, before a byte of data is written, which files a set of tensors
+// becomes and where each of them goes.
+type Layout struct {
+	Shards []Shard `json:"shards"`
+	// Extra are small files that are written whole after all shards, such as
+	// an index.
+	Extra []File `json:"extra,omitempty"`
+}
+
+// Shard is one file of tensors.
+type Shard struct {
+	Name   string `json:"name"`
+	Header []byte `json:"header"` // the bytes before the data
+	Size   int64  `json:"size"`   // of the whole file
+	// Tensors holds indices into the slice that was laid out, and for each
+	// the absolute offset of its bytes in the file.
+	Tensors []int   `json:"tensors"`
+	Offsets []int64 `json:"offsets"`
+}
+
+// File is a small file with all of its content.
+type File struct {
+	Name string `json:"name"`
+	Data []byte `json:"data"`
+}
+
+// Options steer Layout.
+type Options struct {
+	// MaxShardSize is the most bytes of tensors a shard may hold; a larger
+	// tensor gets a shard of its own. Zero means no limit.
+	MaxShardSize int64
+	// SingleFile, where not empty, is the name of the one file to write.
+	SingleFile string
+	Metadata   map[string]string
+	// Parameters is the number of parameters to state in an index: buffers are
+	// not counted, and of a quantised weight the elements it stands for, not
+	// the bytes that hold them. Zero stands for the elements of all tensors.
+	Parameters int64
+	// Groups, where not nil, gives for each tensor the number of the group it belongs
+	// to: tensors of one group stand in one shard.
+	Groups []int
+}
+
+// Format reads and writes one kind of container.
+type Format interface {
+	// Name is what --to takes, such as "safetensors".
+	Name() string
+	// Extensions lists the endings of the format's files, with the dot.
+	Extensions() []string
+	// Detect reports whether the path, a file or a folder, looks like this
+	// format. It reads a few bytes at most.
+	Detect(path string) bool
+	// Open reads and checks the headers of the file or folder.
+	Open(path string) (Container, error)
+	// Layout places the tensors, which all have valid sizes. The result
+	// depends on the arguments alone.
+	Layout(tensors []tensor.Info, o Options) (Layout, error)
+}
+
+var registry []Format
+
+// Register makes a format known to Open and Lookup. It is called from the init
+// function of the format's package.
+func Register(f Format) { registry = append(registry, f) }
+
+// All returns the registered formats, sorted by name.
+func All() []Format {
+	all := slices.Clone(registry)
+	slices.SortFunc(all, func(a, b Format) int { return strings.Compare(a.Name(), b.Name()) })
+	return all
+}
+
+// Lookup finds a format by its name.
+func Lookup(name string) (Format, error) {
+	for _, f := range registry {
+		if f.Name() == name {
+			return f, nil
+		}
+	}
+	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, name, names())
+}
+
+// Detect finds the format of an existing file or folder.
+func Detect(path string) (Format, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, err
+	}
+	for _, f := range registry {
+		if f.Detect(path) {
+			return f, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: %w: no %s file there", path, ErrUnknown, names())
+}
+
+// ForExtension finds the format that writes files named like path, if any.
+func ForExtension(path string) (Format, bool) {
+	for _, f := range registry {
+		for _, e := range f.Extensions() {
+			if strings.HasSuffix(path, e) {
+				return f, true
+			}
+		}
+	}
+	return nil, false
+}
+
+// Quote writes a name from a file so that it is safe in a one-line message:
+// quoted, escaped, and cut where it is very long.
+func Quote(name string) string {
+	const most = 200
+	if len(name) > most {
+		return strconv.Quote(name[:most]) + "…"
+	}
+	return strconv.Quote(name)
+}
+
+func names() string {
+	var s []string
+	for _, f := range All() {
+		s = append(s, f.Name())
+	}
+	return strings.Join(s, ", ")
+}

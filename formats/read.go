@@ -1,0 +1,34 @@
+package formats
+
+import (
+	"errors"
+	"fmt"
+	"io"
+)
+
+// ReadAt reads len(p) bytes of the tensor, beginning off bytes into it, as an
+// io.ReaderAt does. The end of the tensor is io.EOF; a file that has become
+// shorter since it was opened is io.ErrUnexpectedEOF.
+func (t Tensor) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("%s: tensor %q: negative offset %d", t.File, t.Name, off)
+	}
+	if off >= t.Bytes {
+		if len(p) == 0 {
+			return 0, nil
+		}
+		return 0, io.EOF
+	}
+	end := error(nil)
+	if left := t.Bytes - off; int64(len(p)) > left {
+		p, end = p[:left], io.EOF
+	}
+	n, err := t.Data.ReadAt(p, t.Offset+off)
+	switch {
+	case n == len(p):
+		return n, end
+	case err == nil || errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	}
+	return n, fmt.Errorf("%s: tensor %q: read %d of %d bytes at offset %d: %w", t.File, t.Name, n, len(p), t.Offset+off, err)
+}

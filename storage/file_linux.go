@@ -1,0 +1,72 @@
+package storage
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// CopyRange copies n bytes from src at srcOff to dst at dstOff, within the
+// kernel where the file systems can, without moving either file's position.
+// A source that ends early is an io.ErrUnexpectedEOF.
+func CopyRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) error {
+	for n > 0 {
+		m, err := unix.CopyFileRange(int(src.Fd()), &srcOff, int(dst.Fd()), &dstOff, int(min(n, 1<<30)), 0)
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue
+		case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS),
+			errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EBADF), errors.Is(err, unix.EPERM):
+			return copyByHand(dst, dstOff, src, srcOff, n)
+		case err != nil:
+			return &os.PathError{Op: "copy_file_range", Path: dst.Name(), Err: err}
+		case m == 0:
+			// Some file systems answer 0 where they cannot copy: let a read say
+			// whether the source has ended.
+			return copyByHand(dst, dstOff, src, srcOff, n)
+		}
+		n -= int64(m)
+	}
+	return nil
+}
+
+// Preallocate takes size bytes of space for f and makes it that long, so that a
+// disk that is too small says so now and not at the end.
+func Preallocate(f *os.File, size int64) error {
+	if size == 0 {
+		return f.Truncate(0)
+	}
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
+			return f.Truncate(size)
+		case err != nil:
+			return &os.PathError{Op: "allocate", Path: f.Name(), Err: err}
+		}
+		return nil
+	}
+}
+
+// StartWriteback asks the kernel to begin writing the bytes [off, off+n) of f to
+// disk, and does not wait for it, so that a later Sync has little left to do.
+func StartWriteback(f *os.File, off, n int64) {
+	// Only a hint: what it fails to start, Sync does.
+	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+// Exchange swaps two folders or files of one file system in one step. It reports
+// whether it did: not every file system can.
+func Exchange(a, b string) (bool, error) {
+	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &os.LinkError{Op: "exchange", Old: a, New: b, Err: err}
+	}
+	return true, nil
+}

@@ -1,0 +1,135 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Kinds of errors. Test for them with errors.Is.
+var (
+	// ErrOutside says that a name, or a link behind it, leads out of the
+	// folder it was to be found in.
+	ErrOutside = errors.New("path leaves the folder")
+	// ErrNotRegular says that a path is a folder, a pipe, a device or a socket.
+	ErrNotRegular = errors.New("not a regular file")
+)
+
+// Within finds the file that a checkpoint in the folder dir calls name, a
+// slash-separated path. It returns the path with all links resolved.
+//
+// A name that is empty, absolute, has a ".." or "." element, a back slash or a
+// NUL is ErrOutside, and so is a link that leads out of the folder. One
+// exception is the cache of the Hugging Face hub, where a file of
+// REPO/snapshots/REVISION is a link into REPO/blobs, and a blob may in turn be
+// a link into the store that the whole cache shares
+// (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+//
+// A file that does not exist is fs.ErrNotExist. The check holds for the moment
+// it is made: somebody who may write to the folder can still exchange the file
+// before it is opened, as they could have changed its content. The result has
+// no link left in it, so a link put there later is the only way.
+func Within(dir, name string) (string, error) {
+	if !fs.ValidPath(name) || name == "." || strings.ContainsAny(name, "\\\x00") || !filepath.IsLocal(filepath.FromSlash(name)) {
+		return "", fmt.Errorf("%s: found the file name %q, expected one inside the folder: %w", dir, clip(name), ErrOutside)
+	}
+	root, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if root, err = filepath.EvalSymlinks(root); err != nil {
+		return "", err
+	}
+	path, err := filepath.EvalSymlinks(filepath.Join(root, filepath.FromSlash(name)))
+	if err != nil {
+		return "", err
+	}
+	if inside(root, path) || inHubCache(root, path) {
+		return path, nil
+	}
+	return "", fmt.Errorf("%s: found %q as a link to %q, expected a file inside the folder: %w", dir, clip(name), path, ErrOutside)
+}
+
+// Open opens a regular file for reading and never waits: a pipe without a
+// writer, a device or a folder is ErrNotRegular.
+func Open(path string) (*os.File, error) {
+	// A device may act on being opened, so look first; look again at what was
+	// opened, since the two may differ.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := regular(path, info); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if info, err = f.Stat(); err == nil {
+		err = regular(path, info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func regular(path string, info fs.FileInfo) error {
+	if info.Mode().IsRegular() {
+		return nil
+	}
+	kind := "special file"
+	switch m := info.Mode(); {
+	case m.IsDir():
+		kind = "folder"
+	case m&fs.ModeNamedPipe != 0:
+		kind = "pipe"
+	case m&fs.ModeDevice != 0:
+		kind = "device"
+	case m&fs.ModeSocket != 0:
+		kind = "socket"
+	}
+	return fmt.Errorf("%s: found a %s, expected a file: %w", path, kind, ErrNotRegular)
+}
+
+// inside reports whether path, free of links, is below dir.
+func inside(dir, path string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != "." && filepath.IsLocal(rel)
+}
+
+// inHubCache reports whether path is a blob that belongs to the snapshot in
+// which root lies.
+func inHubCache(root, path string) bool {
+	for p := root; ; p = filepath.Dir(p) {
+		parent := filepath.Dir(p)
+		if parent == p {
+			return false
+		}
+		if filepath.Base(parent) != "snapshots" {
+			continue
+		}
+		repo := filepath.Dir(parent)
+		if inside(filepath.Join(repo, "blobs"), path) {
+			return true
+		}
+		shared := filepath.Join(filepath.Dir(repo), "blobs")
+		marker, err := os.Lstat(filepath.Join(shared, ".huggingface-shared-blobs"))
+		return err == nil && marker.Mode().IsRegular() && inside(shared, path)
+	}
+}
+
+// clip keeps a hostile name from filling the screen.
+func clip(name string) string {
+	const most = 100
+	if len(name) <= most {
+		return name
+	}
+	return name[:most] + "..."
+}

@@ -1,0 +1,91 @@
+// Package tensor says what a stored tensor is: its name, element type and
+// shape, and the conversion between the floating-point types.
+package tensor
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"strconv"
+	"strings"
+)
+
+// ErrOverflow says that the elements or bytes of a shape do not fit an int64.
+var ErrOverflow = errors.New("size overflows 63 bits")
+
+// Shape holds the dimensions of a tensor, the slowest first. A scalar has none.
+type Shape []int64
+
+// Count returns the number of elements, 1 for a scalar. A negative dimension
+// is an error, and so is a product past an int64, or past 64 bits on the way
+// from left to right: [2^40, 2^40, 0] overflows although it would end at zero.
+func (s Shape) Count() (int64, error) {
+	n := uint64(1)
+	for _, d := range s {
+		if d < 0 {
+			return 0, fmt.Errorf("shape %v has a negative dimension", s)
+		}
+		hi, lo := bits.Mul64(n, uint64(d))
+		if hi != 0 {
+			return 0, fmt.Errorf("shape %v: %w", s, ErrOverflow)
+		}
+		n = lo
+	}
+	if n > math.MaxInt64 {
+		return 0, fmt.Errorf("shape %v: %w", s, ErrOverflow)
+	}
+	return int64(n), nil
+}
+
+// String writes the shape as [2, 3].
+func (s Shape) String() string {
+	var b strings.Builder
+	b.WriteByte('[')
+	for i, d := range s {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(strconv.FormatInt(d, 10))
+	}
+	b.WriteByte(']')
+	return b.String()
+}
+
+// Info names a tensor and says how its bytes are to be read: row-major,
+// little-endian.
+type Info struct {
+	Name  string `json:"name"`
+	DType DType  `json:"dtype"`
+	Shape Shape  `json:"shape"`
+}
+
+// Count returns the number of elements. It is for an Info whose shape has been
+// checked by Size, as every Info of an opened checkpoint has.
+func (t Info) Count() int64 {
+	n := int64(1)
+	for _, d := range t.Shape {
+		n *= d
+	}
+	return n
+}
+
+// Size returns the number of bytes of the tensor, or an error where that
+// overflows or is no whole number of bytes.
+func (t Info) Size() (int64, error) {
+	n, err := t.Shape.Count()
+	if err != nil {
+		return 0, err
+	}
+	if !t.DType.Valid() {
+		return 0, fmt.Errorf("invalid dtype %d", uint8(t.DType))
+	}
+	hi, lo := bits.Mul64(uint64(n), uint64(t.DType.Bits()))
+	if hi != 0 || lo > math.MaxInt64 {
+		return 0, fmt.Errorf("shape %v of %v: %w", t.Shape, t.DType, ErrOverflow)
+	}
+	if lo%8 != 0 {
+		return 0, fmt.Errorf("shape %v of %v is %d bits, no whole number of bytes", t.Shape, t.DType, lo)
+	}
+	return int64(lo / 8), nil
+}
