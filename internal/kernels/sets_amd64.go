@@ -1,0 +1,53 @@
+//go:build !purego
+
+package kernels
+
+import "golang.org/x/sys/cpu"
+
+//go:generate go -C _generate run . -out ../kernels_amd64.s -stubs ../stubs_amd64.go -pkg kernels
+
+// assembly returns the sets in assembly that this processor can run. The
+// features of package cpu include that the operating system keeps the registers.
+func assembly() (sets []*Set) {
+	avx2 := cpu.X86.HasAVX2 && cpu.X86.HasF16C
+	if avx2 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL {
+		sets = append(sets, &Set{
+			name:        "avx512",
+			bucket4:     quantizers{bucket4F32AVX512, bucket4F16AVX512, bucket4BF16AVX512},
+			bisect4:     quantizers{bisect4F32AVX512, bisect4F16AVX512, bisect4BF16AVX512},
+			dequantize4: dequantizers{dequantize4F32AVX512, dequantize4F16AVX512, dequantize4BF16AVX512},
+			maxAbs:      magnitudes{maxAbsF32AVX512, maxAbsF16AVX512, maxAbsBF16AVX512},
+			quantize8:   rows{quantize8F32AVX512, quantize8F16AVX512, quantize8BF16AVX512},
+			dequantize8: rows{dequantize8F32AVX512, dequantize8F16AVX512, dequantize8BF16AVX512},
+			convert: [floats]casts{
+				F32:  {F16: convertF16ToF32AVX512, BF16: convertBF16ToF32AVX512},
+				F16:  {F32: convertF32ToF16AVX512, BF16: convertBF16ToF16AVX512},
+				BF16: {F32: convertF32ToBF16AVX512, F16: convertF16ToBF16AVX512},
+			},
+		})
+	}
+	if avx2 {
+		sets = append(sets, &Set{
+			name:        "avx2",
+			bisect4:     quantizers{bisect4F32AVX2, bisect4F16AVX2, bisect4BF16AVX2},
+			dequantize4: dequantizers{dequantize4F32AVX2, dequantize4F16AVX2, dequantize4BF16AVX2},
+			maxAbs:      magnitudes{maxAbsF32AVX2, maxAbsF16AVX2, maxAbsBF16AVX2},
+			quantize8:   rows{quantize8F32AVX2, quantize8F16AVX2, quantize8BF16AVX2},
+			dequantize8: rows{dequantize8F32AVX2, dequantize8F16AVX2, dequantize8BF16AVX2},
+			convert: [floats]casts{
+				F32:  {F16: convertF16ToF32AVX2, BF16: convertBF16ToF32AVX2},
+				F16:  {F32: convertF32ToF16AVX2, BF16: convertBF16ToF16AVX2},
+				BF16: {F32: convertF32ToBF16AVX2, F16: convertF16ToBF16AVX2},
+			},
+		})
+	}
+	return sets
+}
+
+type (
+	quantizers   = [floats]func(l *lookup, packed []byte, absmax []float32, src []byte, blockSize int) int
+	dequantizers = [floats]func(dst, packed []byte, absmax []float32, code *[16]float32, blockSize int) int
+	magnitudes   = [floats]func(src []byte) (uint32, int)
+	rows         = [floats]func(dst, src []byte, scale float32) int
+	casts        = [floats]func(dst, src []byte) int
+)
