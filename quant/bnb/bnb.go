@@ -1,0 +1,125 @@
+// Package bnb stores weights as bitsandbytes does: 4 bits (NF4, FP4) with or
+// without double quantisation, and 8 bits (LLM.int8).
+//
+// Sources: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs"
+// (2023) and "LLM.int8(): 8-bit Matrix Multiplication for Transformers at
+// Scale" (2022); the names and forms of the stored tensors are those that
+// bitsandbytes and transformers save.
+package bnb
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/nf4"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+func init() { quant.Register(Scheme{}) }
+
+// Scheme is the quant.Scheme of bitsandbytes.
+type Scheme struct{}
+
+// Name returns the quant_method of a config.json.
+func (Scheme) Name() string { return "bitsandbytes" }
+
+// Types lists what Encoder takes.
+func (Scheme) Types() []string { return []string{"nf4", "fp4", "int8"} }
+
+// Find returns the 4-bit and int8 weights among names. A companion, such as
+// W.absmax, makes a weight only if W is there and is quantised.
+func (Scheme) Find(names []string, s quant.Stored, dtype tensor.DType) ([]quant.Decoder, error) {
+	var found []quant.Decoder
+	for _, name := range names {
+		d, err := find(name, s, dtype)
+		if err != nil {
+			return nil, fmt.Errorf("tensor %q: %w", name, err)
+		}
+		if d != nil {
+			found = append(found, d)
+		}
+	}
+	return found, nil
+}
+
+func find(name string, s quant.Stored, dtype tensor.DType) (quant.Decoder, error) {
+	for _, typ := range []nf4.Type{nf4.NF4, nf4.FP4} {
+		if _, ok := s.Lookup(name + stateSuffix + typ.String()); ok {
+			return open4bit(name, typ, s)
+		}
+	}
+	module, ok := strings.CutSuffix(name, ".weight")
+	if !ok {
+		return nil, nil
+	}
+	if t, _ := s.Lookup(name); t.DType != tensor.I8 {
+		return nil, nil
+	}
+	if _, ok := s.Lookup(module + ".SCB"); ok {
+		return openInt8(module, s, dtype)
+	}
+	return nil, nil
+}
+
+// Encoder prepares to store t, which has float elements, as s says.
+func (Scheme) Encoder(s quant.Spec, t tensor.Info) (quant.Encoder, error) {
+	if !t.DType.Float() {
+		return nil, fmt.Errorf("%w to %s: its dtype is %v, expected F32, F16 or BF16", quant.ErrUnsupported, s.Type, t.DType)
+	}
+	if t.Count() == 0 {
+		return nil, fmt.Errorf("%w to %s: it is empty", quant.ErrUnsupported, s.Type)
+	}
+	if s.Type == "int8" {
+		return newInt8Encoder(s, t)
+	}
+	return new4bitEncoder(s, t)
+}
+
+// Config returns the quantization_config that transformers writes, keys sorted.
+func (Scheme) Config(s quant.Spec, skip []string) []byte {
+	eight := s.Type == "int8"
+	computeDType, quantType := "bfloat16", s.Type
+	if eight { // the settings of 4 bits at their defaults
+		computeDType, quantType = "float32", "fp4"
+	}
+	var b []byte
+	member := func(key, value string) {
+		b = fmt.Appendf(b, "%q: %s, ", key, value)
+	}
+	member("_load_in_4bit", fmt.Sprint(!eight))
+	member("_load_in_8bit", fmt.Sprint(eight))
+	member("bnb_4bit_compute_dtype", quote(computeDType))
+	member("bnb_4bit_quant_storage", quote("uint8"))
+	member("bnb_4bit_quant_type", quote(quantType))
+	member("bnb_4bit_use_double_quant", fmt.Sprint(s.DoubleQuant && !eight))
+	member("llm_int8_enable_fp32_cpu_offload", "false")
+	member("llm_int8_has_fp16_weight", "false")
+	member("llm_int8_skip_modules", stringList(skip))
+	member("llm_int8_threshold", "6.0")
+	member("load_in_4bit", fmt.Sprint(!eight))
+	member("load_in_8bit", fmt.Sprint(eight))
+	member("quant_method", quote("bitsandbytes"))
+	return append(append([]byte{'{'}, b[:len(b)-len(", ")]...), '}')
+}
+
+func stringList(list []string) string {
+	if list == nil {
+		return "null"
+	}
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		quoted[i] = quote(s)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+func quote(s string) string {
+	b, err := jsontext.AppendQuote(nil, s)
+	if err != nil { // invalid UTF-8: quoted all the same, mangled
+		b, _ = jsontext.AppendQuote(nil, strings.ToValidUTF8(s, "\uFFFD"))
+	}
+	return string(b)
+}

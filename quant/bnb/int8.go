@@ -1,0 +1,147 @@
+package bnb
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// The parts of an int8 weight M.weight, in the order in which Parts and Outputs list
+// them.
+const (
+	partRows   = iota // M.weight: I8 (out, in)
+	partSCB           // M.SCB: F32 (out), the largest magnitude of each row
+	partFormat        // M.weight_format: U8 [], 0 for row-major
+)
+
+func int8Infos(module string, shape tensor.Shape) []tensor.Info {
+	return []tensor.Info{
+		partRows:   {Name: module + ".weight", DType: tensor.I8, Shape: shape},
+		partSCB:    {Name: module + ".SCB", DType: tensor.F32, Shape: shape[:1]},
+		partFormat: {Name: module + ".weight_format", DType: tensor.U8, Shape: tensor.Shape{}},
+	}
+}
+
+// int8Rows encodes and decodes an int8 weight: a tile is a range of whole rows.
+type int8Rows struct {
+	info  tensor.Info
+	spec  quant.Spec
+	parts []tensor.Info
+	float kernels.Float // the type of what is encoded
+}
+
+func openInt8(module string, s quant.Stored, dtype tensor.DType) (quant.Decoder, error) {
+	t, _ := s.Lookup(module + ".weight")
+	if len(t.Shape) != 2 {
+		return nil, fmt.Errorf("%w: its shape is %v, expected two dimensions beside %q", quant.ErrMalformed, t.Shape, module+".SCB")
+	}
+	if !dtype.Float() {
+		dtype = tensor.F16 // what every weight is cast to before it becomes int8
+	}
+	w := &int8Rows{info: tensor.Info{Name: t.Name, DType: dtype, Shape: t.Shape}, spec: quant.Spec{Type: "int8"}, parts: int8Infos(module, t.Shape)}
+	for i, want := range w.parts[1:] {
+		got, ok := s.Lookup(want.Name)
+		if !ok && i+1 == partFormat { // older files lack it
+			w.parts = w.parts[:partFormat]
+			break
+		}
+		if !ok || got.DType != want.DType || got.Count() != want.Count() {
+			return nil, fmt.Errorf("%w: %q is %v %v, expected %v %v", quant.ErrMalformed, want.Name, got.DType, got.Shape, want.DType, want.Shape)
+		}
+		w.parts[i+1].Shape = got.Shape
+		if i+1 == partFormat {
+			var order [1]byte
+			if err := s.Read(want.Name, order[:], 0); err != nil {
+				return nil, err
+			}
+			if order[0] != 0 {
+				return nil, fmt.Errorf("%w: %q is %d, expected 0: of bitsandbytes' orders only row-major is read", quant.ErrMalformed, want.Name, order[0])
+			}
+		}
+	}
+	return w, nil
+}
+
+func newInt8Encoder(s quant.Spec, t tensor.Info) (quant.Encoder, error) {
+	module, ok := strings.CutSuffix(t.Name, ".weight")
+	if !ok {
+		return nil, fmt.Errorf("%w to int8: its name does not end in .weight, which M.SCB is named after", quant.ErrUnsupported)
+	}
+	if len(t.Shape) != 2 {
+		return nil, fmt.Errorf("%w to int8: its shape is %v, expected two dimensions", quant.ErrUnsupported, t.Shape)
+	}
+	float, err := floatOf(t.DType)
+	if err != nil {
+		return nil, err
+	}
+	return &int8Rows{info: t, spec: s, parts: int8Infos(module, t.Shape), float: float}, nil
+}
+
+func floatOf(d tensor.DType) (kernels.Float, error) {
+	switch d {
+	case tensor.F32:
+		return kernels.F32, nil
+	case tensor.F16:
+		return kernels.F16, nil
+	case tensor.BF16:
+		return kernels.BF16, nil
+	}
+	return 0, fmt.Errorf("%w: its dtype is %v, expected F32, F16 or BF16", quant.ErrUnsupported, d)
+}
+
+func (w *int8Rows) Info() tensor.Info      { return w.info }
+func (w *int8Rows) Spec() quant.Spec       { return w.spec }
+func (w *int8Rows) Unit() int64            { return max(w.info.Shape[1], 1) }
+func (w *int8Rows) Outputs() []tensor.Info { return w.parts }
+
+func (w *int8Rows) Parts() []string {
+	names := make([]string, len(w.parts))
+	for i, p := range w.parts {
+		names[i] = p.Name
+	}
+	return names
+}
+
+// Inputs and Tiles are the same: the bytes of the rows, and their scales.
+func (w *int8Rows) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
+	r0, r1 := lo/w.Unit(), hi/w.Unit()
+	return append(r, quant.Range{Part: partRows, Offset: lo, Length: hi - lo}, quant.Range{Part: partSCB, Offset: 4 * r0, Length: 4 * (r1 - r0)})
+}
+
+// Tiles returns the ranges that Encode fills.
+func (w *int8Rows) Tiles(r []quant.Range, lo, hi int64) []quant.Range { return w.Inputs(r, lo, hi) }
+
+// Carry is nothing: a row stands for itself.
+func (w *int8Rows) Carry(int64, int64) int64 { return 0 }
+
+// Values is F32: what an int8 weight was before is not stored, and no rounding to
+// it is part of the scheme.
+func (w *int8Rows) Values() tensor.DType { return tensor.F32 }
+
+func (w *int8Rows) Decode(dst []byte, lo, hi int64, in [][]byte) error {
+	f := floats.Get().(*[]float32)
+	defer floats.Put(f)
+	scb := grow(f, len(in[1])/4)
+	getFloats(scb, in[1])
+	kernels.Dequantize8(dst, kernels.F32, in[0], scb, int(w.Unit()))
+	return nil
+}
+
+func (w *int8Rows) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) error {
+	f := floats.Get().(*[]float32)
+	defer floats.Put(f)
+	scb := grow(f, len(out[1])/4)
+	bad := kernels.Quantize8(out[0], scb, src, w.float, int(w.Unit()))
+	if bad >= 0 && !w.spec.AllowNonFinite {
+		return &quant.NonFiniteError{Index: lo + int64(bad), What: "NaN, infinity or a value past 65504, the largest float16,"}
+	}
+	putFloats(out[1], scb)
+	return nil
+}
+
+func (w *int8Rows) Finish(_ quant.Carry, write func(part int, off int64, p []byte) error) error {
+	return write(partFormat, 0, []byte{0})
+}
