@@ -15,7 +15,3 @@ func Preallocate(f *os.File, size int64) error { return f.Truncate(size) }
 
 // StartWriteback does nothing here: Sync does it all.
 func StartWriteback(*os.File, int64, int64) {}
-
-// Exchange reports false: there is no portable way to swap two folders in one
-// step.
-func Exchange(string, string) (bool, error) { return false, nil }

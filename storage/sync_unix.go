@@ -5,6 +5,7 @@ package storage
 import (
 	"errors"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,27 @@ func SyncDir(path string) error {
 		return err
 	}
 	return nil
+}
+
+// IsDiskError reports whether an error is about the place that is written to, and may be
+// gone when the run is tried again: a full or failing disk, a lost share.
+func IsDiskError(err error) bool {
+	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS, unix.ESTALE, unix.ETIMEDOUT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// IsMountPoint reports whether something is mounted at the path, so that it cannot be
+// renamed.
+func IsMountPoint(path string) bool {
+	var at, above unix.Stat_t
+	if unix.Lstat(path, &at) != nil || unix.Stat(filepath.Dir(path), &above) != nil {
+		return false
+	}
+	return at.Mode&unix.S_IFMT == unix.S_IFDIR && at.Dev != above.Dev
 }
 
 // Lock takes the file for this process alone, and reports false where another

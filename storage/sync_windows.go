@@ -10,6 +10,20 @@ import (
 // SyncDir does nothing here: Windows keeps the names in a folder itself.
 func SyncDir(string) error { return nil }
 
+// IsDiskError reports whether an error is about the place that is written to, and may be
+// gone when the run is tried again: a full or failing disk.
+func IsDiskError(err error) bool {
+	for _, e := range []error{windows.ERROR_DISK_FULL, windows.ERROR_HANDLE_DISK_FULL, windows.ERROR_WRITE_FAULT, windows.ERROR_IO_DEVICE} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// IsMountPoint reports false: Windows renames no volume by a path.
+func IsMountPoint(string) bool { return false }
+
 // Lock takes the file for this process alone, and reports false where another
 // has it. It ends with the process, or when f is closed.
 func Lock(f *os.File) (bool, error) {

@@ -1,0 +1,58 @@
+# What a developer and CI run. Everything that is installed or built goes into git-ignored folders of the project.
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := .bin/golangci-lint-$(GOLANGCI_VERSION)
+FUZZTIME ?= 10s
+TARGETS := linux/amd64 linux/arm64 darwin/arm64 darwin/amd64 windows/amd64
+
+.PHONY: build test purego race lint fuzz cross interop bench fixtures
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o lorakit ./cmd/lorakit
+
+test:
+	go test ./...
+
+# The pure Go twins of the kernels, as other processors run them.
+purego:
+	go test -tags purego ./internal/kernels/... ./nf4/... ./quant/... ./tensor/...
+
+race:
+	CGO_ENABLED=1 go test -race ./...
+
+lint: $(GOLANGCI)
+	go vet ./...
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI):
+	GOBIN=$(CURDIR)/.bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv .bin/golangci-lint $@
+
+# Every fuzz target of the module, one after the other, FUZZTIME each.
+fuzz:
+	@set -e; found=0; \
+	for package in $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./...); do \
+	  for target in $$(go test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
+	    echo "== $$target in $${package#$(CURDIR)/}"; found=$$((found + 1)); \
+	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package"; \
+	  done; \
+	done; \
+	echo "$$found fuzz targets ran"; test $$found -gt 0
+
+cross:
+	@set -e; for target in $(TARGETS); do \
+	  echo "== $$target"; \
+	  CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go vet ./...; \
+	  CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go build -o /dev/null ./cmd/lorakit; \
+	done
+
+# transformers, bitsandbytes and safetensors read what lorakit writes.
+interop: build
+	python=$$(interop/setup) && $$python interop/run.py ./lorakit
+
+# lorakit against its peers in one run. BENCH="--markdown" for the table of the README.
+bench: build
+	python=$$(interop/setup) && $$python bench/run.py ./lorakit $(BENCH)
+
+# Writes the fixtures again, to the same bytes.
+fixtures:
+	python=$$(interop/setup) && $$python fixtures/generate/checkpoints.py fixtures && $$python fixtures/generate/quantized.py fixtures

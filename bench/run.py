@@ -1,0 +1,293 @@
+"""lorakit against its peers, in one run on one machine. Usage: run.py LORAKIT [--markdown] [--runs N]
+
+Prints one table: what was measured, the peers' figures, lorakit's, their ratio and the goal. Figures are medians; what
+writes files is run in turns, so that a disk that slows down slows all of them. A row that cannot run here says why.
+The checkpoint, anamnesis and what is written go to .bench in the project."""
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+WORK = os.path.join(ROOT, ".bench")
+ANAMNESIS = "0.7.10"
+MIB, GB = 1 << 20, 1e9
+QUIET = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
+
+
+class NotRun(Exception):
+    """Why a row cannot be measured on this machine."""
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def output(*argv, env=QUIET, cwd=ROOT):
+    run = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=cwd)
+    if run.returncode:
+        raise NotRun(f"{os.path.basename(argv[0])} {' '.join(argv[1:3])}: exit {run.returncode}: {run.stderr.strip().splitlines()[-1:]}")
+    return run.stdout
+
+
+def measure(*argv):
+    """Seconds and peak bytes of one command."""
+    run = subprocess.run([sys.executable, "-S", "-E", os.path.join(HERE, "measure.py"), *argv], capture_output=True, text=True, env=QUIET)
+    if run.returncode:
+        raise NotRun(f"{argv[0]}: {run.stderr.strip()[-150:]}")
+    found = json.loads(run.stdout)
+    if found["status"]:
+        raise NotRun(f"{os.path.basename(argv[0])} {argv[1] if len(argv) > 1 else ''}: exit {found['status']}: {' '.join(run.stderr.split())[-150:]}")
+    return found["seconds"], found["peak"]
+
+
+class Command:
+    """A command that writes a destination, and what its runs took."""
+
+    def __init__(self, *argvs):
+        self.argvs, self.seconds, self.peaks, self.reason = argvs, [], [], None
+
+    def run(self, destination):
+        if self.reason:
+            return
+        shutil.rmtree(destination, ignore_errors=True)
+        os.sync()  # what earlier runs left to be written is not this one's
+        try:
+            runs = [measure(*argv) for argv in self.argvs]
+        except NotRun as why:
+            self.reason = str(why)
+            return
+        self.seconds.append(sum(seconds for seconds, _ in runs))
+        self.peaks.append(max(peak for _, peak in runs))
+
+    def time(self):
+        if self.reason:
+            raise NotRun(self.reason)
+        return statistics.median(self.seconds)
+
+    def peak(self):
+        if self.reason:
+            raise NotRun(self.reason)
+        return max(self.peaks)
+
+
+def unavailable(reason):
+    command = Command()
+    command.reason = reason
+    return command
+
+
+def checkpoint():
+    folder = os.path.join(WORK, "model")
+    if not os.path.exists(os.path.join(folder, "model.safetensors.index.json")):
+        say("writing the checkpoint: 1.1 B parameters")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        output(sys.executable, os.path.join(HERE, "model.py"), folder)
+    for name in os.listdir(folder):  # all of them read it from memory
+        with open(os.path.join(folder, name), "rb") as file:
+            while file.read(16 * MIB):
+                pass
+    return folder
+
+
+def cargo(*argv):
+    if not shutil.which("cargo"):
+        raise NotRun("cargo is not installed")
+    return output("cargo", *argv, env={**os.environ, "RUSTFLAGS": "-C target-cpu=native", "CARGO_TARGET_DIR": os.path.join(WORK, "target")})
+
+
+def anamnesis():
+    """The crate's command and our timing of its kernels, both built for this processor."""
+    command, kernels = os.path.join(WORK, "bin", "amn"), os.path.join(WORK, "target", "release", "anamnesis-bench")
+    if not (os.path.exists(command) and os.path.exists(kernels)):
+        say(f"building anamnesis {ANAMNESIS}")
+        cargo("install", "anamnesis", "--version", ANAMNESIS, "--features", "cli,bnb", "--locked", "--root", WORK)
+        cargo("build", "--release", "--locked", "--manifest-path", os.path.join(HERE, "anamnesis", "Cargo.toml"))
+    return command, kernels
+
+
+def kernels(*argv):
+    """encode and decode, GB/s, of a program that prints them."""
+    return {key: float(value) for key, value in (line.split() for line in output(*argv).splitlines())}
+
+
+def go_benchmarks():
+    """lorakit's kernels on one core: name -> (GB/s, kernel set), the machine's fastest set, for a buffer outside of the caches."""
+    names = ("BenchmarkMemcpy", "BenchmarkQuantizeNF4", "BenchmarkDequantizeNF4")
+    text = output("go", "test", "-run", "^$", "-bench", f"^({'|'.join(names)})$/^(BF16|64MiB)$", "-benchtime", "300ms", "-count", "5", "-cpu", "1", "./internal/kernels")
+    found = {}
+    for name, mb in re.findall(r"^(Benchmark\S*/64MiB\S*)\s.*?([\d.]+) MB/s", text, re.M):
+        found.setdefault(name, []).append(float(mb))
+    best = {}
+    for name, rates in found.items():
+        kind, rate = name.split("/")[0], statistics.median(rates) / 1000
+        if rate > best.get(kind, (0, ""))[0]:
+            best[kind] = (rate, name.split("/")[-1])
+    lacking = [name for name in names if name not in best]
+    if lacking:
+        raise NotRun(f"./internal/kernels has no {lacking[0]}")
+    return best
+
+
+def start_up(*argv):
+    return statistics.median(measure(*argv)[0] for _ in range(21))
+
+
+def attempt(call, *arguments):
+    """A call's result, or why there is none."""
+    try:
+        return call(*arguments)
+    except NotRun as why:
+        return why
+
+
+class Table:
+    def __init__(self):
+        self.rows = []
+
+    def row(self, what, peers, ours, ratio, goal, met=None):
+        self.rows.append((what, peers, ours, ratio, goal, "" if met is None else "yes" if met else "NO"))
+
+    def absent(self, what, why, goal=""):
+        self.rows.append((what, f"not run: {why}", "", "", goal, ""))
+
+    def print(self, markdown):
+        rows = [("what", "peers", "lorakit", "ratio", "goal", "met"), *self.rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        for number, row in enumerate(rows):
+            cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+            print("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells).rstrip())
+            if number == 0:
+                print("|" + "|".join("-" * (w + 2) for w in widths) + "|" if markdown else "  ".join("-" * w for w in widths))
+
+
+def kernel_rows(table, ours, bnb, rust):
+    if isinstance(ours, NotRun):
+        table.absent("NF4 kernels, one core", ours)
+        return
+    memcpy = ours["BenchmarkMemcpy"][0]
+    for what, benchmark, key, least in (("NF4 quantise bf16", "BenchmarkQuantizeNF4", "encode", 60), ("NF4 dequantise to bf16", "BenchmarkDequantizeNF4", "decode", 1.5)):
+        speed, kernel_set = ours[benchmark]
+        said = f"{speed:.2f} GB/s ({kernel_set})"
+        what += ", one core"
+        if isinstance(bnb, NotRun):
+            table.absent(what, f"bitsandbytes: {bnb}")
+        else:
+            table.row(what, f"bitsandbytes {bnb[key]:.3f} GB/s", said, f"{speed / bnb[key]:.1f} x", f">= {least} x", speed >= least * bnb[key])
+        table.row(what, f"memcpy {memcpy:.2f} GB/s", said, f"{speed / memcpy:.2f} x", ">= 0.5 x", speed >= 0.5 * memcpy)
+        if isinstance(rust, NotRun):
+            table.absent(what, f"anamnesis: {rust}")
+        else:
+            table.row(what, f"anamnesis {rust[key]:.3f} GB/s", said, f"{speed / rust[key]:.1f} x", "> 1 x", speed > rust[key])
+
+
+def convert_rows(table, lorakit, one, peers, copies):
+    """lorakit, one: Commands with two threads and with one; peers, copies: name -> Command."""
+    what = "convert 2.2 GB to NF4"
+    try:
+        seconds, said = lorakit.time(), f"{lorakit.time():.2f} s"
+    except NotRun as why:
+        table.absent(what, f"lorakit: {why}")
+        return
+    for name, command in copies.items():
+        goal = "<= 1 x" if "sync" in name else ""
+        try:
+            table.row(what, f"{name} {command.time():.2f} s", said, f"{seconds / command.time():.2f} x", goal, seconds <= command.time() if goal else None)
+        except NotRun as why:
+            table.absent(what, f"{name}: {why}", goal)
+    for name, command in peers.items():
+        try:
+            table.row(what, f"{name} {command.time():.1f} s", said, f"1/{command.time() / seconds:.1f}", "faster", seconds < command.time())
+        except NotRun as why:
+            table.absent(what, f"{name}: {why}")
+    if not one.reason:
+        table.row(what + ", one thread", "", f"{one.time():.2f} s", "", "")
+    peak = lorakit.peak()
+    memory = []
+    for name, command in peers.items():
+        if not command.reason:
+            memory.append(f"{name} {command.peak() / MIB:.0f} MiB")
+    table.row("peak memory of it", ", ".join(memory), f"{peak / MIB:.0f} MiB", "", "<= 256 MiB", peak <= 256 * MIB)
+
+
+def start_rows(table, lorakit, amn):
+    ours = start_up(lorakit, "version")
+    said = f"{ours * 1e3:.1f} ms"
+    python = statistics.median(measure(sys.executable, "-c", "import transformers, bitsandbytes")[0] for _ in range(3))
+    table.row("start", f"import transformers, bitsandbytes {python:.1f} s", said, "", "<= 20 ms", ours <= 0.020)
+    if isinstance(amn, NotRun):
+        table.absent("start", f"anamnesis: {amn}")
+    else:
+        rust = start_up(amn[0], "--version")
+        table.row("start", f"anamnesis {rust * 1e3:.1f} ms", said, f"{ours / rust:.1f} x", "faster", ours < rust)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("lorakit")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--runs", type=int, default=5, help="of what is fast; what is slow runs fewer times")
+    options = parser.parse_args()
+    lorakit = os.path.abspath(options.lorakit)
+
+    os.makedirs(WORK, exist_ok=True)
+    source, target = checkpoint(), os.path.join(WORK, "out")
+    amn = attempt(anamnesis)
+
+    say("kernels on one core")
+    ours = attempt(go_benchmarks)
+    bnb = attempt(kernels, sys.executable, os.path.join(HERE, "bitsandbytes_kernels.py"))
+    rust = amn if isinstance(amn, NotRun) else attempt(kernels, amn[1])
+
+    convert = [lorakit, "convert", source, target, "--quantize", "nf4", "--progress", "none"]
+    fast = {
+        "lorakit": Command(convert),
+        "lorakit, one thread": Command([*convert, "--threads", "1"]),
+        "cp -r": Command(["cp", "-r", source, target]),
+        "cp -r + sync": Command(["sh", "-c", 'cp -r "$1" "$2" && sync "$2"/* "$2"', "sh", source, target]),
+    }
+    shards = sorted(name for name in os.listdir(source) if name.endswith(".safetensors"))
+    slow = {
+        "transformers": Command([sys.executable, os.path.join(HERE, "transformers_nf4.py"), source, target]),
+        "anamnesis": unavailable(str(amn)) if isinstance(amn, NotRun) else Command(
+            ["mkdir", target], *([amn[0], "convert", os.path.join(source, s), "--to", "bnb-nf4", "-o", os.path.join(target, s)] for s in shards)),
+    }
+    for number in range(options.runs):
+        say(f"whole checkpoints, run {number + 1} of {options.runs}")
+        for command in fast.values():
+            command.run(target)
+        if number < max(1, options.runs // 2):
+            for command in slow.values():
+                command.run(target)
+    shutil.rmtree(target, ignore_errors=True)
+
+    table = Table()
+    kernel_rows(table, ours, bnb, rust)
+    convert_rows(table, fast["lorakit"], fast["lorakit, one thread"], slow, {name: fast[name] for name in ("cp -r + sync", "cp -r")})
+    start_rows(table, lorakit, amn)
+    for what, command, goal in (("merge r=16, all linears", "merge", "<= 1.5 x the durable copy"), ("QLoRA training step", "validate", "no slower, a tenth of the memory")):
+        if "unknown command" in subprocess.run([lorakit, command], capture_output=True, text=True).stderr:
+            table.absent(what, f"this version has no {command}", goal)
+        else:
+            table.absent(what, "the benchmark has no such row yet", goal)
+    print(f"{platform.machine()}, {cpu()}, {os.cpu_count()} processors; medians of {options.runs} runs, of {max(1, options.runs // 2)} for transformers and anamnesis\n")
+    table.print(options.markdown)
+
+
+def cpu():
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"
+
+
+if __name__ == "__main__":
+    main()

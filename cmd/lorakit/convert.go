@@ -1,0 +1,197 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"runtime/debug"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/lorakit/lorakit"
+)
+
+func convertCommand() *cobra.Command {
+	var o lorakit.ConvertOptions
+	var experts, progress string
+	var asJSON bool
+	shard, memory := size{5_000_000_000, "5GB"}, size{256 << 20, "256MiB"}
+	c := &cobra.Command{
+		Use:   "convert SRC DST",
+		Short: "Write a checkpoint anew: quantised, plain, in another type, in other shards",
+		Long: `convert reads the checkpoint SRC, a folder or a file, and writes it to DST. Where no
+flag says otherwise every weight keeps its bytes.
+
+What --quantize takes, with no --include, is what transformers would: every linear
+layer of the architecture, and no embedding, norm, output head, router or
+expert. DST then loads in transformers and bitsandbytes as their own 4-bit model. The
+files beside the weights (tokenizer, licence, …) are carried along.
+
+DST appears whole or not at all: all is written into DST.partial, and one rename
+makes it DST. After a kill or a full disk, --resume goes on with what is there.`,
+		Example: `  lorakit convert llama llama-nf4 --quantize nf4
+  lorakit convert llama-nf4 llama-bf16 --quantize none --dtype bf16
+  lorakit convert adapter.safetensors half.safetensors --dtype f16`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			switch experts {
+			case "keep", "per-expert":
+				o.PerExpert = experts == "per-expert"
+			default:
+				return usageError{fmt.Errorf("--experts %q is unknown; known are keep, per-expert", experts)}
+			}
+			if o.Quantize == "keep" || o.Quantize == "none" {
+				if err := useless(c, "says how to quantise; it needs --quantize nf4, fp4 or int8", "include", "exclude", "block-size", "double-quant", "experts", "allow-non-finite"); err != nil {
+					return err
+				}
+			}
+			if o.Quantize == "int8" {
+				if err := useless(c, "is for nf4 and fp4; int8 has one scale a row", "block-size", "double-quant"); err != nil {
+					return err
+				}
+			}
+			if o.BlockSize == 0 {
+				return usageError{errors.New("--block-size is 0, expected 32, 64, … 4096")}
+			}
+			if o.Threads < 0 || c.Flags().Changed("threads") && o.Threads == 0 {
+				return usageError{fmt.Errorf("--threads is %d, expected 1 or more", o.Threads)}
+			}
+			o.MaxShardSize, o.Memory = shard.bytes, memory.bytes
+			debug.SetMemoryLimit(o.Memory - o.Memory/8)
+			p, err := newProgress(progress, c.ErrOrStderr(), args[1])
+			if err != nil {
+				return usageError{err}
+			}
+			o.Progress = p.update
+			r, err := lorakit.Convert(c.Context(), args[0], args[1], o)
+			p.end(err == nil)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(c.OutOrStdout(), r)
+			}
+			if o.DryRun {
+				return printPlan(c.OutOrStdout(), r)
+			}
+			if progress != "none" && progress != "json" {
+				printResult(c.ErrOrStderr(), r)
+			}
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.To, "to", "", "format to write; lorakit formats lists them (default: that of SRC, or of DST's extension)")
+	f.StringVar(&o.DType, "dtype", "keep", "cast plain weights: keep, f32, f16 or bf16")
+	f.StringVar(&o.Quantize, "quantize", "keep", "keep, none (plain weights), nf4, fp4 or int8")
+	f.IntVar(&o.BlockSize, "block-size", 64, "elements that share one scale in nf4 and fp4: 32, 64, … 4096")
+	f.BoolVar(&o.DoubleQuant, "double-quant", true, "quantise the scales of nf4 and fp4 as well")
+	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for vLLM and unsloth)")
+	f.StringArrayVar(&o.Include, "include", nil, "quantise exactly the tensors whose whole name matches `GLOB`; may be repeated")
+	f.StringArrayVar(&o.Exclude, "exclude", nil, "do not quantise the tensors whose whole name matches `GLOB`; may be repeated")
+	f.Var(&shard, "max-shard-size", "most bytes of tensors in a file, such as 5GB or 500MiB")
+	f.Var(&memory, "memory", "most memory the whole process uses")
+	f.IntVar(&o.Threads, "threads", 0, "threads that compute (default: one a processor)")
+	f.BoolVar(&o.Resume, "resume", false, "go on with what an interrupted run has left")
+	f.BoolVar(&o.Force, "force", false, "replace DST if it exists; the old one is removed last")
+	f.BoolVar(&o.DryRun, "dry-run", false, "print what would be done, and do nothing")
+	f.BoolVar(&o.AllowNonFinite, "allow-non-finite", false, "encode NaN and infinity as bitsandbytes does, instead of refusing them")
+	f.StringVar(&progress, "progress", "auto", "auto, bar, plain, json or none")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
+	complete(c, "dtype", "keep", "f32", "f16", "bf16")
+	complete(c, "quantize", "keep", "none", "nf4", "fp4", "int8")
+	complete(c, "experts", "keep", "per-expert")
+	complete(c, "progress", "auto", "bar", "plain", "json", "none")
+	return c
+}
+
+// useless refuses flags that would be ignored.
+func useless(c *cobra.Command, why string, names ...string) error {
+	for _, n := range names {
+		if c.Flags().Changed(n) {
+			return usageError{fmt.Errorf("--%s %s", n, why)}
+		}
+	}
+	return nil
+}
+
+func complete(c *cobra.Command, flag string, values ...string) {
+	if err := c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag has been defined a few lines above
+	}
+}
+
+// size is a flag of bytes, and how it was written.
+type size struct {
+	bytes int64
+	text  string
+}
+
+func (s *size) String() string { return s.text }
+func (s *size) Type() string   { return "SIZE" }
+func (s *size) Set(text string) error {
+	n, err := humanize.ParseBytes(text)
+	if err != nil || n == 0 || n > math.MaxInt64 {
+		return errors.New("expected a size such as 5GB or 256MiB")
+	}
+	*s = size{int64(n), text}
+	return nil
+}
+
+func printResult(w io.Writer, r *lorakit.ConvertResult) {
+	for _, n := range r.Notices {
+		fmt.Fprintln(w, "note: "+escape(n))
+	}
+	if r.Complete {
+		fmt.Fprintf(w, "%s is complete already\n", r.Destination)
+		return
+	}
+	resumed := ""
+	if r.Resumed > 0 {
+		resumed = fmt.Sprintf(", %d of them from an earlier run", r.Resumed)
+	}
+	fmt.Fprintf(w, "%s: %s in %s%s, %s, %d quantised; read %s, wrote %s in %v\n", r.Destination,
+		count(r.Shards, "shard"), r.Format, resumed, count(r.Tensors, "tensor"), r.Quantized,
+		humanize.IBytes(uint64(r.Read)), humanize.IBytes(uint64(r.Written)), (time.Duration(r.Seconds*1e3) * time.Millisecond).Round(time.Millisecond))
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// printPlan shows what a dry run has found.
+func printPlan(w io.Writer, r *lorakit.ConvertResult) error {
+	t := newTable(w, "FILE", "TENSOR", "DTYPE", "SHAPE", "FROM")
+	for _, s := range r.Plan.Shards {
+		for _, j := range s.Jobs {
+			how := "copied"
+			switch {
+			case j.Encode != nil:
+				how = j.Encode.String() + " of " + j.DType.String()
+			case !j.Copy:
+				how = "cast or dequantised"
+			}
+			for _, out := range j.Outputs {
+				t.row(s.Name, out.Name, out.DType.String(), out.Shape.String(), how)
+			}
+		}
+	}
+	for _, f := range r.Plan.Files {
+		t.row(f.Name, "", "", humanize.IBytes(uint64(len(f.Data))), "written")
+	}
+	for _, f := range r.Plan.Carried {
+		t.row(f.Name, "", "", humanize.IBytes(uint64(f.Size)), "carried along")
+	}
+	t.flush()
+	for _, n := range r.Notices {
+		fmt.Fprintln(w, "note: "+escape(n))
+	}
+	fmt.Fprintf(w, "%s, %s; nothing was written\n", count(len(r.Plan.Shards), "shard"), humanize.IBytes(uint64(r.Plan.OutputBytes())))
+	return nil
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/lorakit/lorakit"
+)
+
+func inspectCommand() *cobra.Command {
+	var asJSON, tree bool
+	c := &cobra.Command{
+		Use:   "inspect PATH",
+		Short: "Show what is in a checkpoint: tensors, types, sizes, scheme, architecture",
+		Long: `inspect reads the headers of a checkpoint, a folder or a file, and lists its weights.
+A quantised weight is one line, companions included.`,
+		Example: `  lorakit inspect llama-nf4
+  lorakit inspect llama-nf4 --tree
+  lorakit inspect model.safetensors --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			r, err := lorakit.Inspect(args[0])
+			if err != nil {
+				return err
+			}
+			w := c.OutOrStdout()
+			switch {
+			case asJSON:
+				return printJSON(w, r)
+			case tree:
+				printTree(w, r)
+			default:
+				printTensors(w, r)
+			}
+			printSummary(w, r)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	c.Flags().BoolVar(&tree, "tree", false, "show modules as a tree, equal layers once")
+	return c
+}
+
+func printTensors(w io.Writer, r *lorakit.Inspection) {
+	t := newTable(w, "DTYPE", "TENSOR", "SHAPE", "SIZE", "STORED AS", "KIND")
+	for _, x := range r.Tensors {
+		t.row(x.DType.String(), x.Name, x.Shape.String(), humanize.IBytes(uint64(x.Bytes)), cmp.Or(x.Scheme, "plain"), x.Kind)
+	}
+	t.flush()
+}
+
+func printSummary(w io.Writer, r *lorakit.Inspection) {
+	fmt.Fprintln(w)
+	if r.Architecture != "" || r.ModelType != "" {
+		known := ""
+		if !r.Known {
+			known = " (not known: chosen by names and shapes)"
+		}
+		fmt.Fprintf(w, "architecture  %s%s\n", escape(cmp.Or(r.Architecture, r.ModelType)), known)
+	}
+	fmt.Fprintf(w, "format        %s, %s\n", r.Format, count(len(r.Files), "file"))
+	fmt.Fprintf(w, "stored as     %s\n", cmp.Or(r.Scheme, "plain"))
+	fmt.Fprintf(w, "parameters    %s in %d tensors\n", humanize.Comma(r.Parameters), len(r.Tensors))
+	fmt.Fprintf(w, "size          %s\n", humanize.IBytes(uint64(r.Bytes)))
+}
+
+// node is a module: what its name leads to.
+type node struct {
+	name     string
+	children []*node
+	byName   map[string]*node
+	tensor   *lorakit.InspectedTensor
+	bytes    int64
+	count    int // how many equal neighbours it stands for
+	last     string
+}
+
+func (n *node) child(name string) *node {
+	if c, ok := n.byName[name]; ok {
+		return c
+	}
+	c := &node{name: name, byName: map[string]*node{}, count: 1, last: name}
+	n.byName[name] = c
+	n.children = append(n.children, c)
+	return c
+}
+
+// printTree shows the modules. Numbered ones that are alike, layers mostly, are
+// shown once, as 0-31.
+func printTree(w io.Writer, r *lorakit.Inspection) {
+	root := &node{byName: map[string]*node{}}
+	for i := range r.Tensors {
+		t := &r.Tensors[i]
+		n := root
+		n.bytes += t.Bytes
+		for _, part := range strings.Split(t.Name, ".") {
+			n = n.child(part)
+			n.bytes += t.Bytes
+		}
+		n.tensor = t
+	}
+	root.fold()
+	root.print(w, "")
+}
+
+// fold sorts the children, joins neighbours with numbers for names whose trees are
+// alike, and returns what the tree looks like.
+func (n *node) fold() string {
+	slices.SortFunc(n.children, func(a, b *node) int {
+		if isNumber(a.name) && isNumber(b.name) {
+			return cmp.Or(cmp.Compare(len(a.name), len(b.name)), cmp.Compare(a.name, b.name))
+		}
+		return cmp.Compare(a.name, b.name)
+	})
+	var look strings.Builder
+	if n.tensor != nil {
+		fmt.Fprint(&look, n.tensor.DType, n.tensor.Shape, n.tensor.Scheme)
+	}
+	var kept []*node
+	last := ""
+	for _, c := range n.children {
+		l := c.fold()
+		if k := len(kept) - 1; k >= 0 && l == last && isNumber(c.name) && isNumber(kept[k].name) {
+			kept[k].count++
+			kept[k].last = c.name
+			kept[k].bytes += c.bytes
+		} else {
+			kept = append(kept, c)
+		}
+		fmt.Fprintf(&look, "(%q %s)", c.name, l)
+		last = l
+	}
+	n.children = kept
+	return look.String()
+}
+
+func isNumber(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
+
+func (n *node) print(w io.Writer, indent string) {
+	for i, c := range n.children {
+		branch, next := "├─ ", "│  "
+		if i == len(n.children)-1 {
+			branch, next = "└─ ", "   "
+		}
+		name := escape(c.name)
+		if c.count > 1 {
+			name += "-" + c.last
+		}
+		line := indent + branch + name
+		if c.tensor != nil {
+			line += fmt.Sprintf("  %v %v %s", c.tensor.DType, c.tensor.Shape, c.tensor.Scheme)
+		} else {
+			line += "  " + humanize.IBytes(uint64(c.bytes))
+		}
+		fmt.Fprintln(w, strings.TrimRight(line, " "))
+		c.print(w, indent+next)
+	}
+}

@@ -1,0 +1,145 @@
+// Command lorakit turns model checkpoints into what their users need next. See
+// lorakit help, or the documentation in docs/.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lorakit/lorakit"
+)
+
+// The exit codes.
+const (
+	exitFailed      = 1   // the destination is untouched
+	exitUsage       = 2   // wrong usage
+	exitFound       = 3   // a check found what it was to find
+	exitInterrupted = 130 // Ctrl-C or SIGTERM
+)
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ error }
+
+// errFound makes the command exit with exitFound; all has been said.
+var errFound = errors.New("found")
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run carries out one command line and returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process
+	out := &output{Writer: stdout}
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(out)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil || errors.Is(err, errFound) {
+		err = cmp.Or(out.err, err)
+	}
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errFound):
+		return exitFound
+	}
+	fmt.Fprintln(stderr, "lorakit: "+escape(strings.Join(strings.Fields(err.Error()), " ")))
+	switch {
+	case errors.Is(err, lorakit.ErrInterrupted), errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.As(err, &usage), errors.Is(err, lorakit.ErrOption):
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "lorakit",
+		Short: "Turn model checkpoints into what their users need next",
+		Long: `lorakit turns model checkpoints into what their users need next: another type,
+4 bits (NF4 with double quantisation) or 8, and back to plain weights.
+
+It needs no Python and no GPU, its memory is bounded by --memory and not by the
+model, and a destination appears whole or not at all.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			_, err := lorakit.Kernels()
+			return err
+		},
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(convertCommand(), inspectCommand(), diffCommand(), verifyCommand(), formatsCommand(), versionCommand())
+	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
+	wrongArgumentsAreUsage(root)
+	// An unknown command is wrong usage as well.
+	root.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("unknown command %q; lorakit help lists them", args[0])}
+		}
+		return nil
+	}
+	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	return root
+}
+
+// wrongArgumentsAreUsage makes a wrong number of arguments an error that shows how
+// the command is called, and so with a sub-command that is not there.
+func wrongArgumentsAreUsage(parent *cobra.Command) {
+	for _, c := range parent.Commands() {
+		check := c.Args
+		c.Args = func(c *cobra.Command, args []string) error {
+			if check == nil {
+				return nil
+			}
+			if err := check(c, args); err != nil {
+				return usageError{fmt.Errorf("%w; usage: %s", err, c.UseLine())}
+			}
+			return nil
+		}
+		if c.HasSubCommands() && !c.Runnable() {
+			c.RunE = func(c *cobra.Command, args []string) error {
+				if len(args) == 0 {
+					return c.Help()
+				}
+				var known []string
+				for _, sub := range c.Commands() {
+					known = append(known, sub.Name())
+				}
+				return usageError{fmt.Errorf("%s %q is unknown; known are %s", c.Name(), args[0], strings.Join(known, ", "))}
+			}
+			c.Args = cobra.ArbitraryArgs
+		}
+		wrongArgumentsAreUsage(c)
+	}
+}
+
+// output remembers that something could not be written, so that a full disk behind
+// a redirection is no success.
+type output struct {
+	io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	if err != nil && o.err == nil {
+		o.err = err
+	}
+	return n, err
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"golang.org/x/term"
+)
+
+// table prints rows in columns. On a terminal the second column, that of names, is cut
+// in the middle where a row would not fit; elsewhere nothing is cut.
+type table struct {
+	w    io.Writer
+	rows [][]string
+}
+
+func newTable(w io.Writer, head ...string) *table { return &table{w: w, rows: [][]string{head}} }
+
+func (t *table) row(cells ...string) {
+	for i, c := range cells {
+		cells[i] = escape(c)
+	}
+	t.rows = append(t.rows, cells)
+}
+
+func (t *table) flush() {
+	widths := make([]int, len(t.rows[0]))
+	total := 0
+	for i := range widths {
+		for _, r := range t.rows {
+			widths[i] = max(widths[i], utf8.RuneCountInString(r[i]))
+		}
+		total += widths[i] + 2
+	}
+	const names = 1
+	if columns, ok := terminalWidth(t.w); ok && len(widths) > names && total > columns {
+		widths[names] = max(widths[names]-(total-columns), 16)
+	}
+	var b strings.Builder
+	for _, r := range t.rows {
+		for i, c := range r {
+			c = shorten(c, widths[i])
+			b.WriteString(c)
+			if i < len(r)-1 {
+				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c)+2))
+			}
+		}
+		line := strings.TrimRight(b.String(), " ")
+		fmt.Fprintln(t.w, line)
+		b.Reset()
+	}
+}
+
+// shorten cuts the middle out of what is longer than n characters.
+func shorten(s string, n int) string {
+	r := []rune(s)
+	if len(r) <= n || n < 3 {
+		return s
+	}
+	tail := (n - 1) * 2 / 3
+	return string(r[:n-1-tail]) + "…" + string(r[len(r)-tail:])
+}
+
+// terminalWidth is the number of columns of the terminal behind w, if there is one.
+func terminalWidth(w io.Writer) (int, bool) {
+	if o, ok := w.(*output); ok {
+		w = o.Writer
+	}
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return 0, false
+	}
+	columns, _, err := term.GetSize(int(f.Fd()))
+	return columns, err == nil
+}
+
+// escape makes harmless what a name from a file could do to a terminal: control
+// characters, and those that turn the direction of text.
+func escape(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) && r != utf8.RuneError {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+func printJSON(w io.Writer, v any) error {
+	b, err := json.Marshal(v, jsontext.WithIndent("  "), jsontext.AllowInvalidUTF8(true), json.Deterministic(true))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\n", b)
+	return err
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lorakit/lorakit"
+)
+
+func versionCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version, and which inner loops this machine runs",
+		Example: `  lorakit version`,
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			kernels, _ := lorakit.Kernels()
+			if asJSON {
+				return printJSON(c.OutOrStdout(), struct {
+					Version  string `json:"version"`
+					Go       string `json:"go"`
+					Platform string `json:"platform"`
+					Kernels  string `json:"kernels"`
+				}{lorakit.Version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, kernels})
+			}
+			fmt.Fprintf(c.OutOrStdout(), "lorakit %s (%s, %s/%s, %s kernels)\n", lorakit.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH, kernels)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return c
+}
+
+func formatsCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "formats",
+		Short:   "List the formats, quantisation types and architectures that are known",
+		Example: `  lorakit formats`,
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			r := lorakit.Formats()
+			w := c.OutOrStdout()
+			if asJSON {
+				return printJSON(w, r)
+			}
+			t := newTable(w, "FORMAT", "EXTENSIONS")
+			for _, f := range r.Formats {
+				t.row(f.Name, strings.Join(f.Extensions, " "))
+			}
+			t.flush()
+			fmt.Fprintln(w)
+			t = newTable(w, "SCHEME", "TYPES")
+			for _, s := range r.Schemes {
+				t.row(s.Name, strings.Join(s.Types, " "))
+			}
+			t.flush()
+			fmt.Fprintf(w, "\n%d architectures of transformers are known; --json lists them\n", len(r.Architectures))
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return c
+}

@@ -1,0 +1,56 @@
+package lorakit_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/lorakit/lorakit"
+)
+
+// A checkpoint becomes transformers' own 4-bit model, and plain again.
+func Example() {
+	dir, err := os.MkdirTemp("", "lorakit")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	packed, plain := filepath.Join(dir, "nf4"), filepath.Join(dir, "bf16")
+
+	ctx := context.Background()
+	r, err := lorakit.Convert(ctx, "fixtures/tiny-llama", packed, lorakit.ConvertOptions{Quantize: "nf4", DoubleQuant: true})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(r.Quantized, "of", r.Tensors, "weights are quantised")
+
+	if _, err := lorakit.Convert(ctx, packed, plain, lorakit.ConvertOptions{Quantize: "none"}); err != nil {
+		panic(err)
+	}
+	d, err := lorakit.Diff(ctx, packed, plain)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("the difference is", d.MaxAbs)
+	// Output:
+	// 14 of 21 weights are quantised
+	// the difference is 0
+}
+
+func ExampleInspect() {
+	r, err := lorakit.Inspect("fixtures/expected/tiny-gpt2/nf4-dq")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(r.Architecture, r.Scheme)
+	for _, t := range r.Tensors {
+		if t.Kind == "conv1d" {
+			fmt.Println(t.Name, t.DType, t.Shape)
+			break
+		}
+	}
+	// Output:
+	// GPT2LMHeadModel nf4, block 64, double
+	// transformer.h.0.attn.c_attn.weight BF16 [40, 120]
+}

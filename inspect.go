@@ -1,0 +1,64 @@
+package lorakit
+
+import (
+	"github.com/lorakit/lorakit/pipeline"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Inspection describes a checkpoint by its headers.
+type Inspection struct {
+	Path         string `json:"path"`
+	Format       string `json:"format"`
+	ModelType    string `json:"model_type,omitempty"`
+	Architecture string `json:"architecture,omitempty"`
+	// Known says whether lorakit knows the architecture's tensors; else it chooses
+	// by names and shapes.
+	Known      bool   `json:"architecture_known"`
+	DType      string `json:"dtype,omitempty"` // of config.json
+	Scheme     string `json:"scheme,omitempty"`
+	Parameters int64  `json:"parameters"` // elements of floating-point weights, as they were before quantisation
+	Bytes      int64  `json:"bytes"`      // of all tensors as they are stored
+	// Files hold the tensors, an index included.
+	Files    []string          `json:"files"`
+	Metadata map[string]string `json:"metadata"`
+	Tensors  []InspectedTensor `json:"tensors"`
+}
+
+// InspectedTensor is one logical weight.
+type InspectedTensor struct {
+	Name   string       `json:"name"`
+	DType  tensor.DType `json:"dtype"` // of the values
+	Shape  tensor.Shape `json:"shape"`
+	Bytes  int64        `json:"bytes"`            // as stored, companions included
+	Scheme string       `json:"scheme,omitempty"` // such as "nf4, block 64, double"
+	Kind   string       `json:"kind"`             // linear, conv1d, embedding, expert, router, other
+	File   string       `json:"file"`
+}
+
+// Inspect opens a checkpoint and says what is in it. No tensor is read.
+func Inspect(path string) (*Inspection, error) {
+	c, err := pipeline.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	r := &Inspection{Path: path, Format: c.Format.Name(), Known: c.Known, Files: c.Files(), Metadata: c.Metadata(), Tensors: []InspectedTensor{}}
+	if c.Config != nil {
+		r.ModelType, r.Architecture, r.DType = c.Config.ModelType, c.Config.Architecture, c.Config.DType
+	}
+	for _, w := range c.Weights {
+		t := InspectedTensor{Name: w.Name, DType: w.DType, Shape: w.Shape, Bytes: w.StoredBytes(), Kind: w.Role.Kind.String(), File: w.Parts[0].File}
+		if w.Decoder != nil {
+			t.Scheme = w.Decoder.Spec().String()
+			if r.Scheme == "" {
+				r.Scheme = t.Scheme
+			}
+		}
+		if !w.DType.Integer() {
+			r.Parameters += w.Count()
+		}
+		r.Bytes += t.Bytes
+		r.Tensors = append(r.Tensors, t)
+	}
+	return r, nil
+}

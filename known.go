@@ -1,0 +1,40 @@
+package lorakit
+
+import (
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/quant"
+)
+
+// Known lists what lorakit reads and writes.
+type Known struct {
+	Formats []KnownFormat `json:"formats"`
+	Schemes []KnownScheme `json:"schemes"`
+	// Architectures are the model classes of transformers whose tensors are known.
+	Architectures []string `json:"architectures"`
+}
+
+// KnownFormat is a container that can be named by --to.
+type KnownFormat struct {
+	Name       string   `json:"name"`
+	Extensions []string `json:"extensions"`
+}
+
+// KnownScheme is a way to store quantised weights, with its types for --quantize.
+type KnownScheme struct {
+	Name  string   `json:"name"`
+	Types []string `json:"types"`
+}
+
+// Formats lists the formats, quantisation schemes and architectures that are known.
+func Formats() Known {
+	var k Known
+	for _, f := range formats.All() {
+		k.Formats = append(k.Formats, KnownFormat{f.Name(), f.Extensions()})
+	}
+	for _, s := range quant.All() {
+		k.Schemes = append(k.Schemes, KnownScheme{s.Name(), s.Types()})
+	}
+	k.Architectures = models.All()
+	return k
+}

@@ -1,0 +1,57 @@
+// Package lorakit turns model checkpoints into what their users need next: another
+// type, four bits (NF4 with double quantisation) or eight, and back.
+//
+// It needs no Python and no GPU, and its memory is bounded by an option and not by the
+// model. Each function is one command of the lorakit binary:
+//
+//	result, err := lorakit.Convert(ctx, "llama", "llama-nf4", lorakit.ConvertOptions{
+//		Quantize: "nf4", BlockSize: 64, DoubleQuant: true,
+//	})
+//
+// The same source and options give the same bytes, whatever the number of threads,
+// the memory and the machine; a destination appears whole or not at all.
+//
+// A checkpoint is a folder as transformers saves it, or a single file. Importing this package
+// makes all formats and quantisation schemes known that lorakit comes with.
+package lorakit
+
+import (
+	"errors"
+
+	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/pipeline"
+
+	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
+	_ "github.com/lorakit/lorakit/quant/bnb"           // registers the scheme
+)
+
+// Version is the release, by semantic versioning.
+const Version = "0.1.0"
+
+// Kernels names the set of inner loops in use: avx512, avx2 or purego. The error
+// says what is wrong with the environment variable LORAKIT_KERNELS, which forces one.
+func Kernels() (string, error) { return kernels.Active(), kernels.Err() }
+
+// Kinds of errors. Test for them with errors.Is; those of formats and quant
+// may be met too.
+var (
+	ErrExists      = pipeline.ErrExists         // the destination is there already
+	ErrBusy        = pipeline.ErrBusy           // another run is writing to it
+	ErrOtherPlan   = pipeline.ErrOtherPlan      // a stage was made with other options
+	ErrRefused     = pipeline.ErrRefused        // what was asked for contradicts itself or the checkpoint
+	ErrMemory      = pipeline.ErrMemory         // Memory is less than this checkpoint needs
+	ErrInterrupted = pipeline.ErrInterrupted    // the context was cancelled
+	ErrOption      = errors.New("wrong option") // an option has a value that is unknown
+)
+
+// What the functions return and report is made by package pipeline.
+type (
+	// Progress says how far a run is.
+	Progress = pipeline.Progress
+	// Plan says where every byte of a result comes from and where it goes.
+	Plan = pipeline.Plan
+	// Comparison is what Diff finds.
+	Comparison = pipeline.Comparison
+	// Verification is what Verify finds.
+	Verification = pipeline.Verification
+)

@@ -1,0 +1,282 @@
+// Package models says what a config.json means for the tensors of its
+// checkpoint: which of them are linear layers that transformers quantises, which
+// stay in float32, which are tied, and which run-time parameter each of them
+// becomes.
+//
+// The answers are data, read off the models that transformers builds (see
+// generate), one small file an architecture. A run reads one of them. An
+// architecture that is not there is answered by a general rule over names.
+package models
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Kind is what a tensor is in its model.
+type Kind uint8
+
+// The kinds of tensors.
+const (
+	Other     Kind = iota // norms, biases, convolutions, tables that are no embedding
+	Linear                // the weight of a torch.nn.Linear, (out, in)
+	Conv1D                // the weight of transformers' Conv1D, (in, out)
+	Embedding             // the table of a torch.nn.Embedding, (rows, width)
+	Expert                // a matrix of one expert, or of all experts fused (experts, ...)
+	Router                // the matrix of a router that is no torch.nn.Linear
+)
+
+var kindNames = [...]string{"other", "linear", "conv1d", "embedding", "expert", "router"}
+
+// String returns the kind's name, such as "linear".
+func (k Kind) String() string {
+	if int(k) >= len(kindNames) {
+		return "unknown"
+	}
+	return kindNames[k]
+}
+
+// Stay says why a linear layer that transformers would quantise by default has
+// to stay as it is all the same. Its module then has to be named in the list
+// beside those of Skipped.
+type Stay uint8
+
+// The reasons to stay.
+const (
+	Free   Stay = iota // nothing beyond transformers' own defaults
+	Raw                // its weight goes raw into a fused kernel (the out_proj of a Mamba-2 mixer)
+	Pieces             // the file holds it in other pieces than the run-time parameter: packed, they could not be put together
+)
+
+// Tensor is what is known of one tensor of a checkpoint's file.
+type Tensor struct {
+	Kind Kind
+
+	// Known is false where the architecture's data has no such parameter: the
+	// general rule answered. transformers ignores most such tensors.
+	Known bool
+
+	// Quantized reports whether transformers quantises the tensor by default.
+	Quantized bool
+
+	// Stay is set where transformers would quantise, but the result would not
+	// run or not load; Quantized is false then.
+	Stay Stay
+
+	// KeepFloat32 reports that the model loads the tensor in float32 where its
+	// dtype is float16; KeepFloat32Strict, where it is float16 or bfloat16.
+	KeepFloat32, KeepFloat32Strict bool
+
+	// Tied is the run-time parameter whose values this one shares, or "". A
+	// writer leaves the tensor out if the file has that parameter too, with the
+	// same values; with others, transformers keeps both apart.
+	Tied string
+
+	// Runtime lists what the tensor becomes: one whole parameter as a rule.
+	Runtime []Slice
+}
+
+// Slice is the place of a file's tensor in a run-time parameter.
+type Slice struct {
+	Param  string // name of the run-time parameter
+	Expert int    // index into its first dimension, or -1; what follows is about that expert's matrix
+
+	// The tensor is part Part of Parts along dimension Dim of the parameter, all
+	// parts in equal size; Parts is 1 for all of it.
+	Dim, Part, Parts int
+
+	// The parameter is part FilePart of FileParts along dimension FileDim of the
+	// file's tensor; FileParts is 1 for all of it.
+	FileDim, FilePart, FileParts int
+
+	// Transposed says that the file has the last two dimensions exchanged.
+	Transposed bool
+
+	// Via names the operations of transformers that make the parameter from this
+	// tensor (and perhaps others), where they are more than the fields above can
+	// say, else "".
+	Via string
+}
+
+// whole says that a tensor is the parameter.
+func whole(param string) Slice {
+	return Slice{Param: param, Expert: -1, Parts: 1, FileParts: 1}
+}
+
+// Whole reports whether the tensor is the parameter, as it is.
+func (s Slice) Whole() bool {
+	return s == whole(s.Param)
+}
+
+// Model answers for the tensors of one checkpoint.
+type Model struct {
+	Architecture string // as in config.json, "" where there is none
+	Known        bool   // whether the architecture has data here
+
+	data *architecture
+	tied map[string]string // abstract target parameter -> abstract source, of the ties that are on
+	skip []string          // modules that the ties and the last parameter keep from being quantised
+}
+
+// Load finds the data of c's architecture. It returns false where there is none
+// (c may be nil: a file without a config.json); the Model answers by the general
+// rule then.
+func Load(c *Config) (*Model, bool) {
+	m := &Model{}
+	if c == nil {
+		return m, false
+	}
+	m.Architecture = c.Architecture
+	d, err := read(c.Architecture)
+	if err != nil {
+		return m, false
+	}
+	m.Known, m.data = true, d
+	m.tied = map[string]string{}
+	for _, t := range d.Ties {
+		if !c.tied(t) {
+			continue
+		}
+		for target, source := range t.Pairs {
+			m.tied[target] = source
+			m.skip = append(m.skip, moduleOf(target), moduleOf(source))
+		}
+	}
+	if last := d.last(c); last != "" {
+		m.skip = append(m.skip, last)
+	}
+	return m, true
+}
+
+// Tensor says what the file's tensor of that name and shape is.
+func (m *Model) Tensor(name string, shape tensor.Shape) Tensor {
+	if m.data != nil {
+		for v := range m.data.variants(name) {
+			if t, ok := m.find(v, len(shape)); ok {
+				return t
+			}
+		}
+	}
+	t := rule(name, shape)
+	t.Runtime = []Slice{whole(name)}
+	return t
+}
+
+// Module returns the run-time name of the module that the file's tensor belongs
+// to: "model.layers.0.mlp.up_proj" for its weight.
+func (m *Model) Module(name string) string {
+	if m.data != nil {
+		for v := range m.data.variants(name) {
+			if t, ok := m.find(v, anyRank); ok {
+				return moduleOf(t.Runtime[0].Param)
+			}
+		}
+	}
+	return moduleOf(name)
+}
+
+func moduleOf(param string) string {
+	return strings.TrimSuffix(param, ".weight")
+}
+
+// find looks up one spelling of a name: as a slice, renamed, and as it is.
+func (m *Model) find(file string, rank int) (Tensor, bool) {
+	n := split(file)
+	if s, ok := m.data.slices(n); ok {
+		if t, ok := m.parameter(split(s[0].Param), anyRank); ok {
+			t.Runtime = s
+			if t.Quantized && !s[0].Whole() {
+				t.Quantized, t.Stay = false, Pieces
+			}
+			if s[0].Expert >= 0 {
+				t.Kind = Expert
+			}
+			return t, true
+		}
+	}
+	for _, rules := range []table[string]{m.data.renamed, m.data.older} {
+		renamed := rename(n, rules)
+		if renamed == file {
+			continue
+		}
+		if t, ok := m.parameter(split(renamed), rank); ok {
+			t.Runtime = []Slice{whole(renamed)}
+			return t, true
+		}
+	}
+	t, ok := m.parameter(n, rank)
+	t.Runtime = []Slice{whole(file)}
+	return t, ok
+}
+
+// parameter answers for a run-time parameter.
+func (m *Model) parameter(n name, rank int) (Tensor, bool) {
+	p, ok := m.data.parameter(n, rank)
+	if !ok {
+		return Tensor{}, false
+	}
+	t := Tensor{Kind: p.kind, Known: true, KeepFloat32: p.float32, KeepFloat32Strict: p.strict}
+	if len(m.tied) > 0 {
+		t.Tied = m.source(n)
+	}
+	if p.kind == Linear || p.kind == Conv1D {
+		t.Quantized = !p.stays && !m.skips(moduleOf(n.full))
+		if t.Quantized && p.raw {
+			t.Quantized, t.Stay = false, Raw
+		}
+	}
+	return t, true
+}
+
+// source returns the parameter that n is tied to, or "".
+func (m *Model) source(n name) string {
+	s, ok := m.tied[n.full]
+	if !ok {
+		if s, ok = m.tied[n.pattern]; ok {
+			s = fill(s, n.numbers, -1)
+		}
+	}
+	if s == n.full {
+		return ""
+	}
+	return s
+}
+
+// skips applies the rule by which transformers matches a module with its list: a
+// key from the start of the name up to a dot, or a suffix.
+func (m *Model) skips(module string) bool {
+	for _, key := range m.skip {
+		if strings.Contains(key, "#") {
+			if split(module).pattern == key {
+				return true
+			}
+			continue
+		}
+		if strings.HasSuffix(module, key) || strings.HasPrefix(module, key+".") {
+			return true
+		}
+	}
+	return false
+}
+
+// Skipped lists the modules that transformers leaves out by default: the output
+// head, the tied modules, a last linear layer. A list of one's own in
+// llm_int8_skip_modules replaces the default, so it has to name them too.
+func (m *Model) Skipped() []string {
+	var list []string
+	add := func(s string) {
+		if s != "" && !strings.Contains(s, "#") && !slices.Contains(list, s) {
+			list = append(list, s)
+		}
+	}
+	if m.data != nil {
+		add(m.data.Head)
+	}
+	for _, s := range m.skip {
+		add(s)
+	}
+	slices.Sort(list)
+	return list
+}

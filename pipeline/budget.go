@@ -1,0 +1,152 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/lorakit/lorakit/quant"
+)
+
+// ErrMemory says that the memory allowed is less than a run needs.
+var ErrMemory = errors.New("too little memory")
+
+const (
+	// largestTile and smallestTile bound the bytes of values a tile has: large enough that a
+	// system call and a hand-over do not count, small enough to stay in a cache.
+	largestTile  = 512 << 10
+	smallestTile = 64 << 10
+	// transposedTiles is how many times larger a tile is that is turned round: a
+	// row of it is read at a time.
+	transposedTiles = 8
+	// runtimeBytes is what a Go process of this kind takes before it does any
+	// work: the binary, stacks, the runtime's own tables.
+	runtimeBytes = 18 << 20
+)
+
+// budget says how a run uses the memory that it may.
+type budget struct {
+	workers int   // how many tiles are under way at once
+	tile    int64 // bytes of values a tile has
+	carry   int64 // bytes for what outlives a tile
+}
+
+// needs is what the largest tiles of a run take, for each size of tile.
+type needs map[int64]scratchSize
+
+func newNeeds() needs {
+	n := needs{}
+	for tile := int64(largestTile); tile >= smallestTile; tile /= 2 {
+		n[tile] = scratchSize{}
+	}
+	return n
+}
+
+func (n needs) add(j *jobRun) {
+	if j.Copy {
+		return
+	}
+	for tile, most := range n {
+		n[tile] = most.max(j.scratchSize(j.tileElements(tile)))
+	}
+}
+
+// newBudget divides the memory. One thread computes one tile at a time; there are
+// twice as many workers, so that some read and write meanwhile.
+func newBudget(n needs, memory int64, threads int) (budget, error) {
+	var m runtime.MemStats
+	if runtime.ReadMemStats(&m); m.HeapAlloc > 16<<20 {
+		runtime.GC() // what is left of making a large plan
+		runtime.ReadMemStats(&m)
+	}
+	// What the plan itself takes, and some more for the garbage collector.
+	fixed := runtimeBytes + int64(m.HeapAlloc)*5/4
+	free := memory - fixed
+
+	b := budget{workers: 2 * threads, tile: largestTile}
+	for {
+		need := n[b.tile].total() * int64(b.workers)
+		if need <= free/2 {
+			b.carry = free - need - free/4
+			return b, nil
+		}
+		switch {
+		case b.tile > smallestTile:
+			b.tile /= 2
+		case b.workers > 1:
+			b.workers--
+		case need <= free*3/4:
+			b.carry = free / 8
+			return b, nil
+		default:
+			least := fixed + need*4/3 + 1<<20
+			return b, fmt.Errorf("%w: %s allowed, at least %s needed for this checkpoint; --memory %dMiB will do",
+				ErrMemory, humanize.IBytes(uint64(memory)), humanize.IBytes(uint64(least)), (least+1<<20-1)>>20)
+		}
+	}
+}
+
+// scratchSize is the bytes of each slice of a scratch.
+type scratchSize struct{ raw, strip, values, cast, out, carry int64 }
+
+func (a scratchSize) max(b scratchSize) scratchSize {
+	return scratchSize{
+		max(a.raw, b.raw), max(a.strip, b.strip), max(a.values, b.values),
+		max(a.cast, b.cast), max(a.out, b.out), max(a.carry, b.carry),
+	}
+}
+
+func (a scratchSize) total() int64 { return a.raw + a.strip + a.values + a.cast + a.out + a.carry }
+
+// tileElements is how many elements a tile of the job has: whole units, and at
+// least one.
+func (j *jobRun) tileElements(bytes int64) int64 {
+	unit := int64(1)
+	switch {
+	case j.encoder != nil:
+		unit = j.encoder.Unit()
+	case j.weight.Decoder != nil:
+		unit = j.weight.Decoder.Unit()
+	}
+	if j.turned() {
+		bytes *= transposedTiles
+	}
+	n := bytes / (j.weight.Values.Bits() / 8)
+	return max(n-n%unit, unit)
+}
+
+// turned reports whether what is written lies the other way round than what is stored.
+func (j *jobRun) turned() bool { return j.flip != j.weight.Transposed }
+
+// scratchSize is what a tile of n elements needs at most.
+func (j *jobRun) scratchSize(n int64) scratchSize {
+	n = min(n, j.weight.Count())
+	width := j.weight.Values.Bits() / 8
+	var s scratchSize
+	values := n * width
+	if j.turned() {
+		rows := j.weight.stored()[0]
+		values = (n + 2*rows) * width // whole columns around the tile
+		s.strip = values
+	}
+	s.values = values
+	if d := j.weight.Decoder; d != nil {
+		unit := d.Unit()
+		s.values += 2 * unit * width
+		for _, r := range d.Inputs(nil, 0, min(n+2*unit, j.weight.Count())) {
+			s.raw += r.Length
+		}
+	}
+	if j.DType != j.weight.Values || j.turned() {
+		s.cast = values
+	}
+	if j.encoder != nil {
+		for _, r := range j.encoder.Tiles([]quant.Range(nil), 0, n) {
+			s.out += r.Length
+		}
+		s.carry = 4 * j.encoder.Carry(0, n)
+	}
+	return s
+}

@@ -1,0 +1,95 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+	"os"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// scratchPattern is how the files are called that hold what did not fit in memory.
+const scratchPattern = "scratch*"
+
+// carry holds the numbers of a weight that outlive its tiles: in memory where
+// its share allows it, else in a file in the stage. A nil carry holds none.
+type carry struct {
+	floats  []float32
+	file    *os.File
+	release func()
+}
+
+// newCarry takes room for n numbers. It waits for memory that other weights hold, but for
+// no more than half of the share: a larger weight goes to a file.
+func newCarry(ctx context.Context, n int64, memory *semaphore.Weighted, share int64, dir string) (*carry, error) {
+	if n == 0 {
+		return nil, nil
+	}
+	if bytes := 4 * n; bytes <= share/2 {
+		if err := memory.Acquire(ctx, bytes); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		return &carry{floats: make([]float32, n), release: sync.OnceFunc(func() { memory.Release(bytes) })}, nil
+	}
+	f, err := os.CreateTemp(dir, scratchPattern)
+	if err != nil {
+		return nil, err
+	}
+	return &carry{file: f, release: sync.OnceFunc(func() {
+		f.Close()
+		os.Remove(f.Name())
+	})}, nil
+}
+
+// tile is where the numbers of a tile go, n from index first on.
+func (c *carry) tile(s *scratch, first, n int64) []float32 {
+	switch {
+	case c == nil:
+		return nil
+	case c.floats != nil:
+		return c.floats[first : first+n]
+	}
+	if int64(cap(s.carry)) < n {
+		s.carry = make([]float32, n)
+	}
+	return s.carry[:n]
+}
+
+// keep stores the numbers of a tile, where they are not in place already.
+func (c *carry) keep(s *scratch, tile []float32, first int64) error {
+	if c == nil || c.floats != nil {
+		return nil
+	}
+	b := sized(&s.raw, int64(4*len(tile)))
+	for i, x := range tile {
+		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(x))
+	}
+	_, err := c.file.WriteAt(b, 4*first)
+	return err
+}
+
+// ReadFloats fills dst with the numbers from index i on.
+func (c *carry) ReadFloats(dst []float32, i int64) error {
+	if c.floats != nil {
+		copy(dst, c.floats[i:])
+		return nil
+	}
+	b := make([]byte, 4*len(dst))
+	if _, err := c.file.ReadAt(b, 4*i); err != nil {
+		return err
+	}
+	for k := range dst {
+		dst[k] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*k:]))
+	}
+	return nil
+}
+
+// close gives the room back. It may be called more than once.
+func (c *carry) close() {
+	if c != nil && c.release != nil {
+		c.floats = nil
+		c.release()
+	}
+}

@@ -1,0 +1,192 @@
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Difference says how far two weights of one name are apart.
+type Difference struct {
+	Name  string       `json:"name"`
+	Shape tensor.Shape `json:"shape"`
+	// MaxAbs is the largest |a-b|; RelRMS the root of sum (a-b)^2 / sum a^2.
+	// NaNs in the same places are no difference; one beside a number makes
+	// both infinite.
+	MaxAbs float64 `json:"max_abs"`
+	RelRMS float64 `json:"rel_rms"`
+}
+
+// Comparison is what Compare finds.
+type Comparison struct {
+	Tensors []Difference `json:"tensors"`
+	MaxAbs  float64      `json:"max_abs"` // over all tensors
+	RelRMS  float64      `json:"rel_rms"`
+	Missing []string     `json:"missing"` // in a, and not in b
+	Extra   []string     `json:"extra"`   // in b, and not in a
+	// Reshaped are in both with another shape.
+	Reshaped []string `json:"reshaped,omitempty"`
+}
+
+// Compare reads both checkpoints through their formats and schemes and compares them
+// weight by weight, so that a quantised one can be held against its source. Sums are
+// in float64, in the order of the elements.
+func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
+	others := make(map[string]*Weight, len(b.Weights))
+	for _, w := range b.Weights {
+		others[w.Name] = w
+	}
+	r := &Comparison{Tensors: []Difference{}, Missing: []string{}, Extra: []string{}}
+	var diff, norm length
+	for _, w := range a.Weights {
+		o, ok := others[w.Name]
+		if !ok {
+			r.Missing = append(r.Missing, w.Name)
+			continue
+		}
+		delete(others, w.Name)
+		if !slices.Equal(w.Shape, o.Shape) {
+			r.Reshaped = append(r.Reshaped, fmt.Sprintf("%s %v %v", w.Name, w.Shape, o.Shape))
+			continue
+		}
+		d, e, n, err := compareWeights(ctx, w, o)
+		if err != nil {
+			return nil, w.failed(err)
+		}
+		r.Tensors = append(r.Tensors, d)
+		r.MaxAbs = max(r.MaxAbs, d.MaxAbs)
+		diff.add(e)
+		norm.add(n)
+	}
+	for name := range others {
+		r.Extra = append(r.Extra, name)
+	}
+	slices.Sort(r.Missing)
+	slices.Sort(r.Extra)
+	r.RelRMS = diff.over(norm)
+	return r, nil
+}
+
+// length is the root of a sum of squares, scale * sqrt(sum), which neither overflows
+// nor underflows where a float64 of its size would not.
+type length struct{ scale, sum float64 }
+
+func (l *length) include(x float64) {
+	if x = math.Abs(x); x == 0 {
+		return
+	}
+	if x > l.scale {
+		q := l.scale / x
+		l.sum = 1 + float64(l.sum*float64(q*q))
+		l.scale = x
+		return
+	}
+	q := x / l.scale
+	l.sum += float64(q * q)
+}
+
+// add includes what another length does.
+func (l *length) add(o length) {
+	if o.scale > l.scale {
+		*l, o = o, *l
+	}
+	if o.scale > 0 {
+		q := o.scale / l.scale
+		l.sum += float64(o.sum * float64(q*q))
+	}
+}
+
+// over is the quotient of two lengths: 0 of 0 is 0.
+func (l length) over(o length) float64 {
+	switch {
+	case l.scale == 0:
+		return 0
+	case o.scale == 0 || math.IsInf(l.scale, 1):
+		return math.Inf(1)
+	}
+	return l.scale / o.scale * math.Sqrt(l.sum/o.sum)
+}
+
+// compareElements is how many elements are compared at a time.
+const compareElements = 64 << 10
+
+func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm length, err error) {
+	d = Difference{Name: a.Name, Shape: a.Shape}
+	if !numeric(a.DType) || !numeric(b.DType) {
+		same := a.DType == b.DType
+		if same {
+			same, err = sameBytes(a, b)
+		}
+		if !same {
+			d.MaxAbs, d.RelRMS = math.Inf(1), math.Inf(1)
+			diff.include(math.Inf(1))
+		}
+		return d, diff, norm, err
+	}
+	ra, rb := newReader(a), newReader(b)
+	n := a.Count()
+	for lo := int64(0); lo < n; lo += compareElements {
+		if ctx.Err() != nil {
+			return d, diff, norm, ErrInterrupted
+		}
+		hi := min(lo+compareElements, n)
+		x, err := ra.float64s(lo, hi)
+		if err != nil {
+			return d, diff, norm, err
+		}
+		y, err := rb.float64s(lo, hi)
+		if err != nil {
+			return d, diff, norm, err
+		}
+		for i := range x {
+			e := math.Abs(x[i] - y[i])
+			switch {
+			case x[i] == y[i] || x[i] != x[i] && y[i] != y[i]:
+				e = 0
+			case e != e:
+				e = math.Inf(1)
+			}
+			if e != 0 {
+				d.MaxAbs = max(d.MaxAbs, e)
+				diff.include(e)
+			}
+			if x[i]-x[i] == 0 {
+				norm.include(x[i])
+			}
+		}
+	}
+	d.RelRMS = diff.over(norm)
+	return d, diff, norm, nil
+}
+
+// sameBytes reports whether two weights are stored with the same type, shape and bytes.
+func sameBytes(a, b *Weight) (bool, error) {
+	if a.DType != b.DType || !slices.Equal(a.Shape, b.Shape) || len(a.Parts) != len(b.Parts) {
+		return false, nil
+	}
+	for i := range a.Parts {
+		p, q := &a.Parts[i], &b.Parts[i]
+		if p.Bytes != q.Bytes || p.DType != q.DType {
+			return false, nil
+		}
+		const piece = 256 << 10
+		x, y := make([]byte, piece), make([]byte, piece)
+		for lo := int64(0); lo < p.Bytes; lo += piece {
+			n := min(piece, p.Bytes-lo)
+			if err := readPart(p, x[:n], lo); err != nil {
+				return false, err
+			}
+			if err := readPart(q, y[:n], lo); err != nil {
+				return false, err
+			}
+			if !bytes.Equal(x[:n], y[:n]) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,363 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/storage"
+)
+
+// ErrInterrupted says that a run was cancelled.
+var ErrInterrupted = errors.New("interrupted")
+
+// DefaultMemory is the memory that a run uses at most where nothing else is said.
+const DefaultMemory = 256 << 20
+
+// RunOptions say how a plan is carried out. They never change a byte of the result.
+type RunOptions struct {
+	Threads int   // how many tiles are computed at once; 0 is one a processor
+	Memory  int64 // the peak of the whole process in bytes; 0 is DefaultMemory
+	Resume  bool  // go on with what an earlier run has left
+	Force   bool  // replace what is at the destination
+	// Progress, where not nil, is called several times a second, from another
+	// goroutine.
+	Progress func(Progress)
+}
+
+// Progress says how far a run is.
+type Progress struct {
+	Done, Total         int64 // bytes of the source's tensors
+	Shards, TotalShards int   // finished, and in all
+	Elapsed             time.Duration
+}
+
+// Result says what a run has done.
+type Result struct {
+	// Complete says that the destination was there already, made by this plan.
+	Complete bool `json:"already_complete,omitempty"`
+	// Resumed is the number of shards that an earlier run had finished.
+	Resumed int           `json:"resumed_shards,omitempty"`
+	Read    int64         `json:"bytes_read"`
+	Written int64         `json:"bytes_written"`
+	Elapsed time.Duration `json:"-"`
+	// Leftover says what could not be tidied after the result was in place.
+	Leftover string `json:"leftover,omitempty"`
+}
+
+// Run carries out a plan that was made from c. Everything is written into a stage beside dst, synced, and put in
+// its place by one rename; dst is never touched by a run that fails. A stage with
+// finished shards is kept where going on with it can help: after an
+// interruption, a full disk or a failing one.
+func Run(ctx context.Context, p *Plan, c *Checkpoint, dst string, o RunOptions) (Result, error) {
+	if o.Threads <= 0 {
+		o.Threads = runtime.GOMAXPROCS(0)
+	}
+	if o.Memory <= 0 {
+		o.Memory = DefaultMemory
+	}
+	start := time.Now()
+	dst, err := filepath.Abs(dst)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := CheckDestination(c.Path, dst, o); err != nil {
+		return Result{}, err
+	}
+	r := &run{plan: p, checkpoint: c, opts: o, compute: make(chan struct{}, o.Threads)}
+	if err := r.prepare(); err != nil {
+		return Result{}, err
+	}
+	if _, err := os.Lstat(dst); err == nil && o.Resume {
+		if complete, err := r.complete(dst); complete || err != nil {
+			return Result{Complete: complete}, err
+		}
+	}
+	if r.stage, err = openStage(dst, p.Digest(), p.SingleFile, o.Resume); err != nil {
+		return Result{}, err
+	}
+	if err := r.carryOut(ctx); err != nil {
+		return r.result(start), r.giveUp(ctx, err)
+	}
+	result := r.result(start)
+	// DST is there: what cannot be tidied now is no failure.
+	err = errors.Join(storage.SyncDir(filepath.Dir(dst)), r.stage.remove())
+	if err != nil {
+		result.Leftover = fmt.Sprintf("%s could not be removed: %v", r.stage.dir, err)
+	}
+	return result, nil
+}
+
+// complete reports whether dst, which exists, is the result of this plan already, and
+// tidies the stage of a run that was killed just after it had put it there. Where it is something
+// else and may not be replaced, that is an error.
+func (r *run) complete(dst string) (bool, error) {
+	if b, err := os.ReadFile(filepath.Join(dst+stageSuffix, beginName)); err == nil {
+		left := stage{dst: dst}
+		if left.begun, _ = parseBegun(b); left.begun.Plan == r.plan.Digest() && left.published() {
+			s, err := openStage(dst, r.plan.Digest(), r.plan.SingleFile, true)
+			if err != nil {
+				return true, err
+			}
+			return true, s.remove()
+		}
+	}
+	err := r.matches(dst)
+	if err == nil {
+		return true, nil
+	}
+	if r.opts.Force {
+		return false, nil
+	}
+	return false, err
+}
+
+// carryOut does all the work, up to the rename.
+func (r *run) carryOut(ctx context.Context) error {
+	if err := r.shards(ctx); err != nil {
+		return err
+	}
+	if err := r.files(ctx); err != nil {
+		return err
+	}
+	if err := r.unchanged(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return r.stage.publish(r.opts.Force)
+}
+
+// run is a plan being carried out.
+type run struct {
+	plan       *Plan
+	checkpoint *Checkpoint
+	opts       RunOptions
+	stage      *stage
+	budget     budget
+	weights    map[string]*Weight
+	work       []*shardRun
+	compute    chan struct{} // one token a thread that computes
+
+	total         int64
+	done, written atomic.Int64
+	finished      atomic.Int64 // shards, those of an earlier run included
+	resumed       int
+}
+
+// shardRun is a shard being written.
+type shardRun struct {
+	*Shard
+	jobs  []*jobRun // while it is being written
+	file  *os.File
+	left  atomic.Int64  // jobs that are not done
+	dirty atomic.Int64  // bytes written since the last write-back was started
+	done  chan struct{} // closed when it has its name
+}
+
+// jobRun is a weight on its way.
+type jobRun struct {
+	*Job
+	weight  *Weight
+	encoder quant.Encoder
+	flip    bool // the encoder wants the weight turned round
+	shard   *shardRun
+	carry   *carry
+	left    atomic.Int64 // tiles that are not done
+}
+
+// newJob finds the weight of a job again and makes its encoder.
+func (r *run) newJob(j *Job, sh *shardRun) (*jobRun, error) {
+	run := &jobRun{Job: j, weight: r.weights[j.Weight], shard: sh}
+	if run.weight == nil {
+		return nil, fmt.Errorf("%s: %w: there is no tensor %s", r.checkpoint.Path, ErrOtherPlan, formats.Quote(j.Weight))
+	}
+	if j.Encode == nil {
+		return run, nil
+	}
+	s, err := quant.ForType(j.Encode.Type)
+	if err != nil {
+		return nil, err
+	}
+	run.flip = j.flips(run.weight)
+	run.encoder, err = s.Encoder(*j.Encode, j.encoded(run.weight))
+	return run, err
+}
+
+func (r *run) result(start time.Time) Result {
+	return Result{Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(), Elapsed: time.Since(start)}
+}
+
+// prepare finds the weights of all jobs again, and divides the memory for the
+// largest of them.
+func (r *run) prepare() error {
+	r.weights = make(map[string]*Weight, len(r.checkpoint.Weights))
+	for _, w := range r.checkpoint.Weights {
+		r.weights[w.Name] = w
+	}
+	needs := newNeeds()
+	for i := range r.plan.Shards {
+		sh := &shardRun{Shard: &r.plan.Shards[i], done: make(chan struct{})}
+		r.work = append(r.work, sh)
+		for k := range sh.Jobs {
+			j, err := r.newJob(&sh.Jobs[k], sh)
+			if err != nil {
+				return err
+			}
+			needs.add(j)
+			r.total += j.weight.StoredBytes()
+		}
+	}
+	var err error
+	r.budget, err = newBudget(needs, r.opts.Memory, r.opts.Threads)
+	return err
+}
+
+// shards writes all shards that are not finished yet.
+func (r *run) shards(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	tasks := make(chan task)
+	g.Go(func() error {
+		defer close(tasks)
+		return r.feed(ctx, g, tasks)
+	})
+	for range r.budget.workers {
+		g.Go(func() error {
+			s := &scratch{compute: r.compute}
+			for t := range tasks {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err := r.do(s, g, t); err != nil {
+					return t.job.weight.failed(err)
+				}
+			}
+			return nil
+		})
+	}
+	stop := r.report()
+	err := g.Wait()
+	stop()
+	for _, sh := range r.work {
+		if sh.file != nil {
+			sh.file.Close() // again, where it was finished: that does no harm
+		}
+		for _, j := range sh.jobs {
+			j.carry.close()
+		}
+	}
+	return err
+}
+
+// feed hands out the tasks in the order of the source.
+func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) error {
+	memory := semaphore.NewWeighted(r.budget.carry)
+	for i, sh := range r.work {
+		if r.stage.finished(sh.Shard) {
+			for _, j := range sh.Jobs {
+				r.done.Add(r.weights[j.Weight].StoredBytes())
+			}
+			r.resumed++
+			r.finished.Add(1)
+			close(sh.done)
+			continue
+		}
+		if err := r.begin(sh); err != nil {
+			// A disk with no room for this shard may have had it for those before:
+			// finished, they need not be made again.
+			for _, before := range r.work[:i] {
+				select {
+				case <-before.done:
+				case <-ctx.Done():
+				}
+			}
+			return err
+		}
+		if len(sh.Jobs) == 0 {
+			if err := r.finishShard(sh); err != nil {
+				return err
+			}
+		}
+		for k := range sh.Jobs {
+			j, err := r.newJob(&sh.Jobs[k], sh)
+			if err != nil {
+				return err
+			}
+			sh.jobs = append(sh.jobs, j)
+			pieces, err := r.pieces(ctx, j, memory)
+			if err != nil {
+				return err
+			}
+			j.left.Store(int64(len(pieces)))
+			if len(pieces) == 0 { // an empty tensor
+				if err := r.finishJob(g, j); err != nil {
+					return err
+				}
+			}
+			for _, t := range pieces {
+				select {
+				case tasks <- t:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// begin creates the file of a shard, with all its space, and writes the header.
+func (r *run) begin(sh *shardRun) error {
+	path := filepath.Join(r.stage.out(), filepath.FromSlash(sh.Name)+partSuffix)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
+	if err != nil {
+		return err
+	}
+	sh.file = f
+	sh.left.Store(int64(len(sh.Jobs)))
+	if err := storage.Preallocate(f, sh.Size); err != nil {
+		return err
+	}
+	return r.write(sh, sh.Header, 0)
+}
+
+// report calls back a few times a second until it is stopped.
+func (r *run) report() (stop func()) {
+	if r.opts.Progress == nil {
+		return func() {}
+	}
+	start := time.Now()
+	tell := func() {
+		r.opts.Progress(Progress{
+			Done: r.done.Load(), Total: r.total,
+			Shards: int(r.finished.Load()), TotalShards: len(r.work), Elapsed: time.Since(start),
+		})
+	}
+	quit, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				tell()
+			case <-quit:
+				tell()
+				return
+			}
+		}
+	}()
+	return func() { close(quit); <-ended }
+}

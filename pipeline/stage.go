@@ -1,0 +1,342 @@
+package pipeline
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
+)
+
+// Kinds of errors of Run. Test for them with errors.Is.
+var (
+	// ErrExists says that the destination is there already.
+	ErrExists = errors.New("already exists")
+	// ErrOtherPlan says that a stage, or a destination, was made by another plan.
+	ErrOtherPlan = errors.New("made by another plan")
+	// ErrBusy says that another process is writing to the same destination.
+	ErrBusy = errors.New("another run is writing to it")
+)
+
+// stage is the folder DST.partial, in which a result comes into being:
+//
+//	plan.json   which plan is at work; locked by the process that is
+//	out/        what becomes DST by one rename; a shard that is not finished has the ending .part
+//	old/        the DST that was replaced, where the two cannot be swapped in one step
+//	scratch*    what did not fit in memory
+//
+// The result has a folder of its own in the stage, so that the one rename that
+// publishes it needs nothing to be tidied before: whenever a run is killed, DST
+// is whole or not there, and what is left can be gone on with.
+type stage struct {
+	dst    string
+	dir    string
+	single bool
+	lock   *os.File // plan.json
+	begun  begun
+}
+
+// begun is the content of plan.json.
+type begun struct {
+	Plan string `json:"plan"` // its digest
+	// Result is set when all is written and synced, just before the rename: the
+	// modification time of the result, by which it is known again at DST.
+	Result time.Time `json:"result,omitzero"`
+}
+
+const (
+	stageSuffix = ".partial"
+	partSuffix  = ".part"
+	beginName   = "plan.json"
+	// beginBytes is the length of plan.json, always the same, so that it is
+	// overwritten in one step.
+	beginBytes = 512
+)
+
+// openStage makes the stage of dst, or, to resume, takes up the one that is
+// there.
+func openStage(dst, digest string, single, resume bool) (*stage, error) {
+	s := &stage{dst: dst, dir: dst + stageSuffix, single: single, begun: begun{Plan: digest}}
+	if err := os.MkdirAll(filepath.Dir(dst), 0o777); err != nil {
+		return nil, err
+	}
+	err := os.Mkdir(s.dir, 0o777)
+	made := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if !made {
+		if err := s.recognise(); err != nil {
+			return nil, err
+		}
+	}
+	if err = s.take(); err == nil {
+		if err = s.takeUp(digest, resume); err == nil {
+			return s, nil
+		}
+		s.lock.Close()
+	}
+	if made {
+		os.RemoveAll(s.dir)
+	}
+	return nil, err
+}
+
+// recognise makes sure that the folder is a stage, before anything in it is
+// touched: somebody may have a folder of this name.
+func (s *stage) recognise() error {
+	foreign := func(what string) error {
+		return fmt.Errorf("%s: %w and is no stage of lorakit: %s; give another destination, or move it away", s.dir, ErrExists, what)
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	marked := false
+	for _, e := range entries {
+		switch scratch, _ := filepath.Match(scratchPattern, e.Name()); {
+		case e.Name() == beginName && e.Type().IsRegular():
+			marked = true
+		case e.IsDir() && (e.Name() == "out" || e.Name() == "old"), scratch && e.Type().IsRegular():
+		default:
+			return foreign("it holds " + formats.Quote(e.Name()))
+		}
+	}
+	if len(entries) == 0 {
+		return nil // killed between two steps of making it
+	}
+	if !marked {
+		return foreign("it has no " + beginName)
+	}
+	b, err := os.ReadFile(filepath.Join(s.dir, beginName))
+	if err != nil {
+		return err
+	}
+	if _, ok := parseBegun(b); !ok && (len(b) > 0 || len(entries) > 1) {
+		return foreign("its " + beginName + " is another")
+	}
+	return nil
+}
+
+func parseBegun(b []byte) (begun, bool) {
+	var x begun
+	return x, len(b) <= beginBytes && json.Unmarshal(b, &x) == nil && x.Plan != ""
+}
+
+// take locks the stage for this process. A stage that a run which has just ended
+// is removing is made anew.
+func (s *stage) take() error {
+	path := filepath.Join(s.dir, beginName)
+	for range 100 {
+		if err := os.Mkdir(s.dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o666)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		ok, err := storage.Lock(f)
+		if err == nil && !ok {
+			err = fmt.Errorf("%s: %w", s.dir, ErrBusy)
+		}
+		if err != nil {
+			f.Close()
+			return err
+		}
+		// What is locked must be what others will try to lock.
+		locked, err := f.Stat()
+		if err == nil {
+			if named, err := os.Stat(path); err == nil && os.SameFile(locked, named) {
+				s.lock = f
+				return nil
+			}
+		}
+		f.Close()
+	}
+	return fmt.Errorf("%s: %w", s.dir, ErrBusy)
+}
+
+// takeUp looks at what an earlier run has left, and keeps it where that is asked
+// for and possible.
+func (s *stage) takeUp(digest string, resume bool) error {
+	b, err := io.ReadAll(io.LimitReader(s.lock, beginBytes+1))
+	if err != nil {
+		return err
+	}
+	if err := s.restore(); err != nil {
+		return err
+	}
+	left, err := filepath.Glob(filepath.Join(s.dir, scratchPattern))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	earlier, known := parseBegun(b)
+	if resume && known {
+		if earlier.Plan != digest {
+			return fmt.Errorf("%s: %w; the same source and flags are needed to go on with it, or a run without --resume to start over", s.dir, ErrOtherPlan)
+		}
+		s.begun = earlier
+		return os.MkdirAll(s.out(), 0o777)
+	}
+	for _, dir := range []string{s.out(), s.old()} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	if err := s.write(); err != nil {
+		return err
+	}
+	return os.Mkdir(s.out(), 0o777)
+}
+
+// write puts what is known in plan.json.
+func (s *stage) write() error {
+	b, err := json.Marshal(s.begun)
+	if err != nil {
+		return err
+	}
+	b = append(b, bytes.Repeat([]byte{' '}, beginBytes-len(b)-1)...)
+	if _, err := s.lock.WriteAt(append(b, '\n'), 0); err != nil {
+		return err
+	}
+	return s.lock.Sync()
+}
+
+// out is the folder that becomes DST, or that DST stands in where it is one file.
+func (s *stage) out() string { return filepath.Join(s.dir, "out") }
+
+// old is where a replaced DST goes that cannot be swapped.
+func (s *stage) old() string { return filepath.Join(s.dir, "old") }
+
+// result is what is renamed to DST.
+func (s *stage) result() string {
+	if s.single {
+		return filepath.Join(s.out(), filepath.Base(s.dst))
+	}
+	return s.out()
+}
+
+// finished reports whether the shard was finished by an earlier run.
+func (s *stage) finished(sh *Shard) bool {
+	info, err := os.Stat(filepath.Join(s.out(), sh.Name))
+	return err == nil && info.Mode().IsRegular() && info.Size() == sh.Size
+}
+
+// publish makes the result DST. The stage is left for the caller to remove, with
+// what stood at DST before in it.
+func (s *stage) publish(force bool) error {
+	if err := syncTree(s.out()); err != nil {
+		return err
+	}
+	info, err := os.Stat(s.result())
+	if err != nil {
+		return err
+	}
+	s.begun.Result = info.ModTime()
+	if err := s.write(); err != nil {
+		return err
+	}
+	return s.swap(force)
+}
+
+// swap renames the result to DST. An old DST comes to stand in the stage.
+func (s *stage) swap(force bool) error {
+	if _, err := os.Lstat(s.dst); errors.Is(err, fs.ErrNotExist) {
+		return os.Rename(s.result(), s.dst)
+	}
+	if !force {
+		return existsError(s.dst)
+	}
+	if swapped, err := storage.Exchange(s.result(), s.dst); err != nil || swapped {
+		return err
+	}
+	if err := os.Rename(s.dst, s.old()); err != nil {
+		return err
+	}
+	if err := os.Rename(s.result(), s.dst); err != nil {
+		return errors.Join(err, s.restore())
+	}
+	return nil
+}
+
+// restore puts an old DST back that was renamed away and has not been replaced.
+func (s *stage) restore() error {
+	if _, err := os.Lstat(s.dst); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	err := os.Rename(s.old(), s.dst)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func existsError(dst string) error {
+	return fmt.Errorf("%s: %w; --force replaces it", dst, ErrExists)
+}
+
+// published reports whether the result is at DST already, and only this stage
+// is left over.
+func (s *stage) published() bool {
+	info, err := os.Stat(s.dst)
+	return err == nil && !s.begun.Result.IsZero() && info.ModTime().Equal(s.begun.Result)
+}
+
+// remove deletes the stage, plan.json last: without it nobody could tell what the
+// rest is.
+func (s *stage) remove() error {
+	defer s.lock.Close()
+	if err := s.restore(); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == beginName {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	path := filepath.Join(s.dir, beginName)
+	if os.Remove(path) != nil { // Windows removes no file that is open
+		s.lock.Close()
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return os.Remove(s.dir)
+}
+
+// close gives the stage up without deleting it.
+func (s *stage) close() { s.lock.Close() }
+
+// syncTree makes the names in a folder and all below durable. The files have been
+// synced as they were finished.
+func syncTree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			err = storage.SyncDir(path)
+		}
+		return err
+	})
+}

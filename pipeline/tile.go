@@ -1,0 +1,187 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// task is a piece of work for one worker: elements [lo, hi) of a job, or of a Copy
+// the bytes [lo, hi) of one part.
+type task struct {
+	job    *jobRun
+	part   int
+	lo, hi int64
+}
+
+// copyBytes is how much the kernel copies in one task.
+const copyBytes = 16 << 20
+
+// pieces cuts a job into tasks, and takes the memory that outlives them.
+func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted) ([]task, error) {
+	var tasks []task
+	if j.Copy {
+		for i, p := range j.weight.Parts {
+			for lo := int64(0); lo < p.Bytes; lo += copyBytes {
+				tasks = append(tasks, task{j, i, lo, min(lo+copyBytes, p.Bytes)})
+			}
+		}
+		return tasks, nil
+	}
+	n, step := j.weight.Count(), j.tileElements(r.budget.tile)
+	for lo := int64(0); lo < n; lo += step {
+		tasks = append(tasks, task{job: j, lo: lo, hi: min(lo+step, n)})
+	}
+	if j.encoder != nil {
+		var err error
+		j.carry, err = newCarry(ctx, j.encoder.Carry(0, n), memory, r.budget.carry, r.stage.dir)
+		return tasks, err
+	}
+	return tasks, nil
+}
+
+// do carries out one task.
+func (r *run) do(s *scratch, g *errgroup.Group, t task) error {
+	j := t.job
+	if j.Copy {
+		if err := r.copyPart(s, t); err != nil {
+			return err
+		}
+		r.done.Add(t.hi - t.lo)
+	} else {
+		write := func(p []byte, off int64) error { return r.write(j.shard, p, off) }
+		if err := r.change(s, t, write); err != nil {
+			return err
+		}
+		r.done.Add((t.hi - t.lo) * j.weight.StoredBytes() / j.weight.Count())
+	}
+	if j.left.Add(-1) == 0 {
+		return r.finishJob(g, j)
+	}
+	return nil
+}
+
+// copyPart copies bytes that do not change.
+func (r *run) copyPart(s *scratch, t task) error {
+	part, out := &t.job.weight.Parts[t.part], t.job.Outputs[t.part]
+	n, sh := t.hi-t.lo, t.job.shard
+	src, ok := part.Data.(*os.File)
+	if !ok {
+		const piece = smallestTile
+		b := sized(&s.values, piece)
+		for lo := t.lo; lo < t.hi; lo += piece {
+			b = b[:min(piece, t.hi-lo)]
+			if err := readPart(part, b, lo); err != nil {
+				return err
+			}
+			if err := r.write(sh, b, out.Offset+lo); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := storage.CopyRange(sh.file, out.Offset+t.lo, src, part.Offset+t.lo, n); err != nil {
+		return err
+	}
+	r.wrote(sh, n)
+	return nil
+}
+
+// change reads, casts and quantises one tile and writes it to its place in the
+// shard.
+func (r *run) change(s *scratch, t task, write func(p []byte, off int64) error) error {
+	j, w := t.job, t.job.weight
+	values, err := w.read(s, t.lo, t.hi, j.flip)
+	if err != nil {
+		return err
+	}
+	if j.DType != w.Values {
+		b := sized(&s.cast, (t.hi-t.lo)*j.DType.Bits()/8)
+		s.begin()
+		err := tensor.Convert(b, j.DType, values, w.Values)
+		s.end()
+		if err != nil {
+			return err
+		}
+		values = b
+	}
+	if j.encoder == nil {
+		return write(values, j.Outputs[0].Offset+t.lo*j.DType.Bits()/8)
+	}
+
+	s.ranges = j.encoder.Tiles(s.ranges[:0], t.lo, t.hi)
+	var total int64
+	for _, x := range s.ranges {
+		total += x.Length
+	}
+	out := sized(&s.out, total)
+	s.views = s.views[:0]
+	for _, x := range s.ranges {
+		s.views = append(s.views, out[:x.Length:x.Length])
+		out = out[x.Length:]
+	}
+	first := t.lo / j.encoder.Unit()
+	carry := j.carry.tile(s, first, j.encoder.Carry(t.lo, t.hi))
+	s.begin()
+	err = j.encoder.Encode(s.views, carry, t.lo, t.hi, values)
+	s.end()
+	if err != nil {
+		return j.locate(err)
+	}
+	if err := j.carry.keep(s, carry, first); err != nil {
+		return err
+	}
+	for i, x := range s.ranges {
+		if err := write(s.views[i], j.Outputs[x.Part].Offset+x.Offset); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// locate says where in the weight, as its model has it, a value is not finite.
+func (j *jobRun) locate(err error) error {
+	var bad *quant.NonFiniteError
+	if !errors.As(err, &bad) {
+		return err
+	}
+	index := bad.Index
+	shape := j.weight.Shape
+	if j.flip {
+		index = index%shape[0]*shape[1] + index/shape[0]
+	}
+	at := make(tensor.Shape, len(shape))
+	rest := index
+	for i := len(shape) - 1; i >= 0; i-- {
+		at[i], rest = rest%shape[i], rest/shape[i]
+	}
+	return fmt.Errorf("%w (at %v of %v), expected finite numbers; --allow-non-finite encodes it as %s does",
+		&quant.NonFiniteError{Index: index, What: bad.What}, at, shape, j.Encode.Type)
+}
+
+func (r *run) write(sh *shardRun, p []byte, off int64) error {
+	if _, err := sh.file.WriteAt(p, off); err != nil {
+		return err
+	}
+	r.wrote(sh, int64(len(p)))
+	return nil
+}
+
+// writeBack is how many bytes of a shard are written before the disk is set to work on them.
+const writeBack = 16 << 20
+
+func (r *run) wrote(sh *shardRun, n int64) {
+	r.written.Add(n)
+	if sh.dirty.Add(n) >= writeBack {
+		sh.dirty.Store(0)
+		storage.StartWriteback(sh.file, 0, 0)
+	}
+}

@@ -1,0 +1,191 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/dlclark/regexp2/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lorakit/lorakit/models"
+)
+
+// Problem is one thing that is wrong with a checkpoint.
+type Problem struct {
+	Tensor string `json:"tensor"`
+	What   string `json:"what"`
+}
+
+// Verification is what Verify finds.
+type Verification struct {
+	Tensors  int       `json:"tensors"`
+	Problems []Problem `json:"problems"`
+}
+
+// Verify reads every weight through its scheme. A problem is a value that is not
+// finite, a weight that cannot be read, or one that config.json promises in
+// another form than it has.
+func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
+	found := make([]string, len(c.Weights))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, w := range c.Weights {
+		g.Go(func() error {
+			what, err := verifyWeight(ctx, w)
+			found[i] = what
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	expected := c.expectations()
+	v := &Verification{Tensors: len(c.Weights), Problems: []Problem{}}
+	for i, w := range c.Weights {
+		for _, what := range []string{found[i], expected.disappointed(w)} {
+			if what != "" {
+				v.Problems = append(v.Problems, Problem{Tensor: w.Name, What: what})
+			}
+		}
+	}
+	return v, nil
+}
+
+// verifyWeight reads a weight from end to end. A damaged weight is a finding, and only
+// an interruption an error.
+func verifyWeight(ctx context.Context, w *Weight) (string, error) {
+	n := w.Count()
+	if !numeric(w.DType) {
+		return readAll(ctx, w)
+	}
+	r := newReader(w)
+	bad, first := int64(0), int64(0)
+	for lo := int64(0); lo < n; lo += compareElements {
+		if ctx.Err() != nil {
+			return "", ErrInterrupted
+		}
+		x, err := r.float64s(lo, min(lo+compareElements, n))
+		if err != nil {
+			return err.Error(), nil
+		}
+		for i, f := range x {
+			if math.IsNaN(f) || math.IsInf(f, 0) {
+				if bad == 0 {
+					first = lo + int64(i)
+				}
+				bad++
+			}
+		}
+	}
+	if bad > 0 {
+		return fmt.Sprintf("%d of %d elements are NaN or infinite, the first at %d", bad, n, first), nil
+	}
+	return "", nil
+}
+
+// readAll makes sure that the bytes of a weight are there.
+func readAll(ctx context.Context, w *Weight) (string, error) {
+	b := make([]byte, 256<<10)
+	for i := range w.Parts {
+		p := &w.Parts[i]
+		for lo := int64(0); lo < p.Bytes; lo += int64(len(b)) {
+			if ctx.Err() != nil {
+				return "", ErrInterrupted
+			}
+			if err := readPart(p, b[:min(int64(len(b)), p.Bytes-lo)], lo); err != nil {
+				return err.Error(), nil
+			}
+		}
+	}
+	return "", nil
+}
+
+// expectations are how a loader that has read config.json expects the weights to be
+// stored.
+type expectations struct {
+	c         *Checkpoint
+	quantised bool
+	skip      *skipList // nil leaves it to the loader
+}
+
+func (c *Checkpoint) expectations() *expectations {
+	if c.Config == nil || !c.Known {
+		return nil
+	}
+	if _, foreign := c.foreignScheme(); foreign {
+		return nil
+	}
+	e := &expectations{c: c, quantised: c.Config.Quantization != nil}
+	if list := c.promise().skip; list != nil {
+		e.skip = newSkipList(list)
+	}
+	return e
+}
+
+// disappointed says how a weight is stored otherwise than expected, or nothing.
+func (e *expectations) disappointed(w *Weight) string {
+	if e == nil {
+		return ""
+	}
+	promised := false
+	switch {
+	case !e.quantised:
+	case e.skip == nil:
+		promised = w.Role.Quantized
+	case w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D:
+		promised = !w.Role.KeepFloat32 && !e.skip.matches(e.c.Model.Module(w.Name))
+	}
+	switch stored := w.Decoder != nil; {
+	case stored && !promised:
+		return fmt.Sprintf("it is stored as %s, expected plain by config.json", w.Decoder.Spec())
+	case promised && !stored && w.Count() > 0:
+		return fmt.Sprintf("it is stored as plain %v, expected quantised by the quantization_config of config.json", w.DType)
+	}
+	return ""
+}
+
+// skipList is an llm_int8_skip_modules. By transformers' rule an entry is a regular
+// expression that matches from the start of a module's name up to a dot, or any
+// suffix of it.
+type skipList struct {
+	plain    []string
+	patterns []*regexp2.Regexp
+	patience time.Duration // what is left for expressions, which are from a file
+}
+
+func newSkipList(entries []string) *skipList {
+	l := &skipList{plain: entries, patience: 10 * time.Second}
+	for _, e := range entries {
+		if strings.Trim(e, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.") == "" {
+			continue // a name: as an expression, its dots would match a little more
+		}
+		if re, err := regexp2.Compile(`^(?:`+e+`)(?:(?<=\.)|(?=\.|$))`, regexp2.None); err == nil {
+			re.MatchTimeout = time.Second
+			l.patterns = append(l.patterns, re)
+		}
+	}
+	return l
+}
+
+func (l *skipList) matches(module string) bool {
+	for _, e := range l.plain {
+		if strings.HasSuffix(module, e) || strings.HasPrefix(module, e+".") {
+			return true
+		}
+	}
+	for _, re := range l.patterns {
+		if l.patience <= 0 {
+			return false
+		}
+		start := time.Now()
+		ok, err := re.MatchString(module)
+		if l.patience -= time.Since(start); err == nil && ok {
+			return true
+		}
+	}
+	return false
+}
