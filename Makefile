@@ -4,7 +4,7 @@ GOLANGCI := .bin/golangci-lint-$(GOLANGCI_VERSION)
 FUZZTIME ?= 10s
 TARGETS := linux/amd64 linux/arm64 darwin/arm64 darwin/amd64 windows/amd64
 
-.PHONY: build test purego race lint fuzz cross interop bench fixtures
+.PHONY: build test purego race lint fuzz cross arm64 generate interop bench fixtures
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o lorakit ./cmd/lorakit
@@ -44,6 +44,15 @@ cross:
 	  CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go vet ./...; \
 	  CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go build -o /dev/null ./cmd/lorakit; \
 	done
+
+# The same bytes on another kind of processor, by an emulator (qemu-user-static).
+arm64:
+	GOARCH=arm64 go test -exec qemu-aarch64-static . ./formats/... ./internal/kernels ./models ./nf4 ./quant/... ./storage ./tensor
+
+# Generated code is what its generator makes.
+generate:
+	go generate ./internal/kernels
+	git diff --exit-code -- internal/kernels
 
 # transformers, bitsandbytes and safetensors read what lorakit writes.
 interop: build

@@ -5,7 +5,7 @@ Each class is built on the meta device from its default config (or from one of c
 not build), as from_pretrained builds it before a quantizer sees it, and once more for each setting of the config
 that adds or drops parameters. What is recorded is read off the built model, never off its name:
 
-    python generate.py ../data [CLASS ...]        all classes, or the named ones
+    python generate.py ../data [CLASS ...]             all classes, or the named ones (0/2 and 1/2: a half each)
     python generate.py --types ../data ../types.json   afterwards: the class of a config.json that names none
 """
 
@@ -336,9 +336,6 @@ def braces(patterns, width=150):
             else:
                 yield from lines(here, child)
 
-    def merged(found):  # lines that differ in one early part only: layers.{0,1}.x
-        return found
-
     return list(lines("", tree))
 
 
@@ -393,7 +390,8 @@ def changed(cls, base, edits):
 REMOVED = object()
 LAYERS = re.compile(r"^(num_hidden_layers|n_layers?|num_layers|num_(encoder|decoder|hidden|text|audio|vision)_layers|(encoder|decoder|text|speech_encoder)_layers|(encoder|decoder|speech_encoder)_num_layers|depth|num_blocks)$")
 EXPERTS = re.compile(r"^(num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts|n_experts|num_expert|zero_expert_num)$")
-FEW, PICKED = 8, re.compile(r"(per_tok|top_?k|topk|n_group|topk_group|num_selected|moe_k)")
+FEW = 8
+PICKED = re.compile(r"(per_tok|top_?k|topk|n_group|topk_group|num_selected|moe_k)")
 
 
 def small(cls, d):
@@ -412,20 +410,19 @@ def small(cls, d):
             out[k] = v
         return out
 
-    for trial in (cut(d),):
-        try:
-            build(cls, cls.config_class.from_dict(copy.deepcopy(trial)))
-            return trial
-        except Exception:
-            pass
-    return d
+    trial = cut(d)
+    try:
+        build(cls, cls.config_class.from_dict(copy.deepcopy(trial)))
+        return trial
+    except Exception:
+        return d
 
 
 BORING = re.compile(r"(_token_id|_index|_token)$|^(use_cache|return_dict|output_|torchscript|is_encoder_decoder|chunk_size|gradient_checkpointing|tie_word_embeddings|problem_type|id2label|label2id|_attn|dtype|torch_dtype|transformers_version|architectures|model_type|name_or_path|pruned_heads|finetuning|task_specific|tokenizer_class|prefix|use_bfloat16|tf_legacy)")
 COUNTED = re.compile(r"rank|expert|n_shared|first_k_dense|adapter|projection|num_key_value|type_vocab|frequency|freq|every|period|step|sparse|moe|stages|offset|interval")
 
 
-def flips(base, paths, depth_values=None):
+def flips(base, paths):
     """Changes of one member that may add or drop parameters."""
     for path in paths:
         section = at(base, path)
@@ -706,12 +703,12 @@ class Class:
         if lasts:
             out["last_else"] = [{"config": p, "is": v, "module": k} for k, whys in lasts.items() for why in whys for p, v in why[:1]]
         out["parameters"] = {k: braces(v) for k, v in kinds.items()}
-        self.names(out, patterns)
+        self.names(out)
         if self.bad:
             self.log(f"{self.name}: {len(self.bad)} names of the file are not read back: {sorted(self.bad)[:3]}")
         return out
 
-    def names(self, out, patterns):
+    def names(self, out):
         for member, names in ("renamed", self.files), ("older", self.older):
             ruled, literal = templates(names)
             found = {**generalise(ruled), **literal}
@@ -772,15 +769,6 @@ def prefixes(pairs):
 
     go("", list(pairs), "")
     return dict(sorted(out.items()))
-
-
-def rename(name, rules):
-    parts = name.split(".")
-    for i in range(len(parts), -1, -1):
-        a = ".".join(parts[:i])
-        if a in rules:
-            return ".".join([x for x in [rules[a]] if x] + parts[i:])
-    return name
 
 
 def write(folder, d):
