@@ -1,0 +1,336 @@
+package pipeline
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// planner is the state while a plan is made.
+type planner struct {
+	*Checkpoint
+	Options
+	p *Plan
+
+	scheme    quant.Scheme // nil for keep and none
+	quantised []*Weight    // what is in the scheme in the result
+	left      []*Weight    // what transformers would quantise and stays plain
+	extra     []*Weight    // what is quantised and transformers would leave
+	decoded   int          // how many weights are dequantised
+	changed   bool         // whether the scheme of any weight changes
+	unfit     int          // how many were chosen that hold nothing to quantise
+}
+
+func (b *planner) notice(format string, args ...any) {
+	b.p.Notices = append(b.p.Notices, fmt.Sprintf(format, args...))
+}
+
+// check refuses what contradicts itself before anything is decided.
+func (b *planner) check() error {
+	if b.Quantize != "keep" && b.Quantize != "none" {
+		var err error
+		if b.scheme, err = quant.ForType(b.Quantize); err != nil {
+			return err
+		}
+	}
+	if method, ok := b.foreignScheme(); ok && (b.Quantize != "keep" || b.Options.DType != 0) {
+		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
+			filepath.Join(b.Path, configName), ErrRefused, formats.Quote(method), knownSchemes())
+	}
+	if err := globs(b.Include).unmatched("--include", b.Weights); err != nil {
+		return err
+	}
+	return globs(b.Exclude).unmatched("--exclude", b.Weights)
+}
+
+func (b *planner) target(dst string) (formats.Format, error) {
+	byName, single := formats.ForExtension(dst)
+	b.p.SingleFile = single
+	switch {
+	case b.To != "":
+		f, err := formats.Lookup(b.To)
+		if err == nil && single && byName.Name() != f.Name() {
+			err = fmt.Errorf("%w: %s has the extension of %s, and --to says %s", ErrRefused, dst, byName.Name(), f.Name())
+		}
+		return f, err
+	case single:
+		return byName, nil
+	}
+	return b.Format, nil
+}
+
+// jobs decides the way of every weight.
+func (b *planner) jobs() ([]Job, error) {
+	jobs := make([]Job, 0, len(b.Weights))
+	for _, w := range b.Weights {
+		if b.scheme != nil && w.Role.Tied != "" {
+			same, err := b.sameAsTied(w)
+			if err != nil {
+				return nil, err
+			}
+			if same {
+				b.notice("%s is tied to %s and not written", formats.Quote(w.Name), formats.Quote(w.Role.Tied))
+				continue
+			}
+		}
+		j, err := b.job(w)
+		if err != nil {
+			return nil, w.failed(err)
+		}
+		jobs = append(jobs, j)
+	}
+	if b.scheme != nil && len(b.quantised) == 0 {
+		return nil, fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s; --include GLOB chooses them by name", b.Path, ErrRefused, len(b.Weights), b.Quantize)
+	}
+	b.explain()
+	return jobs, nil
+}
+
+// job decides the way of one weight.
+func (b *planner) job(w *Weight) (Job, error) {
+	selected := b.selected(w)
+	if selected && (w.Count() == 0 || w.DType.Integer()) {
+		b.unfit++
+		selected = false
+	}
+	if selected {
+		b.quantised = append(b.quantised, w)
+		if !w.Role.Quantized {
+			b.extra = append(b.extra, w)
+		}
+		return b.quantiseJob(w)
+	}
+	if b.scheme != nil && (w.Role.Quantized || w.Role.Stay != models.Free) {
+		b.left = append(b.left, w)
+	}
+	to := b.castTo(w)
+	switch {
+	case w.Decoder == nil && to == w.DType, w.Decoder != nil && b.Quantize == "keep":
+		return copyJob(w), nil
+	case w.Decoder != nil:
+		b.decoded++
+		b.changed = true
+	}
+	return Job{Weight: w.Name, DType: to, Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+}
+
+// selected reports whether a weight is to be quantised.
+func (b *planner) selected(w *Weight) bool {
+	switch {
+	case b.scheme == nil, globs(b.Exclude).match(w.Name):
+		return false
+	case len(b.Include) > 0:
+		return globs(b.Include).match(w.Name)
+	}
+	return w.Role.Quantized || b.PerExpert && w.Role.Kind == models.Expert
+}
+
+func (b *planner) spec() quant.Spec {
+	s := quant.Spec{Type: b.Quantize, AllowNonFinite: b.AllowNonFinite}
+	if b.Quantize != "int8" {
+		s.BlockSize, s.DoubleQuant = b.BlockSize, b.DoubleQuant
+	}
+	return s
+}
+
+func (b *planner) quantiseJob(w *Weight) (Job, error) {
+	if w.Role.Kind == models.Expert && len(w.Shape) > 2 && len(b.Include) == 0 {
+		return Job{}, fmt.Errorf("%w: its experts are stored as one tensor of shape %v, and per-expert needs one tensor an expert; --experts keep leaves them as they are", ErrRefused, w.Shape)
+	}
+	spec, to := b.spec(), b.castTo(w)
+	if w.Decoder != nil {
+		have := w.Decoder.Spec()
+		have.AllowNonFinite = spec.AllowNonFinite
+		// A scheme that does not store what a weight was has nothing to cast.
+		if have == spec && (to == w.DType || w.Values != w.DType) {
+			return copyJob(w), nil
+		}
+		b.decoded++
+	}
+	b.changed = true
+	j := Job{Weight: w.Name, DType: to, Encode: &spec}
+	e, err := b.scheme.Encoder(spec, j.encoded(w))
+	if err != nil {
+		return Job{}, err
+	}
+	for _, out := range e.Outputs() {
+		j.Outputs = append(j.Outputs, Output{Info: out})
+	}
+	return j, nil
+}
+
+// encoded is the weight as the job's encoder sees it: Conv1D is turned round
+// first, as transformers does.
+func (j *Job) encoded(w *Weight) tensor.Info {
+	t := tensor.Info{Name: w.Name, DType: j.DType, Shape: w.Shape}
+	if j.flips(w) {
+		t.Shape = transposed(w.Shape)
+	}
+	return t
+}
+
+// flips reports whether the values are turned round before they are quantised.
+func (j *Job) flips(w *Weight) bool {
+	return j.Encode != nil && w.Role.Kind == models.Conv1D && len(w.Shape) == 2
+}
+
+func copyJob(w *Weight) Job {
+	j := Job{Weight: w.Name, Copy: true, DType: w.DType}
+	for _, p := range w.Parts {
+		j.Outputs = append(j.Outputs, Output{Info: p.Info})
+	}
+	return j
+}
+
+// castTo is the dtype that the values of a weight get.
+func (b *planner) castTo(w *Weight) tensor.DType {
+	to := b.Options.DType
+	if to == 0 || !w.DType.Float() && w.DType != tensor.F64 {
+		return w.DType
+	}
+	if to == tensor.F16 && w.Role.KeepFloat32 || to != tensor.F32 && w.Role.KeepFloat32Strict {
+		return tensor.F32 // as transformers loads it
+	}
+	return to
+}
+
+// sameAsTied reports whether a weight that the config ties to another has that
+// one's very bytes, so that nothing is lost without it.
+func (b *planner) sameAsTied(w *Weight) (bool, error) {
+	i := slices.IndexFunc(b.Weights, func(o *Weight) bool { return o.Name == w.Role.Tied })
+	if i < 0 {
+		return false, nil // it is the only one that is stored
+	}
+	same, err := sameBytes(w, b.Weights[i])
+	if err == nil && !same {
+		b.notice("%s is tied to %s by config.json, but differs from it: it is kept", formats.Quote(w.Name), formats.Quote(w.Role.Tied))
+	}
+	return same, err
+}
+
+// explain tells the user what he may not expect of the choice of weights.
+func (b *planner) explain() {
+	if b.decoded > 0 {
+		b.notice("dequantised: %s", plural(b.decoded, "weight"))
+	}
+	if b.scheme == nil {
+		return
+	}
+	if !b.Known {
+		what := "there is no config.json"
+		if b.Config != nil {
+			what = "the architecture " + formats.Quote(b.Config.Architecture) + " is not known"
+		}
+		if len(b.Include) == 0 {
+			b.notice("%s: weights are chosen by their names and shapes, and it is not promised that transformers loads the result", what)
+		}
+	}
+	if b.unfit > 0 {
+		b.notice("left as they are, since they hold integers or nothing: %s that --include chooses", plural(b.unfit, "tensor"))
+	}
+	experts, others := 0, []string(nil)
+	for _, w := range b.extra {
+		if w.Role.Kind == models.Expert {
+			experts++
+		} else {
+			others = append(others, w.Name)
+		}
+	}
+	switch {
+	case b.PerExpert && experts > 0:
+		b.notice("experts: %s in %s, one tensor an expert, for vLLM and unsloth; transformers does not load such a folder", plural(experts, "tensor"), b.Quantize)
+	case experts > 0:
+		b.notice("experts: %s in %s, by --include; transformers does not load such a folder", plural(experts, "tensor"), b.Quantize)
+	default:
+		n := 0
+		for _, w := range b.Weights {
+			if w.Role.Kind == models.Expert {
+				n++
+			}
+		}
+		if n > 0 {
+			b.notice("experts: %s not quantised, as transformers loads them; --experts per-expert quantises them", plural(n, "tensor"))
+		}
+	}
+	if len(others) > 0 && b.Known {
+		b.notice("quantised, though transformers would not: %s; it is not promised that it loads the result", list(others, 3))
+	}
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// list joins the first n names.
+func list(names []string, n int) string {
+	var quoted []string
+	for _, s := range names[:min(n, len(names))] {
+		quoted = append(quoted, formats.Quote(s))
+	}
+	s := strings.Join(quoted, ", ")
+	if more := len(names) - n; more > 0 {
+		s += fmt.Sprintf(" and %d more", more)
+	}
+	return s
+}
+
+// globs matches whole tensor names. * stands for any characters, dots
+// included, ? for one.
+type globs []string
+
+func (g globs) match(name string) bool {
+	for _, pattern := range g {
+		if matchGlob(pattern, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// matchGlob goes back to the last star only, so it takes at most len(pattern)
+// times len(name) steps.
+func matchGlob(pattern, name string) bool {
+	p, n := 0, 0
+	star, mark := -1, 0
+	for n < len(name) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, mark = p, n
+			p++
+		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == name[n]):
+			p++
+			n++
+		case star >= 0:
+			mark++
+			p, n = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
+
+// unmatched is an error where a glob matches no weight: most likely a mistake.
+func (g globs) unmatched(flag string, weights []*Weight) error {
+	for _, pattern := range g {
+		found := false
+		for _, w := range weights {
+			if found = matchGlob(pattern, w.Name); found {
+				break
+			}
+		}
+		if !found {
+			return fmt.Errorf("%s %s matches none of the %d tensors", flag, formats.Quote(pattern), len(weights))
+		}
+	}
+	return nil
+}

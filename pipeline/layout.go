@@ -1,0 +1,176 @@
+package pipeline
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// layOut places the jobs' outputs in shards.
+func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
+	b.p.Format = f.Name()
+	var infos []tensor.Info
+	var groups []int
+	var owner []*Output
+	var params int64
+	elements := make(map[string]int64, len(b.Weights))
+	for _, w := range b.Weights {
+		elements[w.Name] = w.Count()
+	}
+	b.p.Quantized = len(b.quantised)
+	for i := range jobs {
+		j := &jobs[i]
+		for k := range j.Outputs {
+			infos = append(infos, j.Outputs[k].Info)
+			groups = append(groups, i)
+			owner = append(owner, &j.Outputs[k])
+		}
+		params += elements[j.Weight]
+	}
+	seen := make(map[string]bool, len(infos))
+	for _, t := range infos {
+		if seen[t.Name] {
+			return fmt.Errorf("%s: %w: the result would hold two tensors %s", b.Path, ErrRefused, formats.Quote(t.Name))
+		}
+		seen[t.Name] = true
+	}
+	opts := formats.Options{MaxShardSize: b.MaxShardSize, Metadata: b.Metadata(), Groups: groups, Parameters: params}
+	if b.p.SingleFile {
+		opts.SingleFile = filepath.Base(dst)
+	}
+	layout, err := f.Layout(infos, opts)
+	if err != nil {
+		return err
+	}
+	b.p.Files = layout.Extra
+	for _, s := range layout.Shards {
+		shard := Shard{Name: s.Name, Size: s.Size, Header: s.Header}
+		var members []int
+		for i, t := range s.Tensors {
+			owner[t].Offset = s.Offsets[i]
+			members = append(members, groups[t])
+		}
+		slices.Sort(members) // jobs in the order of the source
+		for _, m := range slices.Compact(members) {
+			shard.Jobs = append(shard.Jobs, jobs[m])
+		}
+		b.p.Shards = append(b.p.Shards, shard)
+	}
+	return nil
+}
+
+// files decides what else the destination gets: config.json, and what is carried
+// along.
+func (b *planner) files() error {
+	for _, name := range b.Files() {
+		in, err := b.input(name)
+		if err != nil {
+			return err
+		}
+		b.p.Inputs = append(b.p.Inputs, in)
+	}
+	if !b.Folder || b.p.SingleFile {
+		return nil
+	}
+	if b.Config != nil {
+		b.p.Inputs = append(b.p.Inputs, InputFile{Name: configName, Size: b.configInfo.Size(), ModTime: b.configInfo.ModTime()})
+		config, err := b.editedConfig()
+		if err != nil {
+			return fmt.Errorf("%s: %w", filepath.Join(b.Path, configName), err)
+		}
+		b.p.Files = append(b.p.Files, formats.File{Name: configName, Data: config})
+	}
+	written := map[string]bool{}
+	for _, s := range b.p.Shards {
+		written[s.Name] = true
+	}
+	for _, f := range b.p.Files {
+		written[f.Name] = true
+	}
+	for _, name := range b.Files() {
+		written[name] = true
+	}
+	carried, skipped, err := carried(b.Path, written)
+	if err != nil {
+		return err
+	}
+	b.p.Carried = carried
+	if len(skipped) > 0 {
+		b.notice("not carried along: %s", list(skipped, 4))
+	}
+	return nil
+}
+
+// input describes one of the container's files.
+func (b *planner) input(name string) (InputFile, error) {
+	path := b.Path
+	if b.Folder {
+		path = filepath.Join(b.Path, filepath.FromSlash(name))
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return InputFile{}, err
+	}
+	return InputFile{Name: name, Size: info.Size(), ModTime: info.ModTime()}, nil
+}
+
+// editedConfig is config.json with what the plan changes in it.
+func (b *planner) editedConfig() ([]byte, error) {
+	var edits []models.Edit
+	if b.Options.DType != 0 {
+		edits = append(edits, models.SetDType(b.Options.DType.Torch()))
+	}
+	switch {
+	case b.Quantize == "none":
+		edits = append(edits, models.Remove("quantization_config"))
+	case b.scheme != nil && b.changed:
+		edits = append(edits, models.Set("quantization_config", b.scheme.Config(b.spec(), b.skipped())))
+	}
+	return models.EditConfig(b.configJSON, edits...)
+}
+
+// skipped is the list of modules that a loader must not expect to be quantised,
+// nil where its own choice is what was done.
+func (b *planner) skipped() []string {
+	if b.Known {
+		var left []string
+		for _, w := range b.left {
+			left = append(left, b.Model.Module(w.Name))
+		}
+		extra := map[string]bool{}
+		for _, w := range b.extra {
+			if w.Role.Kind != models.Expert {
+				extra[b.Model.Module(w.Name)] = true
+			}
+		}
+		if len(left)+len(extra) == 0 {
+			return nil
+		}
+		// The list replaces the loader's choice, so it is never null here.
+		list := append([]string{}, b.Model.Skipped()...)
+		for _, m := range left {
+			if !slices.Contains(list, m) {
+				list = append(list, m)
+			}
+		}
+		return slices.DeleteFunc(list, func(m string) bool { return extra[m] })
+	}
+	// The loader's choice is not known: name every matrix that stays.
+	quantised := make(map[*Weight]bool, len(b.quantised))
+	for _, w := range b.quantised {
+		quantised[w] = true
+	}
+	skip := []string{}
+	for _, w := range b.Weights {
+		if module, ok := strings.CutSuffix(w.Name, ".weight"); ok && !quantised[w] && len(w.Shape) == 2 {
+			skip = append(skip, module)
+		}
+	}
+	return skip
+}
