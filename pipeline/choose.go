@@ -203,7 +203,9 @@ func (b *planner) castTo(w *Weight) tensor.DType {
 // sameAsTied reports whether a weight that the config ties to another has that
 // one's very bytes, so that nothing is lost without it.
 func (b *planner) sameAsTied(w *Weight) (bool, error) {
-	i := slices.IndexFunc(b.Weights, func(o *Weight) bool { return o.Name == w.Role.Tied })
+	i := slices.IndexFunc(b.Weights, func(o *Weight) bool {
+		return len(o.Role.Runtime) == 1 && o.Role.Runtime[0].Whole() && o.Role.Runtime[0].Param == w.Role.Tied
+	})
 	if i < 0 {
 		return false, nil // it is the only one that is stored
 	}
@@ -230,6 +232,9 @@ func (b *planner) explain() {
 		if len(b.Include) == 0 {
 			b.notice("%s: weights are chosen by their names and shapes, and it is not promised that transformers loads the result", what)
 		}
+	}
+	if b.Known && b.Config.Assumed {
+		b.notice("config.json names no architecture: taken for %s, after its model_type", formats.Quote(b.Config.Architecture))
 	}
 	if b.unfit > 0 {
 		b.notice("left as they are, since they hold integers or nothing: %s that --include chooses", plural(b.unfit, "tensor"))

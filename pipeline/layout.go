@@ -141,12 +141,14 @@ func (b *planner) skipped() []string {
 	if b.Known {
 		var left []string
 		for _, w := range b.left {
-			left = append(left, b.Model.Module(w.Name))
+			left = append(left, w.modules()...)
 		}
 		extra := map[string]bool{}
 		for _, w := range b.extra {
 			if w.Role.Kind != models.Expert {
-				extra[b.Model.Module(w.Name)] = true
+				for _, m := range w.modules() {
+					extra[m] = true
+				}
 			}
 		}
 		if len(left)+len(extra) == 0 {
@@ -173,4 +175,14 @@ func (b *planner) skipped() []string {
 		}
 	}
 	return skip
+}
+
+// modules names the run-time modules that the weight belongs to: one, but where the
+// file joins what are several in the model.
+func (w *Weight) modules() []string {
+	var names []string
+	for _, s := range w.Role.Runtime {
+		names = append(names, strings.TrimSuffix(s.Param, ".weight"))
+	}
+	return names
 }

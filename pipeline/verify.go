@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -137,7 +138,7 @@ func (e *expectations) disappointed(w *Weight) string {
 	case e.skip == nil:
 		promised = w.Role.Quantized
 	case w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D:
-		promised = !w.Role.KeepFloat32 && !e.skip.matches(e.c.Model.Module(w.Name))
+		promised = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.modules(), e.skip.matches)
 	}
 	switch stored := w.Decoder != nil; {
 	case stored && !promised:

@@ -52,7 +52,6 @@ type bar struct {
 	title string
 	all   *mpb.Progress
 	bar   *mpb.Bar
-	last  time.Duration
 }
 
 func (b *bar) update(p lorakit.Progress) {
@@ -61,13 +60,12 @@ func (b *bar) update(p lorakit.Progress) {
 		b.bar = b.all.AddBar(p.Total,
 			mpb.PrependDecorators(decor.Name(shorten(b.title, 24)+" ")),
 			mpb.AppendDecorators(
-				decor.CountersKibiByte("% .1f / % .1f "),
-				decor.EwmaSpeed(decor.SizeB1024(0), "% .0f ", 20),
-				decor.EwmaETA(decor.ET_STYLE_GO, 20)),
+				decor.CountersKibiByte(" % .1f / % .1f  "),
+				decor.AverageSpeed(decor.SizeB1024(0), "% .1f  "),
+				decor.AverageETA(decor.ET_STYLE_GO), decor.Name(" left")),
 			mpb.BarRemoveOnComplete())
 	}
-	b.bar.EwmaSetCurrent(p.Done, p.Elapsed-b.last)
-	b.last = p.Elapsed
+	b.bar.SetCurrent(p.Done)
 }
 
 func (b *bar) end(done bool) {

@@ -451,7 +451,7 @@ def flips(base, paths):
 
 # ----------------------------------------------------------------- one class
 
-PATIENCE = float(os.environ.get("PATIENCE", 20))  # seconds of flips a class
+PATIENCE = float(os.environ.get("PATIENCE", 40))  # seconds of flips a class
 EFFECTIVE = {}  # config class -> the flips that changed something for a class already done
 
 
