@@ -91,7 +91,7 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 		return nil, err
 	}
 	defer c.Close()
-	p, err := pipeline.NewPlan(c, dst, po)
+	p, err := pipeline.NewPlan(ctx, c, dst, po)
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +109,9 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	r.Seconds = time.Since(start).Seconds()
 	if err != nil {
 		return nil, err
+	}
+	if r.Overflowed {
+		r.Notices = append(r.Notices, "the result holds infinities in F16: values past 65504, the largest float16, become infinite; bf16 and f32 have room for them")
 	}
 	if r.Leftover != "" {
 		r.Notices = append(r.Notices, r.Leftover)
@@ -148,8 +151,8 @@ func (o ConvertOptions) plan() (pipeline.Options, error) {
 	if err := nf4.CheckBlockSize(po.BlockSize); err != nil {
 		return po, fmt.Errorf("%w: %w", ErrOption, err)
 	}
-	if o.Threads < 0 || o.MaxShardSize < 0 {
-		return po, fmt.Errorf("%w: threads is %d and max-shard-size %d, expected no negative numbers", ErrOption, o.Threads, o.MaxShardSize)
+	if o.Threads < 0 || o.Threads > 4096 || o.MaxShardSize < 0 {
+		return po, fmt.Errorf("%w: threads is %d and max-shard-size %d, expected at most 4096 threads and no negative numbers", ErrOption, o.Threads, o.MaxShardSize)
 	}
 	return po, nil
 }

@@ -14,7 +14,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/lorakit/lorakit/storage"
@@ -162,16 +161,6 @@ func ForExtension(path string) (Format, bool) {
 		}
 	}
 	return nil, false
-}
-
-// Quote writes a name from a file so that it is safe in a one-line message:
-// quoted, escaped, and cut where it is very long.
-func Quote(name string) string {
-	const most = 200
-	if len(name) > most {
-		return strconv.Quote(name[:most]) + "…"
-	}
-	return strconv.Quote(name)
 }
 
 func names() string {

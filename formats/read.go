@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // ReadAt reads len(p) bytes of the tensor, beginning off bytes into it, as an
@@ -11,7 +13,7 @@ import (
 // shorter since it was opened is io.ErrUnexpectedEOF.
 func (t Tensor) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, fmt.Errorf("%s: tensor %q: negative offset %d", t.File, t.Name, off)
+		return 0, fmt.Errorf("%s: tensor %s: negative offset %d", t.File, tensor.Quote(t.Name), off)
 	}
 	if off >= t.Bytes {
 		if len(p) == 0 {
@@ -30,5 +32,5 @@ func (t Tensor) ReadAt(p []byte, off int64) (int, error) {
 	case err == nil || errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
-	return n, fmt.Errorf("%s: tensor %q: read %d of %d bytes at offset %d: %w", t.File, t.Name, n, len(p), t.Offset+off, err)
+	return n, fmt.Errorf("%s: tensor %s: read %d of %d bytes at offset %d: %w", t.File, tensor.Quote(t.Name), n, len(p), t.Offset+off, err)
 }

@@ -141,13 +141,23 @@ type layout struct {
 	colon, comma    string
 }
 
-// layoutOf reads the layout off the first members; a file without any is laid out
-// as transformers does.
+// layoutOf reads the layout off the first members; a file without any, or with
+// more space than anybody lays out, is laid out as transformers does.
 func layoutOf(v jsontext.Value, top []member) layout {
-	l := layout{newline: "\n", indent: "  ", colon: ": ", comma: ","}
+	usual := layout{newline: "\n", indent: "  ", colon: ": ", comma: ","}
 	if len(top) == 0 {
+		return usual
+	}
+	const most = 64
+	if l := firstLayout(v, top); len(l.indent) <= most && len(l.colon) <= most && len(l.comma) <= most {
 		return l
 	}
+	return usual
+}
+
+// firstLayout is the layout of the first members.
+func firstLayout(v jsontext.Value, top []member) layout {
+	l := layout{newline: "\n", comma: ","}
 	l.colon = string(v[top[0].key.to:top[0].value.from])
 	open := bytes.IndexByte(v, '{') + 1
 	before := v[open:top[0].key.from]

@@ -73,7 +73,7 @@ type Weight struct {
 
 // failed says of an error which weight it is about, and in which file.
 func (w *Weight) failed(err error) error {
-	return fmt.Errorf("%s: tensor %s: %w", w.Parts[0].File, formats.Quote(w.Name), err)
+	return fmt.Errorf("%s: tensor %s: %w", w.Parts[0].File, tensor.Quote(w.Name), err)
 }
 
 // StoredBytes is the size of the weight in its file, companions included.
@@ -128,6 +128,15 @@ func (c *Checkpoint) Metadata() map[string]string { return c.container.Metadata(
 
 // Files returns the names of the files that hold the tensors, an index included.
 func (c *Checkpoint) Files() []string { return c.container.Files() }
+
+// file is the path of one of the checkpoint's files.
+func (c *Checkpoint) file(name string) string {
+	dir := c.Path
+	if !c.Folder {
+		dir = filepath.Dir(dir)
+	}
+	return filepath.Join(dir, filepath.FromSlash(name))
+}
 
 // DType is the type that config.json gives for the model, or 0.
 func (c *Checkpoint) DType() tensor.DType {
@@ -239,7 +248,7 @@ func (c *Checkpoint) assemble() error {
 			parts := d.Parts()
 			for _, p := range parts {
 				if other, taken := companion[p]; taken {
-					return fmt.Errorf("tensor %q: %w: it belongs to both %q and %q", p, quant.ErrMalformed, other, d.Info().Name)
+					return fmt.Errorf("tensor %s: %w: it belongs to both %s and %s", tensor.Quote(p), quant.ErrMalformed, tensor.Quote(other), tensor.Quote(d.Info().Name))
 				}
 				companion[p] = d.Info().Name
 			}

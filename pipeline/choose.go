@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ type planner struct {
 	decoded   int          // how many weights are dequantised
 	changed   bool         // whether the scheme of any weight changes
 	unfit     int          // how many were chosen that hold nothing to quantise
+	uncast    []string     // what --dtype leaves: types that only a scheme gives a meaning
 }
 
 func (b *planner) notice(format string, args ...any) {
@@ -39,9 +41,12 @@ func (b *planner) check() error {
 			return err
 		}
 	}
+	if b.Config != nil && b.Config.Quantization != nil && b.Config.Quantization.Kind() != '{' {
+		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, configName), ErrRefused)
+	}
 	if method, ok := b.foreignScheme(); ok && (b.Quantize != "keep" || b.Options.DType != 0) {
 		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
-			filepath.Join(b.Path, configName), ErrRefused, formats.Quote(method), knownSchemes())
+			filepath.Join(b.Path, configName), ErrRefused, tensor.Quote(method), knownSchemes())
 	}
 	if err := globs(b.Include).unmatched("--include", b.Weights); err != nil {
 		return err
@@ -66,16 +71,19 @@ func (b *planner) target(dst string) (formats.Format, error) {
 }
 
 // jobs decides the way of every weight.
-func (b *planner) jobs() ([]Job, error) {
+func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 	jobs := make([]Job, 0, len(b.Weights))
 	for _, w := range b.Weights {
+		if ctx.Err() != nil {
+			return nil, ErrInterrupted
+		}
 		if b.scheme != nil && w.Role.Tied != "" {
-			same, err := b.sameAsTied(w)
+			same, err := b.sameAsTied(ctx, w)
 			if err != nil {
 				return nil, err
 			}
 			if same {
-				b.notice("%s is tied to %s and not written", formats.Quote(w.Name), formats.Quote(w.Role.Tied))
+				b.notice("%s is tied to %s and not written", tensor.Quote(w.Name), tensor.Quote(w.Role.Tied))
 				continue
 			}
 		}
@@ -110,6 +118,9 @@ func (b *planner) job(w *Weight) (Job, error) {
 		b.left = append(b.left, w)
 	}
 	to := b.castTo(w)
+	if b.Options.DType != 0 && !numeric(w.DType) && !w.DType.Integer() {
+		b.uncast = append(b.uncast, w.Name)
+	}
 	switch {
 	case w.Decoder == nil && to == w.DType, w.Decoder != nil && b.Quantize == "keep":
 		return copyJob(w), nil
@@ -191,7 +202,7 @@ func copyJob(w *Weight) Job {
 // castTo is the dtype that the values of a weight get.
 func (b *planner) castTo(w *Weight) tensor.DType {
 	to := b.Options.DType
-	if to == 0 || !w.DType.Float() && w.DType != tensor.F64 {
+	if to == 0 || !numeric(w.DType) {
 		return w.DType
 	}
 	if to == tensor.F16 && w.Role.KeepFloat32 || to != tensor.F32 && w.Role.KeepFloat32Strict {
@@ -202,16 +213,16 @@ func (b *planner) castTo(w *Weight) tensor.DType {
 
 // sameAsTied reports whether a weight that the config ties to another has that
 // one's very bytes, so that nothing is lost without it.
-func (b *planner) sameAsTied(w *Weight) (bool, error) {
+func (b *planner) sameAsTied(ctx context.Context, w *Weight) (bool, error) {
 	i := slices.IndexFunc(b.Weights, func(o *Weight) bool {
 		return len(o.Role.Runtime) == 1 && o.Role.Runtime[0].Whole() && o.Role.Runtime[0].Param == w.Role.Tied
 	})
 	if i < 0 {
 		return false, nil // it is the only one that is stored
 	}
-	same, err := sameBytes(w, b.Weights[i])
+	same, err := sameBytes(ctx, w, b.Weights[i])
 	if err == nil && !same {
-		b.notice("%s is tied to %s by config.json, but differs from it: it is kept", formats.Quote(w.Name), formats.Quote(w.Role.Tied))
+		b.notice("%s is tied to %s by config.json, but differs from it: it is kept", tensor.Quote(w.Name), tensor.Quote(w.Role.Tied))
 	}
 	return same, err
 }
@@ -221,20 +232,23 @@ func (b *planner) explain() {
 	if b.decoded > 0 {
 		b.notice("dequantised: %s", plural(b.decoded, "weight"))
 	}
+	if len(b.uncast) > 0 {
+		b.notice("not cast, since only a scheme gives their types a meaning: %s", list(b.uncast, 3))
+	}
 	if b.scheme == nil {
 		return
 	}
 	if !b.Known {
 		what := "there is no config.json"
 		if b.Config != nil {
-			what = "the architecture " + formats.Quote(b.Config.Architecture) + " is not known"
+			what = "the architecture " + tensor.Quote(b.Config.Architecture) + " is not known"
 		}
 		if len(b.Include) == 0 {
 			b.notice("%s: weights are chosen by their names and shapes, and it is not promised that transformers loads the result", what)
 		}
 	}
 	if b.Known && b.Config.Assumed {
-		b.notice("config.json names no architecture: taken for %s, after its model_type", formats.Quote(b.Config.Architecture))
+		b.notice("config.json names no architecture: taken for %s, after its model_type", tensor.Quote(b.Config.Architecture))
 	}
 	if b.unfit > 0 {
 		b.notice("left as they are, since they hold integers or nothing: %s that --include chooses", plural(b.unfit, "tensor"))
@@ -279,7 +293,7 @@ func plural(n int, what string) string {
 func list(names []string, n int) string {
 	var quoted []string
 	for _, s := range names[:min(n, len(names))] {
-		quoted = append(quoted, formats.Quote(s))
+		quoted = append(quoted, tensor.Quote(s))
 	}
 	s := strings.Join(quoted, ", ")
 	if more := len(names) - n; more > 0 {
@@ -334,7 +348,7 @@ func (g globs) unmatched(flag string, weights []*Weight) error {
 			}
 		}
 		if !found {
-			return fmt.Errorf("%s %s matches none of the %d tensors", flag, formats.Quote(pattern), len(weights))
+			return fmt.Errorf("%s %s matches none of the %d tensors", flag, tensor.Quote(pattern), len(weights))
 		}
 	}
 	return nil

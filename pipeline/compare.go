@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 
@@ -119,7 +120,7 @@ func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm
 	if !numeric(a.DType) || !numeric(b.DType) {
 		same := a.DType == b.DType
 		if same {
-			same, err = sameBytes(a, b)
+			same, err = sameBytes(ctx, a, b)
 		}
 		if !same {
 			d.MaxAbs, d.RelRMS = math.Inf(1), math.Inf(1)
@@ -164,7 +165,7 @@ func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm
 }
 
 // sameBytes reports whether two weights are stored with the same type, shape and bytes.
-func sameBytes(a, b *Weight) (bool, error) {
+func sameBytes(ctx context.Context, a, b *Weight) (bool, error) {
 	if a.DType != b.DType || !slices.Equal(a.Shape, b.Shape) || len(a.Parts) != len(b.Parts) {
 		return false, nil
 	}
@@ -173,19 +174,30 @@ func sameBytes(a, b *Weight) (bool, error) {
 		if p.Bytes != q.Bytes || p.DType != q.DType {
 			return false, nil
 		}
-		const piece = 256 << 10
-		x, y := make([]byte, piece), make([]byte, piece)
-		for lo := int64(0); lo < p.Bytes; lo += piece {
-			n := min(piece, p.Bytes-lo)
-			if err := readPart(p, x[:n], lo); err != nil {
-				return false, err
-			}
-			if err := readPart(q, y[:n], lo); err != nil {
-				return false, err
-			}
-			if !bytes.Equal(x[:n], y[:n]) {
-				return false, nil
-			}
+		if same, err := sameContent(ctx, p.Data, p.Offset, q.Data, q.Offset, p.Bytes); !same || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// sameContent compares n bytes of two files.
+func sameContent(ctx context.Context, a io.ReaderAt, aOff int64, b io.ReaderAt, bOff, n int64) (bool, error) {
+	const piece = 256 << 10
+	x, y := make([]byte, min(piece, n)), make([]byte, min(piece, n))
+	for lo := int64(0); lo < n; lo += piece {
+		if ctx.Err() != nil {
+			return false, ErrInterrupted
+		}
+		x, y = x[:min(piece, n-lo)], y[:min(piece, n-lo)]
+		if k, err := a.ReadAt(x, aOff+lo); k < len(x) {
+			return false, err
+		}
+		if k, err := b.ReadAt(y, bOff+lo); k < len(y) {
+			return false, err
+		}
+		if !bytes.Equal(x, y) {
+			return false, nil
 		}
 	}
 	return true, nil

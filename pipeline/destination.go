@@ -2,14 +2,17 @@ package pipeline
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
-	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // CheckDestination refuses, before any work is done, a destination that a run from
@@ -88,84 +91,99 @@ func within(dir, path string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
-// matches reports by an error whether what is at dst is not what the plan makes: its
-// small files and its headers are compared whole, and of each tensor the first
-// tile, which is made again for it.
-func (r *run) matches(dst string) error {
-	differs := func(name, why string) error {
-		return fmt.Errorf("%s: %w, and was not made by this source and these flags: %s %s; --force replaces it", dst, ErrExists, formats.Quote(name), why)
+// different is what a run that compares finds.
+type different struct{ name, how string }
+
+func (d *different) Error() string { return tensor.Quote(d.name) + " " + d.how }
+
+// matches makes the result again and compares it with what is at dst, byte for byte.
+// What differs is an error of kind ErrExists.
+func (r *run) matches(ctx context.Context, dst string) error {
+	again := &run{plan: r.plan, checkpoint: r.checkpoint, opts: r.opts, compute: r.compute, against: dst}
+	err := again.prepare()
+	if err == nil {
+		err = again.shards(ctx)
 	}
-	path := func(name string) string {
-		if r.plan.SingleFile {
-			return dst
-		}
-		return filepath.Join(dst, filepath.FromSlash(name))
+	if err == nil {
+		err = again.sameFiles(ctx)
 	}
-	for _, f := range r.plan.Files {
-		b, err := os.ReadFile(path(f.Name))
-		if err != nil || !bytes.Equal(b, f.Data) {
-			return differs(f.Name, "is missing or another")
-		}
+	var d *different
+	if errors.As(err, &d) {
+		return fmt.Errorf("%s: %w, and is not what this source and these flags make: %w; --force replaces it", dst, ErrExists, d)
 	}
-	for _, in := range r.plan.Carried {
-		if info, err := os.Stat(path(in.Name)); err != nil || info.Size() != in.Size {
-			return differs(in.Name, "is missing or another")
-		}
+	return err
+}
+
+// there is the path of a file of the result that is compared with.
+func (r *run) there(name string) string {
+	if r.plan.SingleFile {
+		return r.against
 	}
-	s := &scratch{compute: r.compute}
-	for _, sh := range r.work {
-		f, err := storage.Open(path(sh.Name))
-		if err != nil {
-			return differs(sh.Name, "is missing")
-		}
-		defer f.Close()
-		if info, err := f.Stat(); err != nil || info.Size() != sh.Size {
-			return differs(sh.Name, "is another")
-		}
-		compare := func(p []byte, off int64) error {
-			there := make([]byte, len(p))
-			if _, err := f.ReadAt(there, off); err != nil || !bytes.Equal(p, there) {
-				return differs(sh.Name, "holds something else")
-			}
-			return nil
-		}
-		if err := compare(sh.Header, 0); err != nil {
+	return filepath.Join(r.against, filepath.FromSlash(name))
+}
+
+// open opens a shard to compare with.
+func (r *run) open(sh *shardRun) error {
+	f, err := storage.Open(r.there(sh.Name))
+	if err != nil {
+		return &different{sh.Name, "is missing"}
+	}
+	sh.file = f
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() != sh.Size {
+		return &different{sh.Name, "has another size"}
+	}
+	return r.same(sh, sh.Header, 0)
+}
+
+// same compares what would be written with what is there.
+func (r *run) same(sh *shardRun, p []byte, off int64) error {
+	const piece = 64 << 10
+	there := buffers.Get().(*[piece]byte)
+	defer buffers.Put(there)
+	for len(p) > 0 {
+		n := min(len(p), piece)
+		if _, err := sh.file.ReadAt(there[:n], off); err != nil {
 			return err
 		}
-		for k := range sh.Jobs {
-			j, err := r.newJob(&sh.Jobs[k], sh)
-			if err != nil {
-				return err
-			}
-			if err := r.firstTile(s, j, compare); err != nil {
-				return err
-			}
+		if !bytes.Equal(p[:n], there[:n]) {
+			return &different{sh.Name, "has other content"}
 		}
+		p, off = p[n:], off+int64(n)
 	}
 	return nil
 }
 
-// firstTile makes the first bytes of a job again.
-func (r *run) firstTile(s *scratch, j *jobRun, write func(p []byte, off int64) error) error {
-	if j.Copy {
-		for i := range j.weight.Parts {
-			p := &j.weight.Parts[i]
-			b := sized(&s.values, min(p.Bytes, smallestTile))
-			if err := readPart(p, b, 0); err != nil {
-				return err
-			}
-			if err := write(b, j.Outputs[i].Offset); err != nil {
-				return err
-			}
+var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
+// sameFiles compares all but the shards.
+func (r *run) sameFiles(ctx context.Context) error {
+	for _, f := range r.plan.Files {
+		if b, err := os.ReadFile(r.there(f.Name)); err != nil || !bytes.Equal(b, f.Data) {
+			return &different{f.Name, "is missing or another"}
 		}
-		return nil
 	}
-	n := min(j.tileElements(smallestTile), j.weight.Count())
-	if n == 0 {
-		return nil
+	for _, in := range r.plan.Carried {
+		a, err := storage.Open(r.checkpoint.file(in.Name))
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		b, err := storage.Open(r.there(in.Name))
+		if err != nil {
+			return &different{in.Name, "is missing"}
+		}
+		defer b.Close()
+		same, err := sameContent(ctx, a, 0, b, 0, in.Size)
+		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
+		}
+		if info, statErr := b.Stat(); err != nil || !same || statErr != nil || info.Size() != in.Size {
+			return &different{in.Name, "has other content"}
+		}
 	}
-	if j.encoder != nil {
-		j.carry = &carry{floats: make([]float32, j.encoder.Carry(0, n))}
-	}
-	return r.change(s, task{job: j, hi: n}, write)
+	return nil
 }

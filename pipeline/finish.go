@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -33,6 +32,10 @@ func (r *run) finishJob(g *errgroup.Group, j *jobRun) error {
 
 // finishShard makes a shard durable and gives it its name.
 func (r *run) finishShard(sh *shardRun) error {
+	if r.against != "" {
+		close(sh.done)
+		return sh.file.Close()
+	}
 	if err := sh.file.Sync(); err != nil {
 		return err
 	}
@@ -54,7 +57,7 @@ func (r *run) files(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := r.carryAlong(in); err != nil {
+		if err := r.carryAlong(ctx, in); err != nil {
 			return err
 		}
 	}
@@ -67,7 +70,7 @@ func (r *run) files(ctx context.Context) error {
 	return nil
 }
 
-func (r *run) carryAlong(in InputFile) error {
+func (r *run) carryAlong(ctx context.Context, in InputFile) error {
 	path, err := storage.Within(r.checkpoint.Path, in.Name)
 	if err != nil {
 		return err
@@ -86,10 +89,19 @@ func (r *run) carryAlong(in InputFile) error {
 		return err
 	}
 	defer dst.Close()
-	if err := storage.CopyRange(dst, 0, src, 0, in.Size); err != nil {
+	if err := storage.Preallocate(dst, in.Size); err != nil {
 		return err
 	}
-	r.written.Add(in.Size)
+	for off := int64(0); off < in.Size; off += copyBytes {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(copyBytes, in.Size-off)
+		if err := storage.CopyRange(dst, off, src, off, n); err != nil {
+			return err
+		}
+		r.written.Add(n)
+	}
 	if err := dst.Sync(); err != nil {
 		return err
 	}
@@ -114,17 +126,13 @@ func writeFile(path string, b []byte) error {
 // unchanged makes sure that the source is still what the plan was made from.
 func (r *run) unchanged() error {
 	for _, in := range append(r.plan.Inputs[:len(r.plan.Inputs):len(r.plan.Inputs)], r.plan.Carried...) {
-		path := r.checkpoint.Path
-		if r.checkpoint.Folder {
-			path = filepath.Join(path, filepath.FromSlash(in.Name))
-		}
+		path := r.checkpoint.file(in.Name)
 		info, err := os.Stat(path)
 		if err != nil {
 			return err
 		}
-		if info.Size() != in.Size || !info.ModTime().Equal(in.ModTime) {
-			return fmt.Errorf("%s: it changed while it was read: %d bytes of %v, expected %d of %v",
-				path, info.Size(), info.ModTime().Format(time.RFC3339Nano), in.Size, in.ModTime.Format(time.RFC3339Nano))
+		if now := inputFile(in.Name, info); now != in {
+			return fmt.Errorf("%s: it changed while it was read: %d bytes, modified at %s, expected %d, at %s", path, now.Size, now.Modified, in.Size, in.Modified)
 		}
 	}
 	return nil
@@ -144,5 +152,6 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 	if left := r.stage.remove(); left != nil {
 		return fmt.Errorf("%w; and %s could not be removed: %v", err, r.stage.dir, left)
 	}
+	r.stage.removeParents()
 	return err
 }

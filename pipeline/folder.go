@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/storage"
@@ -36,8 +37,12 @@ func carried(folder string, written map[string]bool) (files []InputFile, skipped
 			skipped = append(skipped, name)
 			return nil
 		}
+		if !utf8.ValidString(name) || strings.Contains(name, `\`) { // no name on every system
+			skipped = append(skipped, name)
+			return nil
+		}
 		resolved, err := storage.Within(folder, name)
-		if errors.Is(err, fs.ErrNotExist) { // a link to nothing, as editors leave
+		if d.Type()&fs.ModeSymlink != 0 && err != nil && !errors.Is(err, storage.ErrOutside) { // it leads to nothing, as those of editors do
 			skipped = append(skipped, name)
 			return nil
 		}
@@ -55,7 +60,7 @@ func carried(folder string, written map[string]bool) (files []InputFile, skipped
 		if len(files) == maxCarried {
 			return fmt.Errorf("%s: %w: more than %d files", folder, formats.ErrLimit, maxCarried)
 		}
-		files = append(files, InputFile{Name: name, Size: info.Size(), ModTime: info.ModTime()})
+		files = append(files, inputFile(name, info))
 		return nil
 	})
 	return files, skipped, err
@@ -68,16 +73,20 @@ var weightEndings = []string{
 	".pdparams", ".nemo", ".keras", ".llamafile",
 }
 
-// isWeights reports whether a file is another form of the weights. A .bin is one
-// by its usual names only: training_args.bin and tokenizer.bin are none.
+// isWeights reports whether a file holds the model's weights in some form. A .bin
+// is one by its usual names only: training_args.bin and tokenizer.bin are none. In a
+// sub-folder safetensors are another part (2_Dense of a sentence transformer, a
+// diffusion pipeline's unet), and other formats an export of the whole, but for
+// the .bin of a numbered module.
 func isWeights(name string) bool {
-	base := strings.ToLower(path.Base(name))
+	folder, base := path.Split(strings.ToLower(name))
+	part := folder != ""
 	for _, e := range weightEndings {
 		if strings.HasSuffix(base, e) {
-			return true
+			return !part || !strings.Contains(e, ".safetensors")
 		}
 	}
-	if strings.HasSuffix(base, ".bin") {
+	if strings.HasSuffix(base, ".bin") && !(part && folder[0] >= '0' && folder[0] <= '9') {
 		for _, p := range []string{"pytorch_model", "model", "adapter_model", "diffusion_pytorch_model", "openvino_model", "consolidated"} {
 			if strings.HasPrefix(base, p) {
 				return true

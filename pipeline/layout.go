@@ -12,6 +12,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
+// maxShards is as many as are read back by default.
+const maxShards = 10_000
+
 // layOut places the jobs' outputs in shards.
 func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 	b.p.Format = f.Name()
@@ -33,20 +36,16 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 		}
 		params += elements[j.Weight]
 	}
-	seen := make(map[string]bool, len(infos))
-	for _, t := range infos {
-		if seen[t.Name] {
-			return fmt.Errorf("%s: %w: the result would hold two tensors %s", b.Path, ErrRefused, formats.Quote(t.Name))
-		}
-		seen[t.Name] = true
-	}
 	opts := formats.Options{MaxShardSize: b.MaxShardSize, Metadata: b.Metadata(), Groups: groups, Parameters: params}
 	if b.p.SingleFile {
 		opts.SingleFile = filepath.Base(dst)
 	}
 	layout, err := f.Layout(infos, opts)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: the result: %w", b.Path, err)
+	}
+	if len(layout.Shards) > maxShards {
+		return fmt.Errorf("%s: %w: the result would have %d shards, expected at most %d; a larger --max-shard-size makes fewer", b.Path, ErrRefused, len(layout.Shards), maxShards)
 	}
 	b.p.Files = layout.Extra
 	for _, s := range layout.Shards {
@@ -69,17 +68,17 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 // along.
 func (b *planner) files() error {
 	for _, name := range b.Files() {
-		in, err := b.input(name)
+		info, err := os.Stat(b.file(name))
 		if err != nil {
 			return err
 		}
-		b.p.Inputs = append(b.p.Inputs, in)
+		b.p.Inputs = append(b.p.Inputs, inputFile(name, info))
 	}
 	if !b.Folder || b.p.SingleFile {
 		return nil
 	}
 	if b.Config != nil {
-		b.p.Inputs = append(b.p.Inputs, InputFile{Name: configName, Size: b.configInfo.Size(), ModTime: b.configInfo.ModTime()})
+		b.p.Inputs = append(b.p.Inputs, inputFile(configName, b.configInfo))
 		config, err := b.editedConfig()
 		if err != nil {
 			return fmt.Errorf("%s: %w", filepath.Join(b.Path, configName), err)
@@ -105,19 +104,6 @@ func (b *planner) files() error {
 		b.notice("not carried along: %s", list(skipped, 4))
 	}
 	return nil
-}
-
-// input describes one of the container's files.
-func (b *planner) input(name string) (InputFile, error) {
-	path := b.Path
-	if b.Folder {
-		path = filepath.Join(b.Path, filepath.FromSlash(name))
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return InputFile{}, err
-	}
-	return InputFile{Name: name, Size: info.Size(), ModTime: info.ModTime()}, nil
 }
 
 // editedConfig is config.json with what the plan changes in it.

@@ -116,7 +116,7 @@ func convert(ctx context.Context, src, dst string, o pipeline.Options, ro pipeli
 		return pipeline.Result{}, err
 	}
 	defer c.Close()
-	p, err := pipeline.NewPlan(c, dst, o)
+	p, err := pipeline.NewPlan(ctx, c, dst, o)
 	if err != nil {
 		return pipeline.Result{}, err
 	}
@@ -196,7 +196,7 @@ func TestResume(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	dst := filepath.Join(t.TempDir(), "dst")
-	p, err := pipeline.NewPlan(c, dst, nf4)
+	p, err := pipeline.NewPlan(context.Background(), c, dst, nf4)
 	require.NoError(t, err)
 	require.Greater(t, len(p.Shards), 5)
 
@@ -327,7 +327,7 @@ func TestPublishedStageIsTidied(t *testing.T) {
 	c, err := pipeline.Open(src)
 	require.NoError(t, err)
 	defer c.Close()
-	p, err := pipeline.NewPlan(c, dst, nf4)
+	p, err := pipeline.NewPlan(context.Background(), c, dst, nf4)
 	require.NoError(t, err)
 	_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
 	require.NoError(t, err)
@@ -336,7 +336,7 @@ func TestPublishedStageIsTidied(t *testing.T) {
 	// Killed between the swap that --force makes and the removal of the old DST.
 	info, err := os.Stat(dst)
 	require.NoError(t, err)
-	marker, err := json.Marshal(map[string]any{"plan": p.Digest(), "result": info.ModTime()})
+	marker, err := json.Marshal(map[string]any{"plan": p.Digest(), "result": fmt.Sprintf("%d.%09d", info.ModTime().Unix(), info.ModTime().Nanosecond())})
 	require.NoError(t, err)
 	old := filepath.Join(dst+".partial", "out")
 	require.NoError(t, os.MkdirAll(old, 0o777))
@@ -359,7 +359,7 @@ func TestSourceThatChanges(t *testing.T) {
 			c, err := pipeline.Open(src)
 			require.NoError(t, err)
 			defer c.Close()
-			p, err := pipeline.NewPlan(c, dst, o)
+			p, err := pipeline.NewPlan(context.Background(), c, dst, o)
 			require.NoError(t, err)
 			require.NoError(t, os.Truncate(src, 1_000_000))
 			_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
@@ -374,7 +374,7 @@ func TestSourceThatChanges(t *testing.T) {
 		c, err := pipeline.Open(src)
 		require.NoError(t, err)
 		defer c.Close()
-		p, err := pipeline.NewPlan(c, dst, pipeline.Options{Quantize: "keep"})
+		p, err := pipeline.NewPlan(context.Background(), c, dst, pipeline.Options{Quantize: "keep"})
 		require.NoError(t, err)
 		writeFile(t, src, stored{"w", tensor.BF16, tensor.Shape{10, 10}, bf16(r)})
 		_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
@@ -517,7 +517,7 @@ func TestGlobCrossesDots(t *testing.T) {
 	} {
 		c, err := pipeline.Open(src)
 		require.NoError(t, err)
-		p, err := pipeline.NewPlan(c, "x.safetensors", pipeline.Options{Quantize: "nf4", BlockSize: 64, Include: []string{glob}})
+		p, err := pipeline.NewPlan(context.Background(), c, "x.safetensors", pipeline.Options{Quantize: "nf4", BlockSize: 64, Include: []string{glob}})
 		c.Close()
 		if want == nil {
 			require.Error(t, err)

@@ -1,10 +1,13 @@
 package pipeline
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"time"
+	"io/fs"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/go-json-experiment/json"
 
@@ -65,9 +68,13 @@ const planVersion = 1
 
 // InputFile is a file of the source, with what tells that it has changed.
 type InputFile struct {
-	Name    string    `json:"name"` // relative to the source folder, with slashes
-	Size    int64     `json:"size"`
-	ModTime time.Time `json:"mod_time"`
+	Name     string `json:"name"` // relative to the source's folder, with slashes
+	Size     int64  `json:"size"`
+	Modified string `json:"modified"` // seconds since 1970, to the nanosecond
+}
+
+func inputFile(name string, info fs.FileInfo) InputFile {
+	return InputFile{Name: name, Size: info.Size(), Modified: timestamp(info.ModTime())}
 }
 
 // Shard is one output file, and the unit of work and of resumption.
@@ -100,7 +107,7 @@ func (p *Plan) Digest() string {
 	anywhere := *p
 	anywhere.Source = ""
 	h := sha256.New()
-	if err := json.MarshalWrite(h, &anywhere, json.Deterministic(true)); err != nil {
+	if err := json.MarshalWrite(h, &anywhere, json.Deterministic(true), jsontext.AllowInvalidUTF8(true)); err != nil {
 		panic(err) // a Plan holds nothing that JSON cannot
 	}
 	return hex.EncodeToString(h.Sum(nil))
@@ -117,7 +124,7 @@ func (p *Plan) OutputBytes() int64 {
 
 // NewPlan decides what becomes of every weight of c at the destination dst, which is
 // only looked at for its extension.
-func NewPlan(c *Checkpoint, dst string, o Options) (*Plan, error) {
+func NewPlan(ctx context.Context, c *Checkpoint, dst string, o Options) (*Plan, error) {
 	b := planner{Checkpoint: c, Options: o, p: &Plan{Version: planVersion, Source: c.Path}}
 	if err := b.check(); err != nil {
 		return nil, err
@@ -126,7 +133,7 @@ func NewPlan(c *Checkpoint, dst string, o Options) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	jobs, err := b.jobs()
+	jobs, err := b.jobs(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // ErrInterrupted says that a run was cancelled.
@@ -53,6 +53,9 @@ type Result struct {
 	Elapsed time.Duration `json:"-"`
 	// Leftover says what could not be tidied after the result was in place.
 	Leftover string `json:"leftover,omitempty"`
+	// Overflowed says that a cast to F16 has made an infinity, if there was none
+	// before.
+	Overflowed bool `json:"overflowed,omitempty"`
 }
 
 // Run carries out a plan that was made from c. Everything is written into a stage beside dst, synced, and put in
@@ -79,7 +82,7 @@ func Run(ctx context.Context, p *Plan, c *Checkpoint, dst string, o RunOptions) 
 		return Result{}, err
 	}
 	if _, err := os.Lstat(dst); err == nil && o.Resume {
-		if complete, err := r.complete(dst); complete || err != nil {
+		if complete, err := r.complete(ctx, dst); complete || err != nil {
 			return Result{Complete: complete}, err
 		}
 	}
@@ -101,7 +104,7 @@ func Run(ctx context.Context, p *Plan, c *Checkpoint, dst string, o RunOptions) 
 // complete reports whether dst, which exists, is the result of this plan already, and
 // tidies the stage of a run that was killed just after it had put it there. Where it is something
 // else and may not be replaced, that is an error.
-func (r *run) complete(dst string) (bool, error) {
+func (r *run) complete(ctx context.Context, dst string) (bool, error) {
 	if b, err := os.ReadFile(filepath.Join(dst+stageSuffix, beginName)); err == nil {
 		left := stage{dst: dst}
 		if left.begun, _ = parseBegun(b); left.begun.Plan == r.plan.Digest() && left.published() {
@@ -112,12 +115,15 @@ func (r *run) complete(dst string) (bool, error) {
 			return true, s.remove()
 		}
 	}
-	err := r.matches(dst)
+	err := r.matches(ctx, dst)
 	if err == nil {
 		return true, nil
 	}
-	if r.opts.Force {
+	if r.opts.Force && errors.Is(err, ErrExists) {
 		return false, nil
+	}
+	if ctx.Err() != nil {
+		err = ErrInterrupted
 	}
 	return false, err
 }
@@ -145,6 +151,7 @@ type run struct {
 	checkpoint *Checkpoint
 	opts       RunOptions
 	stage      *stage
+	against    string // where not empty, nothing is written, but compared with what is there
 	budget     budget
 	weights    map[string]*Weight
 	work       []*shardRun
@@ -154,6 +161,7 @@ type run struct {
 	done, written atomic.Int64
 	finished      atomic.Int64 // shards, those of an earlier run included
 	resumed       int
+	overflows     atomic.Bool // a cast has made an infinity, or kept one
 }
 
 // shardRun is a shard being written.
@@ -181,7 +189,7 @@ type jobRun struct {
 func (r *run) newJob(j *Job, sh *shardRun) (*jobRun, error) {
 	run := &jobRun{Job: j, weight: r.weights[j.Weight], shard: sh}
 	if run.weight == nil {
-		return nil, fmt.Errorf("%s: %w: there is no tensor %s", r.checkpoint.Path, ErrOtherPlan, formats.Quote(j.Weight))
+		return nil, fmt.Errorf("%s: %w: there is no tensor %s", r.checkpoint.Path, ErrOtherPlan, tensor.Quote(j.Weight))
 	}
 	if j.Encode == nil {
 		return run, nil
@@ -196,7 +204,7 @@ func (r *run) newJob(j *Job, sh *shardRun) (*jobRun, error) {
 }
 
 func (r *run) result(start time.Time) Result {
-	return Result{Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(), Elapsed: time.Since(start)}
+	return Result{Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(), Overflowed: r.overflows.Load(), Elapsed: time.Since(start)}
 }
 
 // prepare finds the weights of all jobs again, and divides the memory for the
@@ -239,7 +247,11 @@ func (r *run) shards(ctx context.Context) error {
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
 				}
-				if err := r.do(s, g, t); err != nil {
+				err := r.do(ctx, s, g, t)
+				if d := (*different)(nil); errors.As(err, &d) {
+					return err
+				}
+				if err != nil {
 					return t.job.weight.failed(err)
 				}
 			}
@@ -264,7 +276,7 @@ func (r *run) shards(ctx context.Context) error {
 func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) error {
 	memory := semaphore.NewWeighted(r.budget.carry)
 	for i, sh := range r.work {
-		if r.stage.finished(sh.Shard) {
+		if r.stage != nil && r.stage.finished(sh.Shard) {
 			for _, j := range sh.Jobs {
 				r.done.Add(r.weights[j.Weight].StoredBytes())
 			}
@@ -319,13 +331,16 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 
 // begin creates the file of a shard, with all its space, and writes the header.
 func (r *run) begin(sh *shardRun) error {
+	sh.left.Store(int64(len(sh.Jobs)))
+	if r.against != "" {
+		return r.open(sh)
+	}
 	path := filepath.Join(r.stage.out(), filepath.FromSlash(sh.Name)+partSuffix)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
 	if err != nil {
 		return err
 	}
 	sh.file = f
-	sh.left.Store(int64(len(sh.Jobs)))
 	if err := storage.Preallocate(f, sh.Size); err != nil {
 		return err
 	}

@@ -12,8 +12,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 
-	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // Kinds of errors of Run. Test for them with errors.Is.
@@ -42,6 +42,8 @@ type stage struct {
 	single bool
 	lock   *os.File // plan.json
 	begun  begun
+	// parents are the folders above dst that were made for it, the deepest first.
+	parents []string
 }
 
 // begun is the content of plan.json.
@@ -49,7 +51,7 @@ type begun struct {
 	Plan string `json:"plan"` // its digest
 	// Result is set when all is written and synced, just before the rename: the
 	// modification time of the result, by which it is known again at DST.
-	Result time.Time `json:"result,omitzero"`
+	Result string `json:"result,omitempty"`
 }
 
 const (
@@ -65,29 +67,39 @@ const (
 // there.
 func openStage(dst, digest string, single, resume bool) (*stage, error) {
 	s := &stage{dst: dst, dir: dst + stageSuffix, single: single, begun: begun{Plan: digest}}
-	if err := os.MkdirAll(filepath.Dir(dst), 0o777); err != nil {
+	if err := s.makeParents(); err != nil {
 		return nil, err
 	}
-	err := os.Mkdir(s.dir, 0o777)
-	made := err == nil
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	if !made {
-		if err := s.recognise(); err != nil {
-			return nil, err
-		}
-	}
-	if err = s.take(); err == nil {
+	err := s.take()
+	if err == nil {
 		if err = s.takeUp(digest, resume); err == nil {
 			return s, nil
 		}
 		s.lock.Close()
 	}
-	if made {
-		os.RemoveAll(s.dir)
-	}
+	s.removeParents()
 	return nil, err
+}
+
+// makeParents makes the folders above DST that are not there.
+func (s *stage) makeParents() error {
+	parent := filepath.Dir(s.dst)
+	for dir := parent; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			break
+		}
+		s.parents = append(s.parents, dir)
+	}
+	return os.MkdirAll(parent, 0o777)
+}
+
+// removeParents removes the folders that makeParents made and nothing came of.
+func (s *stage) removeParents() {
+	for _, dir := range s.parents {
+		if os.Remove(dir) != nil {
+			return
+		}
+	}
 }
 
 // recognise makes sure that the folder is a stage, before anything in it is
@@ -107,7 +119,7 @@ func (s *stage) recognise() error {
 			marked = true
 		case e.IsDir() && (e.Name() == "out" || e.Name() == "old"), scratch && e.Type().IsRegular():
 		default:
-			return foreign("it holds " + formats.Quote(e.Name()))
+			return foreign("it holds " + tensor.Quote(e.Name()))
 		}
 	}
 	if len(entries) == 0 {
@@ -131,12 +143,19 @@ func parseBegun(b []byte) (begun, bool) {
 	return x, len(b) <= beginBytes && json.Unmarshal(b, &x) == nil && x.Plan != ""
 }
 
-// take locks the stage for this process. A stage that a run which has just ended
-// is removing is made anew.
+// take makes the folder, if it is not there, and locks it for this process. Until
+// then nothing in it is changed but that plan.json comes to be; from then on
+// nobody else changes anything. A stage that another run is just removing is made anew.
 func (s *stage) take() error {
 	path := filepath.Join(s.dir, beginName)
-	for range 100 {
-		if err := os.Mkdir(s.dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+	for range 1000 {
+		err := os.Mkdir(s.dir, 0o777)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := s.recognise(); errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
 			return err
 		}
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o666)
@@ -144,11 +163,12 @@ func (s *stage) take() error {
 			continue
 		}
 		if err != nil {
+			os.Remove(s.dir) // where it was made for this, and is empty
 			return err
 		}
 		ok, err := storage.Lock(f)
 		if err == nil && !ok {
-			err = fmt.Errorf("%s: %w", s.dir, ErrBusy)
+			err = s.busy()
 		}
 		if err != nil {
 			f.Close()
@@ -156,16 +176,20 @@ func (s *stage) take() error {
 		}
 		// What is locked must be what others will try to lock.
 		locked, err := f.Stat()
-		if err == nil {
-			if named, err := os.Stat(path); err == nil && os.SameFile(locked, named) {
-				s.lock = f
-				return nil
-			}
+		if err != nil {
+			f.Close()
+			return err
+		}
+		if named, err := os.Stat(path); err == nil && os.SameFile(locked, named) {
+			s.lock = f
+			return nil
 		}
 		f.Close()
 	}
-	return fmt.Errorf("%s: %w", s.dir, ErrBusy)
+	return s.busy()
 }
+
+func (s *stage) busy() error { return fmt.Errorf("%s: %w", s.dir, ErrBusy) }
 
 // takeUp looks at what an earlier run has left, and keeps it where that is asked
 // for and possible.
@@ -191,8 +215,13 @@ func (s *stage) takeUp(digest string, resume bool) error {
 		if earlier.Plan != digest {
 			return fmt.Errorf("%s: %w; the same source and flags are needed to go on with it, or a run without --resume to start over", s.dir, ErrOtherPlan)
 		}
+		// A result that is complete but stands neither here nor at DST has been moved
+		// away after it was published: what is here is the DST it replaced.
 		s.begun = earlier
-		return os.MkdirAll(s.out(), 0o777)
+		if earlier.Result == "" || s.published() || modified(s.result()) == earlier.Result {
+			return os.MkdirAll(s.out(), 0o777)
+		}
+		s.begun.Result = ""
 	}
 	for _, dir := range []string{s.out(), s.old()} {
 		if err := os.RemoveAll(dir); err != nil {
@@ -244,11 +273,7 @@ func (s *stage) publish(force bool) error {
 	if err := syncTree(s.out()); err != nil {
 		return err
 	}
-	info, err := os.Stat(s.result())
-	if err != nil {
-		return err
-	}
-	s.begun.Result = info.ModTime()
+	s.begun.Result = modified(s.result())
 	if err := s.write(); err != nil {
 		return err
 	}
@@ -294,9 +319,21 @@ func existsError(dst string) error {
 // published reports whether the result is at DST already, and only this stage
 // is left over.
 func (s *stage) published() bool {
-	info, err := os.Stat(s.dst)
-	return err == nil && !s.begun.Result.IsZero() && info.ModTime().Equal(s.begun.Result)
+	return s.begun.Result != "" && modified(s.dst) == s.begun.Result
 }
+
+// modified is the modification time of a file or folder, "" where there is none.
+func modified(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	return timestamp(info.ModTime())
+}
+
+// timestamp writes a time to the nanosecond. A file may have one that no calendar
+// has.
+func timestamp(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
 // remove deletes the stage, plan.json last: without it nobody could tell what the
 // rest is.
@@ -324,7 +361,9 @@ func (s *stage) remove() error {
 			return err
 		}
 	}
-	return os.Remove(s.dir)
+	// Another run may have taken the folder over in between: then it is its own.
+	os.Remove(s.dir)
+	return nil
 }
 
 // close gives the stage up without deleting it.

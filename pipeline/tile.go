@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -42,23 +43,26 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 	}
 	if j.encoder != nil {
 		var err error
-		j.carry, err = newCarry(ctx, j.encoder.Carry(0, n), memory, r.budget.carry, r.stage.dir)
+		dir := "" // that of temporary files
+		if r.stage != nil {
+			dir = r.stage.dir
+		}
+		j.carry, err = newCarry(ctx, j.encoder.Carry(0, n), memory, r.budget.carry, dir)
 		return tasks, err
 	}
 	return tasks, nil
 }
 
 // do carries out one task.
-func (r *run) do(s *scratch, g *errgroup.Group, t task) error {
+func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) error {
 	j := t.job
 	if j.Copy {
-		if err := r.copyPart(s, t); err != nil {
+		if err := r.copyPart(ctx, s, t); err != nil {
 			return err
 		}
 		r.done.Add(t.hi - t.lo)
 	} else {
-		write := func(p []byte, off int64) error { return r.write(j.shard, p, off) }
-		if err := r.change(s, t, write); err != nil {
+		if err := r.change(s, t); err != nil {
 			return err
 		}
 		r.done.Add((t.hi - t.lo) * j.weight.StoredBytes() / j.weight.Count())
@@ -70,14 +74,17 @@ func (r *run) do(s *scratch, g *errgroup.Group, t task) error {
 }
 
 // copyPart copies bytes that do not change.
-func (r *run) copyPart(s *scratch, t task) error {
+func (r *run) copyPart(ctx context.Context, s *scratch, t task) error {
 	part, out := &t.job.weight.Parts[t.part], t.job.Outputs[t.part]
 	n, sh := t.hi-t.lo, t.job.shard
 	src, ok := part.Data.(*os.File)
-	if !ok {
+	if !ok || r.against != "" {
 		const piece = smallestTile
 		b := sized(&s.values, piece)
 		for lo := t.lo; lo < t.hi; lo += piece {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			b = b[:min(piece, t.hi-lo)]
 			if err := readPart(part, b, lo); err != nil {
 				return err
@@ -97,7 +104,7 @@ func (r *run) copyPart(s *scratch, t task) error {
 
 // change reads, casts and quantises one tile and writes it to its place in the
 // shard.
-func (r *run) change(s *scratch, t task, write func(p []byte, off int64) error) error {
+func (r *run) change(s *scratch, t task) error {
 	j, w := t.job, t.job.weight
 	values, err := w.read(s, t.lo, t.hi, j.flip)
 	if err != nil {
@@ -107,6 +114,9 @@ func (r *run) change(s *scratch, t task, write func(p []byte, off int64) error) 
 		b := sized(&s.cast, (t.hi-t.lo)*j.DType.Bits()/8)
 		s.begin()
 		err := tensor.Convert(b, j.DType, values, w.Values)
+		if j.DType == tensor.F16 && err == nil && hasInfinity(b) {
+			r.overflows.Store(true)
+		}
 		s.end()
 		if err != nil {
 			return err
@@ -114,7 +124,7 @@ func (r *run) change(s *scratch, t task, write func(p []byte, off int64) error) 
 		values = b
 	}
 	if j.encoder == nil {
-		return write(values, j.Outputs[0].Offset+t.lo*j.DType.Bits()/8)
+		return r.write(j.shard, values, j.Outputs[0].Offset+t.lo*j.DType.Bits()/8)
 	}
 
 	s.ranges = j.encoder.Tiles(s.ranges[:0], t.lo, t.hi)
@@ -140,7 +150,7 @@ func (r *run) change(s *scratch, t task, write func(p []byte, off int64) error) 
 		return err
 	}
 	for i, x := range s.ranges {
-		if err := write(s.views[i], j.Outputs[x.Part].Offset+x.Offset); err != nil {
+		if err := r.write(j.shard, s.views[i], j.Outputs[x.Part].Offset+x.Offset); err != nil {
 			return err
 		}
 	}
@@ -168,6 +178,9 @@ func (j *jobRun) locate(err error) error {
 }
 
 func (r *run) write(sh *shardRun, p []byte, off int64) error {
+	if r.against != "" {
+		return r.same(sh, p, off)
+	}
 	if _, err := sh.file.WriteAt(p, off); err != nil {
 		return err
 	}
@@ -184,4 +197,23 @@ func (r *run) wrote(sh *shardRun, n int64) {
 		sh.dirty.Store(0)
 		storage.StartWriteback(sh.file, 0, 0)
 	}
+}
+
+// hasInfinity reports whether any of the float16 in b is infinite, eight bytes at a
+// time.
+func hasInfinity(b []byte) bool {
+	const ones, signs, inf = 0x0001000100010001, 0x8000800080008000, 0x7c007c007c007c00
+	for ; len(b) >= 8; b = b[8:] {
+		// A lane is zero where its float is infinite, whatever its sign.
+		x := binary.LittleEndian.Uint64(b)&^uint64(signs) ^ inf
+		if (x-ones)&^x&signs != 0 {
+			return true
+		}
+	}
+	for ; len(b) >= 2; b = b[2:] {
+		if binary.LittleEndian.Uint16(b)&0x7fff == 0x7c00 {
+			return true
+		}
+	}
+	return false
 }

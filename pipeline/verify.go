@@ -155,7 +155,7 @@ func (e *expectations) disappointed(w *Weight) string {
 type skipList struct {
 	plain    []string
 	patterns []*regexp2.Regexp
-	patience time.Duration // what is left for expressions, which are from a file
+	patience time.Duration // what is left for a list that may be made to be slow
 }
 
 func newSkipList(entries []string) *skipList {
@@ -173,18 +173,21 @@ func newSkipList(entries []string) *skipList {
 }
 
 func (l *skipList) matches(module string) bool {
+	if l.patience <= 0 {
+		return false
+	}
+	start := time.Now()
+	defer func() { l.patience -= time.Since(start) }()
 	for _, e := range l.plain {
 		if strings.HasSuffix(module, e) || strings.HasPrefix(module, e+".") {
 			return true
 		}
 	}
 	for _, re := range l.patterns {
-		if l.patience <= 0 {
+		if time.Since(start) > l.patience {
 			return false
 		}
-		start := time.Now()
-		ok, err := re.MatchString(module)
-		if l.patience -= time.Since(start); err == nil && ok {
+		if ok, err := re.MatchString(module); err == nil && ok {
 			return true
 		}
 	}

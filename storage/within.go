@@ -116,13 +116,21 @@ func inHubCache(root, path string) bool {
 			continue
 		}
 		repo := filepath.Dir(parent)
-		if inside(filepath.Join(repo, "blobs"), path) {
+		if inside(resolved(filepath.Join(repo, "blobs")), path) {
 			return true
 		}
-		shared := filepath.Join(filepath.Dir(repo), "blobs")
+		shared := resolved(filepath.Join(filepath.Dir(repo), "blobs"))
 		marker, err := os.Lstat(filepath.Join(shared, ".huggingface-shared-blobs"))
 		return err == nil && marker.Mode().IsRegular() && inside(shared, path)
 	}
+}
+
+// resolved is a folder free of links: a cache's blobs may lie on another disk.
+func resolved(dir string) string {
+	if path, err := filepath.EvalSymlinks(dir); err == nil {
+		return path
+	}
+	return dir
 }
 
 // clip keeps a hostile name from filling the screen.

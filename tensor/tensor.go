@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // ErrOverflow says that the elements or bytes of a shape do not fit an int64.
@@ -88,4 +89,18 @@ func (t Info) Size() (int64, error) {
 		return 0, fmt.Errorf("shape %v of %v is %d bits, no whole number of bytes", t.Shape, t.DType, lo)
 	}
 	return int64(lo / 8), nil
+}
+
+// Quote writes a name from a file so that it is safe in a one-line message:
+// quoted, escaped, and cut where it is very long.
+func Quote(name string) string {
+	const most = 200
+	if len(name) <= most {
+		return strconv.Quote(name)
+	}
+	end := most
+	for end > most-utf8.UTFMax && !utf8.RuneStart(name[end]) {
+		end--
+	}
+	return strconv.Quote(name[:end]) + "…"
 }

@@ -51,13 +51,13 @@ side, or has another shape.`,
 					t.flush()
 				}
 				for _, n := range r.Missing {
-					fmt.Fprintf(w, "only in %s: %s\n", args[0], escape(n))
+					fmt.Fprintf(w, "only in %s: %s\n", args[0], shorten(escape(n), longestName))
 				}
 				for _, n := range r.Extra {
-					fmt.Fprintf(w, "only in %s: %s\n", args[1], escape(n))
+					fmt.Fprintf(w, "only in %s: %s\n", args[1], shorten(escape(n), longestName))
 				}
 				for _, n := range r.Reshaped {
-					fmt.Fprintf(w, "another shape: %s\n", escape(n))
+					fmt.Fprintf(w, "another shape: %s\n", shorten(escape(n), longestName))
 				}
 				fmt.Fprintf(w, "%s compared: largest difference %.3g, relative %.3g\n", count(len(r.Tensors), "tensor"), r.MaxAbs, r.RelRMS)
 			}

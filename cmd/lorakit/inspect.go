@@ -91,6 +91,10 @@ func (n *node) child(name string) *node {
 	return c
 }
 
+// maxDepth is deeper than any model is nested; the rest of a longer name is one
+// part.
+const maxDepth = 32
+
 // printTree shows the modules. Numbered ones that are alike, layers mostly, are
 // shown once, as 0-31.
 func printTree(w io.Writer, r *lorakit.Inspection) {
@@ -99,7 +103,7 @@ func printTree(w io.Writer, r *lorakit.Inspection) {
 		t := &r.Tensors[i]
 		n := root
 		n.bytes += t.Bytes
-		for _, part := range strings.Split(t.Name, ".") {
+		for _, part := range strings.SplitN(t.Name, ".", maxDepth) {
 			n = n.child(part)
 			n.bytes += t.Bytes
 		}
@@ -150,7 +154,7 @@ func (n *node) print(w io.Writer, indent string) {
 		if i == len(n.children)-1 {
 			branch, next = "└─ ", "   "
 		}
-		name := escape(c.name)
+		name := shorten(escape(c.name), longestName)
 		if c.count > 1 {
 			name += "-" + c.last
 		}

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -55,7 +56,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errFound):
 		return exitFound
 	}
-	fmt.Fprintln(stderr, "lorakit: "+escape(strings.Join(strings.Fields(err.Error()), " ")))
+	fmt.Fprintln(stderr, "lorakit: "+shorten(escape(strings.Join(strings.Fields(err.Error()), " ")), 4000))
 	switch {
 	case errors.Is(err, lorakit.ErrInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
@@ -76,7 +77,10 @@ It needs no Python and no GPU, its memory is bounded by --memory and not by the
 model, and a destination appears whole or not at all.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			if c.Name() != "convert" { // it has something to put away; the others just end
+				context.AfterFunc(c.Context(), func() { time.AfterFunc(time.Second, func() { os.Exit(exitInterrupted) }) })
+			}
 			_, err := lorakit.Kernels()
 			return err
 		},

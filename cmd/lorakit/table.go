@@ -14,6 +14,10 @@ import (
 	"golang.org/x/term"
 )
 
+// longestName is how many characters of a name are shown: no name of a real tensor
+// is cut. --json has them whole.
+const longestName = 200
+
 // table prints rows in columns. On a terminal the second column, that of names, is cut
 // in the middle where a row would not fit; elsewhere nothing is cut.
 type table struct {
@@ -25,7 +29,7 @@ func newTable(w io.Writer, head ...string) *table { return &table{w: w, rows: []
 
 func (t *table) row(cells ...string) {
 	for i, c := range cells {
-		cells[i] = escape(c)
+		cells[i] = shorten(escape(c), longestName)
 	}
 	t.rows = append(t.rows, cells)
 }

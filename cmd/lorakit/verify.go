@@ -30,7 +30,7 @@ they have. It exits with 3 if it finds any.`,
 				}
 			} else {
 				for _, p := range r.Problems {
-					fmt.Fprintf(w, "%s: %s\n", escape(p.Tensor), escape(p.What))
+					fmt.Fprintf(w, "%s: %s\n", shorten(escape(p.Tensor), longestName), escape(p.What))
 				}
 				fmt.Fprintf(w, "%s read, %s\n", count(r.Tensors, "tensor"), count(len(r.Problems), "problem"))
 			}

@@ -516,7 +516,7 @@ func tensorError(name string, err error) error {
 }
 
 // quote writes a name so that it stays short and on its line.
-func quote(name string) string { return strconv.Quote(clip(name)) }
+func quote(name string) string { return tensor.Quote(name) }
 
 // display writes a path, in quotes only where it would not stay on its line.
 func display(path string) string {

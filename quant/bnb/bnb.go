@@ -36,7 +36,7 @@ func (Scheme) Find(names []string, s quant.Stored, dtype tensor.DType) ([]quant.
 	for _, name := range names {
 		d, err := find(name, s, dtype)
 		if err != nil {
-			return nil, fmt.Errorf("tensor %q: %w", name, err)
+			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(name), err)
 		}
 		if d != nil {
 			found = append(found, d)
@@ -46,22 +46,33 @@ func (Scheme) Find(names []string, s quant.Stored, dtype tensor.DType) ([]quant.
 }
 
 func find(name string, s quant.Stored, dtype tensor.DType) (quant.Decoder, error) {
+	var found []quant.Decoder
+	add := func(d quant.Decoder, err error) error {
+		found = append(found, d)
+		return err
+	}
 	for _, typ := range []nf4.Type{nf4.NF4, nf4.FP4} {
 		if _, ok := s.Lookup(name + stateSuffix + typ.String()); ok {
-			return open4bit(name, typ, s)
+			if err := add(open4bit(name, typ, s)); err != nil {
+				return nil, err
+			}
 		}
 	}
-	module, ok := strings.CutSuffix(name, ".weight")
-	if !ok {
+	if module, ok := strings.CutSuffix(name, ".weight"); ok {
+		t, _ := s.Lookup(name)
+		if _, scales := s.Lookup(module + ".SCB"); scales && t.DType == tensor.I8 {
+			if err := add(openInt8(module, s, dtype)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
 		return nil, nil
+	case 1:
+		return found[0], nil
 	}
-	if t, _ := s.Lookup(name); t.DType != tensor.I8 {
-		return nil, nil
-	}
-	if _, ok := s.Lookup(module + ".SCB"); ok {
-		return openInt8(module, s, dtype)
-	}
-	return nil, nil
+	return nil, fmt.Errorf("%w: it is stored as both %s and %s", quant.ErrMalformed, found[0].Spec().Type, found[1].Spec().Type)
 }
 
 // Encoder prepares to store t, which has float elements, as s says.

@@ -58,7 +58,7 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 	}
 	dtype, err := tensor.ParseDType(st.DType)
 	if err != nil || !dtype.Float() {
-		return nil, fmt.Errorf("%w: the quant_state's dtype is %q, expected float32, float16 or bfloat16", quant.ErrMalformed, st.DType)
+		return nil, fmt.Errorf("%w: the quant_state's dtype is %s, expected float32, float16 or bfloat16", quant.ErrMalformed, tensor.Quote(st.DType))
 	}
 	w := &fourBit{
 		info: tensor.Info{Name: name, DType: dtype, Shape: st.Shape},
@@ -76,7 +76,7 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 	for i, want := range w.parts {
 		got, ok := s.Lookup(want.Name)
 		if !ok {
-			return nil, fmt.Errorf("%w: %q is missing", quant.ErrMalformed, want.Name)
+			return nil, fmt.Errorf("%w: %s is missing", quant.ErrMalformed, tensor.Quote(want.Name))
 		}
 		wantBytes, err := want.Size()
 		if err != nil {
@@ -94,8 +94,8 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 			ok = (got.DType.Float() || width == 1) && gotBytes == ceilDiv(wantBytes, width)*width
 		}
 		if !ok {
-			return nil, fmt.Errorf("%w: %q is %v %v, expected %v %v for a weight of shape %v with block size %d",
-				quant.ErrMalformed, want.Name, got.DType, got.Shape, want.DType, want.Shape, w.info.Shape, w.spec.BlockSize)
+			return nil, fmt.Errorf("%w: %s is %v %v, expected %v %v for a weight of shape %v with block size %d",
+				quant.ErrMalformed, tensor.Quote(want.Name), got.DType, got.Shape, want.DType, want.Shape, w.info.Shape, w.spec.BlockSize)
 		}
 	}
 	return w, nil
@@ -108,13 +108,7 @@ func (w *fourBit) Unit() int64       { return int64(w.spec.BlockSize) }
 // Values is the dtype of the quant_state, to which bitsandbytes rounds.
 func (w *fourBit) Values() tensor.DType { return w.info.DType }
 
-func (w *fourBit) Parts() []string {
-	names := make([]string, len(w.parts))
-	for i, p := range w.parts {
-		names[i] = p.Name
-	}
-	return names
-}
+func (w *fourBit) Parts() []string { return partNames(w.parts) }
 
 func (w *fourBit) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
 	b0, b1 := w.blocks(lo, hi)

@@ -36,7 +36,7 @@ func readState(name string, typ nf4.Type, s quant.Stored) (*state, error) {
 	key := name + stateSuffix + typ.String()
 	t, _ := s.Lookup(key)
 	if t.DType != tensor.U8 || t.Count() > maxStateBytes {
-		return nil, fmt.Errorf("%w: %q is %v %v, expected U8 and at most %d elements", quant.ErrMalformed, key, t.DType, t.Shape, maxStateBytes)
+		return nil, fmt.Errorf("%w: %s is %v %v, expected U8 and at most %d elements", quant.ErrMalformed, tensor.Quote(key), t.DType, t.Shape, maxStateBytes)
 	}
 	b := make([]byte, t.Count())
 	if err := s.Read(key, b, 0); err != nil {
@@ -44,10 +44,10 @@ func readState(name string, typ nf4.Type, s quant.Stored) (*state, error) {
 	}
 	var st state
 	if err := json.Unmarshal([]byte(quoteNonFinite.Replace(string(b))), &st); err != nil {
-		return nil, fmt.Errorf("%w: %q is no quant_state: %v", quant.ErrMalformed, key, oneLine(err))
+		return nil, fmt.Errorf("%w: %s is no quant_state: %s", quant.ErrMalformed, tensor.Quote(key), tensor.Quote(oneLine(err)))
 	}
 	if st.QuantType != typ.String() {
-		return nil, fmt.Errorf("%w: quant_type is %q, expected %q", quant.ErrMalformed, st.QuantType, typ)
+		return nil, fmt.Errorf("%w: quant_type is %s, expected %q", quant.ErrMalformed, tensor.Quote(st.QuantType), typ)
 	}
 	if err := nf4.CheckBlockSize(st.BlockSize); err != nil {
 		return nil, fmt.Errorf("%w: blocksize %d: %v", quant.ErrMalformed, st.BlockSize, err)
@@ -56,7 +56,7 @@ func readState(name string, typ nf4.Type, s quant.Stored) (*state, error) {
 		return nil, fmt.Errorf("%w: nested_blocksize is %d, expected %d", quant.ErrMalformed, st.NestedBlockSize, nf4.NestedBlockSize)
 	}
 	if st.NestedOffset != nil && st.NestedDType != "float32" {
-		return nil, fmt.Errorf("%w: nested_dtype is %q, expected \"float32\"", quant.ErrMalformed, st.NestedDType)
+		return nil, fmt.Errorf("%w: nested_dtype is %s, expected \"float32\"", quant.ErrMalformed, tensor.Quote(st.NestedDType))
 	}
 	return &st, nil
 }
