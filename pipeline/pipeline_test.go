@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/stretchr/testify/assert"
@@ -696,4 +698,123 @@ func TestCompareAtTheEnds(t *testing.T) {
 		}
 		assert.Equal(t, c.maxAbs, r.MaxAbs)
 	}
+}
+
+// TestManyRunsAtOnce has several runs write to one destination: one wins and its result is
+// whole, the others are told so.
+func TestManyRunsAtOnce(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "src")
+	writeModel(t, src)
+	options := []pipeline.Options{nf4, {Quantize: "int8", MaxShardSize: 300_000}, {Quantize: "keep"}}
+	clean := map[string]bool{}
+	for _, o := range options {
+		dst := filepath.Join(t.TempDir(), "dst")
+		_, err := convert(context.Background(), src, dst, o, pipeline.RunOptions{})
+		require.NoError(t, err)
+		clean[digest(t, dst)] = true
+	}
+	for range 40 {
+		dir := t.TempDir()
+		dst := filepath.Join(dir, "dst")
+		errs := make(chan error)
+		const runs = 6
+		for i := range runs {
+			go func() {
+				_, err := convert(context.Background(), src, dst, options[i%len(options)], pipeline.RunOptions{})
+				errs <- err
+			}()
+		}
+		won := 0
+		for range runs {
+			err := <-errs
+			switch {
+			case err == nil:
+				won++
+			default:
+				assert.True(t, errors.Is(err, pipeline.ErrBusy) || errors.Is(err, pipeline.ErrExists), "%v", err)
+			}
+		}
+		require.Equal(t, 1, won)
+		require.True(t, clean[digest(t, dst)], "the result is whole")
+		entries, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		require.Len(t, entries, 1, "nothing is left over")
+	}
+}
+
+// TestOldDestinationIsNoResult has a run killed just after it has swapped DST, which is
+// then moved away: what stands in the stage is the old DST.
+func TestOldDestinationIsNoResult(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "src")
+	writeModel(t, src)
+	dst := filepath.Join(t.TempDir(), "dst")
+	c, err := pipeline.Open(src)
+	require.NoError(t, err)
+	defer c.Close()
+	p, err := pipeline.NewPlan(context.Background(), c, dst, nf4)
+	require.NoError(t, err)
+	_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
+	require.NoError(t, err)
+	want := digest(t, dst)
+
+	out := filepath.Join(dst+".partial", "out")
+	require.NoError(t, os.Mkdir(dst+".partial", 0o777))
+	require.NoError(t, os.Rename(dst, out))
+	for _, s := range p.Shards { // as long as the right one, and wrong
+		require.NoError(t, os.WriteFile(filepath.Join(out, s.Name), make([]byte, s.Size), 0o666))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dst+".partial", "plan.json"), []byte(`{"plan":"`+p.Digest()+`","result":"1.000000000"}`), 0o666))
+	r, err := pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true})
+	require.NoError(t, err)
+	assert.Zero(t, r.Resumed)
+	assert.Equal(t, want, digest(t, dst))
+}
+
+// TestIndexAsSource names the index in place of the folder: its shards are watched
+// all the same.
+func TestIndexAsSource(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "src")
+	writeModel(t, src)
+	c, err := pipeline.Open(filepath.Join(src, "model.safetensors.index.json"))
+	require.NoError(t, err)
+	defer c.Close()
+	dst := filepath.Join(t.TempDir(), "dst")
+	p, err := pipeline.NewPlan(context.Background(), c, dst, pipeline.Options{Quantize: "keep"})
+	require.NoError(t, err)
+	require.Len(t, p.Inputs, 7)
+	later := time.Now().Add(time.Hour)
+	require.NoError(t, os.Chtimes(filepath.Join(src, "model-00003-of-00006.safetensors"), later, later))
+	_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
+	require.ErrorContains(t, err, "model-00003-of-00006.safetensors: it changed while it was read")
+}
+
+// TestOddNames converts what has names and times that no calendar or alphabet has.
+func TestOddNames(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "src")
+	writeModel(t, src)
+	odd := filepath.Join(src, "notes.txt")
+	require.NoError(t, os.WriteFile(odd, []byte("x"), 0o666))
+	require.NoError(t, os.WriteFile(filepath.Join(src, `back\slash`), nil, 0o666))
+	require.NoError(t, os.Symlink("nowhere", filepath.Join(src, "dangling")))
+	require.NoError(t, os.Symlink("loop", filepath.Join(src, "loop")))
+	require.NoError(t, os.Mkdir(filepath.Join(src, "2_Dense"), 0o777))
+	require.NoError(t, os.WriteFile(filepath.Join(src, "2_Dense", "model.safetensors"), []byte("part"), 0o666))
+	require.NoError(t, os.Mkdir(filepath.Join(src, "onnx"), 0o777))
+	require.NoError(t, os.WriteFile(filepath.Join(src, "onnx", "model.onnx"), []byte("export"), 0o666))
+	require.NoError(t, os.WriteFile(filepath.Join(src, "pytorch_model.bin"), []byte("other form"), 0o666))
+	far := time.Unix(1<<33, 0)
+	require.NoError(t, os.Chtimes(odd, far, far))
+	dst := filepath.Join(t.TempDir(), "dst")
+	_, err := convert(context.Background(), src, dst, pipeline.Options{Quantize: "keep"}, pipeline.RunOptions{})
+	require.NoError(t, err)
+	assert.FileExists(t, filepath.Join(dst, "notes.txt"))
+	assert.FileExists(t, filepath.Join(dst, "2_Dense", "model.safetensors"))
+	assert.NoFileExists(t, filepath.Join(dst, "onnx", "model.onnx"))
+	assert.NoFileExists(t, filepath.Join(dst, "pytorch_model.bin"))
+	assert.NoFileExists(t, filepath.Join(dst, "dangling"))
+
+	one := filepath.Join(t.TempDir(), "a.safetensors")
+	writeFile(t, one, stored{"w", tensor.BF16, tensor.Shape{2, 2}, bf16(rand.New(rand.NewPCG(1, 1)))})
+	_, err = convert(context.Background(), one, filepath.Join(t.TempDir(), "x\xff.safetensors"), pipeline.Options{Quantize: "keep"}, pipeline.RunOptions{})
+	require.NoError(t, err)
 }
