@@ -24,7 +24,7 @@ var ErrLimit = errors.New("limit exceeded")
 // Config is what a checkpoint's config.json says.
 type Config struct {
 	ModelType    string
-	Architecture string         // the first of "architectures", else the model type's most usual class, else ""
+	Architecture string         // the first of "architectures" if it is known, else the model type's most usual class, else as in the file
 	Assumed      bool           // Architecture is the model type's, not the file's
 	DType        string         // "bfloat16" from dtype or torch_dtype, of the file or of its first section that has one; "" where none does
 	Quantization jsontext.Value // quantization_config as it is in the file, or nil
@@ -81,15 +81,54 @@ func ParseConfig(b []byte) (*Config, error) {
 			break
 		}
 	}
-	if c.Architecture == "" && c.ModelType != "" {
-		usual := map[string]string{}
-		if err := json.Unmarshal(types, &usual); err != nil {
-			panic(err) // the table is part of the program
+	// A model of a known type whose class is not, an old name mostly, is loaded by
+	// its type, unless it brings code of its own.
+	if _, own := c.value("auto_map"); !known(c.Architecture) && !own {
+		if usual := usualClass(c.ModelType); usual != "" {
+			c.Architecture, c.Assumed = usual, true
 		}
-		c.Architecture = usual[c.ModelType]
-		c.Assumed = c.Architecture != ""
 	}
 	return c, nil
+}
+
+// usualClass is the class that a model type most usually has, or "".
+func usualClass(modelType string) string {
+	if modelType == "" {
+		return ""
+	}
+	usual := map[string]string{}
+	if err := json.Unmarshal(types, &usual); err != nil {
+		panic(err) // the table is part of the program
+	}
+	return usual[modelType]
+}
+
+// sections returns the configs of the models that the model is made of, such as
+// text_config or decoder, those inside of them included.
+func (c *Config) sections() []*Config {
+	var all []*Config
+	var walk func(v jsontext.Value, depth int)
+	walk = func(v jsontext.Value, depth int) {
+		list, err := members(v, 0)
+		if err != nil || depth == 0 {
+			return
+		}
+		for _, m := range list {
+			inner := v[m.value.from:m.value.to]
+			if inner.Kind() != '{' {
+				continue
+			}
+			s := &Config{root: inner}
+			if t, ok := s.value("model_type"); ok && t.Kind() == '"' && json.Unmarshal(t, &s.ModelType) == nil {
+				if s.Architecture = usualClass(s.ModelType); s.Architecture != "" {
+					all = append(all, s)
+				}
+			}
+			walk(inner, depth-1)
+		}
+	}
+	walk(c.root, 3)
+	return all
 }
 
 // text reads a string, or null as none.

@@ -3,6 +3,7 @@ package models
 import (
 	"embed"
 	"fmt"
+	"io/fs"
 	"iter"
 	"strconv"
 	"strings"
@@ -88,6 +89,12 @@ type piece struct {
 type parameter struct {
 	kind                        Kind
 	stays, raw, float32, strict bool
+}
+
+// known reports whether there is data for a class.
+func known(class string) bool {
+	_, err := fs.Stat(files, "data/"+class+".json")
+	return err == nil && class != ""
 }
 
 // read parses the data of one architecture.

@@ -11,6 +11,7 @@ package models
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -118,6 +119,10 @@ type Model struct {
 	data *architecture
 	tied map[string]string // abstract target parameter -> abstract source, of the ties that are on
 	skip []string          // modules that the ties and the last parameter keep from being quantised
+
+	// parts returns the models that this one is made of. The data has them as the
+	// class has them by default; a config may name others.
+	parts func() []*Model
 }
 
 // Load finds the data of c's architecture. It returns false where there is none
@@ -134,6 +139,15 @@ func Load(c *Config) (*Model, bool) {
 		return m, false
 	}
 	m.Known, m.data = true, d
+	m.parts = sync.OnceValue(func() []*Model {
+		var parts []*Model
+		for _, s := range c.sections() {
+			if part, ok := Load(s); ok {
+				parts = append(parts, part)
+			}
+		}
+		return parts
+	})
 	m.tied = map[string]string{}
 	for _, t := range d.Ties {
 		if !c.tied(t) {
@@ -152,29 +166,81 @@ func Load(c *Config) (*Model, bool) {
 
 // Tensor says what the file's tensor of that name and shape is.
 func (m *Model) Tensor(name string, shape tensor.Shape) Tensor {
-	if m.data != nil {
-		for v := range m.data.variants(name) {
-			if t, ok := m.find(v, len(shape)); ok {
-				return t
-			}
-		}
+	if t, ok := m.lookUp(name, len(shape)); ok {
+		return t
 	}
 	t := rule(name, shape)
-	t.Runtime = []Slice{whole(name)}
+	t.Runtime = []Slice{whole(m.renamed(name))}
 	return t
 }
 
 // Module returns the run-time name of the module that the file's tensor belongs
 // to: "model.layers.0.mlp.up_proj" for its weight.
 func (m *Model) Module(name string) string {
-	if m.data != nil {
-		for v := range m.data.variants(name) {
-			if t, ok := m.find(v, anyRank); ok {
-				return moduleOf(t.Runtime[0].Param)
-			}
+	if t, ok := m.lookUp(name, anyRank); ok {
+		return moduleOf(t.Runtime[0].Param)
+	}
+	return moduleOf(m.renamed(name))
+}
+
+// lookUp answers from the data of the class, or else of what it is made of.
+func (m *Model) lookUp(name string, rank int) (Tensor, bool) {
+	if m.data == nil {
+		return Tensor{}, false
+	}
+	for v := range m.data.variants(name) {
+		if t, ok := m.find(v, rank); ok {
+			return t, true
 		}
 	}
-	return moduleOf(name)
+	return m.inPart(m.renamed(name), rank)
+}
+
+// renamed is the run-time name of a tensor that the data does not have.
+func (m *Model) renamed(name string) string {
+	if m.data == nil {
+		return name
+	}
+	n := split(name)
+	for _, rules := range []table[string]{m.data.renamed, m.data.older} {
+		if to := rename(n, rules); to != name {
+			return to
+		}
+	}
+	return name
+}
+
+// inPart looks for a run-time name in the parts: what follows the name of a module
+// is a parameter of the model that the module is. The shorter the name of the
+// module the better; where it is nested, what follows has to have a layer's number, so
+// that no short name fits by chance.
+func (m *Model) inPart(name string, rank int) (Tensor, bool) {
+	prefix, rest := "", name
+	for nested := 1; nested <= 4; nested++ {
+		module, after, ok := strings.Cut(rest, ".")
+		if !ok {
+			break
+		}
+		prefix, rest = prefix+module+".", after
+		if nested > 1 && !slices.ContainsFunc(strings.Split(rest, "."), isNumber) {
+			break
+		}
+		for _, part := range m.parts() {
+			t, ok := part.lookUp(rest, rank)
+			if !ok {
+				continue
+			}
+			t.Runtime = slices.Clone(t.Runtime)
+			for i := range t.Runtime {
+				t.Runtime[i].Param = prefix + t.Runtime[i].Param
+			}
+			if t.Tied != "" {
+				t.Tied = prefix + t.Tied
+			}
+			return t, true
+		}
+	}
+	return Tensor{}, false
 }
 
 func moduleOf(param string) string {

@@ -196,3 +196,42 @@ func BenchmarkLoad(b *testing.B) {
 		}
 	}
 }
+
+// A model that is made of others than its class by default is answered by them.
+func TestParts(t *testing.T) {
+	captioner := load(t, `{"architectures":["VisionEncoderDecoderModel"],"model_type":"vision-encoder-decoder","encoder":{"model_type":"vit"},"decoder":{"model_type":"gpt2"}}`)
+	attn := captioner.Tensor("decoder.transformer.h.0.attn.c_attn.weight", tensor.Shape{64, 192})
+	assert.Equal(t, Conv1D, attn.Kind)
+	assert.True(t, attn.Quantized && attn.Known)
+	assert.Equal(t, "decoder.transformer.h.0.attn.c_attn.weight", attn.Runtime[0].Param)
+	head := captioner.Tensor("decoder.lm_head.weight", tensor.Shape{100, 64})
+	assert.False(t, head.Quantized)
+	assert.Equal(t, "decoder.transformer.wte.weight", head.Tied)
+
+	blip := load(t, `{"architectures":["Blip2ForConditionalGeneration"],"model_type":"blip-2","text_config":{"model_type":"t5"}}`)
+	wo := blip.Tensor("language_model.encoder.block.0.layer.1.DenseReluDense.wo.weight", tensor.Shape{64, 128})
+	assert.True(t, wo.Known && wo.KeepFloat32)
+	assert.False(t, wo.Quantized)
+	assert.True(t, blip.Tensor("language_model.encoder.block.0.layer.1.DenseReluDense.wi.weight", tensor.Shape{128, 64}).Quantized)
+
+	llava := load(t, `{"architectures":["LlavaForConditionalGeneration"],"model_type":"llava","text_config":{"model_type":"qwen2"},"vision_config":{"model_type":"pixtral"}}`)
+	q := llava.Tensor("vision_tower.transformer.layers.0.attention.q_proj.weight", tensor.Shape{64, 64})
+	assert.True(t, q.Known && q.Quantized)
+	assert.Equal(t, "model.vision_tower.transformer.layers.0.attention.q_proj.weight", q.Runtime[0].Param)
+	assert.Equal(t, "model.vision_tower.transformer.layers.0.attention.q_proj", llava.Module("vision_tower.transformer.layers.0.attention.q_proj.weight"))
+	assert.False(t, llava.Tensor("language_model.model.embed_tokens.weight", tensor.Shape{64, 64}).Quantized)
+}
+
+// A class that has gone is what its model type is now, unless it brings its code.
+func TestOldClass(t *testing.T) {
+	c, err := ParseConfig([]byte(`{"architectures":["T5WithLMHeadModel"],"model_type":"t5"}`))
+	require.NoError(t, err)
+	assert.True(t, c.Assumed)
+	assert.Equal(t, "T5ForConditionalGeneration", c.Architecture)
+	c, err = ParseConfig([]byte(`{"architectures":["MyModel"],"model_type":"t5","auto_map":{"AutoModel":"mine.MyModel"}}`))
+	require.NoError(t, err)
+	assert.False(t, c.Assumed)
+	assert.Equal(t, "MyModel", c.Architecture)
+	_, known := Load(c)
+	assert.False(t, known)
+}

@@ -114,7 +114,7 @@ func (b *planner) job(w *Weight) (Job, error) {
 		}
 		return b.quantiseJob(w)
 	}
-	if b.scheme != nil && (w.Role.Quantized || w.Role.Stay != models.Free) {
+	if b.scheme != nil && b.loaderMayExpect(w) {
 		b.left = append(b.left, w)
 	}
 	to := b.castTo(w)
@@ -129,6 +129,16 @@ func (b *planner) job(w *Weight) (Job, error) {
 		b.changed = true
 	}
 	return Job{Weight: w.Name, DType: to, Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+}
+
+// loaderMayExpect reports whether a loader that goes by config.json alone may take a
+// weight that stays plain for a quantised one.
+func (b *planner) loaderMayExpect(w *Weight) bool {
+	if w.Role.Quantized || w.Role.Stay != models.Free {
+		return true
+	}
+	matrix := len(w.Shape) == 2 && strings.HasSuffix(w.Name, ".weight") && w.Role.Kind != models.Embedding
+	return b.Known && !w.Role.Known && matrix
 }
 
 // selected reports whether a weight is to be quantised.
@@ -248,7 +258,16 @@ func (b *planner) explain() {
 		}
 	}
 	if b.Known && b.Config.Assumed {
-		b.notice("config.json names no architecture: taken for %s, after its model_type", tensor.Quote(b.Config.Architecture))
+		b.notice("config.json names no architecture that is known: taken for %s, after its model_type", tensor.Quote(b.Config.Architecture))
+	}
+	guessed := 0
+	for _, w := range b.quantised {
+		if b.Known && !w.Role.Known {
+			guessed++
+		}
+	}
+	if guessed > 0 && len(b.Include) == 0 {
+		b.notice("%s are not among those of %s: chosen by their names and shapes", plural(guessed, "tensor"), b.Config.Architecture)
 	}
 	if b.unfit > 0 {
 		b.notice("left as they are, since they hold integers or nothing: %s that --include chooses", plural(b.unfit, "tensor"))
