@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"runtime"
 	"slices"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -42,7 +45,11 @@ func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 		others[w.Name] = w
 	}
 	r := &Comparison{Tensors: []Difference{}, Missing: []string{}, Extra: []string{}}
-	var diff, norm length
+	type found struct {
+		Difference
+		diff, norm length
+	}
+	var pairs [][2]*Weight
 	for _, w := range a.Weights {
 		o, ok := others[w.Name]
 		if !ok {
@@ -54,14 +61,29 @@ func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 			r.Reshaped = append(r.Reshaped, fmt.Sprintf("%s %v %v", w.Name, w.Shape, o.Shape))
 			continue
 		}
-		d, e, n, err := compareWeights(ctx, w, o)
-		if err != nil {
-			return nil, w.failed(err)
-		}
-		r.Tensors = append(r.Tensors, d)
-		r.MaxAbs = max(r.MaxAbs, d.MaxAbs)
-		diff.add(e)
-		norm.add(n)
+		pairs = append(pairs, [2]*Weight{w, o})
+	}
+	all := make([]found, len(pairs))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, p := range pairs {
+		g.Go(func() (err error) {
+			f := &all[i]
+			if f.Difference, f.diff, f.norm, err = compareWeights(ctx, p[0], p[1]); err != nil {
+				return p[0].failed(err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var diff, norm length
+	for _, f := range all {
+		r.Tensors = append(r.Tensors, f.Difference)
+		r.MaxAbs = max(r.MaxAbs, f.MaxAbs)
+		diff.add(f.diff)
+		norm.add(f.norm)
 	}
 	for name := range others {
 		r.Extra = append(r.Extra, name)
@@ -72,28 +94,29 @@ func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 	return r, nil
 }
 
-// length is the root of a sum of squares, scale * sqrt(sum), which neither overflows
-// nor underflows where a float64 of its size would not.
-type length struct{ scale, sum float64 }
-
-func (l *length) include(x float64) {
-	if x = math.Abs(x); x == 0 {
-		return
-	}
-	if x > l.scale {
-		q := l.scale / x
-		l.sum = 1 + float64(l.sum*float64(q*q))
-		l.scale = x
-		return
-	}
-	q := x / l.scale
-	l.sum += float64(q * q)
+// length is the root of a sum of squares, which neither overflows nor underflows where
+// a float64 of its size would not: of numbers whose squares could, the sum is kept
+// in units of the largest.
+type length struct {
+	usual      float64
+	scale, sum float64 // of the others: scale² * sum
 }
 
-// add includes what another length does.
-func (l *length) add(o length) {
+func (l *length) include(x float64) {
+	x = math.Abs(x)
+	if x > 1e-140 && x < 1e140 {
+		l.usual += float64(x * x)
+		return
+	}
+	if x > 0 {
+		l.rescale(length{scale: x, sum: 1})
+	}
+}
+
+// rescale adds a sum in units of its own.
+func (l *length) rescale(o length) {
 	if o.scale > l.scale {
-		*l, o = o, *l
+		l.scale, l.sum, o.scale, o.sum = o.scale, o.sum, l.scale, l.sum
 	}
 	if o.scale > 0 {
 		q := o.scale / l.scale
@@ -101,8 +124,19 @@ func (l *length) add(o length) {
 	}
 }
 
+// add includes what another length does.
+func (l *length) add(o length) {
+	l.usual += o.usual
+	l.rescale(o)
+}
+
 // over is the quotient of two lengths: 0 of 0 is 0.
 func (l length) over(o length) float64 {
+	for _, x := range []*length{&l, &o} {
+		if x.usual > 0 {
+			x.rescale(length{scale: 1, sum: x.usual})
+		}
+	}
 	switch {
 	case l.scale == 0:
 		return 0
@@ -113,7 +147,7 @@ func (l length) over(o length) float64 {
 }
 
 // compareElements is how many elements are compared at a time.
-const compareElements = 64 << 10
+const compareElements = 8 << 10
 
 func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm length, err error) {
 	d = Difference{Name: a.Name, Shape: a.Shape}

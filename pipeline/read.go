@@ -127,13 +127,25 @@ func (r *reader) float64s(lo, hi int64) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := sized(&r.bytes, 8*(hi-lo))
-	if err := tensor.Convert(b, tensor.F64, values, r.w.Values); err != nil {
-		return nil, err
+	if int64(cap(r.out)) < hi-lo {
+		r.out = make([]float64, hi-lo)
 	}
-	r.out = r.out[:0]
-	for ; len(b) > 0; b = b[8:] {
-		r.out = append(r.out, math.Float64frombits(binary.LittleEndian.Uint64(b)))
+	r.out = r.out[:hi-lo]
+	if r.w.Values == tensor.F64 {
+		for i := range r.out {
+			r.out[i] = math.Float64frombits(binary.LittleEndian.Uint64(values[8*i:]))
+		}
+		return r.out, nil
+	}
+	b := values // the others go through float32, which holds them all
+	if r.w.Values != tensor.F32 {
+		b = sized(&r.bytes, 4*(hi-lo))
+		if err := tensor.Convert(b, tensor.F32, values, r.w.Values); err != nil {
+			return nil, err
+		}
+	}
+	for i := range r.out {
+		r.out[i] = float64(math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:])))
 	}
 	return r.out, nil
 }
