@@ -39,13 +39,24 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the process
+	restore := context.AfterFunc(ctx, stop) // a second signal ends the process
 	out := &output{Writer: stdout}
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(stderr)
+	endSoon := func() bool { return false }
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		if c.Name() != "convert" { // it has something to put away; the others just end
+			endSoon = context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, func() { os.Exit(exitInterrupted) }) })
+		}
+		_, err := lorakit.Kernels()
+		return err
+	}
 	err := root.ExecuteContext(ctx)
+	// Nothing more is to be interrupted: what follows ends the context itself.
+	endSoon()
+	restore()
 	if err == nil || errors.Is(err, errFound) {
 		err = cmp.Or(out.err, err)
 	}
@@ -77,13 +88,6 @@ It needs no Python and no GPU, its memory is bounded by --memory and not by the
 model, and a destination appears whole or not at all.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
-			if c.Name() != "convert" { // it has something to put away; the others just end
-				context.AfterFunc(c.Context(), func() { time.AfterFunc(time.Second, func() { os.Exit(exitInterrupted) }) })
-			}
-			_, err := lorakit.Kernels()
-			return err
-		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
