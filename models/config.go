@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -91,22 +92,37 @@ func ParseConfig(b []byte) (*Config, error) {
 	return c, nil
 }
 
+// usualClasses has the class that a model type most usually has.
+var usualClasses = sync.OnceValue(func() map[string]string {
+	usual := map[string]string{}
+	if err := json.Unmarshal(types, &usual); err != nil {
+		panic(err) // the table is part of the program
+	}
+	return usual
+})
+
 // usualClass is the class that a model type most usually has, or "".
 func usualClass(modelType string) string {
 	if modelType == "" {
 		return ""
 	}
-	usual := map[string]string{}
-	if err := json.Unmarshal(types, &usual); err != nil {
-		panic(err) // the table is part of the program
-	}
-	return usual[modelType]
+	return usualClasses()[modelType]
 }
 
-// sections returns the configs of the models that the model is made of, such as
-// text_config or decoder, those inside of them included.
-func (c *Config) sections() []*Config {
-	var all []*Config
+// section is the config of a model that the model is made of, and what it is called
+// there, such as text_config or decoder.
+type section struct {
+	name   string
+	config *Config
+}
+
+// maxSections is more than any model has.
+const maxSections = 16
+
+// sections returns the configs of the models that the model is made of, those
+// inside of them included.
+func (c *Config) sections() []section {
+	var all []section
 	var walk func(v jsontext.Value, depth int)
 	walk = func(v jsontext.Value, depth int) {
 		list, err := members(v, 0)
@@ -115,13 +131,13 @@ func (c *Config) sections() []*Config {
 		}
 		for _, m := range list {
 			inner := v[m.value.from:m.value.to]
-			if inner.Kind() != '{' {
+			if inner.Kind() != '{' || len(all) == maxSections {
 				continue
 			}
 			s := &Config{root: inner}
 			if t, ok := s.value("model_type"); ok && t.Kind() == '"' && json.Unmarshal(t, &s.ModelType) == nil {
 				if s.Architecture = usualClass(s.ModelType); s.Architecture != "" {
-					all = append(all, s)
+					all = append(all, section{m.name, s})
 				}
 			}
 			walk(inner, depth-1)

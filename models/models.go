@@ -4,7 +4,8 @@
 // becomes.
 //
 // The answers are data, read off the models that transformers builds (see
-// generate), one small file an architecture. A run reads one of them. An
+// generate), one small file an architecture. A run reads one of them, and those of its parts
+// where a model is made of others than by default. An
 // architecture that is not there is answered by a general rule over names.
 package models
 
@@ -122,28 +123,55 @@ type Model struct {
 
 	// parts returns the models that this one is made of. The data has them as the
 	// class has them by default; a config may name others.
-	parts func() []*Model
+	parts func() []part
+	// answered has the parts that knew a tensor, by what stands before its name.
+	answered sync.Map // string -> *Model
+}
+
+// part is a model that another is made of, and what its config is called.
+type part struct {
+	name  string
+	model *Model
+}
+
+// of reports whether a module is called as the config is: decoder, or text for
+// text_config.
+func (p part) of(module string) bool {
+	return p.name == module || p.name == module+"_config"
 }
 
 // Load finds the data of c's architecture. It returns false where there is none
 // (c may be nil: a file without a config.json); the Model answers by the general
 // rule then.
 func Load(c *Config) (*Model, bool) {
-	m := &Model{}
 	if c == nil {
+		return &Model{}, false
+	}
+	m, ok := loadPart(c)
+	if !ok {
 		return m, false
 	}
+	// The last parameter stays, of the whole model and of no part.
+	if last := m.data.last(c); last != "" {
+		m.skip = append(m.skip, last)
+	}
+	return m, true
+}
+
+// loadPart is Load of a model that may be a part of another.
+func loadPart(c *Config) (*Model, bool) {
+	m := &Model{}
 	m.Architecture = c.Architecture
 	d, err := read(c.Architecture)
 	if err != nil {
 		return m, false
 	}
 	m.Known, m.data = true, d
-	m.parts = sync.OnceValue(func() []*Model {
-		var parts []*Model
+	m.parts = sync.OnceValue(func() []part {
+		var parts []part
 		for _, s := range c.sections() {
-			if part, ok := Load(s); ok {
-				parts = append(parts, part)
+			if model, ok := loadPart(s.config); ok {
+				parts = append(parts, part{s.name, model})
 			}
 		}
 		return parts
@@ -157,9 +185,6 @@ func Load(c *Config) (*Model, bool) {
 			m.tied[target] = source
 			m.skip = append(m.skip, moduleOf(target), moduleOf(source))
 		}
-	}
-	if last := d.last(c); last != "" {
-		m.skip = append(m.skip, last)
 	}
 	return m, true
 }
@@ -225,22 +250,31 @@ func (m *Model) inPart(name string, rank int) (Tensor, bool) {
 		if nested > 1 && !slices.ContainsFunc(strings.Split(rest, "."), isNumber) {
 			break
 		}
-		for _, part := range m.parts() {
-			t, ok := part.lookUp(rest, rank)
-			if !ok {
-				continue
+		for _, named := range []bool{true, false} { // the part of that name first
+			for _, p := range m.parts() {
+				if p.of(module) != named {
+					continue
+				}
+				if t, ok := p.model.lookUp(rest, rank); ok {
+					m.answered.LoadOrStore(prefix, p.model)
+					return t.below(prefix), true
+				}
 			}
-			t.Runtime = slices.Clone(t.Runtime)
-			for i := range t.Runtime {
-				t.Runtime[i].Param = prefix + t.Runtime[i].Param
-			}
-			if t.Tied != "" {
-				t.Tied = prefix + t.Tied
-			}
-			return t, true
 		}
 	}
 	return Tensor{}, false
+}
+
+// below is the tensor of a part as that of the whole.
+func (t Tensor) below(prefix string) Tensor {
+	t.Runtime = slices.Clone(t.Runtime)
+	for i := range t.Runtime {
+		t.Runtime[i].Param = prefix + t.Runtime[i].Param
+	}
+	if t.Tied != "" {
+		t.Tied = prefix + t.Tied
+	}
+	return t
 }
 
 func moduleOf(param string) string {
@@ -328,7 +362,8 @@ func (m *Model) skips(module string) bool {
 }
 
 // Skipped lists the modules that transformers leaves out by default: the output
-// head, the tied modules, a last linear layer. A list of one's own in
+// head, the tied modules, a last linear layer, also those of the parts that Tensor
+// has found tensors in. A list of one's own in
 // llm_int8_skip_modules replaces the default, so it has to name them too.
 func (m *Model) Skipped() []string {
 	var list []string
@@ -343,6 +378,12 @@ func (m *Model) Skipped() []string {
 	for _, s := range m.skip {
 		add(s)
 	}
+	m.answered.Range(func(prefix, part any) bool {
+		for _, s := range part.(*Model).Skipped() {
+			add(prefix.(string) + s)
+		}
+		return true
+	})
 	slices.Sort(list)
 	return list
 }

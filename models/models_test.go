@@ -1,6 +1,7 @@
 package models
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -207,6 +208,7 @@ func TestParts(t *testing.T) {
 	head := captioner.Tensor("decoder.lm_head.weight", tensor.Shape{100, 64})
 	assert.False(t, head.Quantized)
 	assert.Equal(t, "decoder.transformer.wte.weight", head.Tied)
+	assert.Subset(t, captioner.Skipped(), []string{"decoder.lm_head", "decoder.transformer.wte"})
 
 	blip := load(t, `{"architectures":["Blip2ForConditionalGeneration"],"model_type":"blip-2","text_config":{"model_type":"t5"}}`)
 	wo := blip.Tensor("language_model.encoder.block.0.layer.1.DenseReluDense.wo.weight", tensor.Shape{64, 128})
@@ -234,4 +236,18 @@ func TestOldClass(t *testing.T) {
 	assert.Equal(t, "MyModel", c.Architecture)
 	_, known := Load(c)
 	assert.False(t, known)
+}
+
+// Sections are bounded, and each is looked at once: a config may hold thousands.
+func TestManySections(t *testing.T) {
+	c, err := ParseConfig([]byte(`{"architectures":["LlamaForCausalLM"],"x":{"b":{"model_type":"nllb-moe"}}}`))
+	require.NoError(t, err)
+	assert.Len(t, c.sections(), 1)
+	var b strings.Builder
+	for i := range 5000 {
+		fmt.Fprintf(&b, `"s%d":{"model_type":"nllb-moe"},`, i)
+	}
+	c, err = ParseConfig([]byte(`{"architectures":["LlamaForCausalLM"],` + b.String() + `"end":0}`))
+	require.NoError(t, err)
+	assert.Len(t, c.sections(), maxSections)
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // scratchPattern is how the files are called that hold what did not fit in memory.
-const scratchPattern = "scratch*"
+const scratchPattern = "scratch-*.lorakit"
 
 // carry holds the numbers of a weight that outlive its tiles: in memory where
 // its share allows it, else in a file in the stage. A nil carry holds none.
@@ -37,9 +37,12 @@ func newCarry(ctx context.Context, n int64, memory *semaphore.Weighted, share in
 	if err != nil {
 		return nil, err
 	}
+	gone := os.Remove(f.Name()) == nil // so that nothing is left of it after a kill; Windows cannot
 	return &carry{file: f, release: sync.OnceFunc(func() {
 		f.Close()
-		os.Remove(f.Name())
+		if !gone {
+			os.Remove(f.Name())
+		}
 	})}, nil
 }
 

@@ -149,6 +149,15 @@ func (l length) over(o length) float64 {
 // compareElements is how many elements are compared at a time.
 const compareElements = 8 << 10
 
+// step is how many elements are best read at a time: more of a weight that is turned
+// round, which is read in strips.
+func (w *Weight) step() int64 {
+	if w.Transposed {
+		return 128 * compareElements
+	}
+	return compareElements
+}
+
 func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm length, err error) {
 	d = Difference{Name: a.Name, Shape: a.Shape}
 	if !numeric(a.DType) || !numeric(b.DType) {
@@ -164,11 +173,12 @@ func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm
 	}
 	ra, rb := newReader(a), newReader(b)
 	n := a.Count()
-	for lo := int64(0); lo < n; lo += compareElements {
+	step := max(a.step(), b.step())
+	for lo := int64(0); lo < n; lo += step {
 		if ctx.Err() != nil {
 			return d, diff, norm, ErrInterrupted
 		}
-		hi := min(lo+compareElements, n)
+		hi := min(lo+step, n)
 		x, err := ra.float64s(lo, hi)
 		if err != nil {
 			return d, diff, norm, err

@@ -100,6 +100,7 @@ func (d *different) Error() string { return tensor.Quote(d.name) + " " + d.how }
 // What differs is an error of kind ErrExists.
 func (r *run) matches(ctx context.Context, dst string) error {
 	again := &run{plan: r.plan, checkpoint: r.checkpoint, opts: r.opts, compute: r.compute, against: dst}
+	again.opts.Progress = nil // it counts the work that is left, and this is none
 	err := again.prepare()
 	if err == nil {
 		err = again.shards(ctx)
@@ -124,9 +125,9 @@ func (r *run) there(name string) string {
 
 // open opens a shard to compare with.
 func (r *run) open(sh *shardRun) error {
-	f, err := storage.Open(r.there(sh.Name))
+	f, err := r.openThere(sh.Name)
 	if err != nil {
-		return &different{sh.Name, "is missing"}
+		return err
 	}
 	sh.file = f
 	info, err := f.Stat()
@@ -159,31 +160,52 @@ func (r *run) same(sh *shardRun, p []byte, off int64) error {
 
 var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
+// openThere opens a file of the result that is compared with.
+func (r *run) openThere(name string) (*os.File, error) {
+	f, err := storage.Open(r.there(name))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, storage.ErrNotRegular) {
+		return nil, &different{name, "is missing"}
+	}
+	return f, err
+}
+
 // sameFiles compares all but the shards.
 func (r *run) sameFiles(ctx context.Context) error {
 	for _, f := range r.plan.Files {
-		if b, err := os.ReadFile(r.there(f.Name)); err != nil || !bytes.Equal(b, f.Data) {
-			return &different{f.Name, "is missing or another"}
+		if err := r.sameFile(ctx, f.Name, bytes.NewReader(f.Data), int64(len(f.Data))); err != nil {
+			return err
 		}
 	}
 	for _, in := range r.plan.Carried {
-		a, err := storage.Open(r.checkpoint.file(in.Name))
+		src, err := storage.Open(r.checkpoint.file(in.Name))
 		if err != nil {
 			return err
 		}
-		defer a.Close()
-		b, err := storage.Open(r.there(in.Name))
+		err = r.sameFile(ctx, in.Name, src, in.Size)
+		src.Close()
 		if err != nil {
-			return &different{in.Name, "is missing"}
-		}
-		defer b.Close()
-		same, err := sameContent(ctx, a, 0, b, 0, in.Size)
-		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return err
-		}
-		if info, statErr := b.Stat(); err != nil || !same || statErr != nil || info.Size() != in.Size {
-			return &different{in.Name, "has other content"}
 		}
 	}
 	return nil
+}
+
+func (r *run) sameFile(ctx context.Context, name string, want io.ReaderAt, size int64) error {
+	f, err := r.openThere(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() != size {
+		return &different{name, "has another size"}
+	}
+	same, err := sameContent(ctx, want, 0, f, 0, size)
+	if err == nil && !same {
+		err = &different{name, "has other content"}
+	}
+	return err
 }

@@ -33,6 +33,7 @@ func (r *run) finishJob(g *errgroup.Group, j *jobRun) error {
 // finishShard makes a shard durable and gives it its name.
 func (r *run) finishShard(sh *shardRun) error {
 	if r.against != "" {
+		r.finished.Add(1)
 		close(sh.done)
 		return sh.file.Close()
 	}

@@ -140,10 +140,16 @@ func (b *planner) skipped() []string {
 		if len(left)+len(extra) == 0 {
 			return nil
 		}
-		// The list replaces the loader's choice, so it is never null here.
+		// The list replaces the loader's choice, so it is never null here, and names
+		// all that stays plain.
 		list := append([]string{}, b.Model.Skipped()...)
-		for _, m := range left {
-			if !slices.Contains(list, m) {
+		listed := make(map[string]bool, len(list))
+		for _, m := range list {
+			listed[m] = true
+		}
+		for _, m := range append(left, b.plainLinears()...) {
+			if !listed[m] {
+				listed[m] = true
 				list = append(list, m)
 			}
 		}
@@ -161,6 +167,23 @@ func (b *planner) skipped() []string {
 		}
 	}
 	return skip
+}
+
+// plainLinears names the linear modules that are not quantised, but for those that a
+// loader keeps in float32 whatever the list says.
+func (b *planner) plainLinears() []string {
+	quantised := make(map[*Weight]bool, len(b.quantised))
+	for _, w := range b.quantised {
+		quantised[w] = true
+	}
+	var names []string
+	for _, w := range b.Weights {
+		linear := w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D
+		if linear && len(w.Shape) == 2 && !quantised[w] && !w.Role.KeepFloat32 {
+			names = append(names, w.modules()...)
+		}
+	}
+	return names
 }
 
 // modules names the run-time modules that the weight belongs to: one, but where the

@@ -83,49 +83,76 @@ func Run(ctx context.Context, p *Plan, c *Checkpoint, dst string, o RunOptions) 
 	}
 	if _, err := os.Lstat(dst); err == nil && o.Resume {
 		if complete, err := r.complete(ctx, dst); complete || err != nil {
-			return Result{Complete: complete}, err
+			result := Result{Complete: complete}
+			if complete {
+				result.Leftover = r.tidy(dst)
+			}
+			return result, err
 		}
 	}
 	if r.stage, err = openStage(dst, p.Digest(), p.SingleFile, o.Resume); err != nil {
 		return Result{}, err
+	}
+	if _, err := os.Lstat(dst); err == nil && !o.Force {
+		// It came after the first look, or has just been put back.
+		return Result{}, errors.Join(existsError(dst), r.stage.remove())
 	}
 	if err := r.carryOut(ctx); err != nil {
 		return r.result(start), r.giveUp(ctx, err)
 	}
 	result := r.result(start)
 	// DST is there: what cannot be tidied now is no failure.
-	err = errors.Join(storage.SyncDir(filepath.Dir(dst)), r.stage.remove())
-	if err != nil {
-		result.Leftover = fmt.Sprintf("%s could not be removed: %v", r.stage.dir, err)
+	if err := errors.Join(storage.SyncDir(filepath.Dir(dst)), r.stage.remove()); err != nil {
+		result.Leftover = leftover(r.stage.dir, err)
 	}
 	return result, nil
 }
 
-// complete reports whether dst, which exists, is the result of this plan already, and
-// tidies the stage of a run that was killed just after it had put it there. Where it is something
-// else and may not be replaced, that is an error.
+func leftover(dir string, err error) string { return fmt.Sprintf("%s is left over: %v", dir, err) }
+
+// complete reports whether dst, which exists, is the result of this plan already. Where it is
+// something else and may not be replaced, that is an error.
 func (r *run) complete(ctx context.Context, dst string) (bool, error) {
-	if b, err := os.ReadFile(filepath.Join(dst+stageSuffix, beginName)); err == nil {
-		left := stage{dst: dst}
-		if left.begun, _ = parseBegun(b); left.begun.Plan == r.plan.Digest() && left.published() {
-			s, err := openStage(dst, r.plan.Digest(), r.plan.SingleFile, true)
-			if err != nil {
-				return true, err
-			}
-			return true, s.remove()
-		}
-	}
-	err := r.matches(ctx, dst)
-	if err == nil {
+	left := stage{dst: dst, begun: r.begunAt(dst)}
+	if left.begun.Plan == r.plan.Digest() && left.published() {
 		return true, nil
 	}
-	if r.opts.Force && errors.Is(err, ErrExists) {
+	err := r.matches(ctx, dst)
+	switch {
+	case err == nil:
+		return true, nil
+	case ctx.Err() != nil:
+		return false, ErrInterrupted
+	case r.opts.Force && errors.Is(err, ErrExists):
 		return false, nil
 	}
-	if ctx.Err() != nil {
-		err = ErrInterrupted
-	}
 	return false, err
+}
+
+// begunAt is what the stage of dst says of itself, if there is one.
+func (r *run) begunAt(dst string) begun {
+	b, err := os.ReadFile(filepath.Join(dst+stageSuffix, beginName))
+	if err != nil {
+		return begun{}
+	}
+	x, _ := parseBegun(b)
+	return x
+}
+
+// tidy removes the stage of this plan that a run has left which was killed just after
+// it had put its result in place. It returns what could not be removed.
+func (r *run) tidy(dst string) string {
+	if r.begunAt(dst).Plan != r.plan.Digest() {
+		return ""
+	}
+	s, err := openStage(dst, r.plan.Digest(), r.plan.SingleFile, true)
+	if err == nil {
+		err = s.remove()
+	}
+	if err != nil {
+		return leftover(dst+stageSuffix, err)
+	}
+	return ""
 }
 
 // carryOut does all the work, up to the rename.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -43,7 +44,7 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 	}
 	if j.encoder != nil {
 		var err error
-		dir := "" // that of temporary files
+		dir := filepath.Dir(r.against)
 		if r.stage != nil {
 			dir = r.stage.dir
 		}
@@ -195,7 +196,7 @@ func (r *run) wrote(sh *shardRun, n int64) {
 	r.written.Add(n)
 	if sh.dirty.Add(n) >= writeBack {
 		sh.dirty.Store(0)
-		storage.StartWriteback(sh.file, 0, 0)
+		storage.StartWriteback(sh.file)
 	}
 }
 

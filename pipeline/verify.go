@@ -65,11 +65,11 @@ func verifyWeight(ctx context.Context, w *Weight) (string, error) {
 	}
 	r := newReader(w)
 	bad, first := int64(0), int64(0)
-	for lo := int64(0); lo < n; lo += compareElements {
+	for lo := int64(0); lo < n; lo += w.step() {
 		if ctx.Err() != nil {
 			return "", ErrInterrupted
 		}
-		x, err := r.float64s(lo, min(lo+compareElements, n))
+		x, err := r.float64s(lo, min(lo+w.step(), n))
 		if err != nil {
 			return err.Error(), nil
 		}
@@ -153,14 +153,15 @@ func (e *expectations) disappointed(w *Weight) string {
 // expression that matches from the start of a module's name up to a dot, or any
 // suffix of it.
 type skipList struct {
-	plain    []string
+	names    map[string]bool
 	patterns []*regexp2.Regexp
-	patience time.Duration // what is left for a list that may be made to be slow
+	patience time.Duration // what is left for expressions, which are from a file
 }
 
 func newSkipList(entries []string) *skipList {
-	l := &skipList{plain: entries, patience: 10 * time.Second}
+	l := &skipList{names: make(map[string]bool, len(entries)), patience: 10 * time.Second}
 	for _, e := range entries {
+		l.names[e] = true
 		if strings.Trim(e, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.") == "" {
 			continue // a name: as an expression, its dots would match a little more
 		}
@@ -173,21 +174,18 @@ func newSkipList(entries []string) *skipList {
 }
 
 func (l *skipList) matches(module string) bool {
-	if l.patience <= 0 {
-		return false
-	}
-	start := time.Now()
-	defer func() { l.patience -= time.Since(start) }()
-	for _, e := range l.plain {
-		if strings.HasSuffix(module, e) || strings.HasPrefix(module, e+".") {
+	for i := range len(module) {
+		if l.names[module[i:]] || module[i] == '.' && l.names[module[:i]] {
 			return true
 		}
 	}
 	for _, re := range l.patterns {
-		if time.Since(start) > l.patience {
-			return false
+		if l.patience <= 0 {
+			return true // not known: no finding
 		}
-		if ok, err := re.MatchString(module); err == nil && ok {
+		start := time.Now()
+		ok, err := re.MatchString(module)
+		if l.patience -= time.Since(start); err == nil && ok {
 			return true
 		}
 	}

@@ -51,11 +51,11 @@ func Preallocate(f *os.File, size int64) error {
 	}
 }
 
-// StartWriteback asks the kernel to begin writing the bytes [off, off+n) of f to
-// disk, and does not wait for it, so that a later Sync has little left to do.
-func StartWriteback(f *os.File, off, n int64) {
+// StartWriteback asks the kernel to begin writing what of f is not on disk yet,
+// and does not wait for it, so that a later Sync has little left to do.
+func StartWriteback(f *os.File) {
 	// Only a hint: what it fails to start, Sync does.
-	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+	_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 }
 
 // Exchange swaps two folders or files of one file system in one step. It reports

@@ -14,4 +14,4 @@ func CopyRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) error 
 func Preallocate(f *os.File, size int64) error { return f.Truncate(size) }
 
 // StartWriteback does nothing here: Sync does it all.
-func StartWriteback(*os.File, int64, int64) {}
+func StartWriteback(*os.File) {}

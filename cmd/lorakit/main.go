@@ -48,7 +48,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	endSoon := func() bool { return false }
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
 		if c.Name() != "convert" { // it has something to put away; the others just end
-			endSoon = context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, func() { os.Exit(exitInterrupted) }) })
+			endSoon = context.AfterFunc(ctx, func() {
+				time.AfterFunc(time.Second, func() {
+					fmt.Fprintln(stderr, "lorakit: "+lorakit.ErrInterrupted.Error())
+					os.Exit(exitInterrupted)
+				})
+			})
 		}
 		_, err := lorakit.Kernels()
 		return err

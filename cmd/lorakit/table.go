@@ -19,7 +19,7 @@ import (
 const longestName = 200
 
 // table prints rows in columns. On a terminal the second column, that of names, is cut
-// in the middle where a row would not fit; elsewhere nothing is cut.
+// in the middle where a row would not fit; elsewhere only what is longer than longestName.
 type table struct {
 	w    io.Writer
 	rows [][]string
