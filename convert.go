@@ -91,6 +91,9 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 		return nil, err
 	}
 	defer c.Close()
+	if err := pipeline.CheckMemory(c, po, o.Memory); err != nil {
+		return nil, err
+	}
 	p, err := pipeline.NewPlan(ctx, c, dst, po)
 	if err != nil {
 		return nil, err

@@ -33,6 +33,44 @@ type budget struct {
 	carry   int64 // bytes for what outlives a tile
 }
 
+const (
+	// plainPlanBytes and quantisedPlanBytes are what a weight takes while a plan is made
+	// and carried out, by measurement on 100,000 of them: names, shapes,
+	// offsets, and the header that lists it, which has six tensors for a
+	// doubly quantised one.
+	plainPlanBytes     = 2_000
+	quantisedPlanBytes = 3_900
+)
+
+// CheckMemory refuses, before a plan is made, what could not be planned within memory:
+// a checkpoint of very many tensors.
+func CheckMemory(c *Checkpoint, o Options, memory int64) error {
+	if memory <= 0 {
+		memory = DefaultMemory
+	}
+	least := int64(runtimeBytes)
+	b := planner{Checkpoint: c, Options: o}
+	if o.Quantize != "keep" && o.Quantize != "none" {
+		b.scheme, _ = quant.ForType(o.Quantize) // an unknown one is refused by NewPlan
+	}
+	for _, w := range c.Weights {
+		if b.selected(w) {
+			least += quantisedPlanBytes
+		} else {
+			least += plainPlanBytes
+		}
+	}
+	if least > memory {
+		return tooLittle(memory, least)
+	}
+	return nil
+}
+
+func tooLittle(memory, least int64) error {
+	return fmt.Errorf("%w: %s allowed, at least %s needed for this checkpoint; --memory %dMiB will do",
+		ErrMemory, humanize.IBytes(uint64(memory)), humanize.IBytes(uint64(least)), (least+1<<20-1)>>20)
+}
+
 // needs is what the largest tiles of a run take, for each size of tile.
 type needs map[int64]scratchSize
 
@@ -82,8 +120,7 @@ func newBudget(n needs, memory int64, threads int) (budget, error) {
 			return b, nil
 		default:
 			least := fixed + need*4/3 + 1<<20
-			return b, fmt.Errorf("%w: %s allowed, at least %s needed for this checkpoint; --memory %dMiB will do",
-				ErrMemory, humanize.IBytes(uint64(memory)), humanize.IBytes(uint64(least)), (least+1<<20-1)>>20)
+			return b, tooLittle(memory, least)
 		}
 	}
 }

@@ -818,3 +818,22 @@ func TestOddNames(t *testing.T) {
 	_, err = convert(context.Background(), one, filepath.Join(t.TempDir(), "x\xff.safetensors"), pipeline.Options{Quantize: "keep"}, pipeline.RunOptions{})
 	require.NoError(t, err)
 }
+
+// TestVeryManyTensors is refused before it takes the memory that it may not have.
+func TestVeryManyTensors(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "a.safetensors")
+	var all []stored
+	for i := range 20_000 {
+		all = append(all, stored{fmt.Sprintf("l.%d.up.weight", i), tensor.U8, tensor.Shape{1}, func(int64) []byte { return []byte{1} }})
+	}
+	writeFile(t, src, all...)
+	c, err := pipeline.Open(src)
+	require.NoError(t, err)
+	defer c.Close()
+	o := pipeline.Options{Quantize: "keep"}
+	require.ErrorIs(t, pipeline.CheckMemory(c, o, 50<<20), pipeline.ErrMemory)
+	require.NoError(t, pipeline.CheckMemory(c, o, 0))
+	dst := filepath.Join(t.TempDir(), "b.safetensors")
+	_, err = convert(context.Background(), src, dst, o, pipeline.RunOptions{Memory: 96 << 20})
+	require.NoError(t, err)
+}
