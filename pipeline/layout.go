@@ -156,13 +156,9 @@ func (b *planner) skipped() []string {
 		return slices.DeleteFunc(list, func(m string) bool { return extra[m] })
 	}
 	// The loader's choice is not known: name every matrix that stays.
-	quantised := make(map[*Weight]bool, len(b.quantised))
-	for _, w := range b.quantised {
-		quantised[w] = true
-	}
 	skip := []string{}
-	for _, w := range b.Weights {
-		if module, ok := strings.CutSuffix(w.Name, ".weight"); ok && !quantised[w] && len(w.Shape) == 2 {
+	for _, w := range b.plainMatrices() {
+		if module, ok := strings.CutSuffix(w.Name, ".weight"); ok {
 			skip = append(skip, module)
 		}
 	}
@@ -172,18 +168,28 @@ func (b *planner) skipped() []string {
 // plainLinears names the linear modules that are not quantised, but for those that a
 // loader keeps in float32 whatever the list says.
 func (b *planner) plainLinears() []string {
-	quantised := make(map[*Weight]bool, len(b.quantised))
-	for _, w := range b.quantised {
-		quantised[w] = true
-	}
 	var names []string
-	for _, w := range b.Weights {
-		linear := w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D
-		if linear && len(w.Shape) == 2 && !quantised[w] && !w.Role.KeepFloat32 {
+	for _, w := range b.plainMatrices() {
+		if linear := w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D; linear && !w.Role.KeepFloat32 {
 			names = append(names, w.modules()...)
 		}
 	}
 	return names
+}
+
+// plainMatrices lists what is two-dimensional and not quantised.
+func (b *planner) plainMatrices() []*Weight {
+	quantised := make(map[*Weight]bool, len(b.quantised))
+	for _, w := range b.quantised {
+		quantised[w] = true
+	}
+	var plain []*Weight
+	for _, w := range b.Weights {
+		if len(w.Shape) == 2 && !quantised[w] {
+			plain = append(plain, w)
+		}
+	}
+	return plain
 }
 
 // modules names the run-time modules that the weight belongs to: one, but where the

@@ -322,17 +322,24 @@ func TestDestination(t *testing.T) {
 	assert.Equal(t, before, digest(t, src), "the source is never changed")
 }
 
-func TestPublishedStageIsTidied(t *testing.T) {
+// converted makes a result in NF4, and returns what it was made from and with.
+func converted(t *testing.T) (*pipeline.Checkpoint, *pipeline.Plan, string) {
+	t.Helper()
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
-	dst := filepath.Join(t.TempDir(), "dst")
 	c, err := pipeline.Open(src)
 	require.NoError(t, err)
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
+	dst := filepath.Join(t.TempDir(), "dst")
 	p, err := pipeline.NewPlan(context.Background(), c, dst, nf4)
 	require.NoError(t, err)
 	_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
 	require.NoError(t, err)
+	return c, p, dst
+}
+
+func TestPublishedStageIsTidied(t *testing.T) {
+	c, p, dst := converted(t)
 	want := digest(t, dst)
 
 	// Killed between the swap that --force makes and the removal of the old DST.
@@ -745,16 +752,7 @@ func TestManyRunsAtOnce(t *testing.T) {
 // TestOldDestinationIsNoResult has a run killed just after it has swapped DST, which is
 // then moved away: what stands in the stage is the old DST.
 func TestOldDestinationIsNoResult(t *testing.T) {
-	src := filepath.Join(t.TempDir(), "src")
-	writeModel(t, src)
-	dst := filepath.Join(t.TempDir(), "dst")
-	c, err := pipeline.Open(src)
-	require.NoError(t, err)
-	defer c.Close()
-	p, err := pipeline.NewPlan(context.Background(), c, dst, nf4)
-	require.NoError(t, err)
-	_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
-	require.NoError(t, err)
+	c, p, dst := converted(t)
 	want := digest(t, dst)
 
 	out := filepath.Join(dst+".partial", "out")
