@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"path/filepath"
 	"time"
 
@@ -35,6 +36,15 @@ type ConvertOptions struct {
 	// Include, where not empty, names by globs exactly the tensors that are
 	// quantised. Exclude names some that are not.
 	Include, Exclude []string
+	// Merge are adapters whose deltas are added, in this order, before anything is cast or
+	// quantised.
+	Merge []Adapter
+	// Base is "as-is" (or empty), or "dequantized": each adapted weight goes through NF4
+	// and back first, as an adapter trained by QLoRA has seen it.
+	Base string
+	// MinKept is the least share of an adapter that each of its modules has to keep; 0 is 0.5, a
+	// negative one asks for nothing.
+	MinKept float64
 	// MaxShardSize is the most bytes of tensors in a file; 0 is 5 GB.
 	MaxShardSize int64
 	// AllowNonFinite encodes NaN and infinity as bitsandbytes does. Else they are an
@@ -91,6 +101,13 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 		return nil, err
 	}
 	defer c.Close()
+	if len(o.Merge) > 0 {
+		closeAll, err := merge(c, o.Merge)
+		if err != nil {
+			return nil, err
+		}
+		defer closeAll()
+	}
 	if err := pipeline.CheckMemory(c, po, o.Memory); err != nil {
 		return nil, err
 	}
@@ -108,7 +125,7 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 		return r, nil
 	}
 	start := time.Now()
-	r.Result, err = pipeline.Run(ctx, p, c, dst, pipeline.RunOptions{Threads: o.Threads, Memory: o.Memory, Resume: o.Resume, Force: o.Force, Progress: o.Progress})
+	r.Result, err = pipeline.Run(ctx, p, c, dst, pipeline.RunOptions{Threads: o.Threads, Memory: o.Memory, Resume: o.Resume, Force: o.Force, MinKept: cmp.Or(o.MinKept, 0.5), Progress: o.Progress})
 	r.Seconds = time.Since(start).Seconds()
 	if err != nil {
 		return nil, err
@@ -127,6 +144,19 @@ func (o ConvertOptions) plan() (pipeline.Options, error) {
 	po := pipeline.Options{
 		To: o.To, Quantize: cmp.Or(o.Quantize, "keep"), BlockSize: cmp.Or(o.BlockSize, 64), DoubleQuant: o.DoubleQuant, PerExpert: o.PerExpert,
 		Include: o.Include, Exclude: o.Exclude, MaxShardSize: cmp.Or(o.MaxShardSize, defaultShardSize), AllowNonFinite: o.AllowNonFinite,
+	}
+	switch o.Base {
+	case "", "as-is":
+	case "dequantized":
+		po.Dequantized = true
+		if len(o.Merge) == 0 {
+			return po, fmt.Errorf("%w: base says what adapters are added to, and none is merged", ErrOption)
+		}
+	default:
+		return po, fmt.Errorf("%w: base %q is unknown; known are as-is, dequantized", ErrOption, o.Base)
+	}
+	if math.IsNaN(o.MinKept) || o.MinKept > 1 {
+		return po, fmt.Errorf("%w: min-kept is %v, expected 0 to 1", ErrOption, o.MinKept)
 	}
 	switch o.DType {
 	case "", "keep":

@@ -21,6 +21,7 @@ import (
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/pipeline"
 
+	_ "github.com/lorakit/lorakit/formats/pytorch"     // registers the container
 	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
 	_ "github.com/lorakit/lorakit/quant/bnb"           // registers the scheme
 )
@@ -39,6 +40,7 @@ var (
 	ErrBusy        = pipeline.ErrBusy           // another run is writing to it
 	ErrOtherPlan   = pipeline.ErrOtherPlan      // a stage was made with other options
 	ErrRefused     = pipeline.ErrRefused        // what was asked for contradicts itself or the checkpoint
+	ErrLost        = pipeline.ErrLost           // a merge would lose an adapter
 	ErrMemory      = pipeline.ErrMemory         // Memory is less than this checkpoint needs
 	ErrInterrupted = pipeline.ErrInterrupted    // the context was cancelled
 	ErrOption      = errors.New("wrong option") // an option has a value that is unknown
@@ -52,6 +54,10 @@ type (
 	Plan = pipeline.Plan
 	// Comparison is what Diff finds.
 	Comparison = pipeline.Comparison
+	// KeptAdapter says what is kept of an adapter in a merge.
+	KeptAdapter = pipeline.KeptAdapter
+	// MergeVerification is what VerifyMerge finds.
+	MergeVerification = pipeline.MergeVerification
 	// Verification is what Verify finds.
 	Verification = pipeline.Verification
 )

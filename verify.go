@@ -16,3 +16,24 @@ func Verify(ctx context.Context, path string) (*Verification, error) {
 	defer c.Close()
 	return pipeline.Verify(ctx, c)
 }
+
+// VerifyMerge holds a merge, whoever made it, against its base and the adapters: what
+// share of each module's delta is in it.
+func VerifyMerge(ctx context.Context, merged, base string, adapters []Adapter) (*MergeVerification, error) {
+	out, err := pipeline.Open(merged)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	c, err := pipeline.Open(base)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	closeAll, err := merge(c, adapters)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll()
+	return pipeline.VerifyMerge(ctx, c, out)
+}

@@ -126,16 +126,18 @@ func newBudget(n needs, memory int64, threads int) (budget, error) {
 }
 
 // scratchSize is the bytes of each slice of a scratch.
-type scratchSize struct{ raw, strip, values, cast, out, carry int64 }
+type scratchSize struct{ raw, strip, values, cast, out, carry, merge int64 }
 
 func (a scratchSize) max(b scratchSize) scratchSize {
 	return scratchSize{
 		max(a.raw, b.raw), max(a.strip, b.strip), max(a.values, b.values),
-		max(a.cast, b.cast), max(a.out, b.out), max(a.carry, b.carry),
+		max(a.cast, b.cast), max(a.out, b.out), max(a.carry, b.carry), max(a.merge, b.merge),
 	}
 }
 
-func (a scratchSize) total() int64 { return a.raw + a.strip + a.values + a.cast + a.out + a.carry }
+func (a scratchSize) total() int64 {
+	return a.raw + a.strip + a.values + a.cast + a.out + a.carry + a.merge
+}
 
 // tileElements is how many elements a tile of the job has: whole units, and at
 // least one.
@@ -144,6 +146,8 @@ func (j *jobRun) tileElements(bytes int64) int64 {
 	switch {
 	case j.encoder != nil:
 		unit = j.encoder.Unit()
+	case j.weight.merge != nil:
+		unit = max(j.weight.merge.Width, 1) // a delta's kept share is measured by rows
 	case j.weight.Decoder != nil:
 		unit = j.weight.Decoder.Unit()
 	}
@@ -178,6 +182,10 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 	}
 	if j.DType != j.weight.Values || j.turned() {
 		s.cast = values
+	}
+	if m := j.weight.merge; m != nil {
+		s.cast = max(s.cast, 4*n)
+		s.merge = 4*n + 24*max(m.Width, 64<<10)
 	}
 	if j.encoder != nil {
 		for _, r := range j.encoder.Tiles([]quant.Range(nil), 0, n) {

@@ -46,7 +46,13 @@ type Checkpoint struct {
 	// Weights are the logical tensors, in the order in which their data is stored.
 	Weights []*Weight
 
-	container  formats.Container
+	container formats.Container
+	// What Merge has made of it.
+	adapters     []AdapterInput
+	untied       bool  // the output head is no longer tied to the embedding
+	vocabulary   int64 // where an adapter brings another number of rows, else 0
+	mergeNotices []string
+
 	configJSON []byte
 	configInfo fs.FileInfo
 }
@@ -66,6 +72,7 @@ type Weight struct {
 	// Values is the type in which the weight is read: DType, but where a scheme
 	// computes in another and does not round.
 	Values tensor.DType
+	merge  *merging // what adapters do to it, or nil
 	// Transposed says that the weight is stored the other way round, as
 	// bitsandbytes does with Conv1D.
 	Transposed bool

@@ -122,13 +122,29 @@ func (b *planner) job(w *Weight) (Job, error) {
 		b.uncast = append(b.uncast, w.Name)
 	}
 	switch {
-	case w.Decoder == nil && to == w.DType, w.Decoder != nil && b.Quantize == "keep":
+	case w.merge != nil && w.Decoder != nil && b.Quantize == "keep":
+		spec := w.Decoder.Spec()
+		scheme, err := quant.ForType(spec.Type)
+		if err != nil {
+			return Job{}, err
+		}
+		return encodeJob(w, w.DType, scheme, spec)
+	case w.merge == nil && (w.Decoder == nil && to == w.Values || w.Decoder != nil && b.Quantize == "keep"):
 		return copyJob(w), nil
 	case w.Decoder != nil:
 		b.decoded++
 		b.changed = true
 	}
-	return Job{Weight: w.Name, DType: to, Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+	return Job{Weight: w.Name, DType: to, Through: b.through(w), Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+}
+
+// through is the type that a plain weight goes through before anything is added to it,
+// or nil.
+func (b *planner) through(w *Weight) *quant.Spec {
+	if !b.Dequantized || w.merge == nil || w.Decoder != nil || len(w.merge.Terms) == 0 || len(w.Shape) < 2 {
+		return nil
+	}
+	return &quant.Spec{Type: "nf4", BlockSize: b.BlockSize, DoubleQuant: b.DoubleQuant, AllowNonFinite: b.AllowNonFinite}
 }
 
 // loaderMayExpect reports whether a loader that goes by config.json alone may take a
@@ -169,14 +185,21 @@ func (b *planner) quantiseJob(w *Weight) (Job, error) {
 		have := w.Decoder.Spec()
 		have.AllowNonFinite = spec.AllowNonFinite
 		// A scheme that does not store what a weight was has nothing to cast.
-		if have == spec && (to == w.DType || w.Values != w.DType) {
+		if w.merge == nil && have == spec && (to == w.DType || w.Values != w.DType) {
 			return copyJob(w), nil
 		}
 		b.decoded++
 	}
 	b.changed = true
+	j, err := encodeJob(w, to, b.scheme, spec)
+	j.Through = b.through(w)
+	return j, err
+}
+
+// encodeJob quantises a weight.
+func encodeJob(w *Weight, to tensor.DType, scheme quant.Scheme, spec quant.Spec) (Job, error) {
 	j := Job{Weight: w.Name, DType: to, Encode: &spec}
-	e, err := b.scheme.Encoder(spec, j.encoded(w))
+	e, err := scheme.Encoder(spec, j.encoded(w))
 	if err != nil {
 		return Job{}, err
 	}

@@ -24,6 +24,11 @@ func (r *run) finishJob(g *errgroup.Group, j *jobRun) error {
 		}
 	}
 	j.carry.close()
+	if j.weight.merge != nil {
+		if err := r.finishMerge(j); err != nil {
+			return err
+		}
+	}
 	if sh.left.Add(-1) == 0 {
 		g.Go(func() error { return r.finishShard(sh) })
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
@@ -111,6 +112,12 @@ func (b *planner) editedConfig() ([]byte, error) {
 	var edits []models.Edit
 	if b.Options.DType != 0 {
 		edits = append(edits, models.SetDType(b.Options.DType.Torch()))
+	}
+	if b.untied {
+		edits = append(edits, models.Set("tie_word_embeddings", []byte("false")))
+	}
+	if b.vocabulary > 0 {
+		edits = append(edits, models.Set("vocab_size", strconv.AppendInt(nil, b.vocabulary, 10)))
 	}
 	switch {
 	case b.Quantize == "none":

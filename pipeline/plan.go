@@ -38,6 +38,9 @@ type Options struct {
 	// Include, where not empty, names by globs exactly what is quantised;
 	// Exclude what is not.
 	Include, Exclude []string
+	// Dequantized adds the deltas of adapters to what is left of each plain weight after
+	// it has gone through a 4-bit type and back, as QLoRA has seen it in training.
+	Dequantized bool
 	// MaxShardSize is the most bytes a shard may have; 0 is no limit.
 	MaxShardSize int64
 	// AllowNonFinite quantises NaN and infinity as the scheme does, instead of
@@ -50,10 +53,11 @@ type Options struct {
 type Plan struct {
 	// Version is that of the rules by which the plan is carried out: another
 	// may make other bytes.
-	Version int         `json:"version"`
-	Source  string      `json:"source"`
-	Inputs  []InputFile `json:"inputs"` // what the plan was made from
-	Format  string      `json:"format"`
+	Version  int            `json:"version"`
+	Source   string         `json:"source"`
+	Inputs   []InputFile    `json:"inputs"`             // what the plan was made from
+	Adapters []AdapterInput `json:"adapters,omitempty"` // what is merged, in this order
+	Format   string         `json:"format"`
 	// SingleFile says that the destination is one file and no folder.
 	SingleFile bool           `json:"single_file,omitempty"`
 	Shards     []Shard        `json:"shards"`
@@ -85,13 +89,14 @@ type Shard struct {
 	Jobs   []Job  `json:"jobs"`
 }
 
-// Job is the way of one logical weight: decode, transpose, cast, quantise, in
-// this order. With Copy its stored bytes are taken as they are.
+// Job is the way of one logical weight: decode, add what adapters add, transpose, cast,
+// quantise, in this order. With Copy its stored bytes are taken as they are.
 type Job struct {
 	Weight  string       `json:"weight"`
 	Copy    bool         `json:"copy,omitempty"`
-	DType   tensor.DType `json:"dtype"`            // of the values that are written, or quantised
-	Encode  *quant.Spec  `json:"encode,omitempty"` // nil writes plain values
+	DType   tensor.DType `json:"dtype"`             // of the values that are written, or quantised
+	Through *quant.Spec  `json:"through,omitempty"` // quantised so, and dequantised, before anything is added
+	Encode  *quant.Spec  `json:"encode,omitempty"`  // nil writes plain values
 	Outputs []Output     `json:"outputs"`
 }
 
@@ -125,7 +130,7 @@ func (p *Plan) OutputBytes() int64 {
 // NewPlan decides what becomes of every weight of c at the destination dst, which is
 // only looked at for its extension.
 func NewPlan(ctx context.Context, c *Checkpoint, dst string, o Options) (*Plan, error) {
-	b := planner{Checkpoint: c, Options: o, p: &Plan{Version: planVersion, Source: c.Path}}
+	b := planner{Checkpoint: c, Options: o, p: &Plan{Version: planVersion, Source: c.Path, Adapters: c.adapters, Notices: c.mergeNotices}}
 	if err := b.check(); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 type scratch struct {
 	raw, strip, values, cast, out []byte
 	carry                         []float32
+	merge                         mergeBuffers
 	ranges                        []quant.Range
 	views                         [][]byte
 	compute                       chan struct{} // holds a token for each thread that computes

@@ -30,6 +30,8 @@ type RunOptions struct {
 	Memory  int64 // the peak of the whole process in bytes; 0 is DefaultMemory
 	Resume  bool  // go on with what an earlier run has left
 	Force   bool  // replace what is at the destination
+	// MinKept is the least share of an adapter that each module has to keep; 0 asks for nothing.
+	MinKept float64
 	// Progress, where not nil, is called several times a second, from another
 	// goroutine.
 	Progress func(Progress)
@@ -47,10 +49,12 @@ type Result struct {
 	// Complete says that the destination was there already, made by this plan.
 	Complete bool `json:"already_complete,omitempty"`
 	// Resumed is the number of shards that an earlier run had finished.
-	Resumed int           `json:"resumed_shards,omitempty"`
-	Read    int64         `json:"bytes_read"`
-	Written int64         `json:"bytes_written"`
-	Elapsed time.Duration `json:"-"`
+	Resumed int `json:"resumed_shards,omitempty"`
+	// Adapters says what is kept of each adapter that was merged.
+	Adapters []KeptAdapter `json:"adapters,omitempty"`
+	Read     int64         `json:"bytes_read"`
+	Written  int64         `json:"bytes_written"`
+	Elapsed  time.Duration `json:"-"`
 	// Leftover says what could not be tidied after the result was in place.
 	Leftover string `json:"leftover,omitempty"`
 	// Overflowed says that a cast to F16 has made an infinity, if there was none
@@ -160,6 +164,9 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err := r.shards(ctx); err != nil {
 		return err
 	}
+	if err := r.checkKept(); err != nil {
+		return err
+	}
 	if err := r.files(ctx); err != nil {
 		return err
 	}
@@ -182,6 +189,9 @@ type run struct {
 	budget     budget
 	weights    map[string]*Weight
 	work       []*shardRun
+	factors    factors
+	merges     []*jobRun // in the order of the plan
+	shares     []KeptAdapter
 	compute    chan struct{} // one token a thread that computes
 
 	total         int64
@@ -209,6 +219,9 @@ type jobRun struct {
 	flip    bool // the encoder wants the weight turned round
 	shard   *shardRun
 	carry   *carry
+	terms   []*term      // of the weight's change, while it is made
+	shares  []share      // of its contributors
+	ready   bool         // the norms of DoRA are known
 	left    atomic.Int64 // tiles that are not done
 }
 
@@ -227,11 +240,16 @@ func (r *run) newJob(j *Job, sh *shardRun) (*jobRun, error) {
 	}
 	run.flip = j.flips(run.weight)
 	run.encoder, err = s.Encoder(*j.Encode, j.encoded(run.weight))
+	if run.flip && run.weight.merge != nil {
+		turned := *run.weight
+		turned.merge = run.weight.merge.transposed(run.weight.Shape)
+		run.weight = &turned
+	}
 	return run, err
 }
 
 func (r *run) result(start time.Time) Result {
-	return Result{Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(), Overflowed: r.overflows.Load(), Elapsed: time.Since(start)}
+	return Result{Adapters: r.shares, Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(), Overflowed: r.overflows.Load(), Elapsed: time.Since(start)}
 }
 
 // prepare finds the weights of all jobs again, and divides the memory for the
@@ -304,6 +322,9 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 	memory := semaphore.NewWeighted(r.budget.carry)
 	for i, sh := range r.work {
 		if r.stage != nil && r.stage.finished(sh.Shard) {
+			if err := r.remeasure(sh); err != nil {
+				return err
+			}
 			for _, j := range sh.Jobs {
 				r.done.Add(r.weights[j.Weight].StoredBytes())
 			}
@@ -334,6 +355,9 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 				return err
 			}
 			sh.jobs = append(sh.jobs, j)
+			if err := r.beginMerge(j); err != nil {
+				return j.weight.failed(err)
+			}
 			pieces, err := r.pieces(ctx, j, memory)
 			if err != nil {
 				return err

@@ -39,7 +39,10 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 		return tasks, nil
 	}
 	n, step := j.weight.Count(), j.tileElements(r.budget.tile)
-	for lo := int64(0); lo < n; lo += step {
+	if j.prepared() && n > 0 { // one worker does all of it
+		tasks = append(tasks, task{job: j, lo: 0, hi: n})
+	}
+	for lo := int64(0); lo < n && !j.prepared(); lo += step {
 		tasks = append(tasks, task{job: j, lo: lo, hi: min(lo+step, n)})
 	}
 	if j.encoder != nil {
@@ -106,12 +109,32 @@ func (r *run) copyPart(ctx context.Context, s *scratch, t task) error {
 // change reads, casts and quantises one tile and writes it to its place in the
 // shard.
 func (r *run) change(s *scratch, t task) error {
-	j, w := t.job, t.job.weight
+	j := t.job
+	if j.prepared() && !j.ready {
+		if err := r.prepareMerge(s, j); err != nil {
+			return err
+		}
+		step := j.tileElements(r.budget.tile)
+		for lo := t.lo; lo < t.hi; lo += step {
+			if err := r.change(s, task{job: j, lo: lo, hi: min(lo+step, t.hi)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w := j.weight
 	values, err := w.read(s, t.lo, t.hi, j.flip)
 	if err != nil {
 		return err
 	}
-	if j.DType != w.Values {
+	if w.merge != nil {
+		s.begin()
+		values, err = r.merged(s, j, t.lo, t.hi, values)
+		s.end()
+		if err != nil {
+			return err
+		}
+	} else if j.DType != w.Values {
 		b := sized(&s.cast, (t.hi-t.lo)*j.DType.Bits()/8)
 		s.begin()
 		err := tensor.Convert(b, j.DType, values, w.Values)

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -15,10 +18,7 @@ import (
 )
 
 func convertCommand() *cobra.Command {
-	var o lorakit.ConvertOptions
-	var experts, progress string
-	var asJSON bool
-	shard, memory := size{5_000_000_000, "5GB"}, size{256 << 20, "256MiB"}
+	var merge []string
 	c := &cobra.Command{
 		Use:   "convert SRC DST",
 		Short: "Write a checkpoint anew: quantised, plain, in another type, in other shards",
@@ -36,52 +36,94 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
   lorakit convert llama-nf4 llama-bf16 --quantize none --dtype bf16
   lorakit convert adapter.safetensors half.safetensors --dtype f16`,
 		Args: cobra.ExactArgs(2),
-		RunE: func(c *cobra.Command, args []string) error {
-			switch experts {
-			case "keep", "per-expert":
-				o.PerExpert = experts == "per-expert"
-			default:
-				return usageError{fmt.Errorf("--experts %q is unknown; known are keep, per-expert", experts)}
-			}
-			if o.Quantize == "keep" || o.Quantize == "none" {
-				if err := useless(c, "says how to quantise; it needs --quantize nf4, fp4 or int8", "include", "exclude", "block-size", "double-quant", "experts", "allow-non-finite"); err != nil {
-					return err
-				}
-			}
-			if o.Quantize == "int8" {
-				if err := useless(c, "is for nf4 and fp4; int8 has one scale a row", "block-size", "double-quant"); err != nil {
-					return err
-				}
-			}
-			if o.BlockSize == 0 {
-				return usageError{errors.New("--block-size is 0, expected 32, 64, … 4096")}
-			}
-			if o.Threads < 0 || c.Flags().Changed("threads") && o.Threads == 0 {
-				return usageError{fmt.Errorf("--threads is %d, expected 1 or more", o.Threads)}
-			}
-			o.MaxShardSize, o.Memory = shard.bytes, memory.bytes
-			debug.SetMemoryLimit(o.Memory - o.Memory/8)
-			p, err := newProgress(progress, c.ErrOrStderr(), args[1])
-			if err != nil {
-				return usageError{err}
-			}
-			o.Progress = p.update
-			r, err := lorakit.Convert(c.Context(), args[0], args[1], o)
-			p.end(err == nil)
-			if err != nil {
+	}
+	run := convertFlags(c)
+	c.Flags().StringArrayVar(&merge, "merge", nil, "add the delta of `ADAPTER[=WEIGHT]`; may be repeated")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		adapters, err := parseAdapters(merge)
+		if err != nil {
+			return err
+		}
+		if len(adapters) == 0 {
+			if err := useless(c, "is about adapters; it needs --merge ADAPTER", "base", "min-kept"); err != nil {
 				return err
 			}
-			if asJSON {
-				return printJSON(c.OutOrStdout(), r)
+		}
+		return run(args[0], args[1], adapters, lorakit.Merge)
+	}
+	return c
+}
+
+// merging is lorakit.Merge or lorakit.Unmerge.
+type merging func(ctx context.Context, base string, adapters []lorakit.Adapter, dst string, o lorakit.ConvertOptions) (*lorakit.ConvertResult, error)
+
+// convertFlags gives a command the flags of convert, and returns what runs it.
+func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Adapter, merge merging) error {
+	var o lorakit.ConvertOptions
+	var experts, progress string
+	var asJSON bool
+	var minKept float64
+	shard, memory := size{5_000_000_000, "5GB"}, size{256 << 20, "256MiB"}
+	run := func(src, dst string, adapters []lorakit.Adapter, merge merging) error {
+		switch experts {
+		case "keep", "per-expert":
+			o.PerExpert = experts == "per-expert"
+		default:
+			return usageError{fmt.Errorf("--experts %q is unknown; known are keep, per-expert", experts)}
+		}
+		if o.Quantize == "keep" || o.Quantize == "none" {
+			names := []string{"include", "exclude", "experts"}
+			if o.Base != "dequantized" {
+				names = append(names, "block-size", "double-quant", "allow-non-finite")
 			}
-			if o.DryRun {
-				return printPlan(c.OutOrStdout(), r)
+			if err := useless(c, "says how to quantise; it needs --quantize nf4, fp4 or int8", names...); err != nil {
+				return err
 			}
-			if progress != "none" && progress != "json" {
-				printResult(c.ErrOrStderr(), r)
+		}
+		if o.Quantize == "int8" {
+			if err := useless(c, "is for nf4 and fp4; int8 has one scale a row", "block-size", "double-quant"); err != nil {
+				return err
 			}
-			return nil
-		},
+		}
+		if o.BlockSize == 0 {
+			return usageError{errors.New("--block-size is 0, expected 32, 64, … 4096")}
+		}
+		if o.Threads < 0 || c.Flags().Changed("threads") && o.Threads == 0 {
+			return usageError{fmt.Errorf("--threads is %d, expected 1 or more", o.Threads)}
+		}
+		o.MaxShardSize, o.Memory = shard.bytes, memory.bytes
+		debug.SetMemoryLimit(o.Memory - o.Memory/8)
+		p, err := newProgress(progress, c.ErrOrStderr(), dst)
+		if err != nil {
+			return usageError{err}
+		}
+		o.Progress = p.update
+		if minKept < 0 || minKept > 1 {
+			return usageError{fmt.Errorf("--min-kept is %v, expected 0 to 1", minKept)}
+		}
+		if o.MinKept = minKept; minKept == 0 {
+			o.MinKept = -1
+		}
+		var r *lorakit.ConvertResult
+		if len(adapters) > 0 {
+			r, err = merge(c.Context(), src, adapters, dst, o)
+		} else {
+			r, err = lorakit.Convert(c.Context(), src, dst, o)
+		}
+		p.end(err == nil)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(c.OutOrStdout(), r)
+		}
+		if o.DryRun {
+			return printPlan(c.OutOrStdout(), r)
+		}
+		if progress != "none" && progress != "json" {
+			printResult(c.ErrOrStderr(), r)
+		}
+		return nil
 	}
 	f := c.Flags()
 	f.StringVar(&o.To, "to", "", "format to write; lorakit formats lists them (default: that of SRC, or of DST's extension)")
@@ -92,6 +134,8 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
 	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for vLLM and unsloth)")
 	f.StringArrayVar(&o.Include, "include", nil, "quantise exactly the tensors whose whole name matches `GLOB`; may be repeated")
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "do not quantise the tensors whose whole name matches `GLOB`; may be repeated")
+	f.StringVar(&o.Base, "base", "as-is", "what adapters are added to: as-is, or dequantized (NF4 and back, as QLoRA has seen it)")
+	f.Float64Var(&minKept, "min-kept", 0.5, "fail where a module keeps less than this share of an adapter; 0 never fails")
 	f.Var(&shard, "max-shard-size", "most bytes of tensors in a file, such as 5GB or 500MiB")
 	f.Var(&memory, "memory", "most memory the whole process uses")
 	f.IntVar(&o.Threads, "threads", 0, "threads that compute (default: one a processor)")
@@ -104,8 +148,26 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
 	complete(c, "dtype", "keep", "f32", "f16", "bf16")
 	complete(c, "quantize", "keep", "none", "nf4", "fp4", "int8")
 	complete(c, "experts", "keep", "per-expert")
+	complete(c, "base", "as-is", "dequantized")
 	complete(c, "progress", "auto", "bar", "plain", "json", "none")
-	return c
+	return run
+}
+
+// parseAdapters reads ADAPTER[=WEIGHT].
+func parseAdapters(list []string) ([]lorakit.Adapter, error) {
+	var out []lorakit.Adapter
+	for _, text := range list {
+		a := lorakit.Adapter{Path: text, Weight: 1}
+		if i := strings.LastIndexByte(text, '='); i >= 0 {
+			w, err := strconv.ParseFloat(text[i+1:], 64)
+			if err != nil || math.IsNaN(w) || math.IsInf(w, 0) || w == 0 {
+				return nil, usageError{fmt.Errorf("%q: the weight is no number but 0, expected ADAPTER=WEIGHT such as my-lora=0.7", text)}
+			}
+			a.Path, a.Weight = text[:i], w
+		}
+		out = append(out, a)
+	}
+	return out, nil
 }
 
 // useless refuses flags that would be ignored.
@@ -149,6 +211,7 @@ func printResult(w io.Writer, r *lorakit.ConvertResult) {
 		fmt.Fprintf(w, "%s is complete already\n", r.Destination)
 		return
 	}
+	printKept(w, r.Adapters)
 	resumed := ""
 	if r.Resumed > 0 {
 		resumed = fmt.Sprintf(", %d of them from an earlier run", r.Resumed)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,20 +11,64 @@ import (
 
 func verifyCommand() *cobra.Command {
 	var asJSON bool
+	var base string
+	var adapters []string
+	var minKept float64
 	c := &cobra.Command{
 		Use:   "verify PATH",
 		Short: "Read a checkpoint whole and look for what would keep it from being used",
 		Long: `verify reads every weight through its scheme. It finds values that are NaN or infinite,
 weights that are damaged, and weights that config.json promises in another form than
-they have. It exits with 3 if it finds any.`,
-		Example: `  lorakit verify llama-nf4`,
-		Args:    cobra.ExactArgs(1),
+they have. It exits with 3 if it finds any.
+
+With --base and --adapter it holds a merge, whoever made it, against what it was made from, and
+shows the share of the adapter that each module has kept. It exits with 3 and names
+the modules that fell short of --min-kept.`,
+		Example: `  lorakit verify llama-nf4
+  lorakit verify llama-merged --base llama --adapter my-lora`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			w := c.OutOrStdout()
+			if (base == "") != (len(adapters) == 0) {
+				return usageError{fmt.Errorf("--base and --adapter go together")}
+			}
+			if base == "" {
+				if err := useless(c, "needs --base and --adapter", "min-kept"); err != nil {
+					return err
+				}
+			} else {
+				if minKept < 0 || minKept > 1 {
+					return usageError{fmt.Errorf("--min-kept is %v, expected 0 to 1", minKept)}
+				}
+				list, err := parseAdapters(adapters)
+				if err != nil {
+					return err
+				}
+				r, err := lorakit.VerifyMerge(c.Context(), args[0], base, list)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					if err := printJSON(w, r); err != nil {
+						return err
+					}
+				} else {
+					printKeptTable(w, r.Adapters)
+				}
+				var names []string
+				for _, m := range r.Short(minKept) {
+					names = append(names, fmt.Sprintf("%s (%.4f)", m.Name, m.Kept))
+				}
+				if len(names) > 0 {
+					fmt.Fprintf(c.ErrOrStderr(), "%s: kept less than %g of the adapter: %s\n", escape(args[0]), minKept, escape(strings.Join(names, ", ")))
+					return errFound
+				}
+				return nil
+			}
 			r, err := lorakit.Verify(c.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			w := c.OutOrStdout()
 			if asJSON {
 				if err := printJSON(w, r); err != nil {
 					return err
@@ -40,6 +85,10 @@ they have. It exits with 3 if it finds any.`,
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	f := c.Flags()
+	f.StringVar(&base, "base", "", "what the adapter was merged into")
+	f.StringArrayVar(&adapters, "adapter", nil, "what was merged, `ADAPTER[=WEIGHT]`; may be repeated")
+	f.Float64Var(&minKept, "min-kept", 0.5, "the least share that each module is to have kept")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return c
 }

@@ -28,13 +28,18 @@ func weights(size int, f Float) []byte {
 // busy machine the latter says more.
 func measure(b *testing.B, bytes int, call func()) {
 	b.SetBytes(int64(bytes))
+	b.ReportMetric(float64(bytes)/fastest(b, call).Seconds()/1e6, "best-MB/s")
+}
+
+// fastest returns the time of the fastest call.
+func fastest(b *testing.B, call func()) time.Duration {
 	best := time.Hour
 	for b.Loop() {
 		start := time.Now()
 		call()
 		best = min(best, time.Since(start))
 	}
-	b.ReportMetric(float64(bytes)/best.Seconds()/1e6, "best-MB/s")
+	return best
 }
 
 // everySet runs a benchmark for each set, type and size; prepare returns what is

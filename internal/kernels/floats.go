@@ -92,8 +92,10 @@ func storeAll(b []byte, f Float, x []float32) {
 }
 
 // product returns a*b in float32. A NaN is always f32NaN.
-func product(a, b float32) float32 {
-	x := a * b
+func product(a, b float32) float32 { return number(a * b) }
+
+// number returns x, and f32NaN for any NaN.
+func number(x float32) float32 {
 	if x != x {
 		return math.Float32frombits(f32NaN)
 	}

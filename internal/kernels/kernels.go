@@ -1,5 +1,6 @@
 // Package kernels holds the hot loops: blockwise 4-bit quantisation, LLM.int8
-// rows, and the casts between float32, float16 and bfloat16.
+// rows, the casts between float32, float16 and bfloat16, the product of float32
+// matrices, and what a merge does to a row.
 //
 // Each loop exists as plain Go, which is its specification, and for amd64 as
 // AVX2 and AVX-512 assembly that returns the same bytes for every input, NaNs
@@ -70,6 +71,14 @@ type Set struct {
 	dequantize8 [floats]func(dst, q []byte, scale float32) (done int)
 	// convert casts the first done elements; the index is [to][from].
 	convert [floats][floats]func(dst, src []byte) (done int)
+	// mergeRow, addScaled, kept and dot work on the first done elements, a multiple
+	// of 16, and return the lanes of their sums; the index is [to][from].
+	mergeRow  [floats][floats]func(dst, src []byte, delta []float32, scale float32) (share [2]sums, done int)
+	addScaled func(dst, src, delta []float32, scale float32) (done int)
+	kept      func(out, base, total, delta []float32) (share [2]sums, done int)
+	dot       func(x, y []float32) (sum sums, done int)
+	// tiles multiplies matrices.
+	tiles *tiles
 }
 
 // Name returns the name that LORAKIT_KERNELS knows the set by.

@@ -3064,3 +3064,4564 @@ done:
 	MOVQ DX, done+48(FP)
 	VZEROUPPER
 	RET
+
+// func mulAddEdge3AVX512(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+// Requires: AVX, AVX512F, BMI2, MMX+
+TEXT ·mulAddEdge3AVX512(SB), NOSPLIT, $16-120
+	MOVQ  c_base+0(FP), AX
+	MOVQ  a_base+24(FP), CX
+	MOVQ  b_base+48(FP), DX
+	MOVQ  cRow+72(FP), BX
+	SHLQ  $0x02, BX
+	MOVQ  aRow+80(FP), SI
+	SHLQ  $0x02, SI
+	MOVQ  aCol+88(FP), DI
+	SHLQ  $0x02, DI
+	LEAQ  (SI)(SI*2), R8
+	LEAQ  (SI)(SI*4), R9
+	LEAQ  (R8)(SI*4), R10
+	MOVQ  cols+112(FP), R11
+	SUBQ  $0x20, R11
+	MOVL  $0x0000ffff, R12
+	BZHIL R11, R12, R12
+	KMOVW R12, K1
+	MOVQ  CX, 8(SP)
+	MOVQ  AX, (SP)
+	MOVQ  rows+104(FP), R11
+
+rows8:
+	CMPQ      R11, $0x08
+	JLT       fewer8
+	MOVQ      AX, R12
+	VMOVUPS   (R12), Z0
+	VMOVUPS   64(R12), Z1
+	VMOVUPS.Z 128(R12), K1, Z2
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z3
+	VMOVUPS   64(R12), Z4
+	VMOVUPS.Z 128(R12), K1, Z5
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z6
+	VMOVUPS   64(R12), Z7
+	VMOVUPS.Z 128(R12), K1, Z8
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z9
+	VMOVUPS   64(R12), Z10
+	VMOVUPS.Z 128(R12), K1, Z11
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z12
+	VMOVUPS   64(R12), Z13
+	VMOVUPS.Z 128(R12), K1, Z14
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z15
+	VMOVUPS   64(R12), Z16
+	VMOVUPS.Z 128(R12), K1, Z17
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z18
+	VMOVUPS   64(R12), Z19
+	VMOVUPS.Z 128(R12), K1, Z20
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z21
+	VMOVUPS   64(R12), Z22
+	VMOVUPS.Z 128(R12), K1, Z23
+	MOVQ      k+96(FP), R14
+	MOVQ      CX, R12
+	MOVQ      DX, R13
+	LEAQ      (R12)(DI*8), R15
+	LEAQ      (R15)(DI*8), R15
+
+step8:
+	VMOVUPS      (R13), Z24
+	VMOVUPS      64(R13), Z25
+	VMOVUPS      128(R13), Z26
+	VBROADCASTSS (R12), Z27
+	VFMADD231PS  Z24, Z27, Z0
+	VFMADD231PS  Z25, Z27, Z1
+	VFMADD231PS  Z26, Z27, Z2
+	VBROADCASTSS (R12)(SI*1), Z27
+	VFMADD231PS  Z24, Z27, Z3
+	VFMADD231PS  Z25, Z27, Z4
+	VFMADD231PS  Z26, Z27, Z5
+	VBROADCASTSS (R12)(SI*2), Z27
+	VFMADD231PS  Z24, Z27, Z6
+	VFMADD231PS  Z25, Z27, Z7
+	VFMADD231PS  Z26, Z27, Z8
+	VBROADCASTSS (R12)(R8*1), Z27
+	VFMADD231PS  Z24, Z27, Z9
+	VFMADD231PS  Z25, Z27, Z10
+	VFMADD231PS  Z26, Z27, Z11
+	VBROADCASTSS (R12)(SI*4), Z27
+	VFMADD231PS  Z24, Z27, Z12
+	VFMADD231PS  Z25, Z27, Z13
+	VFMADD231PS  Z26, Z27, Z14
+	VBROADCASTSS (R12)(R9*1), Z27
+	VFMADD231PS  Z24, Z27, Z15
+	VFMADD231PS  Z25, Z27, Z16
+	VFMADD231PS  Z26, Z27, Z17
+	VBROADCASTSS (R12)(R8*2), Z27
+	VFMADD231PS  Z24, Z27, Z18
+	VFMADD231PS  Z25, Z27, Z19
+	VFMADD231PS  Z26, Z27, Z20
+	VBROADCASTSS (R12)(R10*1), Z27
+	VFMADD231PS  Z24, Z27, Z21
+	VFMADD231PS  Z25, Z27, Z22
+	VFMADD231PS  Z26, Z27, Z23
+	PREFETCHT0   (R15)
+	ADDQ         DI, R15
+	ADDQ         DI, R12
+	ADDQ         $+192, R13
+	DECQ         R14
+	JNE          step8
+	VCMPPS       $0x03, Z0, Z23, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z4, Z3, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z6, Z5, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z8, Z7, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z10, Z9, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z12, Z11, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z14, Z13, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z16, Z15, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z18, Z17, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z20, Z19, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z22, Z21, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers8
+	MOVL         $0x7fc00000, R12
+	VPBROADCASTD R12, Z24
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z24, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z24, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z24, K3, Z2
+	VCMPPS       $0x03, Z3, Z3, K3
+	VMOVDQA32    Z24, K3, Z3
+	VCMPPS       $0x03, Z4, Z4, K3
+	VMOVDQA32    Z24, K3, Z4
+	VCMPPS       $0x03, Z5, Z5, K3
+	VMOVDQA32    Z24, K3, Z5
+	VCMPPS       $0x03, Z6, Z6, K3
+	VMOVDQA32    Z24, K3, Z6
+	VCMPPS       $0x03, Z7, Z7, K3
+	VMOVDQA32    Z24, K3, Z7
+	VCMPPS       $0x03, Z8, Z8, K3
+	VMOVDQA32    Z24, K3, Z8
+	VCMPPS       $0x03, Z9, Z9, K3
+	VMOVDQA32    Z24, K3, Z9
+	VCMPPS       $0x03, Z10, Z10, K3
+	VMOVDQA32    Z24, K3, Z10
+	VCMPPS       $0x03, Z11, Z11, K3
+	VMOVDQA32    Z24, K3, Z11
+	VCMPPS       $0x03, Z12, Z12, K3
+	VMOVDQA32    Z24, K3, Z12
+	VCMPPS       $0x03, Z13, Z13, K3
+	VMOVDQA32    Z24, K3, Z13
+	VCMPPS       $0x03, Z14, Z14, K3
+	VMOVDQA32    Z24, K3, Z14
+	VCMPPS       $0x03, Z15, Z15, K3
+	VMOVDQA32    Z24, K3, Z15
+	VCMPPS       $0x03, Z16, Z16, K3
+	VMOVDQA32    Z24, K3, Z16
+	VCMPPS       $0x03, Z17, Z17, K3
+	VMOVDQA32    Z24, K3, Z17
+	VCMPPS       $0x03, Z18, Z18, K3
+	VMOVDQA32    Z24, K3, Z18
+	VCMPPS       $0x03, Z19, Z19, K3
+	VMOVDQA32    Z24, K3, Z19
+	VCMPPS       $0x03, Z20, Z20, K3
+	VMOVDQA32    Z24, K3, Z20
+	VCMPPS       $0x03, Z21, Z21, K3
+	VMOVDQA32    Z24, K3, Z21
+	VCMPPS       $0x03, Z22, Z22, K3
+	VMOVDQA32    Z24, K3, Z22
+	VCMPPS       $0x03, Z23, Z23, K3
+	VMOVDQA32    Z24, K3, Z23
+
+numbers8:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z3, (AX)
+	VMOVUPS Z4, 64(AX)
+	VMOVUPS Z5, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	VMOVUPS Z8, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z9, (AX)
+	VMOVUPS Z10, 64(AX)
+	VMOVUPS Z11, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	VMOVUPS Z14, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z15, (AX)
+	VMOVUPS Z16, 64(AX)
+	VMOVUPS Z17, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z18, (AX)
+	VMOVUPS Z19, 64(AX)
+	VMOVUPS Z20, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z21, (AX)
+	VMOVUPS Z22, 64(AX)
+	VMOVUPS Z23, K1, 128(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x08, R11
+	JMP     rows8
+
+fewer8:
+rows4:
+	CMPQ      R11, $0x04
+	JLT       fewer4
+	MOVQ      AX, R9
+	VMOVUPS   (R9), Z0
+	VMOVUPS   64(R9), Z1
+	VMOVUPS.Z 128(R9), K1, Z2
+	ADDQ      BX, R9
+	VMOVUPS   (R9), Z3
+	VMOVUPS   64(R9), Z4
+	VMOVUPS.Z 128(R9), K1, Z5
+	ADDQ      BX, R9
+	VMOVUPS   (R9), Z6
+	VMOVUPS   64(R9), Z7
+	VMOVUPS.Z 128(R9), K1, Z8
+	ADDQ      BX, R9
+	VMOVUPS   (R9), Z9
+	VMOVUPS   64(R9), Z10
+	VMOVUPS.Z 128(R9), K1, Z11
+	MOVQ      k+96(FP), R12
+	MOVQ      CX, R9
+	MOVQ      DX, R10
+	LEAQ      (R9)(DI*8), R13
+	LEAQ      (R13)(DI*8), R13
+
+step4:
+	VMOVUPS      (R10), Z12
+	VMOVUPS      64(R10), Z13
+	VMOVUPS      128(R10), Z14
+	VBROADCASTSS (R9), Z15
+	VFMADD231PS  Z12, Z15, Z0
+	VFMADD231PS  Z13, Z15, Z1
+	VFMADD231PS  Z14, Z15, Z2
+	VBROADCASTSS (R9)(SI*1), Z15
+	VFMADD231PS  Z12, Z15, Z3
+	VFMADD231PS  Z13, Z15, Z4
+	VFMADD231PS  Z14, Z15, Z5
+	VBROADCASTSS (R9)(SI*2), Z15
+	VFMADD231PS  Z12, Z15, Z6
+	VFMADD231PS  Z13, Z15, Z7
+	VFMADD231PS  Z14, Z15, Z8
+	VBROADCASTSS (R9)(R8*1), Z15
+	VFMADD231PS  Z12, Z15, Z9
+	VFMADD231PS  Z13, Z15, Z10
+	VFMADD231PS  Z14, Z15, Z11
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R9
+	ADDQ         $+192, R10
+	DECQ         R12
+	JNE          step4
+	VCMPPS       $0x03, Z0, Z11, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z4, Z3, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z6, Z5, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z8, Z7, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z10, Z9, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers4
+	MOVL         $0x7fc00000, R9
+	VPBROADCASTD R9, Z12
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z12, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z12, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z12, K3, Z2
+	VCMPPS       $0x03, Z3, Z3, K3
+	VMOVDQA32    Z12, K3, Z3
+	VCMPPS       $0x03, Z4, Z4, K3
+	VMOVDQA32    Z12, K3, Z4
+	VCMPPS       $0x03, Z5, Z5, K3
+	VMOVDQA32    Z12, K3, Z5
+	VCMPPS       $0x03, Z6, Z6, K3
+	VMOVDQA32    Z12, K3, Z6
+	VCMPPS       $0x03, Z7, Z7, K3
+	VMOVDQA32    Z12, K3, Z7
+	VCMPPS       $0x03, Z8, Z8, K3
+	VMOVDQA32    Z12, K3, Z8
+	VCMPPS       $0x03, Z9, Z9, K3
+	VMOVDQA32    Z12, K3, Z9
+	VCMPPS       $0x03, Z10, Z10, K3
+	VMOVDQA32    Z12, K3, Z10
+	VCMPPS       $0x03, Z11, Z11, K3
+	VMOVDQA32    Z12, K3, Z11
+
+numbers4:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z3, (AX)
+	VMOVUPS Z4, 64(AX)
+	VMOVUPS Z5, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	VMOVUPS Z8, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z9, (AX)
+	VMOVUPS Z10, 64(AX)
+	VMOVUPS Z11, K1, 128(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x04, R11
+	JMP     rows4
+
+fewer4:
+rows2:
+	CMPQ      R11, $0x02
+	JLT       fewer2
+	MOVQ      AX, R8
+	VMOVUPS   (R8), Z0
+	VMOVUPS   64(R8), Z1
+	VMOVUPS.Z 128(R8), K1, Z2
+	ADDQ      BX, R8
+	VMOVUPS   (R8), Z3
+	VMOVUPS   64(R8), Z4
+	VMOVUPS.Z 128(R8), K1, Z5
+	MOVQ      k+96(FP), R10
+	MOVQ      CX, R8
+	MOVQ      DX, R9
+	LEAQ      (R8)(DI*8), R12
+	LEAQ      (R12)(DI*8), R12
+
+step2:
+	VMOVUPS      (R9), Z6
+	VMOVUPS      64(R9), Z7
+	VMOVUPS      128(R9), Z8
+	VBROADCASTSS (R8), Z9
+	VFMADD231PS  Z6, Z9, Z0
+	VFMADD231PS  Z7, Z9, Z1
+	VFMADD231PS  Z8, Z9, Z2
+	VBROADCASTSS (R8)(SI*1), Z9
+	VFMADD231PS  Z6, Z9, Z3
+	VFMADD231PS  Z7, Z9, Z4
+	VFMADD231PS  Z8, Z9, Z5
+	PREFETCHT0   (R12)
+	ADDQ         DI, R12
+	ADDQ         DI, R8
+	ADDQ         $+192, R9
+	DECQ         R10
+	JNE          step2
+	VCMPPS       $0x03, Z0, Z5, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z4, Z3, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers2
+	MOVL         $0x7fc00000, R8
+	VPBROADCASTD R8, Z6
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z6, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z6, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z6, K3, Z2
+	VCMPPS       $0x03, Z3, Z3, K3
+	VMOVDQA32    Z6, K3, Z3
+	VCMPPS       $0x03, Z4, Z4, K3
+	VMOVDQA32    Z6, K3, Z4
+	VCMPPS       $0x03, Z5, Z5, K3
+	VMOVDQA32    Z6, K3, Z5
+
+numbers2:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, K1, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z3, (AX)
+	VMOVUPS Z4, 64(AX)
+	VMOVUPS Z5, K1, 128(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*2), CX
+	SUBQ    $0x02, R11
+	JMP     rows2
+
+fewer2:
+rows1:
+	CMPQ      R11, $0x01
+	JLT       fewer1
+	MOVQ      AX, R8
+	VMOVUPS   (R8), Z0
+	VMOVUPS   64(R8), Z1
+	VMOVUPS.Z 128(R8), K1, Z2
+	MOVQ      k+96(FP), R10
+	MOVQ      CX, R8
+	MOVQ      DX, R9
+	LEAQ      (R8)(DI*8), R12
+	LEAQ      (R12)(DI*8), R12
+
+step1:
+	VMOVUPS      (R9), Z3
+	VMOVUPS      64(R9), Z4
+	VMOVUPS      128(R9), Z5
+	VBROADCASTSS (R8), Z6
+	VFMADD231PS  Z3, Z6, Z0
+	VFMADD231PS  Z4, Z6, Z1
+	VFMADD231PS  Z5, Z6, Z2
+	PREFETCHT0   (R12)
+	ADDQ         DI, R12
+	ADDQ         DI, R8
+	ADDQ         $+192, R9
+	DECQ         R10
+	JNE          step1
+	VCMPPS       $0x03, Z0, Z2, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers1
+	MOVL         $0x7fc00000, R8
+	VPBROADCASTD R8, Z3
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z3, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z3, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z3, K3, Z2
+
+numbers1:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, K1, 128(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*1), CX
+	SUBQ    $0x01, R11
+	JMP     rows1
+
+fewer1:
+	VZEROUPPER
+	RET
+
+// func mulAddEdge3AVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·mulAddEdge3AVX2(SB), NOSPLIT, $16-120
+	MOVQ c_base+0(FP), AX
+	MOVQ a_base+24(FP), CX
+	MOVQ b_base+48(FP), DX
+	MOVQ cRow+72(FP), BX
+	SHLQ $0x02, BX
+	MOVQ aRow+80(FP), SI
+	SHLQ $0x02, SI
+	MOVQ aCol+88(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), R8
+	LEAQ (SI)(SI*4), R9
+	LEAQ (R8)(SI*4), R9
+	MOVQ cols+112(FP), R9
+	SUBQ $0x10, R9
+	LEAQ firstOnes<>+0(SB), R10
+	SHLQ $0x02, R9
+	SUBQ R9, R10
+	MOVQ CX, 8(SP)
+	MOVQ AX, (SP)
+	MOVQ rows+104(FP), R9
+
+rows4:
+	CMPQ       R9, $0x04
+	JLT        fewer4
+	MOVQ       AX, R11
+	VMOVUPS    (R11), Y0
+	VMOVUPS    32(R11), Y1
+	VMOVDQU    32(R10), Y2
+	VMASKMOVPS 64(R11), Y2, Y2
+	ADDQ       BX, R11
+	VMOVUPS    (R11), Y3
+	VMOVUPS    32(R11), Y4
+	VMOVDQU    32(R10), Y5
+	VMASKMOVPS 64(R11), Y5, Y5
+	ADDQ       BX, R11
+	VMOVUPS    (R11), Y6
+	VMOVUPS    32(R11), Y7
+	VMOVDQU    32(R10), Y8
+	VMASKMOVPS 64(R11), Y8, Y8
+	ADDQ       BX, R11
+	VMOVUPS    (R11), Y9
+	VMOVUPS    32(R11), Y10
+	VMOVDQU    32(R10), Y11
+	VMASKMOVPS 64(R11), Y11, Y11
+	MOVQ       k+96(FP), R13
+	MOVQ       CX, R11
+	MOVQ       DX, R12
+	LEAQ       (R11)(DI*8), R14
+	LEAQ       (R14)(DI*8), R14
+
+step4:
+	VMOVUPS      (R12), Y12
+	VMOVUPS      32(R12), Y13
+	VMOVUPS      64(R12), Y14
+	VBROADCASTSS (R11), Y15
+	VFMADD231PS  Y12, Y15, Y0
+	VFMADD231PS  Y13, Y15, Y1
+	VFMADD231PS  Y14, Y15, Y2
+	VBROADCASTSS (R11)(SI*1), Y15
+	VFMADD231PS  Y12, Y15, Y3
+	VFMADD231PS  Y13, Y15, Y4
+	VFMADD231PS  Y14, Y15, Y5
+	VBROADCASTSS (R11)(SI*2), Y15
+	VFMADD231PS  Y12, Y15, Y6
+	VFMADD231PS  Y13, Y15, Y7
+	VFMADD231PS  Y14, Y15, Y8
+	VBROADCASTSS (R11)(R8*1), Y15
+	VFMADD231PS  Y12, Y15, Y9
+	VFMADD231PS  Y13, Y15, Y10
+	VFMADD231PS  Y14, Y15, Y11
+	PREFETCHT0   (R14)
+	ADDQ         DI, R14
+	ADDQ         DI, R11
+	ADDQ         $+96, R12
+	DECQ         R13
+	JNE          step4
+	VCMPPS       $0x03, Y0, Y11, Y12
+	VCMPPS       $0x03, Y2, Y1, Y13
+	VORPS        Y13, Y12, Y12
+	VCMPPS       $0x03, Y4, Y3, Y13
+	VORPS        Y13, Y12, Y12
+	VCMPPS       $0x03, Y6, Y5, Y13
+	VORPS        Y13, Y12, Y12
+	VCMPPS       $0x03, Y8, Y7, Y13
+	VORPS        Y13, Y12, Y12
+	VCMPPS       $0x03, Y10, Y9, Y13
+	VORPS        Y13, Y12, Y12
+	VPTEST       Y12, Y12
+	JEQ          numbers4
+	MOVL         $0x7fc00000, R11
+	VMOVD        R11, X12
+	VPBROADCASTD X12, Y12
+	VCMPPS       $0x03, Y0, Y0, Y13
+	VBLENDVPS    Y13, Y12, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y13
+	VBLENDVPS    Y13, Y12, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y13
+	VBLENDVPS    Y13, Y12, Y2, Y2
+	VCMPPS       $0x03, Y3, Y3, Y13
+	VBLENDVPS    Y13, Y12, Y3, Y3
+	VCMPPS       $0x03, Y4, Y4, Y13
+	VBLENDVPS    Y13, Y12, Y4, Y4
+	VCMPPS       $0x03, Y5, Y5, Y13
+	VBLENDVPS    Y13, Y12, Y5, Y5
+	VCMPPS       $0x03, Y6, Y6, Y13
+	VBLENDVPS    Y13, Y12, Y6, Y6
+	VCMPPS       $0x03, Y7, Y7, Y13
+	VBLENDVPS    Y13, Y12, Y7, Y7
+	VCMPPS       $0x03, Y8, Y8, Y13
+	VBLENDVPS    Y13, Y12, Y8, Y8
+	VCMPPS       $0x03, Y9, Y9, Y13
+	VBLENDVPS    Y13, Y12, Y9, Y9
+	VCMPPS       $0x03, Y10, Y10, Y13
+	VBLENDVPS    Y13, Y12, Y10, Y10
+	VCMPPS       $0x03, Y11, Y11, Y13
+	VBLENDVPS    Y13, Y12, Y11, Y11
+
+numbers4:
+	VMOVUPS    Y0, (AX)
+	VMOVUPS    Y1, 32(AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y2, Y0, 64(AX)
+	ADDQ       BX, AX
+	VMOVUPS    Y3, (AX)
+	VMOVUPS    Y4, 32(AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y5, Y0, 64(AX)
+	ADDQ       BX, AX
+	VMOVUPS    Y6, (AX)
+	VMOVUPS    Y7, 32(AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y8, Y0, 64(AX)
+	ADDQ       BX, AX
+	VMOVUPS    Y9, (AX)
+	VMOVUPS    Y10, 32(AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y11, Y0, 64(AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*4), CX
+	SUBQ       $0x04, R9
+	JMP        rows4
+
+fewer4:
+rows2:
+	CMPQ       R9, $0x02
+	JLT        fewer2
+	MOVQ       AX, R8
+	VMOVUPS    (R8), Y0
+	VMOVUPS    32(R8), Y1
+	VMOVDQU    32(R10), Y2
+	VMASKMOVPS 64(R8), Y2, Y2
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y3
+	VMOVUPS    32(R8), Y4
+	VMOVDQU    32(R10), Y5
+	VMASKMOVPS 64(R8), Y5, Y5
+	MOVQ       k+96(FP), R12
+	MOVQ       CX, R8
+	MOVQ       DX, R11
+	LEAQ       (R8)(DI*8), R13
+	LEAQ       (R13)(DI*8), R13
+
+step2:
+	VMOVUPS      (R11), Y6
+	VMOVUPS      32(R11), Y7
+	VMOVUPS      64(R11), Y8
+	VBROADCASTSS (R8), Y9
+	VFMADD231PS  Y6, Y9, Y0
+	VFMADD231PS  Y7, Y9, Y1
+	VFMADD231PS  Y8, Y9, Y2
+	VBROADCASTSS (R8)(SI*1), Y9
+	VFMADD231PS  Y6, Y9, Y3
+	VFMADD231PS  Y7, Y9, Y4
+	VFMADD231PS  Y8, Y9, Y5
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R8
+	ADDQ         $+96, R11
+	DECQ         R12
+	JNE          step2
+	VCMPPS       $0x03, Y0, Y5, Y6
+	VCMPPS       $0x03, Y2, Y1, Y7
+	VORPS        Y7, Y6, Y6
+	VCMPPS       $0x03, Y4, Y3, Y7
+	VORPS        Y7, Y6, Y6
+	VPTEST       Y6, Y6
+	JEQ          numbers2
+	MOVL         $0x7fc00000, R8
+	VMOVD        R8, X6
+	VPBROADCASTD X6, Y6
+	VCMPPS       $0x03, Y0, Y0, Y7
+	VBLENDVPS    Y7, Y6, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y7
+	VBLENDVPS    Y7, Y6, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y7
+	VBLENDVPS    Y7, Y6, Y2, Y2
+	VCMPPS       $0x03, Y3, Y3, Y7
+	VBLENDVPS    Y7, Y6, Y3, Y3
+	VCMPPS       $0x03, Y4, Y4, Y7
+	VBLENDVPS    Y7, Y6, Y4, Y4
+	VCMPPS       $0x03, Y5, Y5, Y7
+	VBLENDVPS    Y7, Y6, Y5, Y5
+
+numbers2:
+	VMOVUPS    Y0, (AX)
+	VMOVUPS    Y1, 32(AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y2, Y0, 64(AX)
+	ADDQ       BX, AX
+	VMOVUPS    Y3, (AX)
+	VMOVUPS    Y4, 32(AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y5, Y0, 64(AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*2), CX
+	SUBQ       $0x02, R9
+	JMP        rows2
+
+fewer2:
+rows1:
+	CMPQ       R9, $0x01
+	JLT        fewer1
+	MOVQ       AX, R8
+	VMOVUPS    (R8), Y0
+	VMOVUPS    32(R8), Y1
+	VMOVDQU    32(R10), Y2
+	VMASKMOVPS 64(R8), Y2, Y2
+	MOVQ       k+96(FP), R12
+	MOVQ       CX, R8
+	MOVQ       DX, R11
+	LEAQ       (R8)(DI*8), R13
+	LEAQ       (R13)(DI*8), R13
+
+step1:
+	VMOVUPS      (R11), Y3
+	VMOVUPS      32(R11), Y4
+	VMOVUPS      64(R11), Y5
+	VBROADCASTSS (R8), Y6
+	VFMADD231PS  Y3, Y6, Y0
+	VFMADD231PS  Y4, Y6, Y1
+	VFMADD231PS  Y5, Y6, Y2
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R8
+	ADDQ         $+96, R11
+	DECQ         R12
+	JNE          step1
+	VCMPPS       $0x03, Y0, Y2, Y3
+	VCMPPS       $0x03, Y2, Y1, Y4
+	VORPS        Y4, Y3, Y3
+	VPTEST       Y3, Y3
+	JEQ          numbers1
+	MOVL         $0x7fc00000, R8
+	VMOVD        R8, X3
+	VPBROADCASTD X3, Y3
+	VCMPPS       $0x03, Y0, Y0, Y4
+	VBLENDVPS    Y4, Y3, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y4
+	VBLENDVPS    Y4, Y3, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y4
+	VBLENDVPS    Y4, Y3, Y2, Y2
+
+numbers1:
+	VMOVUPS    Y0, (AX)
+	VMOVUPS    Y1, 32(AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y2, Y0, 64(AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*1), CX
+	SUBQ       $0x01, R9
+	JMP        rows1
+
+fewer1:
+	VZEROUPPER
+	RET
+
+DATA firstOnes<>+0(SB)/1, $0xff
+DATA firstOnes<>+1(SB)/1, $0xff
+DATA firstOnes<>+2(SB)/1, $0xff
+DATA firstOnes<>+3(SB)/1, $0xff
+DATA firstOnes<>+4(SB)/1, $0xff
+DATA firstOnes<>+5(SB)/1, $0xff
+DATA firstOnes<>+6(SB)/1, $0xff
+DATA firstOnes<>+7(SB)/1, $0xff
+DATA firstOnes<>+8(SB)/1, $0xff
+DATA firstOnes<>+9(SB)/1, $0xff
+DATA firstOnes<>+10(SB)/1, $0xff
+DATA firstOnes<>+11(SB)/1, $0xff
+DATA firstOnes<>+12(SB)/1, $0xff
+DATA firstOnes<>+13(SB)/1, $0xff
+DATA firstOnes<>+14(SB)/1, $0xff
+DATA firstOnes<>+15(SB)/1, $0xff
+DATA firstOnes<>+16(SB)/1, $0xff
+DATA firstOnes<>+17(SB)/1, $0xff
+DATA firstOnes<>+18(SB)/1, $0xff
+DATA firstOnes<>+19(SB)/1, $0xff
+DATA firstOnes<>+20(SB)/1, $0xff
+DATA firstOnes<>+21(SB)/1, $0xff
+DATA firstOnes<>+22(SB)/1, $0xff
+DATA firstOnes<>+23(SB)/1, $0xff
+DATA firstOnes<>+24(SB)/1, $0xff
+DATA firstOnes<>+25(SB)/1, $0xff
+DATA firstOnes<>+26(SB)/1, $0xff
+DATA firstOnes<>+27(SB)/1, $0xff
+DATA firstOnes<>+28(SB)/1, $0xff
+DATA firstOnes<>+29(SB)/1, $0xff
+DATA firstOnes<>+30(SB)/1, $0xff
+DATA firstOnes<>+31(SB)/1, $0xff
+DATA firstOnes<>+32(SB)/1, $0x00
+DATA firstOnes<>+33(SB)/1, $0x00
+DATA firstOnes<>+34(SB)/1, $0x00
+DATA firstOnes<>+35(SB)/1, $0x00
+DATA firstOnes<>+36(SB)/1, $0x00
+DATA firstOnes<>+37(SB)/1, $0x00
+DATA firstOnes<>+38(SB)/1, $0x00
+DATA firstOnes<>+39(SB)/1, $0x00
+DATA firstOnes<>+40(SB)/1, $0x00
+DATA firstOnes<>+41(SB)/1, $0x00
+DATA firstOnes<>+42(SB)/1, $0x00
+DATA firstOnes<>+43(SB)/1, $0x00
+DATA firstOnes<>+44(SB)/1, $0x00
+DATA firstOnes<>+45(SB)/1, $0x00
+DATA firstOnes<>+46(SB)/1, $0x00
+DATA firstOnes<>+47(SB)/1, $0x00
+DATA firstOnes<>+48(SB)/1, $0x00
+DATA firstOnes<>+49(SB)/1, $0x00
+DATA firstOnes<>+50(SB)/1, $0x00
+DATA firstOnes<>+51(SB)/1, $0x00
+DATA firstOnes<>+52(SB)/1, $0x00
+DATA firstOnes<>+53(SB)/1, $0x00
+DATA firstOnes<>+54(SB)/1, $0x00
+DATA firstOnes<>+55(SB)/1, $0x00
+DATA firstOnes<>+56(SB)/1, $0x00
+DATA firstOnes<>+57(SB)/1, $0x00
+DATA firstOnes<>+58(SB)/1, $0x00
+DATA firstOnes<>+59(SB)/1, $0x00
+DATA firstOnes<>+60(SB)/1, $0x00
+DATA firstOnes<>+61(SB)/1, $0x00
+DATA firstOnes<>+62(SB)/1, $0x00
+DATA firstOnes<>+63(SB)/1, $0x00
+GLOBL firstOnes<>(SB), RODATA|NOPTR, $64
+
+// func mulAddEdge2AVX512(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+// Requires: AVX, AVX512F, BMI2, MMX+
+TEXT ·mulAddEdge2AVX512(SB), NOSPLIT, $16-120
+	MOVQ  c_base+0(FP), AX
+	MOVQ  a_base+24(FP), CX
+	MOVQ  b_base+48(FP), DX
+	MOVQ  cRow+72(FP), BX
+	SHLQ  $0x02, BX
+	MOVQ  aRow+80(FP), SI
+	SHLQ  $0x02, SI
+	MOVQ  aCol+88(FP), DI
+	SHLQ  $0x02, DI
+	LEAQ  (SI)(SI*2), R8
+	LEAQ  (SI)(SI*4), R9
+	LEAQ  (R8)(SI*4), R10
+	MOVQ  cols+112(FP), R11
+	SUBQ  $0x10, R11
+	MOVL  $0x0000ffff, R12
+	BZHIL R11, R12, R12
+	KMOVW R12, K1
+	MOVQ  CX, 8(SP)
+	MOVQ  AX, (SP)
+	MOVQ  rows+104(FP), R11
+
+rows8:
+	CMPQ      R11, $0x08
+	JLT       fewer8
+	MOVQ      AX, R12
+	VMOVUPS   (R12), Z0
+	VMOVUPS.Z 64(R12), K1, Z1
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z2
+	VMOVUPS.Z 64(R12), K1, Z3
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z4
+	VMOVUPS.Z 64(R12), K1, Z5
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z6
+	VMOVUPS.Z 64(R12), K1, Z7
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z8
+	VMOVUPS.Z 64(R12), K1, Z9
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z10
+	VMOVUPS.Z 64(R12), K1, Z11
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z12
+	VMOVUPS.Z 64(R12), K1, Z13
+	ADDQ      BX, R12
+	VMOVUPS   (R12), Z14
+	VMOVUPS.Z 64(R12), K1, Z15
+	MOVQ      k+96(FP), R14
+	MOVQ      CX, R12
+	MOVQ      DX, R13
+	LEAQ      (R12)(DI*8), R15
+	LEAQ      (R15)(DI*8), R15
+
+step8:
+	VMOVUPS      (R13), Z16
+	VMOVUPS      64(R13), Z17
+	VBROADCASTSS (R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS (R12)(SI*1), Z18
+	VFMADD231PS  Z16, Z18, Z2
+	VFMADD231PS  Z17, Z18, Z3
+	VBROADCASTSS (R12)(SI*2), Z18
+	VFMADD231PS  Z16, Z18, Z4
+	VFMADD231PS  Z17, Z18, Z5
+	VBROADCASTSS (R12)(R8*1), Z18
+	VFMADD231PS  Z16, Z18, Z6
+	VFMADD231PS  Z17, Z18, Z7
+	VBROADCASTSS (R12)(SI*4), Z18
+	VFMADD231PS  Z16, Z18, Z8
+	VFMADD231PS  Z17, Z18, Z9
+	VBROADCASTSS (R12)(R9*1), Z18
+	VFMADD231PS  Z16, Z18, Z10
+	VFMADD231PS  Z17, Z18, Z11
+	VBROADCASTSS (R12)(R8*2), Z18
+	VFMADD231PS  Z16, Z18, Z12
+	VFMADD231PS  Z17, Z18, Z13
+	VBROADCASTSS (R12)(R10*1), Z18
+	VFMADD231PS  Z16, Z18, Z14
+	VFMADD231PS  Z17, Z18, Z15
+	PREFETCHT0   (R15)
+	ADDQ         DI, R15
+	ADDQ         DI, R12
+	ADDQ         $+128, R13
+	DECQ         R14
+	JNE          step8
+	VCMPPS       $0x03, Z0, Z15, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z4, Z3, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z6, Z5, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z8, Z7, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z10, Z9, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z12, Z11, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z14, Z13, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers8
+	MOVL         $0x7fc00000, R12
+	VPBROADCASTD R12, Z16
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z16, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z16, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z16, K3, Z2
+	VCMPPS       $0x03, Z3, Z3, K3
+	VMOVDQA32    Z16, K3, Z3
+	VCMPPS       $0x03, Z4, Z4, K3
+	VMOVDQA32    Z16, K3, Z4
+	VCMPPS       $0x03, Z5, Z5, K3
+	VMOVDQA32    Z16, K3, Z5
+	VCMPPS       $0x03, Z6, Z6, K3
+	VMOVDQA32    Z16, K3, Z6
+	VCMPPS       $0x03, Z7, Z7, K3
+	VMOVDQA32    Z16, K3, Z7
+	VCMPPS       $0x03, Z8, Z8, K3
+	VMOVDQA32    Z16, K3, Z8
+	VCMPPS       $0x03, Z9, Z9, K3
+	VMOVDQA32    Z16, K3, Z9
+	VCMPPS       $0x03, Z10, Z10, K3
+	VMOVDQA32    Z16, K3, Z10
+	VCMPPS       $0x03, Z11, Z11, K3
+	VMOVDQA32    Z16, K3, Z11
+	VCMPPS       $0x03, Z12, Z12, K3
+	VMOVDQA32    Z16, K3, Z12
+	VCMPPS       $0x03, Z13, Z13, K3
+	VMOVDQA32    Z16, K3, Z13
+	VCMPPS       $0x03, Z14, Z14, K3
+	VMOVDQA32    Z16, K3, Z14
+	VCMPPS       $0x03, Z15, Z15, K3
+	VMOVDQA32    Z16, K3, Z15
+
+numbers8:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z14, (AX)
+	VMOVUPS Z15, K1, 64(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x08, R11
+	JMP     rows8
+
+fewer8:
+rows4:
+	CMPQ      R11, $0x04
+	JLT       fewer4
+	MOVQ      AX, R9
+	VMOVUPS   (R9), Z0
+	VMOVUPS.Z 64(R9), K1, Z1
+	ADDQ      BX, R9
+	VMOVUPS   (R9), Z2
+	VMOVUPS.Z 64(R9), K1, Z3
+	ADDQ      BX, R9
+	VMOVUPS   (R9), Z4
+	VMOVUPS.Z 64(R9), K1, Z5
+	ADDQ      BX, R9
+	VMOVUPS   (R9), Z6
+	VMOVUPS.Z 64(R9), K1, Z7
+	MOVQ      k+96(FP), R12
+	MOVQ      CX, R9
+	MOVQ      DX, R10
+	LEAQ      (R9)(DI*8), R13
+	LEAQ      (R13)(DI*8), R13
+
+step4:
+	VMOVUPS      (R10), Z8
+	VMOVUPS      64(R10), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS (R9)(SI*1), Z10
+	VFMADD231PS  Z8, Z10, Z2
+	VFMADD231PS  Z9, Z10, Z3
+	VBROADCASTSS (R9)(SI*2), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	VBROADCASTSS (R9)(R8*1), Z10
+	VFMADD231PS  Z8, Z10, Z6
+	VFMADD231PS  Z9, Z10, Z7
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R9
+	ADDQ         $+128, R10
+	DECQ         R12
+	JNE          step4
+	VCMPPS       $0x03, Z0, Z7, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z4, Z3, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z6, Z5, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers4
+	MOVL         $0x7fc00000, R9
+	VPBROADCASTD R9, Z8
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z8, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z8, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z8, K3, Z2
+	VCMPPS       $0x03, Z3, Z3, K3
+	VMOVDQA32    Z8, K3, Z3
+	VCMPPS       $0x03, Z4, Z4, K3
+	VMOVDQA32    Z8, K3, Z4
+	VCMPPS       $0x03, Z5, Z5, K3
+	VMOVDQA32    Z8, K3, Z5
+	VCMPPS       $0x03, Z6, Z6, K3
+	VMOVDQA32    Z8, K3, Z6
+	VCMPPS       $0x03, Z7, Z7, K3
+	VMOVDQA32    Z8, K3, Z7
+
+numbers4:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, K1, 64(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x04, R11
+	JMP     rows4
+
+fewer4:
+rows2:
+	CMPQ      R11, $0x02
+	JLT       fewer2
+	MOVQ      AX, R8
+	VMOVUPS   (R8), Z0
+	VMOVUPS.Z 64(R8), K1, Z1
+	ADDQ      BX, R8
+	VMOVUPS   (R8), Z2
+	VMOVUPS.Z 64(R8), K1, Z3
+	MOVQ      k+96(FP), R10
+	MOVQ      CX, R8
+	MOVQ      DX, R9
+	LEAQ      (R8)(DI*8), R12
+	LEAQ      (R12)(DI*8), R12
+
+step2:
+	VMOVUPS      (R9), Z4
+	VMOVUPS      64(R9), Z5
+	VBROADCASTSS (R8), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS (R8)(SI*1), Z6
+	VFMADD231PS  Z4, Z6, Z2
+	VFMADD231PS  Z5, Z6, Z3
+	PREFETCHT0   (R12)
+	ADDQ         DI, R12
+	ADDQ         DI, R8
+	ADDQ         $+128, R9
+	DECQ         R10
+	JNE          step2
+	VCMPPS       $0x03, Z0, Z3, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers2
+	MOVL         $0x7fc00000, R8
+	VPBROADCASTD R8, Z4
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z4, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z4, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z4, K3, Z2
+	VCMPPS       $0x03, Z3, Z3, K3
+	VMOVDQA32    Z4, K3, Z3
+
+numbers2:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, K1, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, K1, 64(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*2), CX
+	SUBQ    $0x02, R11
+	JMP     rows2
+
+fewer2:
+rows1:
+	CMPQ      R11, $0x01
+	JLT       fewer1
+	MOVQ      AX, R8
+	VMOVUPS   (R8), Z0
+	VMOVUPS.Z 64(R8), K1, Z1
+	MOVQ      k+96(FP), R10
+	MOVQ      CX, R8
+	MOVQ      DX, R9
+	LEAQ      (R8)(DI*8), R12
+	LEAQ      (R12)(DI*8), R12
+
+step1:
+	VMOVUPS      (R9), Z2
+	VMOVUPS      64(R9), Z3
+	VBROADCASTSS (R8), Z4
+	VFMADD231PS  Z2, Z4, Z0
+	VFMADD231PS  Z3, Z4, Z1
+	PREFETCHT0   (R12)
+	ADDQ         DI, R12
+	ADDQ         DI, R8
+	ADDQ         $+128, R9
+	DECQ         R10
+	JNE          step1
+	VCMPPS       $0x03, Z0, Z1, K2
+	KORTESTW     K2, K2
+	JEQ          numbers1
+	MOVL         $0x7fc00000, R8
+	VPBROADCASTD R8, Z2
+	VCMPPS       $0x03, Z0, Z0, K2
+	VMOVDQA32    Z2, K2, Z0
+	VCMPPS       $0x03, Z1, Z1, K2
+	VMOVDQA32    Z2, K2, Z1
+
+numbers1:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, K1, 64(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*1), CX
+	SUBQ    $0x01, R11
+	JMP     rows1
+
+fewer1:
+	VZEROUPPER
+	RET
+
+// func mulAddEdge2AVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·mulAddEdge2AVX2(SB), NOSPLIT, $16-120
+	MOVQ c_base+0(FP), AX
+	MOVQ a_base+24(FP), CX
+	MOVQ b_base+48(FP), DX
+	MOVQ cRow+72(FP), BX
+	SHLQ $0x02, BX
+	MOVQ aRow+80(FP), SI
+	SHLQ $0x02, SI
+	MOVQ aCol+88(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), R8
+	LEAQ (SI)(SI*4), R9
+	LEAQ (R8)(SI*4), R9
+	MOVQ cols+112(FP), R9
+	SUBQ $0x08, R9
+	LEAQ firstOnes<>+0(SB), R10
+	SHLQ $0x02, R9
+	SUBQ R9, R10
+	MOVQ CX, 8(SP)
+	MOVQ AX, (SP)
+	MOVQ rows+104(FP), R9
+
+rows4:
+	CMPQ       R9, $0x04
+	JLT        fewer4
+	MOVQ       AX, R11
+	VMOVUPS    (R11), Y0
+	VMOVDQU    32(R10), Y1
+	VMASKMOVPS 32(R11), Y1, Y1
+	ADDQ       BX, R11
+	VMOVUPS    (R11), Y2
+	VMOVDQU    32(R10), Y3
+	VMASKMOVPS 32(R11), Y3, Y3
+	ADDQ       BX, R11
+	VMOVUPS    (R11), Y4
+	VMOVDQU    32(R10), Y5
+	VMASKMOVPS 32(R11), Y5, Y5
+	ADDQ       BX, R11
+	VMOVUPS    (R11), Y6
+	VMOVDQU    32(R10), Y7
+	VMASKMOVPS 32(R11), Y7, Y7
+	MOVQ       k+96(FP), R13
+	MOVQ       CX, R11
+	MOVQ       DX, R12
+	LEAQ       (R11)(DI*8), R14
+	LEAQ       (R14)(DI*8), R14
+
+step4:
+	VMOVUPS      (R12), Y8
+	VMOVUPS      32(R12), Y9
+	VBROADCASTSS (R11), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS (R11)(SI*1), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y3
+	VBROADCASTSS (R11)(SI*2), Y10
+	VFMADD231PS  Y8, Y10, Y4
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS (R11)(R8*1), Y10
+	VFMADD231PS  Y8, Y10, Y6
+	VFMADD231PS  Y9, Y10, Y7
+	PREFETCHT0   (R14)
+	ADDQ         DI, R14
+	ADDQ         DI, R11
+	ADDQ         $+64, R12
+	DECQ         R13
+	JNE          step4
+	VCMPPS       $0x03, Y0, Y7, Y8
+	VCMPPS       $0x03, Y2, Y1, Y9
+	VORPS        Y9, Y8, Y8
+	VCMPPS       $0x03, Y4, Y3, Y9
+	VORPS        Y9, Y8, Y8
+	VCMPPS       $0x03, Y6, Y5, Y9
+	VORPS        Y9, Y8, Y8
+	VPTEST       Y8, Y8
+	JEQ          numbers4
+	MOVL         $0x7fc00000, R11
+	VMOVD        R11, X8
+	VPBROADCASTD X8, Y8
+	VCMPPS       $0x03, Y0, Y0, Y9
+	VBLENDVPS    Y9, Y8, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y9
+	VBLENDVPS    Y9, Y8, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y9
+	VBLENDVPS    Y9, Y8, Y2, Y2
+	VCMPPS       $0x03, Y3, Y3, Y9
+	VBLENDVPS    Y9, Y8, Y3, Y3
+	VCMPPS       $0x03, Y4, Y4, Y9
+	VBLENDVPS    Y9, Y8, Y4, Y4
+	VCMPPS       $0x03, Y5, Y5, Y9
+	VBLENDVPS    Y9, Y8, Y5, Y5
+	VCMPPS       $0x03, Y6, Y6, Y9
+	VBLENDVPS    Y9, Y8, Y6, Y6
+	VCMPPS       $0x03, Y7, Y7, Y9
+	VBLENDVPS    Y9, Y8, Y7, Y7
+
+numbers4:
+	VMOVUPS    Y0, (AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y1, Y0, 32(AX)
+	ADDQ       BX, AX
+	VMOVUPS    Y2, (AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y3, Y0, 32(AX)
+	ADDQ       BX, AX
+	VMOVUPS    Y4, (AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y5, Y0, 32(AX)
+	ADDQ       BX, AX
+	VMOVUPS    Y6, (AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y7, Y0, 32(AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*4), CX
+	SUBQ       $0x04, R9
+	JMP        rows4
+
+fewer4:
+rows2:
+	CMPQ       R9, $0x02
+	JLT        fewer2
+	MOVQ       AX, R8
+	VMOVUPS    (R8), Y0
+	VMOVDQU    32(R10), Y1
+	VMASKMOVPS 32(R8), Y1, Y1
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y2
+	VMOVDQU    32(R10), Y3
+	VMASKMOVPS 32(R8), Y3, Y3
+	MOVQ       k+96(FP), R12
+	MOVQ       CX, R8
+	MOVQ       DX, R11
+	LEAQ       (R8)(DI*8), R13
+	LEAQ       (R13)(DI*8), R13
+
+step2:
+	VMOVUPS      (R11), Y4
+	VMOVUPS      32(R11), Y5
+	VBROADCASTSS (R8), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS (R8)(SI*1), Y6
+	VFMADD231PS  Y4, Y6, Y2
+	VFMADD231PS  Y5, Y6, Y3
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R8
+	ADDQ         $+64, R11
+	DECQ         R12
+	JNE          step2
+	VCMPPS       $0x03, Y0, Y3, Y4
+	VCMPPS       $0x03, Y2, Y1, Y5
+	VORPS        Y5, Y4, Y4
+	VPTEST       Y4, Y4
+	JEQ          numbers2
+	MOVL         $0x7fc00000, R8
+	VMOVD        R8, X4
+	VPBROADCASTD X4, Y4
+	VCMPPS       $0x03, Y0, Y0, Y5
+	VBLENDVPS    Y5, Y4, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y5
+	VBLENDVPS    Y5, Y4, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y5
+	VBLENDVPS    Y5, Y4, Y2, Y2
+	VCMPPS       $0x03, Y3, Y3, Y5
+	VBLENDVPS    Y5, Y4, Y3, Y3
+
+numbers2:
+	VMOVUPS    Y0, (AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y1, Y0, 32(AX)
+	ADDQ       BX, AX
+	VMOVUPS    Y2, (AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y3, Y0, 32(AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*2), CX
+	SUBQ       $0x02, R9
+	JMP        rows2
+
+fewer2:
+rows1:
+	CMPQ       R9, $0x01
+	JLT        fewer1
+	MOVQ       AX, R8
+	VMOVUPS    (R8), Y0
+	VMOVDQU    32(R10), Y1
+	VMASKMOVPS 32(R8), Y1, Y1
+	MOVQ       k+96(FP), R12
+	MOVQ       CX, R8
+	MOVQ       DX, R11
+	LEAQ       (R8)(DI*8), R13
+	LEAQ       (R13)(DI*8), R13
+
+step1:
+	VMOVUPS      (R11), Y2
+	VMOVUPS      32(R11), Y3
+	VBROADCASTSS (R8), Y4
+	VFMADD231PS  Y2, Y4, Y0
+	VFMADD231PS  Y3, Y4, Y1
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R8
+	ADDQ         $+64, R11
+	DECQ         R12
+	JNE          step1
+	VCMPPS       $0x03, Y0, Y1, Y2
+	VPTEST       Y2, Y2
+	JEQ          numbers1
+	MOVL         $0x7fc00000, R8
+	VMOVD        R8, X3
+	VPBROADCASTD X3, Y3
+	VCMPPS       $0x03, Y0, Y0, Y2
+	VBLENDVPS    Y2, Y3, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y2
+	VBLENDVPS    Y2, Y3, Y1, Y1
+
+numbers1:
+	VMOVUPS    Y0, (AX)
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y1, Y0, 32(AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*1), CX
+	SUBQ       $0x01, R9
+	JMP        rows1
+
+fewer1:
+	VZEROUPPER
+	RET
+
+// func mulAddEdge1AVX512(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+// Requires: AVX, AVX512F, BMI2, MMX+
+TEXT ·mulAddEdge1AVX512(SB), NOSPLIT, $16-120
+	MOVQ  c_base+0(FP), AX
+	MOVQ  a_base+24(FP), CX
+	MOVQ  b_base+48(FP), DX
+	MOVQ  cRow+72(FP), BX
+	SHLQ  $0x02, BX
+	MOVQ  aRow+80(FP), SI
+	SHLQ  $0x02, SI
+	MOVQ  aCol+88(FP), DI
+	SHLQ  $0x02, DI
+	LEAQ  (SI)(SI*2), R8
+	LEAQ  (SI)(SI*4), R9
+	LEAQ  (R8)(SI*4), R10
+	MOVQ  cols+112(FP), R11
+	SUBQ  $0x00, R11
+	MOVL  $0x0000ffff, R12
+	BZHIL R11, R12, R12
+	KMOVW R12, K1
+	MOVQ  CX, 8(SP)
+	MOVQ  AX, (SP)
+	MOVQ  rows+104(FP), R11
+
+rows8:
+	CMPQ      R11, $0x08
+	JLT       fewer8
+	MOVQ      AX, R12
+	VMOVUPS.Z (R12), K1, Z0
+	ADDQ      BX, R12
+	VMOVUPS.Z (R12), K1, Z1
+	ADDQ      BX, R12
+	VMOVUPS.Z (R12), K1, Z2
+	ADDQ      BX, R12
+	VMOVUPS.Z (R12), K1, Z3
+	ADDQ      BX, R12
+	VMOVUPS.Z (R12), K1, Z4
+	ADDQ      BX, R12
+	VMOVUPS.Z (R12), K1, Z5
+	ADDQ      BX, R12
+	VMOVUPS.Z (R12), K1, Z6
+	ADDQ      BX, R12
+	VMOVUPS.Z (R12), K1, Z7
+	MOVQ      k+96(FP), R14
+	MOVQ      CX, R12
+	MOVQ      DX, R13
+	LEAQ      (R12)(DI*8), R15
+	LEAQ      (R15)(DI*8), R15
+
+step8:
+	VMOVUPS      (R13), Z8
+	VBROADCASTSS (R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS (R12)(SI*1), Z9
+	VFMADD231PS  Z8, Z9, Z1
+	VBROADCASTSS (R12)(SI*2), Z9
+	VFMADD231PS  Z8, Z9, Z2
+	VBROADCASTSS (R12)(R8*1), Z9
+	VFMADD231PS  Z8, Z9, Z3
+	VBROADCASTSS (R12)(SI*4), Z9
+	VFMADD231PS  Z8, Z9, Z4
+	VBROADCASTSS (R12)(R9*1), Z9
+	VFMADD231PS  Z8, Z9, Z5
+	VBROADCASTSS (R12)(R8*2), Z9
+	VFMADD231PS  Z8, Z9, Z6
+	VBROADCASTSS (R12)(R10*1), Z9
+	VFMADD231PS  Z8, Z9, Z7
+	PREFETCHT0   (R15)
+	ADDQ         DI, R15
+	ADDQ         DI, R12
+	ADDQ         $+64, R13
+	DECQ         R14
+	JNE          step8
+	VCMPPS       $0x03, Z0, Z7, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z4, Z3, K3
+	KORW         K3, K2, K2
+	VCMPPS       $0x03, Z6, Z5, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers8
+	MOVL         $0x7fc00000, R12
+	VPBROADCASTD R12, Z8
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z8, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z8, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z8, K3, Z2
+	VCMPPS       $0x03, Z3, Z3, K3
+	VMOVDQA32    Z8, K3, Z3
+	VCMPPS       $0x03, Z4, Z4, K3
+	VMOVDQA32    Z8, K3, Z4
+	VCMPPS       $0x03, Z5, Z5, K3
+	VMOVDQA32    Z8, K3, Z5
+	VCMPPS       $0x03, Z6, Z6, K3
+	VMOVDQA32    Z8, K3, Z6
+	VCMPPS       $0x03, Z7, Z7, K3
+	VMOVDQA32    Z8, K3, Z7
+
+numbers8:
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z7, K1, (AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x08, R11
+	JMP     rows8
+
+fewer8:
+rows4:
+	CMPQ      R11, $0x04
+	JLT       fewer4
+	MOVQ      AX, R9
+	VMOVUPS.Z (R9), K1, Z0
+	ADDQ      BX, R9
+	VMOVUPS.Z (R9), K1, Z1
+	ADDQ      BX, R9
+	VMOVUPS.Z (R9), K1, Z2
+	ADDQ      BX, R9
+	VMOVUPS.Z (R9), K1, Z3
+	MOVQ      k+96(FP), R12
+	MOVQ      CX, R9
+	MOVQ      DX, R10
+	LEAQ      (R9)(DI*8), R13
+	LEAQ      (R13)(DI*8), R13
+
+step4:
+	VMOVUPS      (R10), Z4
+	VBROADCASTSS (R9), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (R9)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (R9)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (R9)(R8*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R9
+	ADDQ         $+64, R10
+	DECQ         R12
+	JNE          step4
+	VCMPPS       $0x03, Z0, Z3, K2
+	VCMPPS       $0x03, Z2, Z1, K3
+	KORW         K3, K2, K2
+	KORTESTW     K2, K2
+	JEQ          numbers4
+	MOVL         $0x7fc00000, R9
+	VPBROADCASTD R9, Z4
+	VCMPPS       $0x03, Z0, Z0, K3
+	VMOVDQA32    Z4, K3, Z0
+	VCMPPS       $0x03, Z1, Z1, K3
+	VMOVDQA32    Z4, K3, Z1
+	VCMPPS       $0x03, Z2, Z2, K3
+	VMOVDQA32    Z4, K3, Z2
+	VCMPPS       $0x03, Z3, Z3, K3
+	VMOVDQA32    Z4, K3, Z3
+
+numbers4:
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x04, R11
+	JMP     rows4
+
+fewer4:
+rows2:
+	CMPQ      R11, $0x02
+	JLT       fewer2
+	MOVQ      AX, R8
+	VMOVUPS.Z (R8), K1, Z0
+	ADDQ      BX, R8
+	VMOVUPS.Z (R8), K1, Z1
+	MOVQ      k+96(FP), R10
+	MOVQ      CX, R8
+	MOVQ      DX, R9
+	LEAQ      (R8)(DI*8), R12
+	LEAQ      (R12)(DI*8), R12
+
+step2:
+	VMOVUPS      (R9), Z2
+	VBROADCASTSS (R8), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R8)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	PREFETCHT0   (R12)
+	ADDQ         DI, R12
+	ADDQ         DI, R8
+	ADDQ         $+64, R9
+	DECQ         R10
+	JNE          step2
+	VCMPPS       $0x03, Z0, Z1, K2
+	KORTESTW     K2, K2
+	JEQ          numbers2
+	MOVL         $0x7fc00000, R8
+	VPBROADCASTD R8, Z2
+	VCMPPS       $0x03, Z0, Z0, K2
+	VMOVDQA32    Z2, K2, Z0
+	VCMPPS       $0x03, Z1, Z1, K2
+	VMOVDQA32    Z2, K2, Z1
+
+numbers2:
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    BX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*2), CX
+	SUBQ    $0x02, R11
+	JMP     rows2
+
+fewer2:
+rows1:
+	CMPQ      R11, $0x01
+	JLT       fewer1
+	MOVQ      AX, R8
+	VMOVUPS.Z (R8), K1, Z0
+	MOVQ      k+96(FP), R10
+	MOVQ      CX, R8
+	MOVQ      DX, R9
+	LEAQ      (R8)(DI*8), R12
+	LEAQ      (R12)(DI*8), R12
+
+step1:
+	VMOVUPS      (R9), Z1
+	VBROADCASTSS (R8), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	PREFETCHT0   (R12)
+	ADDQ         DI, R12
+	ADDQ         DI, R8
+	ADDQ         $+64, R9
+	DECQ         R10
+	JNE          step1
+	VCMPPS       $0x03, Z0, Z0, K2
+	KORTESTW     K2, K2
+	JEQ          numbers1
+	MOVL         $0x7fc00000, R8
+	VPBROADCASTD R8, Z1
+	VCMPPS       $0x03, Z0, Z0, K2
+	VMOVDQA32    Z1, K2, Z0
+
+numbers1:
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*1), CX
+	SUBQ    $0x01, R11
+	JMP     rows1
+
+fewer1:
+	VZEROUPPER
+	RET
+
+// func mulAddEdge1AVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·mulAddEdge1AVX2(SB), NOSPLIT, $16-120
+	MOVQ c_base+0(FP), AX
+	MOVQ a_base+24(FP), CX
+	MOVQ b_base+48(FP), DX
+	MOVQ cRow+72(FP), BX
+	SHLQ $0x02, BX
+	MOVQ aRow+80(FP), SI
+	SHLQ $0x02, SI
+	MOVQ aCol+88(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), R8
+	LEAQ (SI)(SI*4), R9
+	LEAQ (R8)(SI*4), R9
+	MOVQ cols+112(FP), R9
+	SUBQ $0x00, R9
+	LEAQ firstOnes<>+0(SB), R10
+	SHLQ $0x02, R9
+	SUBQ R9, R10
+	MOVQ CX, 8(SP)
+	MOVQ AX, (SP)
+	MOVQ rows+104(FP), R9
+
+rows4:
+	CMPQ       R9, $0x04
+	JLT        fewer4
+	MOVQ       AX, R11
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS (R11), Y0, Y0
+	ADDQ       BX, R11
+	VMOVDQU    32(R10), Y1
+	VMASKMOVPS (R11), Y1, Y1
+	ADDQ       BX, R11
+	VMOVDQU    32(R10), Y2
+	VMASKMOVPS (R11), Y2, Y2
+	ADDQ       BX, R11
+	VMOVDQU    32(R10), Y3
+	VMASKMOVPS (R11), Y3, Y3
+	MOVQ       k+96(FP), R13
+	MOVQ       CX, R11
+	MOVQ       DX, R12
+	LEAQ       (R11)(DI*8), R14
+	LEAQ       (R14)(DI*8), R14
+
+step4:
+	VMOVUPS      (R12), Y4
+	VBROADCASTSS (R11), Y5
+	VFMADD231PS  Y4, Y5, Y0
+	VBROADCASTSS (R11)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (R11)(SI*2), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (R11)(R8*1), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	PREFETCHT0   (R14)
+	ADDQ         DI, R14
+	ADDQ         DI, R11
+	ADDQ         $+32, R12
+	DECQ         R13
+	JNE          step4
+	VCMPPS       $0x03, Y0, Y3, Y4
+	VCMPPS       $0x03, Y2, Y1, Y5
+	VORPS        Y5, Y4, Y4
+	VPTEST       Y4, Y4
+	JEQ          numbers4
+	MOVL         $0x7fc00000, R11
+	VMOVD        R11, X4
+	VPBROADCASTD X4, Y4
+	VCMPPS       $0x03, Y0, Y0, Y5
+	VBLENDVPS    Y5, Y4, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y5
+	VBLENDVPS    Y5, Y4, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y5
+	VBLENDVPS    Y5, Y4, Y2, Y2
+	VCMPPS       $0x03, Y3, Y3, Y5
+	VBLENDVPS    Y5, Y4, Y3, Y3
+
+numbers4:
+	VMOVDQU    32(R10), Y4
+	VMASKMOVPS Y0, Y4, (AX)
+	ADDQ       BX, AX
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y1, Y0, (AX)
+	ADDQ       BX, AX
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y2, Y0, (AX)
+	ADDQ       BX, AX
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y3, Y0, (AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*4), CX
+	SUBQ       $0x04, R9
+	JMP        rows4
+
+fewer4:
+rows2:
+	CMPQ       R9, $0x02
+	JLT        fewer2
+	MOVQ       AX, R8
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS (R8), Y0, Y0
+	ADDQ       BX, R8
+	VMOVDQU    32(R10), Y1
+	VMASKMOVPS (R8), Y1, Y1
+	MOVQ       k+96(FP), R12
+	MOVQ       CX, R8
+	MOVQ       DX, R11
+	LEAQ       (R8)(DI*8), R13
+	LEAQ       (R13)(DI*8), R13
+
+step2:
+	VMOVUPS      (R11), Y2
+	VBROADCASTSS (R8), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R8)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R8
+	ADDQ         $+32, R11
+	DECQ         R12
+	JNE          step2
+	VCMPPS       $0x03, Y0, Y1, Y2
+	VPTEST       Y2, Y2
+	JEQ          numbers2
+	MOVL         $0x7fc00000, R8
+	VMOVD        R8, X3
+	VPBROADCASTD X3, Y3
+	VCMPPS       $0x03, Y0, Y0, Y2
+	VBLENDVPS    Y2, Y3, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y2
+	VBLENDVPS    Y2, Y3, Y1, Y1
+
+numbers2:
+	VMOVDQU    32(R10), Y2
+	VMASKMOVPS Y0, Y2, (AX)
+	ADDQ       BX, AX
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS Y1, Y0, (AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*2), CX
+	SUBQ       $0x02, R9
+	JMP        rows2
+
+fewer2:
+rows1:
+	CMPQ       R9, $0x01
+	JLT        fewer1
+	MOVQ       AX, R8
+	VMOVDQU    32(R10), Y0
+	VMASKMOVPS (R8), Y0, Y0
+	MOVQ       k+96(FP), R12
+	MOVQ       CX, R8
+	MOVQ       DX, R11
+	LEAQ       (R8)(DI*8), R13
+	LEAQ       (R13)(DI*8), R13
+
+step1:
+	VMOVUPS      (R11), Y1
+	VBROADCASTSS (R8), Y2
+	VFMADD231PS  Y1, Y2, Y0
+	PREFETCHT0   (R13)
+	ADDQ         DI, R13
+	ADDQ         DI, R8
+	ADDQ         $+32, R11
+	DECQ         R12
+	JNE          step1
+	VCMPPS       $0x03, Y0, Y0, Y1
+	VPTEST       Y1, Y1
+	JEQ          numbers1
+	MOVL         $0x7fc00000, R8
+	VMOVD        R8, X2
+	VPBROADCASTD X2, Y2
+	VCMPPS       $0x03, Y0, Y0, Y1
+	VBLENDVPS    Y1, Y2, Y0, Y0
+
+numbers1:
+	VMOVDQU    32(R10), Y1
+	VMASKMOVPS Y0, Y1, (AX)
+	ADDQ       BX, AX
+	LEAQ       (CX)(SI*1), CX
+	SUBQ       $0x01, R9
+	JMP        rows1
+
+fewer1:
+	VZEROUPPER
+	RET
+
+// func mulAddAVX512(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+// Requires: AVX, AVX512F
+TEXT ·mulAddAVX512(SB), NOSPLIT, $16-120
+	MOVQ c_base+0(FP), AX
+	MOVQ a_base+24(FP), CX
+	MOVQ b_base+48(FP), DX
+	MOVQ cRow+72(FP), BX
+	SHLQ $0x02, BX
+	MOVQ aRow+80(FP), SI
+	SHLQ $0x02, SI
+	MOVQ aCol+88(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), R8
+	LEAQ (SI)(SI*4), R9
+	LEAQ (R8)(SI*4), R10
+	MOVQ cols+112(FP), R11
+	MOVQ CX, 8(SP)
+
+tile:
+	MOVQ AX, (SP)
+	MOVQ rows+104(FP), R12
+
+rows8:
+	CMPQ    R12, $0x08
+	JLT     fewer8
+	MOVQ    AX, R13
+	VMOVUPS (R13), Z0
+	VMOVUPS 64(R13), Z1
+	VMOVUPS 128(R13), Z2
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z3
+	VMOVUPS 64(R13), Z4
+	VMOVUPS 128(R13), Z5
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z6
+	VMOVUPS 64(R13), Z7
+	VMOVUPS 128(R13), Z8
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z9
+	VMOVUPS 64(R13), Z10
+	VMOVUPS 128(R13), Z11
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z12
+	VMOVUPS 64(R13), Z13
+	VMOVUPS 128(R13), Z14
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z15
+	VMOVUPS 64(R13), Z16
+	VMOVUPS 128(R13), Z17
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z18
+	VMOVUPS 64(R13), Z19
+	VMOVUPS 128(R13), Z20
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z21
+	VMOVUPS 64(R13), Z22
+	VMOVUPS 128(R13), Z23
+	MOVQ    k+96(FP), R15
+	MOVQ    CX, R13
+	MOVQ    DX, R14
+
+step8:
+	VMOVUPS      (R14), Z24
+	VMOVUPS      64(R14), Z25
+	VMOVUPS      128(R14), Z26
+	VBROADCASTSS (R13), Z27
+	VFMADD231PS  Z24, Z27, Z0
+	VFMADD231PS  Z25, Z27, Z1
+	VFMADD231PS  Z26, Z27, Z2
+	VBROADCASTSS (R13)(SI*1), Z27
+	VFMADD231PS  Z24, Z27, Z3
+	VFMADD231PS  Z25, Z27, Z4
+	VFMADD231PS  Z26, Z27, Z5
+	VBROADCASTSS (R13)(SI*2), Z27
+	VFMADD231PS  Z24, Z27, Z6
+	VFMADD231PS  Z25, Z27, Z7
+	VFMADD231PS  Z26, Z27, Z8
+	VBROADCASTSS (R13)(R8*1), Z27
+	VFMADD231PS  Z24, Z27, Z9
+	VFMADD231PS  Z25, Z27, Z10
+	VFMADD231PS  Z26, Z27, Z11
+	VBROADCASTSS (R13)(SI*4), Z27
+	VFMADD231PS  Z24, Z27, Z12
+	VFMADD231PS  Z25, Z27, Z13
+	VFMADD231PS  Z26, Z27, Z14
+	VBROADCASTSS (R13)(R9*1), Z27
+	VFMADD231PS  Z24, Z27, Z15
+	VFMADD231PS  Z25, Z27, Z16
+	VFMADD231PS  Z26, Z27, Z17
+	VBROADCASTSS (R13)(R8*2), Z27
+	VFMADD231PS  Z24, Z27, Z18
+	VFMADD231PS  Z25, Z27, Z19
+	VFMADD231PS  Z26, Z27, Z20
+	VBROADCASTSS (R13)(R10*1), Z27
+	VFMADD231PS  Z24, Z27, Z21
+	VFMADD231PS  Z25, Z27, Z22
+	VFMADD231PS  Z26, Z27, Z23
+	ADDQ         DI, R13
+	ADDQ         $+192, R14
+	DECQ         R15
+	JNE          step8
+	VCMPPS       $0x03, Z0, Z23, K1
+	VCMPPS       $0x03, Z2, Z1, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z4, Z3, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z6, Z5, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z8, Z7, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z10, Z9, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z12, Z11, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z14, Z13, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z16, Z15, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z18, Z17, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z20, Z19, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z22, Z21, K2
+	KORW         K2, K1, K1
+	KORTESTW     K1, K1
+	JEQ          numbers8
+	MOVL         $0x7fc00000, R13
+	VPBROADCASTD R13, Z24
+	VCMPPS       $0x03, Z0, Z0, K2
+	VMOVDQA32    Z24, K2, Z0
+	VCMPPS       $0x03, Z1, Z1, K2
+	VMOVDQA32    Z24, K2, Z1
+	VCMPPS       $0x03, Z2, Z2, K2
+	VMOVDQA32    Z24, K2, Z2
+	VCMPPS       $0x03, Z3, Z3, K2
+	VMOVDQA32    Z24, K2, Z3
+	VCMPPS       $0x03, Z4, Z4, K2
+	VMOVDQA32    Z24, K2, Z4
+	VCMPPS       $0x03, Z5, Z5, K2
+	VMOVDQA32    Z24, K2, Z5
+	VCMPPS       $0x03, Z6, Z6, K2
+	VMOVDQA32    Z24, K2, Z6
+	VCMPPS       $0x03, Z7, Z7, K2
+	VMOVDQA32    Z24, K2, Z7
+	VCMPPS       $0x03, Z8, Z8, K2
+	VMOVDQA32    Z24, K2, Z8
+	VCMPPS       $0x03, Z9, Z9, K2
+	VMOVDQA32    Z24, K2, Z9
+	VCMPPS       $0x03, Z10, Z10, K2
+	VMOVDQA32    Z24, K2, Z10
+	VCMPPS       $0x03, Z11, Z11, K2
+	VMOVDQA32    Z24, K2, Z11
+	VCMPPS       $0x03, Z12, Z12, K2
+	VMOVDQA32    Z24, K2, Z12
+	VCMPPS       $0x03, Z13, Z13, K2
+	VMOVDQA32    Z24, K2, Z13
+	VCMPPS       $0x03, Z14, Z14, K2
+	VMOVDQA32    Z24, K2, Z14
+	VCMPPS       $0x03, Z15, Z15, K2
+	VMOVDQA32    Z24, K2, Z15
+	VCMPPS       $0x03, Z16, Z16, K2
+	VMOVDQA32    Z24, K2, Z16
+	VCMPPS       $0x03, Z17, Z17, K2
+	VMOVDQA32    Z24, K2, Z17
+	VCMPPS       $0x03, Z18, Z18, K2
+	VMOVDQA32    Z24, K2, Z18
+	VCMPPS       $0x03, Z19, Z19, K2
+	VMOVDQA32    Z24, K2, Z19
+	VCMPPS       $0x03, Z20, Z20, K2
+	VMOVDQA32    Z24, K2, Z20
+	VCMPPS       $0x03, Z21, Z21, K2
+	VMOVDQA32    Z24, K2, Z21
+	VCMPPS       $0x03, Z22, Z22, K2
+	VMOVDQA32    Z24, K2, Z22
+	VCMPPS       $0x03, Z23, Z23, K2
+	VMOVDQA32    Z24, K2, Z23
+
+numbers8:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z3, (AX)
+	VMOVUPS Z4, 64(AX)
+	VMOVUPS Z5, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	VMOVUPS Z8, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z9, (AX)
+	VMOVUPS Z10, 64(AX)
+	VMOVUPS Z11, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	VMOVUPS Z14, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z15, (AX)
+	VMOVUPS Z16, 64(AX)
+	VMOVUPS Z17, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z18, (AX)
+	VMOVUPS Z19, 64(AX)
+	VMOVUPS Z20, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z21, (AX)
+	VMOVUPS Z22, 64(AX)
+	VMOVUPS Z23, 128(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x08, R12
+	JMP     rows8
+
+fewer8:
+rows4:
+	CMPQ    R12, $0x04
+	JLT     fewer4
+	MOVQ    AX, R13
+	VMOVUPS (R13), Z0
+	VMOVUPS 64(R13), Z1
+	VMOVUPS 128(R13), Z2
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z3
+	VMOVUPS 64(R13), Z4
+	VMOVUPS 128(R13), Z5
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z6
+	VMOVUPS 64(R13), Z7
+	VMOVUPS 128(R13), Z8
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z9
+	VMOVUPS 64(R13), Z10
+	VMOVUPS 128(R13), Z11
+	MOVQ    k+96(FP), R15
+	MOVQ    CX, R13
+	MOVQ    DX, R14
+
+step4:
+	VMOVUPS      (R14), Z12
+	VMOVUPS      64(R14), Z13
+	VMOVUPS      128(R14), Z14
+	VBROADCASTSS (R13), Z15
+	VFMADD231PS  Z12, Z15, Z0
+	VFMADD231PS  Z13, Z15, Z1
+	VFMADD231PS  Z14, Z15, Z2
+	VBROADCASTSS (R13)(SI*1), Z15
+	VFMADD231PS  Z12, Z15, Z3
+	VFMADD231PS  Z13, Z15, Z4
+	VFMADD231PS  Z14, Z15, Z5
+	VBROADCASTSS (R13)(SI*2), Z15
+	VFMADD231PS  Z12, Z15, Z6
+	VFMADD231PS  Z13, Z15, Z7
+	VFMADD231PS  Z14, Z15, Z8
+	VBROADCASTSS (R13)(R8*1), Z15
+	VFMADD231PS  Z12, Z15, Z9
+	VFMADD231PS  Z13, Z15, Z10
+	VFMADD231PS  Z14, Z15, Z11
+	ADDQ         DI, R13
+	ADDQ         $+192, R14
+	DECQ         R15
+	JNE          step4
+	VCMPPS       $0x03, Z0, Z11, K1
+	VCMPPS       $0x03, Z2, Z1, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z4, Z3, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z6, Z5, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z8, Z7, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z10, Z9, K2
+	KORW         K2, K1, K1
+	KORTESTW     K1, K1
+	JEQ          numbers4
+	MOVL         $0x7fc00000, R13
+	VPBROADCASTD R13, Z12
+	VCMPPS       $0x03, Z0, Z0, K2
+	VMOVDQA32    Z12, K2, Z0
+	VCMPPS       $0x03, Z1, Z1, K2
+	VMOVDQA32    Z12, K2, Z1
+	VCMPPS       $0x03, Z2, Z2, K2
+	VMOVDQA32    Z12, K2, Z2
+	VCMPPS       $0x03, Z3, Z3, K2
+	VMOVDQA32    Z12, K2, Z3
+	VCMPPS       $0x03, Z4, Z4, K2
+	VMOVDQA32    Z12, K2, Z4
+	VCMPPS       $0x03, Z5, Z5, K2
+	VMOVDQA32    Z12, K2, Z5
+	VCMPPS       $0x03, Z6, Z6, K2
+	VMOVDQA32    Z12, K2, Z6
+	VCMPPS       $0x03, Z7, Z7, K2
+	VMOVDQA32    Z12, K2, Z7
+	VCMPPS       $0x03, Z8, Z8, K2
+	VMOVDQA32    Z12, K2, Z8
+	VCMPPS       $0x03, Z9, Z9, K2
+	VMOVDQA32    Z12, K2, Z9
+	VCMPPS       $0x03, Z10, Z10, K2
+	VMOVDQA32    Z12, K2, Z10
+	VCMPPS       $0x03, Z11, Z11, K2
+	VMOVDQA32    Z12, K2, Z11
+
+numbers4:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z3, (AX)
+	VMOVUPS Z4, 64(AX)
+	VMOVUPS Z5, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	VMOVUPS Z8, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z9, (AX)
+	VMOVUPS Z10, 64(AX)
+	VMOVUPS Z11, 128(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x04, R12
+	JMP     rows4
+
+fewer4:
+rows2:
+	CMPQ    R12, $0x02
+	JLT     fewer2
+	MOVQ    AX, R13
+	VMOVUPS (R13), Z0
+	VMOVUPS 64(R13), Z1
+	VMOVUPS 128(R13), Z2
+	ADDQ    BX, R13
+	VMOVUPS (R13), Z3
+	VMOVUPS 64(R13), Z4
+	VMOVUPS 128(R13), Z5
+	MOVQ    k+96(FP), R15
+	MOVQ    CX, R13
+	MOVQ    DX, R14
+
+step2:
+	VMOVUPS      (R14), Z6
+	VMOVUPS      64(R14), Z7
+	VMOVUPS      128(R14), Z8
+	VBROADCASTSS (R13), Z9
+	VFMADD231PS  Z6, Z9, Z0
+	VFMADD231PS  Z7, Z9, Z1
+	VFMADD231PS  Z8, Z9, Z2
+	VBROADCASTSS (R13)(SI*1), Z9
+	VFMADD231PS  Z6, Z9, Z3
+	VFMADD231PS  Z7, Z9, Z4
+	VFMADD231PS  Z8, Z9, Z5
+	ADDQ         DI, R13
+	ADDQ         $+192, R14
+	DECQ         R15
+	JNE          step2
+	VCMPPS       $0x03, Z0, Z5, K1
+	VCMPPS       $0x03, Z2, Z1, K2
+	KORW         K2, K1, K1
+	VCMPPS       $0x03, Z4, Z3, K2
+	KORW         K2, K1, K1
+	KORTESTW     K1, K1
+	JEQ          numbers2
+	MOVL         $0x7fc00000, R13
+	VPBROADCASTD R13, Z6
+	VCMPPS       $0x03, Z0, Z0, K2
+	VMOVDQA32    Z6, K2, Z0
+	VCMPPS       $0x03, Z1, Z1, K2
+	VMOVDQA32    Z6, K2, Z1
+	VCMPPS       $0x03, Z2, Z2, K2
+	VMOVDQA32    Z6, K2, Z2
+	VCMPPS       $0x03, Z3, Z3, K2
+	VMOVDQA32    Z6, K2, Z3
+	VCMPPS       $0x03, Z4, Z4, K2
+	VMOVDQA32    Z6, K2, Z4
+	VCMPPS       $0x03, Z5, Z5, K2
+	VMOVDQA32    Z6, K2, Z5
+
+numbers2:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, 128(AX)
+	ADDQ    BX, AX
+	VMOVUPS Z3, (AX)
+	VMOVUPS Z4, 64(AX)
+	VMOVUPS Z5, 128(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*2), CX
+	SUBQ    $0x02, R12
+	JMP     rows2
+
+fewer2:
+rows1:
+	CMPQ    R12, $0x01
+	JLT     fewer1
+	MOVQ    AX, R13
+	VMOVUPS (R13), Z0
+	VMOVUPS 64(R13), Z1
+	VMOVUPS 128(R13), Z2
+	MOVQ    k+96(FP), R15
+	MOVQ    CX, R13
+	MOVQ    DX, R14
+
+step1:
+	VMOVUPS      (R14), Z3
+	VMOVUPS      64(R14), Z4
+	VMOVUPS      128(R14), Z5
+	VBROADCASTSS (R13), Z6
+	VFMADD231PS  Z3, Z6, Z0
+	VFMADD231PS  Z4, Z6, Z1
+	VFMADD231PS  Z5, Z6, Z2
+	ADDQ         DI, R13
+	ADDQ         $+192, R14
+	DECQ         R15
+	JNE          step1
+	VCMPPS       $0x03, Z0, Z2, K1
+	VCMPPS       $0x03, Z2, Z1, K2
+	KORW         K2, K1, K1
+	KORTESTW     K1, K1
+	JEQ          numbers1
+	MOVL         $0x7fc00000, R13
+	VPBROADCASTD R13, Z3
+	VCMPPS       $0x03, Z0, Z0, K2
+	VMOVDQA32    Z3, K2, Z0
+	VCMPPS       $0x03, Z1, Z1, K2
+	VMOVDQA32    Z3, K2, Z1
+	VCMPPS       $0x03, Z2, Z2, K2
+	VMOVDQA32    Z3, K2, Z2
+
+numbers1:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, 128(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*1), CX
+	SUBQ    $0x01, R12
+	JMP     rows1
+
+fewer1:
+	MOVQ   k+96(FP), AX
+	IMUL3Q $0x000000c0, AX, AX
+	ADDQ   AX, DX
+	MOVQ   (SP), AX
+	ADDQ   $+192, AX
+	MOVQ   8(SP), CX
+	SUBQ   $+48, R11
+	JNE    tile
+	VZEROUPPER
+	RET
+
+// func mulAddAVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·mulAddAVX2(SB), NOSPLIT, $16-120
+	MOVQ c_base+0(FP), AX
+	MOVQ a_base+24(FP), CX
+	MOVQ b_base+48(FP), DX
+	MOVQ cRow+72(FP), BX
+	SHLQ $0x02, BX
+	MOVQ aRow+80(FP), SI
+	SHLQ $0x02, SI
+	MOVQ aCol+88(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), R8
+	LEAQ (SI)(SI*4), R9
+	LEAQ (R8)(SI*4), R9
+	MOVQ cols+112(FP), R9
+	MOVQ CX, 8(SP)
+
+tile:
+	MOVQ AX, (SP)
+	MOVQ rows+104(FP), R10
+
+rows4:
+	CMPQ    R10, $0x04
+	JLT     fewer4
+	MOVQ    AX, R11
+	VMOVUPS (R11), Y0
+	VMOVUPS 32(R11), Y1
+	VMOVUPS 64(R11), Y2
+	ADDQ    BX, R11
+	VMOVUPS (R11), Y3
+	VMOVUPS 32(R11), Y4
+	VMOVUPS 64(R11), Y5
+	ADDQ    BX, R11
+	VMOVUPS (R11), Y6
+	VMOVUPS 32(R11), Y7
+	VMOVUPS 64(R11), Y8
+	ADDQ    BX, R11
+	VMOVUPS (R11), Y9
+	VMOVUPS 32(R11), Y10
+	VMOVUPS 64(R11), Y11
+	MOVQ    k+96(FP), R13
+	MOVQ    CX, R11
+	MOVQ    DX, R12
+
+step4:
+	VMOVUPS      (R12), Y12
+	VMOVUPS      32(R12), Y13
+	VMOVUPS      64(R12), Y14
+	VBROADCASTSS (R11), Y15
+	VFMADD231PS  Y12, Y15, Y0
+	VFMADD231PS  Y13, Y15, Y1
+	VFMADD231PS  Y14, Y15, Y2
+	VBROADCASTSS (R11)(SI*1), Y15
+	VFMADD231PS  Y12, Y15, Y3
+	VFMADD231PS  Y13, Y15, Y4
+	VFMADD231PS  Y14, Y15, Y5
+	VBROADCASTSS (R11)(SI*2), Y15
+	VFMADD231PS  Y12, Y15, Y6
+	VFMADD231PS  Y13, Y15, Y7
+	VFMADD231PS  Y14, Y15, Y8
+	VBROADCASTSS (R11)(R8*1), Y15
+	VFMADD231PS  Y12, Y15, Y9
+	VFMADD231PS  Y13, Y15, Y10
+	VFMADD231PS  Y14, Y15, Y11
+	ADDQ         DI, R11
+	ADDQ         $+96, R12
+	DECQ         R13
+	JNE          step4
+	VCMPPS       $0x03, Y0, Y11, Y12
+	VCMPPS       $0x03, Y2, Y1, Y13
+	VORPS        Y13, Y12, Y12
+	VCMPPS       $0x03, Y4, Y3, Y13
+	VORPS        Y13, Y12, Y12
+	VCMPPS       $0x03, Y6, Y5, Y13
+	VORPS        Y13, Y12, Y12
+	VCMPPS       $0x03, Y8, Y7, Y13
+	VORPS        Y13, Y12, Y12
+	VCMPPS       $0x03, Y10, Y9, Y13
+	VORPS        Y13, Y12, Y12
+	VPTEST       Y12, Y12
+	JEQ          numbers4
+	MOVL         $0x7fc00000, R11
+	VMOVD        R11, X12
+	VPBROADCASTD X12, Y12
+	VCMPPS       $0x03, Y0, Y0, Y13
+	VBLENDVPS    Y13, Y12, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y13
+	VBLENDVPS    Y13, Y12, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y13
+	VBLENDVPS    Y13, Y12, Y2, Y2
+	VCMPPS       $0x03, Y3, Y3, Y13
+	VBLENDVPS    Y13, Y12, Y3, Y3
+	VCMPPS       $0x03, Y4, Y4, Y13
+	VBLENDVPS    Y13, Y12, Y4, Y4
+	VCMPPS       $0x03, Y5, Y5, Y13
+	VBLENDVPS    Y13, Y12, Y5, Y5
+	VCMPPS       $0x03, Y6, Y6, Y13
+	VBLENDVPS    Y13, Y12, Y6, Y6
+	VCMPPS       $0x03, Y7, Y7, Y13
+	VBLENDVPS    Y13, Y12, Y7, Y7
+	VCMPPS       $0x03, Y8, Y8, Y13
+	VBLENDVPS    Y13, Y12, Y8, Y8
+	VCMPPS       $0x03, Y9, Y9, Y13
+	VBLENDVPS    Y13, Y12, Y9, Y9
+	VCMPPS       $0x03, Y10, Y10, Y13
+	VBLENDVPS    Y13, Y12, Y10, Y10
+	VCMPPS       $0x03, Y11, Y11, Y13
+	VBLENDVPS    Y13, Y12, Y11, Y11
+
+numbers4:
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	VMOVUPS Y2, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Y3, (AX)
+	VMOVUPS Y4, 32(AX)
+	VMOVUPS Y5, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Y6, (AX)
+	VMOVUPS Y7, 32(AX)
+	VMOVUPS Y8, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Y9, (AX)
+	VMOVUPS Y10, 32(AX)
+	VMOVUPS Y11, 64(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*4), CX
+	SUBQ    $0x04, R10
+	JMP     rows4
+
+fewer4:
+rows2:
+	CMPQ    R10, $0x02
+	JLT     fewer2
+	MOVQ    AX, R11
+	VMOVUPS (R11), Y0
+	VMOVUPS 32(R11), Y1
+	VMOVUPS 64(R11), Y2
+	ADDQ    BX, R11
+	VMOVUPS (R11), Y3
+	VMOVUPS 32(R11), Y4
+	VMOVUPS 64(R11), Y5
+	MOVQ    k+96(FP), R13
+	MOVQ    CX, R11
+	MOVQ    DX, R12
+
+step2:
+	VMOVUPS      (R12), Y6
+	VMOVUPS      32(R12), Y7
+	VMOVUPS      64(R12), Y8
+	VBROADCASTSS (R11), Y9
+	VFMADD231PS  Y6, Y9, Y0
+	VFMADD231PS  Y7, Y9, Y1
+	VFMADD231PS  Y8, Y9, Y2
+	VBROADCASTSS (R11)(SI*1), Y9
+	VFMADD231PS  Y6, Y9, Y3
+	VFMADD231PS  Y7, Y9, Y4
+	VFMADD231PS  Y8, Y9, Y5
+	ADDQ         DI, R11
+	ADDQ         $+96, R12
+	DECQ         R13
+	JNE          step2
+	VCMPPS       $0x03, Y0, Y5, Y6
+	VCMPPS       $0x03, Y2, Y1, Y7
+	VORPS        Y7, Y6, Y6
+	VCMPPS       $0x03, Y4, Y3, Y7
+	VORPS        Y7, Y6, Y6
+	VPTEST       Y6, Y6
+	JEQ          numbers2
+	MOVL         $0x7fc00000, R11
+	VMOVD        R11, X6
+	VPBROADCASTD X6, Y6
+	VCMPPS       $0x03, Y0, Y0, Y7
+	VBLENDVPS    Y7, Y6, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y7
+	VBLENDVPS    Y7, Y6, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y7
+	VBLENDVPS    Y7, Y6, Y2, Y2
+	VCMPPS       $0x03, Y3, Y3, Y7
+	VBLENDVPS    Y7, Y6, Y3, Y3
+	VCMPPS       $0x03, Y4, Y4, Y7
+	VBLENDVPS    Y7, Y6, Y4, Y4
+	VCMPPS       $0x03, Y5, Y5, Y7
+	VBLENDVPS    Y7, Y6, Y5, Y5
+
+numbers2:
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	VMOVUPS Y2, 64(AX)
+	ADDQ    BX, AX
+	VMOVUPS Y3, (AX)
+	VMOVUPS Y4, 32(AX)
+	VMOVUPS Y5, 64(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*2), CX
+	SUBQ    $0x02, R10
+	JMP     rows2
+
+fewer2:
+rows1:
+	CMPQ    R10, $0x01
+	JLT     fewer1
+	MOVQ    AX, R11
+	VMOVUPS (R11), Y0
+	VMOVUPS 32(R11), Y1
+	VMOVUPS 64(R11), Y2
+	MOVQ    k+96(FP), R13
+	MOVQ    CX, R11
+	MOVQ    DX, R12
+
+step1:
+	VMOVUPS      (R12), Y3
+	VMOVUPS      32(R12), Y4
+	VMOVUPS      64(R12), Y5
+	VBROADCASTSS (R11), Y6
+	VFMADD231PS  Y3, Y6, Y0
+	VFMADD231PS  Y4, Y6, Y1
+	VFMADD231PS  Y5, Y6, Y2
+	ADDQ         DI, R11
+	ADDQ         $+96, R12
+	DECQ         R13
+	JNE          step1
+	VCMPPS       $0x03, Y0, Y2, Y3
+	VCMPPS       $0x03, Y2, Y1, Y4
+	VORPS        Y4, Y3, Y3
+	VPTEST       Y3, Y3
+	JEQ          numbers1
+	MOVL         $0x7fc00000, R11
+	VMOVD        R11, X3
+	VPBROADCASTD X3, Y3
+	VCMPPS       $0x03, Y0, Y0, Y4
+	VBLENDVPS    Y4, Y3, Y0, Y0
+	VCMPPS       $0x03, Y1, Y1, Y4
+	VBLENDVPS    Y4, Y3, Y1, Y1
+	VCMPPS       $0x03, Y2, Y2, Y4
+	VBLENDVPS    Y4, Y3, Y2, Y2
+
+numbers1:
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	VMOVUPS Y2, 64(AX)
+	ADDQ    BX, AX
+	LEAQ    (CX)(SI*1), CX
+	SUBQ    $0x01, R10
+	JMP     rows1
+
+fewer1:
+	MOVQ   k+96(FP), AX
+	IMUL3Q $0x00000060, AX, AX
+	ADDQ   AX, DX
+	MOVQ   (SP), AX
+	ADDQ   $+96, AX
+	MOVQ   8(SP), CX
+	SUBQ   $+24, R9
+	JNE    tile
+	VZEROUPPER
+	RET
+
+// func transposeAVX2(dst []float32, src []float32, dstRow int, srcRow int, k int) (done int)
+// Requires: AVX
+TEXT ·transposeAVX2(SB), NOSPLIT, $0-80
+	MOVQ dst_base+0(FP), AX
+	MOVQ src_base+24(FP), CX
+	MOVQ dstRow+48(FP), DX
+	MOVQ srcRow+56(FP), BX
+	SHLQ $0x02, DX
+	SHLQ $0x02, BX
+	MOVQ k+64(FP), SI
+	ANDQ $-8, SI
+	MOVQ SI, DI
+
+loop:
+	TESTQ      DI, DI
+	JE         done
+	MOVQ       CX, R8
+	VMOVUPS    (R8), Y0
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y1
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y2
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y3
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y4
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y5
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y6
+	ADDQ       BX, R8
+	VMOVUPS    (R8), Y7
+	VUNPCKLPS  Y1, Y0, Y8
+	VUNPCKHPS  Y1, Y0, Y0
+	VUNPCKLPS  Y3, Y2, Y1
+	VUNPCKHPS  Y3, Y2, Y2
+	VUNPCKLPS  Y5, Y4, Y3
+	VUNPCKHPS  Y5, Y4, Y4
+	VUNPCKLPS  Y7, Y6, Y5
+	VUNPCKHPS  Y7, Y6, Y6
+	VUNPCKLPD  Y1, Y8, Y7
+	VUNPCKHPD  Y1, Y8, Y1
+	VUNPCKLPD  Y2, Y0, Y8
+	VUNPCKHPD  Y2, Y0, Y0
+	VUNPCKLPD  Y5, Y3, Y2
+	VUNPCKHPD  Y5, Y3, Y3
+	VUNPCKLPD  Y6, Y4, Y5
+	VUNPCKHPD  Y6, Y4, Y4
+	VPERM2F128 $0x20, Y2, Y7, Y6
+	VMOVUPS    Y6, (AX)
+	ADDQ       DX, AX
+	VPERM2F128 $0x20, Y3, Y1, Y6
+	VMOVUPS    Y6, (AX)
+	ADDQ       DX, AX
+	VPERM2F128 $0x20, Y5, Y8, Y6
+	VMOVUPS    Y6, (AX)
+	ADDQ       DX, AX
+	VPERM2F128 $0x20, Y4, Y0, Y6
+	VMOVUPS    Y6, (AX)
+	ADDQ       DX, AX
+	VPERM2F128 $0x31, Y2, Y7, Y2
+	VMOVUPS    Y2, (AX)
+	ADDQ       DX, AX
+	VPERM2F128 $0x31, Y3, Y1, Y1
+	VMOVUPS    Y1, (AX)
+	ADDQ       DX, AX
+	VPERM2F128 $0x31, Y5, Y8, Y1
+	VMOVUPS    Y1, (AX)
+	ADDQ       DX, AX
+	VPERM2F128 $0x31, Y4, Y0, Y0
+	VMOVUPS    Y0, (AX)
+	ADDQ       DX, AX
+	ADDQ       $0x20, CX
+	SUBQ       $+8, DI
+	JMP        loop
+
+done:
+	MOVQ SI, done+72(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF32ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowF32ToF32AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VMOVUPS       (CX), Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VMOVDQU32     everyNaN<>+0(SB), K1, Z7
+	VMOVUPS       Z7, (AX)
+	VCVTPS2PD     Y7, Z8
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z8, Z8
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z8, Z8
+	VFMADD231PD   Z9, Z8, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z7, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+64, CX
+	ADDQ          $+64, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+DATA everyOne<>+0(SB)/1, $0x01
+DATA everyOne<>+1(SB)/1, $0x00
+DATA everyOne<>+2(SB)/1, $0x00
+DATA everyOne<>+3(SB)/1, $0x00
+DATA everyOne<>+4(SB)/1, $0x01
+DATA everyOne<>+5(SB)/1, $0x00
+DATA everyOne<>+6(SB)/1, $0x00
+DATA everyOne<>+7(SB)/1, $0x00
+DATA everyOne<>+8(SB)/1, $0x01
+DATA everyOne<>+9(SB)/1, $0x00
+DATA everyOne<>+10(SB)/1, $0x00
+DATA everyOne<>+11(SB)/1, $0x00
+DATA everyOne<>+12(SB)/1, $0x01
+DATA everyOne<>+13(SB)/1, $0x00
+DATA everyOne<>+14(SB)/1, $0x00
+DATA everyOne<>+15(SB)/1, $0x00
+DATA everyOne<>+16(SB)/1, $0x01
+DATA everyOne<>+17(SB)/1, $0x00
+DATA everyOne<>+18(SB)/1, $0x00
+DATA everyOne<>+19(SB)/1, $0x00
+DATA everyOne<>+20(SB)/1, $0x01
+DATA everyOne<>+21(SB)/1, $0x00
+DATA everyOne<>+22(SB)/1, $0x00
+DATA everyOne<>+23(SB)/1, $0x00
+DATA everyOne<>+24(SB)/1, $0x01
+DATA everyOne<>+25(SB)/1, $0x00
+DATA everyOne<>+26(SB)/1, $0x00
+DATA everyOne<>+27(SB)/1, $0x00
+DATA everyOne<>+28(SB)/1, $0x01
+DATA everyOne<>+29(SB)/1, $0x00
+DATA everyOne<>+30(SB)/1, $0x00
+DATA everyOne<>+31(SB)/1, $0x00
+DATA everyOne<>+32(SB)/1, $0x01
+DATA everyOne<>+33(SB)/1, $0x00
+DATA everyOne<>+34(SB)/1, $0x00
+DATA everyOne<>+35(SB)/1, $0x00
+DATA everyOne<>+36(SB)/1, $0x01
+DATA everyOne<>+37(SB)/1, $0x00
+DATA everyOne<>+38(SB)/1, $0x00
+DATA everyOne<>+39(SB)/1, $0x00
+DATA everyOne<>+40(SB)/1, $0x01
+DATA everyOne<>+41(SB)/1, $0x00
+DATA everyOne<>+42(SB)/1, $0x00
+DATA everyOne<>+43(SB)/1, $0x00
+DATA everyOne<>+44(SB)/1, $0x01
+DATA everyOne<>+45(SB)/1, $0x00
+DATA everyOne<>+46(SB)/1, $0x00
+DATA everyOne<>+47(SB)/1, $0x00
+DATA everyOne<>+48(SB)/1, $0x01
+DATA everyOne<>+49(SB)/1, $0x00
+DATA everyOne<>+50(SB)/1, $0x00
+DATA everyOne<>+51(SB)/1, $0x00
+DATA everyOne<>+52(SB)/1, $0x01
+DATA everyOne<>+53(SB)/1, $0x00
+DATA everyOne<>+54(SB)/1, $0x00
+DATA everyOne<>+55(SB)/1, $0x00
+DATA everyOne<>+56(SB)/1, $0x01
+DATA everyOne<>+57(SB)/1, $0x00
+DATA everyOne<>+58(SB)/1, $0x00
+DATA everyOne<>+59(SB)/1, $0x00
+DATA everyOne<>+60(SB)/1, $0x01
+DATA everyOne<>+61(SB)/1, $0x00
+DATA everyOne<>+62(SB)/1, $0x00
+DATA everyOne<>+63(SB)/1, $0x00
+GLOBL everyOne<>(SB), RODATA|NOPTR, $64
+
+DATA everyHalf<>+0(SB)/1, $0xff
+DATA everyHalf<>+1(SB)/1, $0x7f
+DATA everyHalf<>+2(SB)/1, $0x00
+DATA everyHalf<>+3(SB)/1, $0x00
+DATA everyHalf<>+4(SB)/1, $0xff
+DATA everyHalf<>+5(SB)/1, $0x7f
+DATA everyHalf<>+6(SB)/1, $0x00
+DATA everyHalf<>+7(SB)/1, $0x00
+DATA everyHalf<>+8(SB)/1, $0xff
+DATA everyHalf<>+9(SB)/1, $0x7f
+DATA everyHalf<>+10(SB)/1, $0x00
+DATA everyHalf<>+11(SB)/1, $0x00
+DATA everyHalf<>+12(SB)/1, $0xff
+DATA everyHalf<>+13(SB)/1, $0x7f
+DATA everyHalf<>+14(SB)/1, $0x00
+DATA everyHalf<>+15(SB)/1, $0x00
+DATA everyHalf<>+16(SB)/1, $0xff
+DATA everyHalf<>+17(SB)/1, $0x7f
+DATA everyHalf<>+18(SB)/1, $0x00
+DATA everyHalf<>+19(SB)/1, $0x00
+DATA everyHalf<>+20(SB)/1, $0xff
+DATA everyHalf<>+21(SB)/1, $0x7f
+DATA everyHalf<>+22(SB)/1, $0x00
+DATA everyHalf<>+23(SB)/1, $0x00
+DATA everyHalf<>+24(SB)/1, $0xff
+DATA everyHalf<>+25(SB)/1, $0x7f
+DATA everyHalf<>+26(SB)/1, $0x00
+DATA everyHalf<>+27(SB)/1, $0x00
+DATA everyHalf<>+28(SB)/1, $0xff
+DATA everyHalf<>+29(SB)/1, $0x7f
+DATA everyHalf<>+30(SB)/1, $0x00
+DATA everyHalf<>+31(SB)/1, $0x00
+DATA everyHalf<>+32(SB)/1, $0xff
+DATA everyHalf<>+33(SB)/1, $0x7f
+DATA everyHalf<>+34(SB)/1, $0x00
+DATA everyHalf<>+35(SB)/1, $0x00
+DATA everyHalf<>+36(SB)/1, $0xff
+DATA everyHalf<>+37(SB)/1, $0x7f
+DATA everyHalf<>+38(SB)/1, $0x00
+DATA everyHalf<>+39(SB)/1, $0x00
+DATA everyHalf<>+40(SB)/1, $0xff
+DATA everyHalf<>+41(SB)/1, $0x7f
+DATA everyHalf<>+42(SB)/1, $0x00
+DATA everyHalf<>+43(SB)/1, $0x00
+DATA everyHalf<>+44(SB)/1, $0xff
+DATA everyHalf<>+45(SB)/1, $0x7f
+DATA everyHalf<>+46(SB)/1, $0x00
+DATA everyHalf<>+47(SB)/1, $0x00
+DATA everyHalf<>+48(SB)/1, $0xff
+DATA everyHalf<>+49(SB)/1, $0x7f
+DATA everyHalf<>+50(SB)/1, $0x00
+DATA everyHalf<>+51(SB)/1, $0x00
+DATA everyHalf<>+52(SB)/1, $0xff
+DATA everyHalf<>+53(SB)/1, $0x7f
+DATA everyHalf<>+54(SB)/1, $0x00
+DATA everyHalf<>+55(SB)/1, $0x00
+DATA everyHalf<>+56(SB)/1, $0xff
+DATA everyHalf<>+57(SB)/1, $0x7f
+DATA everyHalf<>+58(SB)/1, $0x00
+DATA everyHalf<>+59(SB)/1, $0x00
+DATA everyHalf<>+60(SB)/1, $0xff
+DATA everyHalf<>+61(SB)/1, $0x7f
+DATA everyHalf<>+62(SB)/1, $0x00
+DATA everyHalf<>+63(SB)/1, $0x00
+GLOBL everyHalf<>(SB), RODATA|NOPTR, $64
+
+DATA everyBF16NaN<>+0(SB)/1, $0xc0
+DATA everyBF16NaN<>+1(SB)/1, $0x7f
+DATA everyBF16NaN<>+2(SB)/1, $0x00
+DATA everyBF16NaN<>+3(SB)/1, $0x00
+DATA everyBF16NaN<>+4(SB)/1, $0xc0
+DATA everyBF16NaN<>+5(SB)/1, $0x7f
+DATA everyBF16NaN<>+6(SB)/1, $0x00
+DATA everyBF16NaN<>+7(SB)/1, $0x00
+DATA everyBF16NaN<>+8(SB)/1, $0xc0
+DATA everyBF16NaN<>+9(SB)/1, $0x7f
+DATA everyBF16NaN<>+10(SB)/1, $0x00
+DATA everyBF16NaN<>+11(SB)/1, $0x00
+DATA everyBF16NaN<>+12(SB)/1, $0xc0
+DATA everyBF16NaN<>+13(SB)/1, $0x7f
+DATA everyBF16NaN<>+14(SB)/1, $0x00
+DATA everyBF16NaN<>+15(SB)/1, $0x00
+DATA everyBF16NaN<>+16(SB)/1, $0xc0
+DATA everyBF16NaN<>+17(SB)/1, $0x7f
+DATA everyBF16NaN<>+18(SB)/1, $0x00
+DATA everyBF16NaN<>+19(SB)/1, $0x00
+DATA everyBF16NaN<>+20(SB)/1, $0xc0
+DATA everyBF16NaN<>+21(SB)/1, $0x7f
+DATA everyBF16NaN<>+22(SB)/1, $0x00
+DATA everyBF16NaN<>+23(SB)/1, $0x00
+DATA everyBF16NaN<>+24(SB)/1, $0xc0
+DATA everyBF16NaN<>+25(SB)/1, $0x7f
+DATA everyBF16NaN<>+26(SB)/1, $0x00
+DATA everyBF16NaN<>+27(SB)/1, $0x00
+DATA everyBF16NaN<>+28(SB)/1, $0xc0
+DATA everyBF16NaN<>+29(SB)/1, $0x7f
+DATA everyBF16NaN<>+30(SB)/1, $0x00
+DATA everyBF16NaN<>+31(SB)/1, $0x00
+DATA everyBF16NaN<>+32(SB)/1, $0xc0
+DATA everyBF16NaN<>+33(SB)/1, $0x7f
+DATA everyBF16NaN<>+34(SB)/1, $0x00
+DATA everyBF16NaN<>+35(SB)/1, $0x00
+DATA everyBF16NaN<>+36(SB)/1, $0xc0
+DATA everyBF16NaN<>+37(SB)/1, $0x7f
+DATA everyBF16NaN<>+38(SB)/1, $0x00
+DATA everyBF16NaN<>+39(SB)/1, $0x00
+DATA everyBF16NaN<>+40(SB)/1, $0xc0
+DATA everyBF16NaN<>+41(SB)/1, $0x7f
+DATA everyBF16NaN<>+42(SB)/1, $0x00
+DATA everyBF16NaN<>+43(SB)/1, $0x00
+DATA everyBF16NaN<>+44(SB)/1, $0xc0
+DATA everyBF16NaN<>+45(SB)/1, $0x7f
+DATA everyBF16NaN<>+46(SB)/1, $0x00
+DATA everyBF16NaN<>+47(SB)/1, $0x00
+DATA everyBF16NaN<>+48(SB)/1, $0xc0
+DATA everyBF16NaN<>+49(SB)/1, $0x7f
+DATA everyBF16NaN<>+50(SB)/1, $0x00
+DATA everyBF16NaN<>+51(SB)/1, $0x00
+DATA everyBF16NaN<>+52(SB)/1, $0xc0
+DATA everyBF16NaN<>+53(SB)/1, $0x7f
+DATA everyBF16NaN<>+54(SB)/1, $0x00
+DATA everyBF16NaN<>+55(SB)/1, $0x00
+DATA everyBF16NaN<>+56(SB)/1, $0xc0
+DATA everyBF16NaN<>+57(SB)/1, $0x7f
+DATA everyBF16NaN<>+58(SB)/1, $0x00
+DATA everyBF16NaN<>+59(SB)/1, $0x00
+DATA everyBF16NaN<>+60(SB)/1, $0xc0
+DATA everyBF16NaN<>+61(SB)/1, $0x7f
+DATA everyBF16NaN<>+62(SB)/1, $0x00
+DATA everyBF16NaN<>+63(SB)/1, $0x00
+GLOBL everyBF16NaN<>(SB), RODATA|NOPTR, $64
+
+DATA everyNaN<>+0(SB)/1, $0x00
+DATA everyNaN<>+1(SB)/1, $0x00
+DATA everyNaN<>+2(SB)/1, $0xc0
+DATA everyNaN<>+3(SB)/1, $0x7f
+DATA everyNaN<>+4(SB)/1, $0x00
+DATA everyNaN<>+5(SB)/1, $0x00
+DATA everyNaN<>+6(SB)/1, $0xc0
+DATA everyNaN<>+7(SB)/1, $0x7f
+DATA everyNaN<>+8(SB)/1, $0x00
+DATA everyNaN<>+9(SB)/1, $0x00
+DATA everyNaN<>+10(SB)/1, $0xc0
+DATA everyNaN<>+11(SB)/1, $0x7f
+DATA everyNaN<>+12(SB)/1, $0x00
+DATA everyNaN<>+13(SB)/1, $0x00
+DATA everyNaN<>+14(SB)/1, $0xc0
+DATA everyNaN<>+15(SB)/1, $0x7f
+DATA everyNaN<>+16(SB)/1, $0x00
+DATA everyNaN<>+17(SB)/1, $0x00
+DATA everyNaN<>+18(SB)/1, $0xc0
+DATA everyNaN<>+19(SB)/1, $0x7f
+DATA everyNaN<>+20(SB)/1, $0x00
+DATA everyNaN<>+21(SB)/1, $0x00
+DATA everyNaN<>+22(SB)/1, $0xc0
+DATA everyNaN<>+23(SB)/1, $0x7f
+DATA everyNaN<>+24(SB)/1, $0x00
+DATA everyNaN<>+25(SB)/1, $0x00
+DATA everyNaN<>+26(SB)/1, $0xc0
+DATA everyNaN<>+27(SB)/1, $0x7f
+DATA everyNaN<>+28(SB)/1, $0x00
+DATA everyNaN<>+29(SB)/1, $0x00
+DATA everyNaN<>+30(SB)/1, $0xc0
+DATA everyNaN<>+31(SB)/1, $0x7f
+DATA everyNaN<>+32(SB)/1, $0x00
+DATA everyNaN<>+33(SB)/1, $0x00
+DATA everyNaN<>+34(SB)/1, $0xc0
+DATA everyNaN<>+35(SB)/1, $0x7f
+DATA everyNaN<>+36(SB)/1, $0x00
+DATA everyNaN<>+37(SB)/1, $0x00
+DATA everyNaN<>+38(SB)/1, $0xc0
+DATA everyNaN<>+39(SB)/1, $0x7f
+DATA everyNaN<>+40(SB)/1, $0x00
+DATA everyNaN<>+41(SB)/1, $0x00
+DATA everyNaN<>+42(SB)/1, $0xc0
+DATA everyNaN<>+43(SB)/1, $0x7f
+DATA everyNaN<>+44(SB)/1, $0x00
+DATA everyNaN<>+45(SB)/1, $0x00
+DATA everyNaN<>+46(SB)/1, $0xc0
+DATA everyNaN<>+47(SB)/1, $0x7f
+DATA everyNaN<>+48(SB)/1, $0x00
+DATA everyNaN<>+49(SB)/1, $0x00
+DATA everyNaN<>+50(SB)/1, $0xc0
+DATA everyNaN<>+51(SB)/1, $0x7f
+DATA everyNaN<>+52(SB)/1, $0x00
+DATA everyNaN<>+53(SB)/1, $0x00
+DATA everyNaN<>+54(SB)/1, $0xc0
+DATA everyNaN<>+55(SB)/1, $0x7f
+DATA everyNaN<>+56(SB)/1, $0x00
+DATA everyNaN<>+57(SB)/1, $0x00
+DATA everyNaN<>+58(SB)/1, $0xc0
+DATA everyNaN<>+59(SB)/1, $0x7f
+DATA everyNaN<>+60(SB)/1, $0x00
+DATA everyNaN<>+61(SB)/1, $0x00
+DATA everyNaN<>+62(SB)/1, $0xc0
+DATA everyNaN<>+63(SB)/1, $0x7f
+GLOBL everyNaN<>(SB), RODATA|NOPTR, $64
+
+// func mergeRowF32ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, FMA3
+TEXT ·mergeRowF32ToF32AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VMOVUPS      (CX), Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VMOVUPS      Y11, (AX)
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y1
+	VFMADD231PD  Y13, Y13, Y5
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VMOVUPS      32(CX), Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VMOVUPS      Y11, 32(AX)
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y3
+	VFMADD231PD  Y13, Y13, Y7
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+64, CX
+	ADDQ         $+64, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowF16ToF32AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VCVTPH2PS     (CX), Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VMOVDQU32     everyNaN<>+0(SB), K1, Z7
+	VMOVUPS       Z7, (AX)
+	VCVTPS2PD     Y7, Z8
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z8, Z8
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z8, Z8
+	VFMADD231PD   Z9, Z8, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z7, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+32, CX
+	ADDQ          $+64, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, F16C, FMA3
+TEXT ·mergeRowF16ToF32AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VCVTPH2PS    (CX), Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VMOVUPS      Y11, (AX)
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y1
+	VFMADD231PD  Y13, Y13, Y5
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VCVTPH2PS    16(CX), Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VMOVUPS      Y11, 32(AX)
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y3
+	VFMADD231PD  Y13, Y13, Y7
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+32, CX
+	ADDQ         $+64, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowBF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowBF16ToF32AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VPMOVZXWD     (CX), Z5
+	VPSLLD        $0x10, Z5, Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VMOVDQU32     everyNaN<>+0(SB), K1, Z7
+	VMOVUPS       Z7, (AX)
+	VCVTPS2PD     Y7, Z8
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z8, Z8
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z8, Z8
+	VFMADD231PD   Z9, Z8, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z7, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+32, CX
+	ADDQ          $+64, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowBF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·mergeRowBF16ToF32AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VPMOVZXWD    (CX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VMOVUPS      Y11, (AX)
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y1
+	VFMADD231PD  Y13, Y13, Y5
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VPMOVZXWD    16(CX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VMOVUPS      Y11, 32(AX)
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y3
+	VFMADD231PD  Y13, Y13, Y7
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+32, CX
+	ADDQ         $+64, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF32ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowF32ToF16AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VMOVUPS       (CX), Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VMOVDQU32     everyNaN<>+0(SB), K1, Z7
+	VCVTPS2PH     $0x00, Z7, Y7
+	VMOVDQU       Y7, (AX)
+	VCVTPH2PS     Y7, Z7
+	VCVTPS2PD     Y7, Z8
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z8, Z8
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z8, Z8
+	VFMADD231PD   Z9, Z8, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z7, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+64, CX
+	ADDQ          $+32, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF32ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, F16C, FMA3
+TEXT ·mergeRowF32ToF16AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VMOVUPS      (CX), Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VCVTPS2PH    $0x00, Y11, X11
+	VMOVDQU      X11, (AX)
+	VCVTPH2PS    X11, Y11
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y1
+	VFMADD231PD  Y13, Y13, Y5
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VMOVUPS      32(CX), Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VCVTPS2PH    $0x00, Y11, X11
+	VMOVDQU      X11, 16(AX)
+	VCVTPH2PS    X11, Y11
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y3
+	VFMADD231PD  Y13, Y13, Y7
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+64, CX
+	ADDQ         $+32, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowF16ToF16AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VCVTPH2PS     (CX), Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VMOVDQU32     everyNaN<>+0(SB), K1, Z7
+	VCVTPS2PH     $0x00, Z7, Y7
+	VMOVDQU       Y7, (AX)
+	VCVTPH2PS     Y7, Z7
+	VCVTPS2PD     Y7, Z8
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z8, Z8
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z8, Z8
+	VFMADD231PD   Z9, Z8, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z7, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+32, CX
+	ADDQ          $+32, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, F16C, FMA3
+TEXT ·mergeRowF16ToF16AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VCVTPH2PS    (CX), Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VCVTPS2PH    $0x00, Y11, X11
+	VMOVDQU      X11, (AX)
+	VCVTPH2PS    X11, Y11
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y1
+	VFMADD231PD  Y13, Y13, Y5
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VCVTPH2PS    16(CX), Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VCVTPS2PH    $0x00, Y11, X11
+	VMOVDQU      X11, 16(AX)
+	VCVTPH2PS    X11, Y11
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y3
+	VFMADD231PD  Y13, Y13, Y7
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+32, CX
+	ADDQ         $+32, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowBF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowBF16ToF16AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VPMOVZXWD     (CX), Z5
+	VPSLLD        $0x10, Z5, Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VMOVDQU32     everyNaN<>+0(SB), K1, Z7
+	VCVTPS2PH     $0x00, Z7, Y7
+	VMOVDQU       Y7, (AX)
+	VCVTPH2PS     Y7, Z7
+	VCVTPS2PD     Y7, Z8
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z8, Z8
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z8, Z8
+	VFMADD231PD   Z9, Z8, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z7, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+32, CX
+	ADDQ          $+32, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowBF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX2, F16C, FMA3
+TEXT ·mergeRowBF16ToF16AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VPMOVZXWD    (CX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VCVTPS2PH    $0x00, Y11, X11
+	VMOVDQU      X11, (AX)
+	VCVTPH2PS    X11, Y11
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y1
+	VFMADD231PD  Y13, Y13, Y5
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VPMOVZXWD    16(CX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VBLENDVPS    Y12, everyNaN<>+0(SB), Y11, Y11
+	VCVTPS2PH    $0x00, Y11, X11
+	VMOVDQU      X11, 16(AX)
+	VCVTPH2PS    X11, Y11
+	VCVTPS2PD    X11, Y12
+	VCVTPS2PD    X9, Y13
+	VSUBPD       Y13, Y12, Y12
+	VCVTPS2PD    X10, Y13
+	VSUBPD       Y13, Y12, Y12
+	VFMADD231PD  Y13, Y12, Y3
+	VFMADD231PD  Y13, Y13, Y7
+	VEXTRACTF128 $0x01, Y11, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+32, CX
+	ADDQ         $+32, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF32ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowF32ToBF16AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VMOVUPS       (CX), Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VPSRLD        $0x10, Z7, Z8
+	VPANDD        everyOne<>+0(SB), Z8, Z8
+	VPADDD        everyHalf<>+0(SB), Z8, Z8
+	VPADDD        Z7, Z8, Z8
+	VPSRLD        $0x10, Z8, Z8
+	VMOVDQU32     everyBF16NaN<>+0(SB), K1, Z8
+	VPMOVDW       Z8, (AX)
+	VPSLLD        $0x10, Z8, Z8
+	VCVTPS2PD     Y8, Z7
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z7, Z7
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z7, Z7
+	VFMADD231PD   Z9, Z7, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z8, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+64, CX
+	ADDQ          $+32, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF32ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·mergeRowF32ToBF16AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VMOVUPS      (CX), Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VPSRLD       $0x10, Y11, Y13
+	VPAND        everyOne<>+0(SB), Y13, Y13
+	VPADDD       everyHalf<>+0(SB), Y13, Y13
+	VPADDD       Y11, Y13, Y13
+	VPSRLD       $0x10, Y13, Y13
+	VPBLENDVB    Y12, everyBF16NaN<>+0(SB), Y13, Y13
+	VPACKUSDW    Y13, Y13, Y11
+	VPERMQ       $0x08, Y11, Y11
+	VMOVDQU      X11, (AX)
+	VPSLLD       $0x10, Y13, Y13
+	VCVTPS2PD    X13, Y11
+	VCVTPS2PD    X9, Y12
+	VSUBPD       Y12, Y11, Y11
+	VCVTPS2PD    X10, Y12
+	VSUBPD       Y12, Y11, Y11
+	VFMADD231PD  Y12, Y11, Y1
+	VFMADD231PD  Y12, Y12, Y5
+	VEXTRACTF128 $0x01, Y13, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VMOVUPS      32(CX), Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VPSRLD       $0x10, Y11, Y13
+	VPAND        everyOne<>+0(SB), Y13, Y13
+	VPADDD       everyHalf<>+0(SB), Y13, Y13
+	VPADDD       Y11, Y13, Y13
+	VPSRLD       $0x10, Y13, Y13
+	VPBLENDVB    Y12, everyBF16NaN<>+0(SB), Y13, Y13
+	VPACKUSDW    Y13, Y13, Y11
+	VPERMQ       $0x08, Y11, Y11
+	VMOVDQU      X11, 16(AX)
+	VPSLLD       $0x10, Y13, Y13
+	VCVTPS2PD    X13, Y11
+	VCVTPS2PD    X9, Y12
+	VSUBPD       Y12, Y11, Y11
+	VCVTPS2PD    X10, Y12
+	VSUBPD       Y12, Y11, Y11
+	VFMADD231PD  Y12, Y11, Y3
+	VFMADD231PD  Y12, Y12, Y7
+	VEXTRACTF128 $0x01, Y13, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+64, CX
+	ADDQ         $+32, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowF16ToBF16AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VCVTPH2PS     (CX), Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VPSRLD        $0x10, Z7, Z8
+	VPANDD        everyOne<>+0(SB), Z8, Z8
+	VPADDD        everyHalf<>+0(SB), Z8, Z8
+	VPADDD        Z7, Z8, Z8
+	VPSRLD        $0x10, Z8, Z8
+	VMOVDQU32     everyBF16NaN<>+0(SB), K1, Z8
+	VPMOVDW       Z8, (AX)
+	VPSLLD        $0x10, Z8, Z8
+	VCVTPS2PD     Y8, Z7
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z7, Z7
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z7, Z7
+	VFMADD231PD   Z9, Z7, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z8, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+32, CX
+	ADDQ          $+32, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX2, F16C, FMA3
+TEXT ·mergeRowF16ToBF16AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VCVTPH2PS    (CX), Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VPSRLD       $0x10, Y11, Y13
+	VPAND        everyOne<>+0(SB), Y13, Y13
+	VPADDD       everyHalf<>+0(SB), Y13, Y13
+	VPADDD       Y11, Y13, Y13
+	VPSRLD       $0x10, Y13, Y13
+	VPBLENDVB    Y12, everyBF16NaN<>+0(SB), Y13, Y13
+	VPACKUSDW    Y13, Y13, Y11
+	VPERMQ       $0x08, Y11, Y11
+	VMOVDQU      X11, (AX)
+	VPSLLD       $0x10, Y13, Y13
+	VCVTPS2PD    X13, Y11
+	VCVTPS2PD    X9, Y12
+	VSUBPD       Y12, Y11, Y11
+	VCVTPS2PD    X10, Y12
+	VSUBPD       Y12, Y11, Y11
+	VFMADD231PD  Y12, Y11, Y1
+	VFMADD231PD  Y12, Y12, Y5
+	VEXTRACTF128 $0x01, Y13, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VCVTPH2PS    16(CX), Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VPSRLD       $0x10, Y11, Y13
+	VPAND        everyOne<>+0(SB), Y13, Y13
+	VPADDD       everyHalf<>+0(SB), Y13, Y13
+	VPADDD       Y11, Y13, Y13
+	VPSRLD       $0x10, Y13, Y13
+	VPBLENDVB    Y12, everyBF16NaN<>+0(SB), Y13, Y13
+	VPACKUSDW    Y13, Y13, Y11
+	VPERMQ       $0x08, Y11, Y11
+	VMOVDQU      X11, 16(AX)
+	VPSLLD       $0x10, Y13, Y13
+	VCVTPS2PD    X13, Y11
+	VCVTPS2PD    X9, Y12
+	VSUBPD       Y12, Y11, Y11
+	VCVTPS2PD    X10, Y12
+	VSUBPD       Y12, Y11, Y11
+	VFMADD231PD  Y12, Y11, Y3
+	VFMADD231PD  Y12, Y12, Y7
+	VEXTRACTF128 $0x01, Y13, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+32, CX
+	ADDQ         $+32, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowBF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·mergeRowBF16ToBF16AVX512(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
+	VXORPS       Z4, Z4, Z4
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ         SI, SI
+	JE            done
+	VPMOVZXWD     (CX), Z5
+	VPSLLD        $0x10, Z5, Z5
+	VMULPS        (DX), Z0, Z6
+	VADDPS        Z5, Z6, Z7
+	VCMPPS        $0x03, Z7, Z7, K1
+	VPSRLD        $0x10, Z7, Z8
+	VPANDD        everyOne<>+0(SB), Z8, Z8
+	VPADDD        everyHalf<>+0(SB), Z8, Z8
+	VPADDD        Z7, Z8, Z8
+	VPSRLD        $0x10, Z8, Z8
+	VMOVDQU32     everyBF16NaN<>+0(SB), K1, Z8
+	VPMOVDW       Z8, (AX)
+	VPSLLD        $0x10, Z8, Z8
+	VCVTPS2PD     Y8, Z7
+	VCVTPS2PD     Y5, Z9
+	VSUBPD        Z9, Z7, Z7
+	VCVTPS2PD     Y6, Z9
+	VSUBPD        Z9, Z7, Z7
+	VFMADD231PD   Z9, Z7, Z1
+	VFMADD231PD   Z9, Z9, Z3
+	VEXTRACTF32X8 $0x01, Z8, Y7
+	VCVTPS2PD     Y7, Z7
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VEXTRACTF32X8 $0x01, Z6, Y5
+	VCVTPS2PD     Y5, Z5
+	VSUBPD        Z5, Z7, Z7
+	VFMADD231PD   Z5, Z7, Z2
+	VFMADD231PD   Z5, Z5, Z4
+	ADDQ          $+32, CX
+	ADDQ          $+32, AX
+	ADDQ          $0x40, DX
+	SUBQ          $+16, SI
+	JMP           loop
+
+done:
+	VMOVUPD Z1, sums_0_0+80(FP)
+	VMOVUPD Z2, sums_0_8+144(FP)
+	VMOVUPD Z3, sums_1_0+208(FP)
+	VMOVUPD Z4, sums_1_8+272(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func mergeRowBF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·mergeRowBF16ToBF16AVX2(SB), NOSPLIT, $0-344
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         delta_len+56(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VPMOVZXWD    (CX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VMULPS       (DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VPSRLD       $0x10, Y11, Y13
+	VPAND        everyOne<>+0(SB), Y13, Y13
+	VPADDD       everyHalf<>+0(SB), Y13, Y13
+	VPADDD       Y11, Y13, Y13
+	VPSRLD       $0x10, Y13, Y13
+	VPBLENDVB    Y12, everyBF16NaN<>+0(SB), Y13, Y13
+	VPACKUSDW    Y13, Y13, Y11
+	VPERMQ       $0x08, Y11, Y11
+	VMOVDQU      X11, (AX)
+	VPSLLD       $0x10, Y13, Y13
+	VCVTPS2PD    X13, Y11
+	VCVTPS2PD    X9, Y12
+	VSUBPD       Y12, Y11, Y11
+	VCVTPS2PD    X10, Y12
+	VSUBPD       Y12, Y11, Y11
+	VFMADD231PD  Y12, Y11, Y1
+	VFMADD231PD  Y12, Y12, Y5
+	VEXTRACTF128 $0x01, Y13, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y2
+	VFMADD231PD  Y9, Y9, Y6
+	VPMOVZXWD    16(CX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VMULPS       32(DX), Y0, Y10
+	VADDPS       Y9, Y10, Y11
+	VCMPPS       $0x03, Y11, Y11, Y12
+	VPSRLD       $0x10, Y11, Y13
+	VPAND        everyOne<>+0(SB), Y13, Y13
+	VPADDD       everyHalf<>+0(SB), Y13, Y13
+	VPADDD       Y11, Y13, Y13
+	VPSRLD       $0x10, Y13, Y13
+	VPBLENDVB    Y12, everyBF16NaN<>+0(SB), Y13, Y13
+	VPACKUSDW    Y13, Y13, Y11
+	VPERMQ       $0x08, Y11, Y11
+	VMOVDQU      X11, 16(AX)
+	VPSLLD       $0x10, Y13, Y13
+	VCVTPS2PD    X13, Y11
+	VCVTPS2PD    X9, Y12
+	VSUBPD       Y12, Y11, Y11
+	VCVTPS2PD    X10, Y12
+	VSUBPD       Y12, Y11, Y11
+	VFMADD231PD  Y12, Y11, Y3
+	VFMADD231PD  Y12, Y12, Y7
+	VEXTRACTF128 $0x01, Y13, X11
+	VCVTPS2PD    X11, Y11
+	VEXTRACTF128 $0x01, Y9, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VEXTRACTF128 $0x01, Y10, X9
+	VCVTPS2PD    X9, Y9
+	VSUBPD       Y9, Y11, Y11
+	VFMADD231PD  Y9, Y11, Y4
+	VFMADD231PD  Y9, Y9, Y8
+	ADDQ         $+32, CX
+	ADDQ         $+32, AX
+	ADDQ         $0x40, DX
+	SUBQ         $+16, SI
+	JMP          loop
+
+done:
+	VMOVUPD Y1, sums_0_0+80(FP)
+	VMOVUPD Y2, sums_0_4+112(FP)
+	VMOVUPD Y3, sums_0_8+144(FP)
+	VMOVUPD Y4, sums_0_12+176(FP)
+	VMOVUPD Y5, sums_1_0+208(FP)
+	VMOVUPD Y6, sums_1_4+240(FP)
+	VMOVUPD Y7, sums_1_8+272(FP)
+	VMOVUPD Y8, sums_1_12+304(FP)
+	MOVQ    BX, done+336(FP)
+	VZEROUPPER
+	RET
+
+// func addScaledAVX512(dst []float32, src []float32, delta []float32, scale float32) (done int)
+// Requires: AVX, AVX512F
+TEXT ·addScaledAVX512(SB), NOSPLIT, $0-88
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         dst_len+8(FP), BX
+	VBROADCASTSS scale+72(FP), Z0
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ     SI, SI
+	JE        done
+	VMULPS    (DX), Z0, Z1
+	VADDPS    (CX), Z1, Z1
+	VCMPPS    $0x03, Z1, Z1, K1
+	VMOVDQU32 everyNaN<>+0(SB), K1, Z1
+	VMOVUPS   Z1, (AX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	ADDQ      $0x40, DX
+	SUBQ      $+16, SI
+	JMP       loop
+
+done:
+	MOVQ BX, done+80(FP)
+	VZEROUPPER
+	RET
+
+// func addScaledAVX2(dst []float32, src []float32, delta []float32, scale float32) (done int)
+// Requires: AVX
+TEXT ·addScaledAVX2(SB), NOSPLIT, $0-88
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         delta_base+48(FP), DX
+	MOVQ         dst_len+8(FP), BX
+	VBROADCASTSS scale+72(FP), Y0
+	ANDQ         $-16, BX
+	MOVQ         BX, SI
+
+loop:
+	TESTQ     SI, SI
+	JE        done
+	VMULPS    (DX), Y0, Y1
+	VADDPS    (CX), Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VBLENDVPS Y2, everyNaN<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, (AX)
+	VMULPS    32(DX), Y0, Y1
+	VADDPS    32(CX), Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VBLENDVPS Y2, everyNaN<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, 32(AX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	ADDQ      $0x40, DX
+	SUBQ      $+16, SI
+	JMP       loop
+
+done:
+	MOVQ BX, done+80(FP)
+	VZEROUPPER
+	RET
+
+// func keptAVX512(out []float32, base []float32, total []float32, delta []float32) (sums [2][16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·keptAVX512(SB), NOSPLIT, $0-360
+	MOVQ   out_base+0(FP), AX
+	MOVQ   base_base+24(FP), CX
+	MOVQ   total_base+48(FP), DX
+	MOVQ   delta_base+72(FP), BX
+	MOVQ   out_len+8(FP), SI
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	ANDQ   $-16, SI
+	MOVQ   SI, DI
+
+loop:
+	TESTQ       DI, DI
+	JE          done
+	VCVTPS2PD   (AX), Z4
+	VCVTPS2PD   (CX), Z5
+	VSUBPD      Z5, Z4, Z4
+	VCVTPS2PD   (DX), Z5
+	VSUBPD      Z5, Z4, Z4
+	VCVTPS2PD   (BX), Z5
+	VFMADD231PD Z5, Z4, Z0
+	VFMADD231PD Z5, Z5, Z2
+	VCVTPS2PD   32(AX), Z4
+	VCVTPS2PD   32(CX), Z5
+	VSUBPD      Z5, Z4, Z4
+	VCVTPS2PD   32(DX), Z5
+	VSUBPD      Z5, Z4, Z4
+	VCVTPS2PD   32(BX), Z5
+	VFMADD231PD Z5, Z4, Z1
+	VFMADD231PD Z5, Z5, Z3
+	ADDQ        $0x40, AX
+	ADDQ        $0x40, CX
+	ADDQ        $0x40, DX
+	ADDQ        $0x40, BX
+	SUBQ        $+16, DI
+	JMP         loop
+
+done:
+	VMOVUPD Z0, sums_0_0+96(FP)
+	VMOVUPD Z1, sums_0_8+160(FP)
+	VMOVUPD Z2, sums_1_0+224(FP)
+	VMOVUPD Z3, sums_1_8+288(FP)
+	MOVQ    SI, done+352(FP)
+	VZEROUPPER
+	RET
+
+// func keptAVX2(out []float32, base []float32, total []float32, delta []float32) (sums [2][16]float64, done int)
+// Requires: AVX, FMA3
+TEXT ·keptAVX2(SB), NOSPLIT, $0-360
+	MOVQ   out_base+0(FP), AX
+	MOVQ   base_base+24(FP), CX
+	MOVQ   total_base+48(FP), DX
+	MOVQ   delta_base+72(FP), BX
+	MOVQ   out_len+8(FP), SI
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	ANDQ   $-16, SI
+	MOVQ   SI, DI
+
+loop:
+	TESTQ       DI, DI
+	JE          done
+	VCVTPS2PD   (AX), Y8
+	VCVTPS2PD   (CX), Y9
+	VSUBPD      Y9, Y8, Y8
+	VCVTPS2PD   (DX), Y9
+	VSUBPD      Y9, Y8, Y8
+	VCVTPS2PD   (BX), Y9
+	VFMADD231PD Y9, Y8, Y0
+	VFMADD231PD Y9, Y9, Y4
+	VCVTPS2PD   16(AX), Y8
+	VCVTPS2PD   16(CX), Y9
+	VSUBPD      Y9, Y8, Y8
+	VCVTPS2PD   16(DX), Y9
+	VSUBPD      Y9, Y8, Y8
+	VCVTPS2PD   16(BX), Y9
+	VFMADD231PD Y9, Y8, Y1
+	VFMADD231PD Y9, Y9, Y5
+	VCVTPS2PD   32(AX), Y8
+	VCVTPS2PD   32(CX), Y9
+	VSUBPD      Y9, Y8, Y8
+	VCVTPS2PD   32(DX), Y9
+	VSUBPD      Y9, Y8, Y8
+	VCVTPS2PD   32(BX), Y9
+	VFMADD231PD Y9, Y8, Y2
+	VFMADD231PD Y9, Y9, Y6
+	VCVTPS2PD   48(AX), Y8
+	VCVTPS2PD   48(CX), Y9
+	VSUBPD      Y9, Y8, Y8
+	VCVTPS2PD   48(DX), Y9
+	VSUBPD      Y9, Y8, Y8
+	VCVTPS2PD   48(BX), Y9
+	VFMADD231PD Y9, Y8, Y3
+	VFMADD231PD Y9, Y9, Y7
+	ADDQ        $0x40, AX
+	ADDQ        $0x40, CX
+	ADDQ        $0x40, DX
+	ADDQ        $0x40, BX
+	SUBQ        $+16, DI
+	JMP         loop
+
+done:
+	VMOVUPD Y0, sums_0_0+96(FP)
+	VMOVUPD Y1, sums_0_4+128(FP)
+	VMOVUPD Y2, sums_0_8+160(FP)
+	VMOVUPD Y3, sums_0_12+192(FP)
+	VMOVUPD Y4, sums_1_0+224(FP)
+	VMOVUPD Y5, sums_1_4+256(FP)
+	VMOVUPD Y6, sums_1_8+288(FP)
+	VMOVUPD Y7, sums_1_12+320(FP)
+	MOVQ    SI, done+352(FP)
+	VZEROUPPER
+	RET
+
+// func dotAVX512(x []float32, y []float32) (sums [16]float64, done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·dotAVX512(SB), NOSPLIT, $0-184
+	MOVQ   x_base+0(FP), AX
+	MOVQ   y_base+24(FP), CX
+	MOVQ   x_len+8(FP), DX
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	ANDQ   $-16, DX
+	MOVQ   DX, BX
+
+loop:
+	TESTQ       BX, BX
+	JE          done
+	VCVTPS2PD   (AX), Z2
+	VCVTPS2PD   (CX), Z3
+	VFMADD231PD Z2, Z3, Z0
+	VCVTPS2PD   32(AX), Z2
+	VCVTPS2PD   32(CX), Z3
+	VFMADD231PD Z2, Z3, Z1
+	ADDQ        $0x40, AX
+	ADDQ        $0x40, CX
+	SUBQ        $+16, BX
+	JMP         loop
+
+done:
+	VMOVUPD Z0, sums_0+48(FP)
+	VMOVUPD Z1, sums_8+112(FP)
+	MOVQ    DX, done+176(FP)
+	VZEROUPPER
+	RET
+
+// func dotAVX2(x []float32, y []float32) (sums [16]float64, done int)
+// Requires: AVX, FMA3
+TEXT ·dotAVX2(SB), NOSPLIT, $0-184
+	MOVQ   x_base+0(FP), AX
+	MOVQ   y_base+24(FP), CX
+	MOVQ   x_len+8(FP), DX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	ANDQ   $-16, DX
+	MOVQ   DX, BX
+
+loop:
+	TESTQ       BX, BX
+	JE          done
+	VCVTPS2PD   (AX), Y4
+	VCVTPS2PD   (CX), Y5
+	VFMADD231PD Y4, Y5, Y0
+	VCVTPS2PD   16(AX), Y4
+	VCVTPS2PD   16(CX), Y5
+	VFMADD231PD Y4, Y5, Y1
+	VCVTPS2PD   32(AX), Y4
+	VCVTPS2PD   32(CX), Y5
+	VFMADD231PD Y4, Y5, Y2
+	VCVTPS2PD   48(AX), Y4
+	VCVTPS2PD   48(CX), Y5
+	VFMADD231PD Y4, Y5, Y3
+	ADDQ        $0x40, AX
+	ADDQ        $0x40, CX
+	SUBQ        $+16, BX
+	JMP         loop
+
+done:
+	VMOVUPD Y0, sums_0+48(FP)
+	VMOVUPD Y1, sums_4+80(FP)
+	VMOVUPD Y2, sums_8+112(FP)
+	VMOVUPD Y3, sums_12+144(FP)
+	MOVQ    DX, done+176(FP)
+	VZEROUPPER
+	RET

@@ -9,7 +9,7 @@ import "golang.org/x/sys/cpu"
 // assembly returns the sets in assembly that this processor can run. The
 // features of package cpu include that the operating system keeps the registers.
 func assembly() (sets []*Set) {
-	avx2 := cpu.X86.HasAVX2 && cpu.X86.HasF16C
+	avx2 := cpu.X86.HasAVX2 && cpu.X86.HasF16C && cpu.X86.HasFMA && cpu.X86.HasBMI2
 	if avx2 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL {
 		sets = append(sets, &Set{
 			name:        "avx512",
@@ -24,6 +24,15 @@ func assembly() (sets []*Set) {
 				F16:  {F32: convertF32ToF16AVX512, BF16: convertBF16ToF16AVX512},
 				BF16: {F32: convertF32ToBF16AVX512, F16: convertF16ToBF16AVX512},
 			},
+			mergeRow: [floats]merges{
+				F32:  {mergeRowF32ToF32AVX512, mergeRowF16ToF32AVX512, mergeRowBF16ToF32AVX512},
+				F16:  {mergeRowF32ToF16AVX512, mergeRowF16ToF16AVX512, mergeRowBF16ToF16AVX512},
+				BF16: {mergeRowF32ToBF16AVX512, mergeRowF16ToBF16AVX512, mergeRowBF16ToBF16AVX512},
+			},
+			addScaled: addScaledAVX512,
+			kept:      keptAVX512,
+			dot:       dotAVX512,
+			tiles:     &tiles{48, mulAddAVX512, [3]multiplier{mulAddEdge1AVX512, mulAddEdge2AVX512, mulAddEdge3AVX512}, transposeAVX2},
 		})
 	}
 	if avx2 {
@@ -39,6 +48,15 @@ func assembly() (sets []*Set) {
 				F16:  {F32: convertF32ToF16AVX2, BF16: convertBF16ToF16AVX2},
 				BF16: {F32: convertF32ToBF16AVX2, F16: convertF16ToBF16AVX2},
 			},
+			mergeRow: [floats]merges{
+				F32:  {mergeRowF32ToF32AVX2, mergeRowF16ToF32AVX2, mergeRowBF16ToF32AVX2},
+				F16:  {mergeRowF32ToF16AVX2, mergeRowF16ToF16AVX2, mergeRowBF16ToF16AVX2},
+				BF16: {mergeRowF32ToBF16AVX2, mergeRowF16ToBF16AVX2, mergeRowBF16ToBF16AVX2},
+			},
+			addScaled: addScaledAVX2,
+			kept:      keptAVX2,
+			dot:       dotAVX2,
+			tiles:     &tiles{24, mulAddAVX2, [3]multiplier{mulAddEdge1AVX2, mulAddEdge2AVX2, mulAddEdge3AVX2}, transposeAVX2},
 		})
 	}
 	return sets
@@ -50,4 +68,5 @@ type (
 	magnitudes   = [floats]func(src []byte) (uint32, int)
 	rows         = [floats]func(dst, src []byte, scale float32) int
 	casts        = [floats]func(dst, src []byte) int
+	merges       = [floats]func(dst, src []byte, delta []float32, scale float32) ([2]sums, int)
 )

@@ -138,3 +138,102 @@ func convertF16ToBF16AVX512(dst []byte, src []byte) (done int)
 
 //go:noescape
 func convertF16ToBF16AVX2(dst []byte, src []byte) (done int)
+
+//go:noescape
+func mulAddEdge3AVX512(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+
+//go:noescape
+func mulAddEdge3AVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+
+//go:noescape
+func mulAddEdge2AVX512(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+
+//go:noescape
+func mulAddEdge2AVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+
+//go:noescape
+func mulAddEdge1AVX512(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+
+//go:noescape
+func mulAddEdge1AVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+
+//go:noescape
+func mulAddAVX512(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+
+//go:noescape
+func mulAddAVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol int, k int, rows int, cols int)
+
+//go:noescape
+func transposeAVX2(dst []float32, src []float32, dstRow int, srcRow int, k int) (done int)
+
+//go:noescape
+func mergeRowF32ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF32ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowBF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowBF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF32ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF32ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowBF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowBF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF32ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF32ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowBF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func mergeRowBF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func addScaledAVX512(dst []float32, src []float32, delta []float32, scale float32) (done int)
+
+//go:noescape
+func addScaledAVX2(dst []float32, src []float32, delta []float32, scale float32) (done int)
+
+//go:noescape
+func keptAVX512(out []float32, base []float32, total []float32, delta []float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func keptAVX2(out []float32, base []float32, total []float32, delta []float32) (sums [2][16]float64, done int)
+
+//go:noescape
+func dotAVX512(x []float32, y []float32) (sums [16]float64, done int)
+
+//go:noescape
+func dotAVX2(x []float32, y []float32) (sums [16]float64, done int)

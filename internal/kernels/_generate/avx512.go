@@ -38,7 +38,7 @@ func (avx512) load(f float, m Mem) VecVirtual {
 }
 
 // rounding has the constants of bf16.
-type rounding struct{ one, half, nan VecVirtual }
+type rounding struct{ one, half, nan Op }
 
 func (s avx512) rounding(f float) rounding {
 	if f != bf16 {

@@ -7,6 +7,8 @@
 package main
 
 import (
+	"fmt"
+
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
 	. "github.com/mmcloughlin/avo/reg"
@@ -77,6 +79,25 @@ func main() {
 			}
 		}
 	}
+	for _, vectors := range []int{3, 2, 1} {
+		mulAdd(avx512{}, fmt.Sprintf("mulAddEdge%dAVX512", vectors), vectors, true)
+		mulAdd(avx2{}, fmt.Sprintf("mulAddEdge%dAVX2", vectors), vectors, true)
+	}
+	mulAdd(avx512{}, "mulAddAVX512", 3, false)
+	mulAdd(avx2{}, "mulAddAVX2", 3, false)
+	avx2{}.transpose()
+	for _, to := range floats {
+		for _, from := range floats {
+			mergeRow(avx512{}, "AVX512", to, from)
+			mergeRow(avx2{}, "AVX2", to, from)
+		}
+	}
+	addScaled(avx512{}, "AVX512")
+	addScaled(avx2{}, "AVX2")
+	kept(avx512{}, "AVX512")
+	kept(avx2{}, "AVX2")
+	dot(avx512{}, "AVX512")
+	dot(avx2{}, "AVX2")
 	Generate()
 }
 

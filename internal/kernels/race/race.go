@@ -9,6 +9,9 @@ import (
 	"unsafe"
 )
 
+// Enabled says whether this build has the race detector.
+const Enabled = true
+
 // ReadSlice says that all elements of s are read.
 func ReadSlice[T any](s []T) {
 	if len(s) > 0 {

@@ -1,0 +1,690 @@
+package lora
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Target is a tensor of the base's file.
+type Target struct {
+	Name  string
+	Shape tensor.Shape
+	Role  models.Tensor
+}
+
+// Weighted is an adapter and the weight with which it is merged.
+type Weighted struct {
+	*Adapter
+	Weight float64
+}
+
+// Factor is a view of a tensor of an adapter as a matrix: element (i, j) is number
+// Offset + i*RowStride + j*ColStride of the tensor. With no tensor all elements are 1.
+type Factor struct {
+	T                            *formats.Tensor
+	Offset, RowStride, ColStride int64
+}
+
+// Transposed returns the transposed view.
+func (f Factor) Transposed() Factor {
+	f.RowStride, f.ColStride = f.ColStride, f.RowStride
+	return f
+}
+
+func (f Factor) from(row, col int64) Factor {
+	f.Offset += row*f.RowStride + col*f.ColStride
+	return f
+}
+
+// Term is what one module of an adapter does to a rectangle of a file's tensor, seen as
+// a matrix whose rows are Change.Width long.
+type Term struct {
+	Adapter int // which of those that were bound
+	Module  *Module
+	Name    string // the run-time parameter, without ".weight"
+
+	Row, Rows, Col, Cols int64
+	// Left (Rows x Rank) times Right (Rank x Cols), times Scale, is added; not for Form
+	// Rows.
+	Left, Right Factor
+	Rank        int64
+	Scale       float32
+	// OutputRows says, for DoRA, that its magnitudes belong to rows of the rectangle, else to
+	// columns; FirstOutput is the magnitude of the first one.
+	OutputRows  bool
+	FirstOutput int64
+}
+
+// Change is what becomes of one tensor of the file.
+type Change struct {
+	Width int64
+	// Value, where not nil, is the tensor that stands for the base's own, ValueOf the
+	// module that brings it.
+	Value   *formats.Tensor
+	ValueOf *Term
+	Terms   []Term
+}
+
+// Binding says what adapters do to a base.
+type Binding struct {
+	// Changes has an entry for each Target; nil where nothing is done to it.
+	Changes []*Change
+	// Head, where not nil, is an output head that was tied to the embedding Targets[HeadFrom] and
+	// is a tensor of its own from now on, under the name HeadName.
+	Head     *Change
+	HeadName string
+	HeadFrom int
+	// Untie says that the config must no longer tie the head to the embedding.
+	Untie   bool
+	Notices []string
+}
+
+// piece is the part of a run-time parameter that a tensor of the file holds.
+type piece struct {
+	target int
+	slice  models.Slice
+}
+
+// parameter is a run-time parameter, or a tensor of the file taken as one.
+type parameter struct {
+	name    string
+	shape   tensor.Shape // of one expert's matrix for a stack of them
+	experts int64        // 0 for a plain one
+	kind    models.Kind
+	pieces  []piece
+}
+
+type binder struct {
+	targets    []Target
+	model      *models.Model
+	params     map[string]*parameter
+	names      []string // of params, in the order of the file
+	files      map[string]int
+	out        *Binding
+	bound      map[string]*Module // by adapter and parameter
+	embedding  string             // the run-time parameter that the head is tied to
+	head       string
+	headParam  *parameter
+	headTarget int // of the file, or -1
+	adapters   []Weighted
+}
+
+// Bind finds what the adapters do to the tensors of a base. Each tensor of each
+// adapter takes part, or Bind fails and names it.
+func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding, error) {
+	b := &binder{targets: targets, model: model, params: map[string]*parameter{}, files: map[string]int{},
+		out: &Binding{Changes: make([]*Change, len(targets)), HeadFrom: -1}, bound: map[string]*Module{}, headTarget: -1, adapters: adapters}
+	for i, t := range targets {
+		b.files[t.Name] = i
+		for _, s := range t.Role.Runtime {
+			b.add(i, s)
+		}
+	}
+	b.findHead()
+	for i, a := range adapters {
+		if err := b.bind(i, a); err != nil {
+			return nil, fmt.Errorf("%s: %w", a.Path, err)
+		}
+	}
+	if err := b.untie(); err != nil {
+		return nil, err
+	}
+	return b.out, nil
+}
+
+// add takes up a part of a run-time parameter.
+func (b *binder) add(i int, s models.Slice) {
+	t := b.targets[i]
+	if s.Via != "" || s.Param == "" {
+		return
+	}
+	shape := slices.Clone(t.Shape)
+	if s.FileParts > 1 && s.FileDim < len(shape) {
+		shape[s.FileDim] /= int64(s.FileParts)
+	}
+	if n := len(shape); s.Transposed && n >= 2 {
+		shape[n-1], shape[n-2] = shape[n-2], shape[n-1]
+	}
+	p := b.params[s.Param]
+	if p == nil {
+		p = &parameter{name: s.Param, kind: t.Role.Kind}
+		b.params[s.Param] = p
+		b.names = append(b.names, s.Param)
+	}
+	switch {
+	case s.Expert >= 0:
+		p.experts = max(p.experts, int64(s.Expert)+1)
+	case t.Role.Kind == models.Expert && len(shape) == 3:
+		p.experts = shape[0]
+		shape = shape[1:]
+		if s.Parts > 1 {
+			s.Dim-- // it counts the stack's own dimension
+		}
+	}
+	if s.Parts > 1 && s.Dim >= 0 && s.Dim < len(shape) {
+		shape[s.Dim] *= int64(s.Parts)
+	}
+	p.shape = shape
+	p.pieces = append(p.pieces, piece{i, s})
+}
+
+// heads are the names that output heads have at run time.
+var heads = []string{"lm_head.weight", "embed_out.weight", "output.weight"}
+
+// findHead finds the output head that is tied to an embedding.
+func (b *binder) findHead() {
+	for _, name := range heads {
+		for _, p := range b.params {
+			if p.kind != models.Embedding || len(p.shape) != 2 {
+				continue
+			}
+			if r := b.model.Tensor(name, p.shape); r.Tied == p.name {
+				b.head, b.embedding = name, p.name
+				if i, ok := b.files[name]; ok {
+					b.headTarget = i
+				}
+				if b.headParam = b.params[name]; b.headParam == nil {
+					b.headParam = &parameter{name: name, shape: slices.Clone(p.shape), kind: models.Linear}
+				}
+				return
+			}
+		}
+	}
+}
+
+// bind binds one adapter.
+func (b *binder) bind(i int, a Weighted) error {
+	stacks := map[string][]*Module{}
+	var order []string
+	for _, m := range a.Modules {
+		if m.Form == Linear && m.Param == "weight" && b.stack(m) {
+			if stacks[m.Name] == nil {
+				order = append(order, m.Name)
+			}
+			stacks[m.Name] = append(stacks[m.Name], m)
+			continue
+		}
+		if err := b.module(i, a, m); err != nil {
+			return err
+		}
+	}
+	for _, name := range order {
+		if err := b.experts(i, a, name, stacks[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stack reports whether a module has no weight of its own but parameters of experts.
+func (b *binder) stack(m *Module) bool {
+	if b.params[m.Name+".weight"] != nil {
+		return false
+	}
+	return len(b.stacked(m.Name)) > 0
+}
+
+// stacked lists the expert parameters of a module: gate_up_proj before down_proj, as
+// their model has them, then others.
+func (b *binder) stacked(module string) []*parameter {
+	var list []*parameter
+	for _, name := range b.names {
+		p := b.params[name]
+		rest, ok := strings.CutPrefix(name, module+".")
+		if ok && p.experts > 0 && !strings.Contains(rest, ".") {
+			list = append(list, p)
+		}
+	}
+	rank := func(p *parameter) int {
+		switch {
+		case strings.HasSuffix(p.name, ".gate_up_proj"):
+			return 0
+		case strings.HasSuffix(p.name, ".down_proj"):
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(list, func(x, y *parameter) int { return rank(x) - rank(y) })
+	return list
+}
+
+// experts binds the modules that adapt the parameters of a stack of experts. A file
+// tells only how they are nested; shapes decide, then the order.
+func (b *binder) experts(i int, a Weighted, name string, modules []*Module) error {
+	params := b.stacked(name)
+	slices.SortFunc(modules, func(x, y *Module) int { return y.Nest - x.Nest })
+	fits := func(m *Module, p *parameter) bool {
+		direct := m.A.Shape[1] == p.shape[1] && m.B.Shape[0] == p.shape[0]
+		turned := m.A.Shape[1] == p.shape[0] && m.B.Shape[0] == p.shape[1]
+		return m.A.Shape[0]%p.experts == 0 && (direct || turned)
+	}
+	var choose func(at int, free []*parameter) []*parameter
+	choose = func(at int, free []*parameter) []*parameter {
+		if at == len(modules) {
+			return []*parameter{}
+		}
+		for k, p := range free {
+			if !fits(modules[at], p) || !b.targeted(a, p, len(modules)) {
+				continue
+			}
+			if rest := choose(at+1, append(slices.Clone(free[:k]), free[k+1:]...)); rest != nil {
+				return append([]*parameter{p}, rest...)
+			}
+		}
+		return nil
+	}
+	chosen := choose(0, params)
+	if chosen == nil {
+		m := modules[0]
+		var have []string
+		for _, p := range params {
+			have = append(have, fmt.Sprintf("%s %d x %v", p.name, p.experts, p.shape))
+		}
+		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v fit none of its expert parameters, expected %s", tensor.Quote(m.Name), ErrBase, m.A.Shape, m.B.Shape, strings.Join(have, ", "))
+	}
+	for k, m := range modules {
+		p := chosen[k]
+		m.Param = strings.TrimPrefix(p.name, m.Name+".")
+		if m.Magnitude != nil {
+			return fmt.Errorf("module %s: %w: DoRA on experts", tensor.Quote(m.Name), ErrUnsupported)
+		}
+		if err := a.Config.scale(m, p.name, m.A.Shape[0]/p.experts); err != nil {
+			return err
+		}
+		if err := b.expertTerms(i, a, m, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// targeted reports whether target_parameters can mean the parameter, where fewer are
+// adapted than there are.
+func (b *binder) targeted(a Weighted, p *parameter, n int) bool {
+	list := stringList(a.Config.Parameters)
+	if len(list) == 0 || n == len(b.stacked(p.name[:strings.LastIndexByte(p.name, '.')])) {
+		return true
+	}
+	for _, t := range list {
+		if p.name == t || strings.HasSuffix(p.name, "."+t) {
+			return true
+		}
+	}
+	return false
+}
+
+// expertTerms adds a stack's deltas. A is (E*r, in), the expert slowest; B is (out, r*E),
+// the expert fastest unless its file says otherwise.
+func (b *binder) expertTerms(i int, a Weighted, m *Module, p *parameter) error {
+	direct := m.A.Shape[1] == p.shape[1] && m.B.Shape[0] == p.shape[0]
+	turned := m.A.Shape[1] == p.shape[0] && m.B.Shape[0] == p.shape[1]
+	if direct && turned { // a square: the version tells
+		turned = olderThan019(a.Config.PeftVersion) || strings.HasPrefix(b.model.Architecture, "GptOss")
+	}
+	r, e := int64(m.Rank), p.experts
+	for _, pc := range p.pieces {
+		expertsHere := []int64{int64(pc.slice.Expert)}
+		if pc.slice.Expert < 0 {
+			expertsHere = expertsHere[:0]
+			for x := range e {
+				expertsHere = append(expertsHere, x)
+			}
+		}
+		for k, x := range expertsHere {
+			A := Factor{T: m.A, Offset: x * r * m.A.Shape[1], RowStride: m.A.Shape[1], ColStride: 1}
+			B := Factor{T: m.B, Offset: x, RowStride: r * e, ColStride: e}
+			if a.Config.BLayout == "grouped_by_expert" {
+				B.Offset, B.ColStride = x*r, 1
+			}
+			t := Term{Adapter: i, Module: m, Name: p.name, Rank: r, Scale: float32(a.Weight * m.Scaling), Left: B, Right: A}
+			if turned {
+				t.Left, t.Right = A.Transposed(), B.Transposed()
+			}
+			b.place(t, p, pc, int64(k))
+		}
+	}
+	return b.once(i, a, m, p.name)
+}
+
+// once refuses two modules of an adapter on one parameter.
+func (b *binder) once(i int, a Weighted, m *Module, name string) error {
+	key := fmt.Sprint(i, m.Form == Replace, " ", name)
+	if other := b.bound[key]; other != nil {
+		return fmt.Errorf("module %s: %w: it and %s both belong to %s", tensor.Quote(m.String()), ErrMalformed, tensor.Quote(other.String()), tensor.Quote(name))
+	}
+	b.bound[key] = m
+	return nil
+}
+
+// place adds a term of a whole parameter's matrix to the part of it that a tensor of the
+// file holds; nth is which matrix of a stack it is.
+func (b *binder) place(t Term, p *parameter, pc piece, nth int64) {
+	rows, cols := p.shape[0], int64(1)
+	for _, d := range p.shape[1:] {
+		cols *= d
+	}
+	s := pc.slice
+	if s.Parts > 1 {
+		if s.Dim == 0 {
+			rows /= int64(s.Parts)
+			t.Left = t.Left.from(int64(s.Part)*rows, 0)
+			if t.OutputRows {
+				t.FirstOutput += int64(s.Part) * rows
+			}
+		} else {
+			cols /= int64(s.Parts)
+			t.Right = t.Right.from(0, int64(s.Part)*cols)
+			if !t.OutputRows {
+				t.FirstOutput += int64(s.Part) * cols
+			}
+		}
+	}
+	if s.Transposed {
+		rows, cols = cols, rows
+		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
+		t.OutputRows = !t.OutputRows
+	}
+	c := b.change(pc.target, cols)
+	t.Rows, t.Cols, t.Row = rows, cols, nth*rows
+	if s.FileParts > 1 {
+		dim := s.FileDim - len(b.targets[pc.target].Shape) + 2
+		if dim <= 0 {
+			t.Row += int64(s.FilePart) * rows
+		} else {
+			t.Col = int64(s.FilePart) * cols
+			c.Width = cols * int64(s.FileParts)
+		}
+	}
+	t.Name = strings.TrimSuffix(t.Name, ".weight")
+	c.Terms = append(c.Terms, t)
+}
+
+func (b *binder) change(target int, width int64) *Change {
+	if b.out.Changes[target] == nil {
+		b.out.Changes[target] = &Change{Width: width}
+	}
+	return b.out.Changes[target]
+}
+
+// module binds what is no stack of experts.
+func (b *binder) module(i int, a Weighted, m *Module) error {
+	full := m.Name + "." + m.Param
+	p, err := b.resolve(m, full)
+	if err != nil {
+		return err
+	}
+	if m.A != nil && m.Rank == 0 {
+		if err := a.Config.scale(m, m.Name, m.A.Shape[0]); err != nil {
+			return err
+		}
+	}
+	if m.Magnitude != nil && a.Weight != 1 {
+		return fmt.Errorf("module %s: %w: DoRA with the weight %g, expected 1", tensor.Quote(m.Name), ErrUnsupported, a.Weight)
+	}
+	if err := b.once(i, a, m, p.name); err != nil {
+		return err
+	}
+	if p.name == b.head && b.head != "" && a.Config.EnsureTie && b.headTarget < 0 {
+		return b.sameAsEmbedding(a, m) // the embedding's module does it for both
+	}
+	t := Term{Adapter: i, Module: m, Name: p.name, Scale: float32(a.Weight * m.Scaling)}
+	switch m.Form {
+	case Replace, Rows:
+		return b.value(a, t, p)
+	case Bias:
+		if n := m.B.Count(); len(p.shape) != 1 || n != p.shape[0] {
+			return fmt.Errorf("module %s: %w: its bias has %d elements, expected %v", tensor.Quote(m.Name), ErrBase, n, p.shape)
+		}
+		t.Rank, t.Right = 1, Factor{T: m.B, RowStride: 0, ColStride: 1}
+		for _, pc := range p.pieces {
+			if !pc.slice.Whole() {
+				return fmt.Errorf("module %s: %w: a bias that its file holds in pieces", tensor.Quote(m.Name), ErrUnsupported)
+			}
+			c := b.change(pc.target, p.shape[0])
+			t.Rows, t.Cols = 1, p.shape[0]
+			c.Terms = append(c.Terms, t)
+		}
+		return nil
+	}
+	return b.matrix(t, p)
+}
+
+// matrix adds the delta of a linear layer, a convolution or an embedding.
+func (b *binder) matrix(t Term, p *parameter) error {
+	m := t.Module
+	inner := int64(1)
+	for _, d := range m.A.Shape[1:] {
+		inner *= d
+	}
+	out := m.B.Shape[0]
+	t.Rank = m.A.Shape[0]
+	A := Factor{T: m.A, RowStride: inner, ColStride: 1}
+	B := Factor{T: m.B, RowStride: t.Rank, ColStride: 1}
+	rows := int64(0)
+	cols := int64(1)
+	if len(p.shape) > 0 {
+		rows = p.shape[0]
+		for _, d := range p.shape[1:] {
+			cols *= d
+		}
+	}
+	direct, turned := rows == out && cols == inner, rows == inner && cols == out && len(p.shape) == 2
+	if m.Form == Conv {
+		direct = direct && slices.Equal(m.A.Shape[1:], p.shape[1:])
+		turned = false
+	}
+	if direct && turned { // a square: what the module is tells
+		turned = m.Form == Embedding || p.kind == models.Conv1D
+		direct = !turned
+	}
+	switch {
+	case len(p.shape) < 2 || !direct && !turned:
+		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v do not fit %s of shape %v", tensor.Quote(m.Name), ErrBase, m.A.Shape, m.B.Shape, tensor.Quote(p.name), p.shape)
+	case turned:
+		t.Left, t.Right, t.OutputRows = A.Transposed(), B.Transposed(), false
+	default:
+		t.Left, t.Right, t.OutputRows = B, A, true
+	}
+	if m.Magnitude != nil && m.Magnitude.Count() != out {
+		return fmt.Errorf("module %s: %w: its magnitude has %d elements, expected %d", tensor.Quote(m.Name), ErrMalformed, m.Magnitude.Count(), out)
+	}
+	if p.experts > 0 {
+		return fmt.Errorf("module %s: %w: one module for the stack of experts %s", tensor.Quote(m.Name), ErrBase, tensor.Quote(p.name))
+	}
+	if p == b.headParam && b.headTarget < 0 {
+		t.Rows, t.Cols, t.Name = rows, cols, strings.TrimSuffix(t.Name, ".weight")
+		b.headChange(cols).Terms = append(b.headChange(cols).Terms, t)
+		return nil
+	}
+	for _, pc := range p.pieces {
+		b.place(t, p, pc, 0)
+	}
+	return nil
+}
+
+// value binds new values of a parameter, or of some of its rows.
+func (b *binder) value(a Weighted, t Term, p *parameter) error {
+	m := t.Module
+	if a.Weight != 1 {
+		return fmt.Errorf("module %s: %w: a value that replaces the base's, with the weight %g, expected 1", tensor.Quote(m.String()), ErrUnsupported, a.Weight)
+	}
+	t.Name = strings.TrimSuffix(t.Name, ".weight")
+	var c *Change
+	width := int64(1)
+	if n := len(p.shape); n > 0 {
+		width = p.shape[n-1]
+	}
+	if p == b.headParam && b.headTarget < 0 {
+		c = b.headChange(width)
+	} else {
+		if len(p.pieces) != 1 || !p.pieces[0].slice.Whole() {
+			return fmt.Errorf("module %s: %w: a new value of a parameter that its file holds in pieces", tensor.Quote(m.String()), ErrUnsupported)
+		}
+		c = b.change(p.pieces[0].target, width)
+	}
+	if m.Form == Rows {
+		for _, row := range m.Indices {
+			if row >= p.shape[0] || m.B.Shape[1] != width {
+				return fmt.Errorf("module %s: %w: row %d of %v values, expected rows of %s, %v", tensor.Quote(m.Name), ErrBase, row, m.B.Shape, tensor.Quote(p.name), p.shape)
+			}
+		}
+		t.Rows, t.Cols = p.shape[0], width
+		c.Terms = append(c.Terms, t)
+		return nil
+	}
+	grown := len(p.shape) == 2 && len(m.B.Shape) == 2 && m.B.Shape[1] == p.shape[1] && (p.kind == models.Embedding || p == b.headParam || slices.Contains(heads, p.name))
+	if !slices.Equal(m.B.Shape, p.shape) && !grown {
+		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase, m.B.Shape, p.shape)
+	}
+	if grown {
+		p.shape = slices.Clone(m.B.Shape)
+	}
+	if c.Value != nil {
+		return fmt.Errorf("module %s: %w: two adapters replace %s", tensor.Quote(m.String()), ErrUnsupported, tensor.Quote(p.name))
+	}
+	t.Rows, t.Cols = m.B.Count()/max(width, 1), width
+	c.Value, c.ValueOf = m.B, &t
+	return nil
+}
+
+// headChange is the change of a head that has no tensor of its own yet.
+func (b *binder) headChange(width int64) *Change {
+	if b.out.Head == nil {
+		b.out.Head = &Change{Width: width}
+		b.out.HeadName = b.head
+		b.out.HeadFrom = b.params[b.embedding].pieces[0].target
+	}
+	return b.out.Head
+}
+
+// sameAsEmbedding holds the head of a tied pair against the embedding.
+func (b *binder) sameAsEmbedding(a Weighted, m *Module) error {
+	for _, o := range a.Modules {
+		if o.Name+"."+o.Param != b.embedding && o.Name != strings.TrimSuffix(b.embedding, ".weight") {
+			continue
+		}
+		if m.Form == Replace && o.Form == Replace {
+			return nil
+		}
+		if m.Form != Linear || o.Form != Embedding {
+			continue
+		}
+		same, err := transposes(m.A, o.B)
+		if err == nil && same {
+			same, err = transposes(m.B, o.A)
+		}
+		if err != nil {
+			return err
+		}
+		if same {
+			return nil
+		}
+	}
+	return fmt.Errorf("module %s: %w: ensure_weight_tying is set, and it differs from that of the embedding", tensor.Quote(m.Name), ErrMalformed)
+}
+
+// transposes reports whether y is the transpose of x.
+func transposes(x, y *formats.Tensor) (bool, error) {
+	if len(x.Shape) != 2 || len(y.Shape) != 2 || x.Shape[0] != y.Shape[1] || x.Shape[1] != y.Shape[0] {
+		return false, nil
+	}
+	a, err := Floats(x)
+	if err != nil {
+		return false, err
+	}
+	c, err := Floats(y)
+	if err != nil {
+		return false, err
+	}
+	rows, cols := int(x.Shape[0]), int(x.Shape[1])
+	for i := range rows {
+		for j := range cols {
+			if a[i*cols+j] != c[j*rows+i] {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// untie decides whether a tied pair still is one.
+func (b *binder) untie() error {
+	if b.embedding == "" {
+		return nil
+	}
+	from := b.params[b.embedding].pieces[0].target
+	c := b.out.Changes[from]
+	var head *Change
+	if b.headTarget >= 0 {
+		head = b.out.Changes[b.headTarget]
+	} else {
+		head = b.out.Head
+	}
+	if same, err := sameChange(c, head); same || err != nil {
+		if same && b.headTarget < 0 {
+			b.out.Head = nil
+		}
+		return err
+	}
+	follows := true // rows that were trained count for both; ensure_weight_tying was seen to
+	if c != nil {
+		for _, t := range c.Terms {
+			follows = follows && (t.Module.Form == Rows || b.ensured(t))
+		}
+		if c.Value != nil && !b.ensured(*c.ValueOf) {
+			follows = follows && c.ValueOf.Module.Base && onlyRows(c)
+		}
+	}
+	if head == nil && follows {
+		return nil
+	}
+	b.out.Untie = true
+	if b.headTarget < 0 {
+		b.headChange(b.params[b.embedding].shape[1])
+	}
+	b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s is no longer tied to %s: the adapter changes one of them, and both keep what they did", strings.TrimSuffix(b.head, ".weight"), strings.TrimSuffix(b.embedding, ".weight")))
+	return nil
+}
+
+func onlyRows(c *Change) bool {
+	for _, t := range c.Terms {
+		if t.Module.Form != Rows {
+			return false
+		}
+	}
+	return true
+}
+
+// ensured reports whether an adapter promises the tie.
+func (b *binder) ensured(t Term) bool { return b.adapters[t.Adapter].Config.EnsureTie }
+
+// sameChange reports whether both ends of a tie get the same new value and nothing else.
+func sameChange(x, y *Change) (bool, error) {
+	if x == nil || y == nil || x.Value == nil || y.Value == nil || len(x.Terms)+len(y.Terms) > 0 {
+		return x == nil && y == nil, nil
+	}
+	if !slices.Equal(x.Value.Shape, y.Value.Shape) || x.Value.DType != y.Value.DType {
+		return false, nil
+	}
+	const step = 1 << 20
+	p, q := make([]byte, step), make([]byte, step)
+	for off := int64(0); off < x.Value.Bytes; off += step {
+		n := min(step, x.Value.Bytes-off)
+		if _, err := x.Value.ReadAt(p[:n], off); err != nil {
+			return false, err
+		}
+		if _, err := y.Value.ReadAt(q[:n], off); err != nil {
+			return false, err
+		}
+		if !bytes.Equal(p[:n], q[:n]) {
+			return false, nil
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,297 @@
+package lora
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+const (
+	configName     = "adapter_config.json"
+	maxConfigBytes = 16 << 20
+	peftPrefix     = "base_model.model."
+)
+
+// adapterFiles are the names of an adapter's tensors, the preferred first.
+var adapterFiles = []string{"adapter_model.safetensors", "adapter_model.bin"}
+
+// Open reads the headers of an adapter: a folder as PEFT saves it.
+func Open(path string) (*Adapter, error) {
+	a := &Adapter{Path: path, Dialect: "peft"}
+	config, err := readFile(path, configName)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s: %w: there is no %s, expected a PEFT adapter folder", path, ErrUnsupported, configName)
+		}
+		return nil, err
+	}
+	if a.Config, err = parseConfig(config); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(path, configName), err)
+	}
+	a.Files = append(a.Files, configName)
+	for _, name := range adapterFiles {
+		file, err := storage.Within(path, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		f, err := formats.Detect(file)
+		if err != nil {
+			return nil, err
+		}
+		if a.container, err = f.Open(file); err != nil {
+			return nil, err
+		}
+		a.Files = append(a.Files, name)
+		if err := a.readPEFT(a.container.Tensors()); err != nil {
+			a.Close()
+			return nil, err
+		}
+		return a, nil
+	}
+	return nil, fmt.Errorf("%s: %w: expected one of %s beside %s", path, ErrMalformed, strings.Join(adapterFiles, ", "), configName)
+}
+
+func readFile(dir, name string) ([]byte, error) {
+	path, err := storage.Within(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := storage.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err == nil && len(b) > maxConfigBytes {
+		err = fmt.Errorf("%s: %w: more than %d bytes", path, formats.ErrLimit, maxConfigBytes)
+	}
+	return b, err
+}
+
+// role is what the end of a PEFT key says.
+type role uint8
+
+const (
+	roleA role = iota
+	roleB
+	roleEmbeddingA
+	roleEmbeddingB
+	roleMagnitude
+	roleBias
+	roleTokens
+	roleValue
+)
+
+// split takes a key of PEFT apart: the module's name, what the tensor is of it, and for
+// a plain value its parameter. Older files have the name of the adapter in
+// their keys, as ".default".
+func split(key string) (module string, r role, param string) {
+	name := strings.TrimPrefix(key, peftPrefix)
+	parts := strings.Split(name, ".")
+	for i := len(parts) - 1; i > 0; i-- {
+		rest := parts[i+1:]
+		at := strings.Join(parts[:i], ".")
+		last := ""
+		if len(rest) > 0 {
+			last = rest[len(rest)-1]
+		}
+		switch parts[i] {
+		case "lora_A":
+			if len(rest) <= 2 && last == "weight" || len(rest) == 0 {
+				return at, roleA, "weight"
+			}
+		case "lora_B":
+			if len(rest) <= 2 && last == "bias" {
+				return at, roleBias, "bias"
+			}
+			if len(rest) <= 2 && last == "weight" || len(rest) == 0 {
+				return at, roleB, "weight"
+			}
+		case "lora_embedding_A":
+			if len(rest) <= 1 {
+				return at, roleEmbeddingA, "weight"
+			}
+		case "lora_embedding_B":
+			if len(rest) <= 1 {
+				return at, roleEmbeddingB, "weight"
+			}
+		case "lora_magnitude_vector":
+			if len(rest) <= 2 {
+				return at, roleMagnitude, "weight"
+			}
+		case "token_adapter":
+			if len(rest) >= 1 && rest[0] == "trainable_tokens_delta" {
+				return at, roleTokens, "weight"
+			}
+		}
+	}
+	at := strings.LastIndexByte(name, '.')
+	if at < 0 {
+		return "", roleValue, name
+	}
+	return name[:at], roleValue, name[at+1:]
+}
+
+// readPEFT makes modules of the tensors of a PEFT file.
+func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
+	type parts struct{ a, b, bias, magnitude *formats.Tensor }
+	lora := map[string]*parts{}
+	embedding := map[string]bool{}
+	for i := range tensors {
+		t := &tensors[i]
+		name, r, param := split(t.Name)
+		if name == "" {
+			return a.failed(t, fmt.Errorf("%w: no module is named", ErrMalformed))
+		}
+		if strings.Contains(t.Name, "lora_") && r == roleValue {
+			return a.failed(t, fmt.Errorf("%w: its name is none that PEFT gives to a part of a LoRA adapter", ErrUnsupported))
+		}
+		p := lora[name]
+		if p == nil && r != roleTokens && r != roleValue {
+			p = &parts{}
+			lora[name] = p
+		}
+		set := func(slot **formats.Tensor) error {
+			if *slot != nil {
+				return a.failed(t, fmt.Errorf("%w: %s says the same", ErrMalformed, tensor.Quote((*slot).Name)))
+			}
+			*slot = t
+			return nil
+		}
+		var err error
+		switch r {
+		case roleA, roleEmbeddingA:
+			err = set(&p.a)
+			embedding[name] = r == roleEmbeddingA
+		case roleB, roleEmbeddingB:
+			err = set(&p.b)
+			embedding[name] = r == roleEmbeddingB
+		case roleBias:
+			err = set(&p.bias)
+		case roleMagnitude:
+			err = set(&p.magnitude)
+		case roleTokens:
+			err = a.addTokens(name, t)
+		case roleValue:
+			m := &Module{Name: strings.TrimSuffix(name, ".base_layer"), Param: param, Form: Replace, B: t}
+			m.Base = m.Name != name && param == "weight"
+			a.Modules = append(a.Modules, m)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for name, p := range lora {
+		if err := a.addLora(name, p.a, p.b, p.bias, p.magnitude, embedding[name]); err != nil {
+			return err
+		}
+	}
+	// Values first: what is added is added to them.
+	slices.SortFunc(a.Modules, func(x, y *Module) int {
+		if c := strings.Compare(x.Name, y.Name); c != 0 {
+			return c
+		}
+		if x.Base != y.Base {
+			if x.Base {
+				return -1
+			}
+			return 1
+		}
+		if c := strings.Compare(x.Param, y.Param); c != 0 {
+			return c
+		}
+		return y.Nest - x.Nest
+	})
+	if len(a.Modules) == 0 {
+		return fmt.Errorf("%s: %w: it has no tensors", a.Path, ErrMalformed)
+	}
+	return nil
+}
+
+// addLora adds a pair of A and B.
+func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, embedding bool) error {
+	m := &Module{Name: key, Param: "weight", A: ta, B: tb, Magnitude: magnitude}
+	for strings.HasSuffix(m.Name, ".base_layer") {
+		m.Name = strings.TrimSuffix(m.Name, ".base_layer")
+		m.Nest++
+	}
+	switch {
+	case ta == nil || tb == nil:
+		return fmt.Errorf("%s: %w: module %s has only one of lora_A and lora_B", a.Path, ErrMalformed, tensor.Quote(key))
+	case len(ta.Shape) < 2 || len(tb.Shape) != len(ta.Shape):
+		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v, expected two matrices", a.Path, ErrMalformed, tensor.Quote(key), ta.Shape, tb.Shape)
+	case ta.Shape[0] == 0 || ta.Shape[0] != tb.Shape[1]:
+		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v, whose ranks differ or are 0", a.Path, ErrMalformed, tensor.Quote(key), ta.Shape, tb.Shape)
+	case a.Config.DoRA && magnitude == nil:
+		return fmt.Errorf("%s: %w: module %s has no lora_magnitude_vector, and use_dora is true", a.Path, ErrMalformed, tensor.Quote(key))
+	case !a.Config.DoRA && magnitude != nil:
+		return fmt.Errorf("%s: %w: module %s has a lora_magnitude_vector, and use_dora is not set", a.Path, ErrMalformed, tensor.Quote(key))
+	case a.Config.LoraBias != (bias != nil) && !embedding && bias != nil:
+		return fmt.Errorf("%s: %w: module %s has a lora_B.bias, and lora_bias is not set", a.Path, ErrMalformed, tensor.Quote(key))
+	}
+	switch {
+	case embedding:
+		m.Form = Embedding
+	case len(ta.Shape) > 2:
+		m.Form = Conv
+		for _, d := range tb.Shape[2:] {
+			if d != 1 {
+				return fmt.Errorf("%s: %w: module %s has a lora_B of shape %v, expected kernels of one element", a.Path, ErrMalformed, tensor.Quote(key), tb.Shape)
+			}
+		}
+	}
+	// What rank a stack of experts has, only its base tells.
+	if empty(a.Config.Parameters) {
+		if err := a.Config.scale(m, m.Name, ta.Shape[0]); err != nil {
+			return fmt.Errorf("%s: %w", a.Path, err)
+		}
+	}
+	a.Modules = append(a.Modules, m)
+	if bias != nil {
+		a.Modules = append(a.Modules, &Module{Name: m.Name, Param: "bias", Form: Bias, B: bias, Rank: m.Rank, Alpha: m.Alpha, Scaling: m.Scaling})
+	}
+	return nil
+}
+
+// addTokens adds the trained rows of an embedding.
+func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
+	m := &Module{Name: name, Param: "weight", Form: Rows, B: t}
+	var list []int64
+	if err := json.Unmarshal(a.Config.Tokens, &list); err != nil {
+		var byName map[string][]int64
+		if err := json.Unmarshal(a.Config.Tokens, &byName); err != nil {
+			return a.failed(t, fmt.Errorf("%w: trainable_token_indices lists no indices for it", ErrMalformed))
+		}
+		for key, l := range byName {
+			if name == key || strings.HasSuffix(name, "."+key) {
+				list = l
+			}
+		}
+	}
+	if len(t.Shape) != 2 || int64(len(list)) != t.Shape[0] {
+		return a.failed(t, fmt.Errorf("%w: its shape is %v, and trainable_token_indices has %d indices", ErrMalformed, t.Shape, len(list)))
+	}
+	seen := map[int64]bool{}
+	for _, i := range list {
+		if i < 0 || seen[i] {
+			return a.failed(t, fmt.Errorf("%w: trainable_token_indices has %d twice or negative", ErrMalformed, i))
+		}
+		seen[i] = true
+	}
+	m.Indices = list
+	a.Modules = append(a.Modules, m)
+	return nil
+}

@@ -1,0 +1,176 @@
+package lora
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// resolve finds the parameter that a module of an adapter means: that of the run-time
+// name; the tensor that has the name in the file, as older versions of a model had it
+// at run time; what a known renaming makes of the name; else the one parameter
+// that ends in the same way, since another wrapper class puts another prefix before
+// it.
+func (b *binder) resolve(m *Module, full string) (*parameter, error) {
+	if p := b.params[full]; p != nil {
+		return p, nil
+	}
+	if full == b.head {
+		return b.headParam, nil
+	}
+	if i, ok := b.files[full]; ok {
+		return b.fileParameter(i), nil
+	}
+	if r := b.model.Tensor(full, b.shapeOf(m)).Runtime; len(r) == 1 && r[0].Whole() {
+		if p := b.params[r[0].Param]; p != nil {
+			return p, nil
+		}
+	}
+	candidates := b.endingLike(full)
+	if len(candidates) > 1 {
+		fitting := slices.DeleteFunc(slices.Clone(candidates), func(p *parameter) bool { return !b.fits(m, p) })
+		if len(fitting) > 0 {
+			candidates = fitting
+		}
+	}
+	switch len(candidates) {
+	case 1:
+		return candidates[0], nil
+	case 0:
+		nearest := ""
+		if n := b.nearest(full); n != "" {
+			nearest = "; the nearest is " + tensor.Quote(strings.TrimSuffix(n, ".weight"))
+		}
+		return nil, fmt.Errorf("module %s: %w: the base has no such module%s", tensor.Quote(m.String()), ErrBase, nearest)
+	}
+	var names []string
+	for _, p := range candidates[:min(4, len(candidates))] {
+		names = append(names, tensor.Quote(strings.TrimSuffix(p.name, ".weight")))
+	}
+	return nil, fmt.Errorf("module %s: %w: it may be any of %d modules: %s", tensor.Quote(m.String()), ErrBase, len(candidates), strings.Join(names, ", "))
+}
+
+// fileParameter takes a tensor of the file for a parameter of its own: a part of a
+// fused one, as it was at run time before it was fused.
+func (b *binder) fileParameter(i int) *parameter {
+	t := b.targets[i]
+	if len(t.Role.Runtime) == 1 && t.Role.Runtime[0].Whole() {
+		if p := b.params[t.Role.Runtime[0].Param]; p != nil {
+			return p
+		}
+	}
+	whole := models.Slice{Param: t.Name, Expert: -1, Parts: 1, FileParts: 1}
+	return &parameter{name: t.Name, shape: t.Shape, kind: t.Role.Kind, pieces: []piece{{i, whole}}}
+}
+
+// shapeOf is the shape that a module's parameter has by its own tensors.
+func (b *binder) shapeOf(m *Module) tensor.Shape {
+	switch {
+	case m.A == nil:
+		return m.B.Shape
+	case m.Form == Embedding:
+		return tensor.Shape{m.A.Shape[1], m.B.Shape[0]}
+	}
+	return append(tensor.Shape{m.B.Shape[0]}, m.A.Shape[1:]...)
+}
+
+func (b *binder) fits(m *Module, p *parameter) bool {
+	s := b.shapeOf(m)
+	return slices.Equal(s, p.shape) || p.kind == models.Conv1D && len(s) == 2 && slices.Equal(tensor.Shape{s[1], s[0]}, p.shape)
+}
+
+// endingLike lists the parameters that share the longest end with a name. The end has
+// the numbers of layers in it: one of another layer is never meant.
+func (b *binder) endingLike(full string) []*parameter {
+	parts := strings.Split(full, ".")
+	last := len(parts) - 2 // a module and its parameter at least
+	for i, p := range parts {
+		if _, err := strconv.Atoi(p); err == nil {
+			last = max(i-1, 0) // and the list that the first number counts in
+			break
+		}
+	}
+	for i := 0; i <= last; i++ {
+		end := strings.Join(parts[i:], ".")
+		var found []*parameter
+		for _, name := range b.names {
+			if name == end || strings.HasSuffix(name, "."+end) {
+				found = append(found, b.params[name])
+			}
+		}
+		if len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
+
+// nearest is the parameter whose name takes the fewest changes.
+func (b *binder) nearest(full string) string {
+	best, at := "", len(full)
+	for _, name := range b.names {
+		if d := distance(full, name, at); d < at {
+			best, at = name, d
+		}
+	}
+	return best
+}
+
+// distance is the Levenshtein distance of two names, or limit where it is no less.
+func distance(x, y string, limit int) int {
+	if max(len(x)-len(y), len(y)-len(x)) >= limit {
+		return limit
+	}
+	row := make([]int, len(y)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(x) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(y) {
+			cost := diagonal
+			if x[i] != y[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(y)]
+}
+
+// stringList reads a JSON list of strings, or one.
+func stringList(v jsontext.Value) []string {
+	var list []string
+	if json.Unmarshal(v, &list) == nil {
+		return list
+	}
+	var one string
+	if json.Unmarshal(v, &one) == nil && one != "" {
+		return []string{one}
+	}
+	return nil
+}
+
+// olderThan019 reports whether a version of PEFT takes the dimensions of expert
+// parameters as (in, out); one that is not given is a new one.
+func olderThan019(version string) bool {
+	parts := strings.Split(version, ".")
+	if len(parts) < 2 {
+		return false
+	}
+	major, err := strconv.Atoi(parts[0])
+	if err != nil {
+		return false
+	}
+	minor, err := strconv.Atoi(parts[1])
+	return err == nil && major == 0 && minor < 19
+}

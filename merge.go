@@ -1,0 +1,92 @@
+package lorakit
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/lorakit/lorakit/lora"
+	"github.com/lorakit/lorakit/pipeline"
+)
+
+// Adapter is an adapter to be merged: a folder as PEFT saves it, and the factor of its
+// delta. A Weight of 0 stands for 1.
+type Adapter struct {
+	Path   string
+	Weight float64
+}
+
+// Merge adds the deltas of adapters to the base and writes the result to dst, as Convert
+// does with o. A merge in which a module keeps less than o.MinKept of its delta is an
+// error that wraps ErrLost.
+func Merge(ctx context.Context, base string, adapters []Adapter, dst string, o ConvertOptions) (*ConvertResult, error) {
+	if len(adapters) == 0 {
+		return nil, fmt.Errorf("%w: no adapter is given", ErrOption)
+	}
+	o.Merge = adapters
+	return Convert(ctx, base, dst, o)
+}
+
+// Unmerge subtracts adapters that were merged. What rounding has taken when they were merged does
+// not come back. An adapter with a part that cannot be subtracted (DoRA, replaced
+// weights, trained rows) is an error.
+func Unmerge(ctx context.Context, merged string, adapters []Adapter, dst string, o ConvertOptions) (*ConvertResult, error) {
+	var negative []Adapter
+	for _, a := range adapters {
+		if err := reversible(a.Path); err != nil {
+			return nil, err
+		}
+		if a.Weight == 0 {
+			a.Weight = 1
+		}
+		negative = append(negative, Adapter{a.Path, -a.Weight})
+	}
+	return Merge(ctx, merged, negative, dst, o)
+}
+
+func reversible(path string) error {
+	a, err := lora.Open(path)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	for _, m := range a.Modules {
+		switch {
+		case m.Magnitude != nil:
+			return fmt.Errorf("%s: module %q: %w: DoRA cannot be unmerged, since the norms of the base are not in a merged checkpoint", path, m.String(), ErrRefused)
+		case m.Form == lora.Replace && !m.Base, m.Form == lora.Rows:
+			return fmt.Errorf("%s: module %q: %w: it has replaced weights of the base, which are not in a merged checkpoint", path, m.String(), ErrRefused)
+		}
+	}
+	return nil
+}
+
+// merge opens adapters and adds them to a checkpoint.
+func merge(c *pipeline.Checkpoint, adapters []Adapter) (func(), error) {
+	var list []lora.Weighted
+	closeAll := func() {
+		for _, a := range list {
+			a.Close()
+		}
+	}
+	for _, a := range adapters {
+		if a.Weight == 0 {
+			a.Weight = 1
+		}
+		if math.IsNaN(a.Weight) || math.IsInf(a.Weight, 0) {
+			closeAll()
+			return nil, fmt.Errorf("%w: the weight of %s is %v, expected a finite number", ErrOption, a.Path, a.Weight)
+		}
+		opened, err := lora.Open(a.Path)
+		if err != nil {
+			closeAll()
+			return nil, err
+		}
+		list = append(list, lora.Weighted{Adapter: opened, Weight: a.Weight})
+	}
+	if err := c.Merge(list); err != nil {
+		closeAll()
+		return nil, err
+	}
+	return closeAll, nil
+}
