@@ -61,8 +61,8 @@ func reversible(path string) error {
 	return nil
 }
 
-// merge opens adapters and adds them to a checkpoint.
-func merge(c *pipeline.Checkpoint, adapters []Adapter) (func(), error) {
+// openAdapters opens adapters; a weight of 0 stands for 1.
+func openAdapters(adapters []Adapter) ([]lora.Weighted, func(), error) {
 	var list []lora.Weighted
 	closeAll := func() {
 		for _, a := range list {
@@ -75,14 +75,23 @@ func merge(c *pipeline.Checkpoint, adapters []Adapter) (func(), error) {
 		}
 		if math.IsNaN(a.Weight) || math.IsInf(a.Weight, 0) {
 			closeAll()
-			return nil, fmt.Errorf("%w: the weight of %s is %v, expected a finite number", ErrOption, a.Path, a.Weight)
+			return nil, nil, fmt.Errorf("%w: the weight of %s is %v, expected a finite number", ErrOption, a.Path, a.Weight)
 		}
 		opened, err := lora.Open(a.Path)
 		if err != nil {
 			closeAll()
-			return nil, err
+			return nil, nil, err
 		}
 		list = append(list, lora.Weighted{Adapter: opened, Weight: a.Weight})
+	}
+	return list, closeAll, nil
+}
+
+// merge opens adapters and adds them to a checkpoint.
+func merge(c *pipeline.Checkpoint, adapters []Adapter) (func(), error) {
+	list, closeAll, err := openAdapters(adapters)
+	if err != nil {
+		return nil, err
 	}
 	if err := c.Merge(list); err != nil {
 		closeAll()

@@ -10,6 +10,7 @@ sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "fixtures", "generate"
 
 import peers  # noqa: F401  (sets the libraries up before anything else imports them)
 
+import adapters
 import files
 import plain
 import quantized
@@ -22,7 +23,7 @@ def main(binary, wanted):
     with tempfile.TemporaryDirectory(prefix="lorakit-interop-") as work:
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
-        for module in (quantized, plain, real, files):
+        for module in (quantized, plain, real, adapters, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
                     continue

@@ -128,6 +128,9 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 	}
 	b.findHead()
 	for i, a := range adapters {
+		if err := a.Config.plainBase(); err != nil {
+			return nil, fmt.Errorf("%s: %w", a.Path, err)
+		}
 		if err := b.bind(i, a); err != nil {
 			return nil, fmt.Errorf("%s: %w", a.Path, err)
 		}
@@ -260,8 +263,7 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 	params := b.stacked(name)
 	slices.SortFunc(modules, func(x, y *Module) int { return y.Nest - x.Nest })
 	fits := func(m *Module, p *parameter) bool {
-		direct := m.A.Shape[1] == p.shape[1] && m.B.Shape[0] == p.shape[0]
-		turned := m.A.Shape[1] == p.shape[0] && m.B.Shape[0] == p.shape[1]
+		direct, turned := ways(m, p)
 		return m.A.Shape[0]%p.experts == 0 && (direct || turned)
 	}
 	var choose func(at int, free []*parameter) []*parameter
@@ -288,6 +290,14 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 		}
 		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v fit none of its expert parameters, expected %s", tensor.Quote(m.Name), ErrBase, m.A.Shape, m.B.Shape, strings.Join(have, ", "))
 	}
+	// A square does not tell which way round it is: another of the same stack may, else
+	// the version does.
+	older := olderThan019(a.Config.PeftVersion) || strings.HasPrefix(b.model.Architecture, "GptOss")
+	for k, m := range modules {
+		if direct, turned := ways(m, chosen[k]); direct != turned {
+			older = turned
+		}
+	}
 	for k, m := range modules {
 		p := chosen[k]
 		m.Param = strings.TrimPrefix(p.name, m.Name+".")
@@ -297,11 +307,17 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 		if err := a.Config.scale(m, p.name, m.A.Shape[0]/p.experts); err != nil {
 			return err
 		}
-		if err := b.expertTerms(i, a, m, p); err != nil {
+		if err := b.expertTerms(i, a, m, p, older); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ways reports whether a module's factors fit a parameter as (out, in), and as (in,
+// out).
+func ways(m *Module, p *parameter) (direct, turned bool) {
+	return m.A.Shape[1] == p.shape[1] && m.B.Shape[0] == p.shape[0], m.A.Shape[1] == p.shape[0] && m.B.Shape[0] == p.shape[1]
 }
 
 // targeted reports whether target_parameters can mean the parameter, where fewer are
@@ -321,11 +337,10 @@ func (b *binder) targeted(a Weighted, p *parameter, n int) bool {
 
 // expertTerms adds a stack's deltas. A is (E*r, in), the expert slowest; B is (out, r*E),
 // the expert fastest unless its file says otherwise.
-func (b *binder) expertTerms(i int, a Weighted, m *Module, p *parameter) error {
-	direct := m.A.Shape[1] == p.shape[1] && m.B.Shape[0] == p.shape[0]
-	turned := m.A.Shape[1] == p.shape[0] && m.B.Shape[0] == p.shape[1]
-	if direct && turned { // a square: the version tells
-		turned = olderThan019(a.Config.PeftVersion) || strings.HasPrefix(b.model.Architecture, "GptOss")
+func (b *binder) expertTerms(i int, a Weighted, m *Module, p *parameter, older bool) error {
+	direct, turned := ways(m, p)
+	if direct && turned {
+		turned = older
 	}
 	r, e := int64(m.Rank), p.experts
 	for _, pc := range p.pieces {
@@ -511,7 +526,7 @@ func (b *binder) matrix(t Term, p *parameter) error {
 // value binds new values of a parameter, or of some of its rows.
 func (b *binder) value(a Weighted, t Term, p *parameter) error {
 	m := t.Module
-	if a.Weight != 1 {
+	if a.Weight != 1 && !m.Base {
 		return fmt.Errorf("module %s: %w: a value that replaces the base's, with the weight %g, expected 1", tensor.Quote(m.String()), ErrUnsupported, a.Weight)
 	}
 	t.Name = strings.TrimSuffix(t.Name, ".weight")
@@ -669,17 +684,22 @@ func sameChange(x, y *Change) (bool, error) {
 	if x == nil || y == nil || x.Value == nil || y.Value == nil || len(x.Terms)+len(y.Terms) > 0 {
 		return x == nil && y == nil, nil
 	}
-	if !slices.Equal(x.Value.Shape, y.Value.Shape) || x.Value.DType != y.Value.DType {
+	return sameBytes(x.Value, y.Value)
+}
+
+// sameBytes reports whether two tensors are the same.
+func sameBytes(x, y *formats.Tensor) (bool, error) {
+	if !slices.Equal(x.Shape, y.Shape) || x.DType != y.DType {
 		return false, nil
 	}
 	const step = 1 << 20
 	p, q := make([]byte, step), make([]byte, step)
-	for off := int64(0); off < x.Value.Bytes; off += step {
-		n := min(step, x.Value.Bytes-off)
-		if _, err := x.Value.ReadAt(p[:n], off); err != nil {
+	for off := int64(0); off < x.Bytes; off += step {
+		n := min(step, x.Bytes-off)
+		if _, err := x.ReadAt(p[:n], off); err != nil {
 			return false, err
 		}
-		if _, err := y.Value.ReadAt(q[:n], off); err != nil {
+		if _, err := y.ReadAt(q[:n], off); err != nil {
 			return false, err
 		}
 		if !bytes.Equal(p[:n], q[:n]) {

@@ -30,6 +30,7 @@ type Config struct {
 	Targets     jsontext.Value `json:"target_modules"`
 	Parameters  jsontext.Value `json:"target_parameters"`
 	ToSave      jsontext.Value `json:"modules_to_save"`
+	Init        jsontext.Value `json:"init_lora_weights"`
 
 	ranks, alphas []pattern
 	raw           []byte
@@ -170,6 +171,22 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 	m.Scaling = m.Alpha / r
 	if c.RSLoRA {
 		m.Scaling = m.Alpha / math.Sqrt(r)
+	}
+	return nil
+}
+
+// residual are the starts that take a part out of the base: PEFT computes it anew when it
+// loads such an adapter.
+var residual = []string{"pissa", "olora", "corda", "loftq", "lora_ga"}
+
+// plainBase refuses an adapter whose deltas are not for the base as it is.
+func (c *Config) plainBase() error {
+	for _, list := range stringList(c.Init) {
+		for _, start := range residual {
+			if strings.HasPrefix(list, start) {
+				return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from; save it with path_initial_model_for_weight_conversion, which makes a plain one", ErrUnsupported, tensor.Quote(list))
+			}
+		}
 	}
 	return nil
 }

@@ -186,6 +186,13 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 		case roleTokens:
 			err = a.addTokens(name, t)
 		case roleValue:
+			if again, err := a.saidBefore(tensors, t, name, param); again || err != nil {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			name = strings.TrimSuffix(name, ".modules_to_save")
 			m := &Module{Name: strings.TrimSuffix(name, ".base_layer"), Param: param, Form: Replace, B: t}
 			m.Base = m.Name != name && param == "weight"
 			a.Modules = append(a.Modules, m)
@@ -219,6 +226,35 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 		return fmt.Errorf("%s: %w: it has no tensors", a.Path, ErrMalformed)
 	}
 	return nil
+}
+
+// saidBefore reports whether a value is one of the copies that PEFT stores of a module that
+// has grown: what it was before, or once more what it is.
+func (a *Adapter) saidBefore(tensors []formats.Tensor, t *formats.Tensor, name, param string) (bool, error) {
+	module, kind := name, ""
+	for _, k := range []string{".original_module", ".modules_to_save"} {
+		if rest, ok := strings.CutSuffix(name, k); ok {
+			module, kind = rest, k
+		}
+	}
+	if kind == "" {
+		return false, nil
+	}
+	for i := range tensors {
+		o := &tensors[i]
+		if n, r, p := split(o.Name); r != roleValue || n != module || p != param {
+			continue
+		}
+		if kind == ".original_module" {
+			return true, nil
+		}
+		same, err := sameBytes(t, o)
+		if err == nil && !same {
+			err = a.failed(t, fmt.Errorf("%w: it differs from %s", ErrMalformed, tensor.Quote(o.Name)))
+		}
+		return true, err
+	}
+	return false, nil
 }
 
 // addLora adds a pair of A and B.

@@ -225,6 +225,34 @@ func sameBytes(ctx context.Context, a, b *Weight) (bool, error) {
 	return true, nil
 }
 
+// SameValues reports whether two weights of one shape hold the same numbers, however they
+// are stored.
+func SameValues(ctx context.Context, a, b *Weight) (bool, error) {
+	if same, err := sameBytes(ctx, a, b); same || err != nil || !numeric(a.Values) || !numeric(b.Values) {
+		return same, err
+	}
+	x, y := newReader(a), newReader(b)
+	const piece = 64 << 10
+	for lo := int64(0); lo < a.Count(); lo += piece {
+		if ctx.Err() != nil {
+			return false, ErrInterrupted
+		}
+		hi := min(lo+piece, a.Count())
+		p, err := x.float64s(lo, hi)
+		if err != nil {
+			return false, a.failed(err)
+		}
+		q, err := y.float64s(lo, hi)
+		if err != nil {
+			return false, b.failed(err)
+		}
+		if !slices.Equal(p, q) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // sameContent compares n bytes of two files.
 func sameContent(ctx context.Context, a io.ReaderAt, aOff int64, b io.ReaderAt, bOff, n int64) (bool, error) {
 	const piece = 256 << 10

@@ -14,8 +14,6 @@ import (
 	"sort"
 	"unsafe"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
@@ -372,7 +370,7 @@ func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
 // the norms of DoRA.
 func (r *run) prepareMerge(s *scratch, j *jobRun) error {
 	if j.Through != nil {
-		if err := r.through(s, j); err != nil {
+		if err := through(s, j); err != nil {
 			return err
 		}
 	}
@@ -437,7 +435,7 @@ func (p *storedParts) Read(name string, b []byte, off int64) error {
 	return fmt.Errorf("no tensor %q", name)
 }
 
-// encoded finds the decoder of the parts and makes a weight of them.
+// decoded finds the decoder of the parts and makes a weight of them.
 func decoded(like *Weight, typ string, parts []formats.Tensor) (*Weight, error) {
 	scheme, err := quant.ForType(typ)
 	if err != nil {
@@ -467,67 +465,80 @@ func decoded(like *Weight, typ string, parts []formats.Tensor) (*Weight, error) 
 }
 
 // through replaces a job's weight by what is left of it once quantised.
-func (r *run) through(s *scratch, j *jobRun) error {
-	w := *j.weight
-	scheme, err := quant.ForType(j.Through.Type)
+func through(s *scratch, j *jobRun) error {
+	low, err := quantizedAndBack(s, j.weight, *j.Through)
 	if err != nil {
 		return err
 	}
-	flip := (&Job{Encode: j.Through}).flips(&w)
+	low.merge = &merging{j.weight.merge.Change, low}
+	j.weight = low
+	return nil
+}
+
+// quantizedAndBack returns a weight as it is once it has been quantised. The quantised form is
+// held in memory.
+func quantizedAndBack(s *scratch, w *Weight, spec quant.Spec) (*Weight, error) {
+	scheme, err := quant.ForType(spec.Type)
+	if err != nil {
+		return nil, err
+	}
+	flip := (&Job{Encode: &spec}).flips(w)
 	info := tensor.Info{Name: w.Name, DType: w.Values, Shape: w.Shape}
 	if flip {
 		info.Shape = transposed(w.Shape)
 	}
-	e, err := scheme.Encoder(*j.Through, info)
+	e, err := scheme.Encoder(spec, info)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	bufs := make([][]byte, len(e.Outputs()))
 	parts := make([]formats.Tensor, len(bufs))
 	for i, o := range e.Outputs() {
 		size, err := o.Size()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		bufs[i] = make([]byte, size)
 		parts[i] = formats.Tensor{Info: o, File: w.Parts[0].File, Data: bytes.NewReader(bufs[i]), Bytes: size}
 	}
 	n := w.Count()
-	carry, err := newCarry(context.Background(), e.Carry(0, n), semaphore.NewWeighted(math.MaxInt64), math.MaxInt64, filepath.Dir(r.against))
-	if err != nil {
-		return err
-	}
-	defer carry.close()
+	held := &carry{floats: make([]float32, e.Carry(0, n))}
 	step := max(largestTile/e.Unit()*e.Unit()/4, e.Unit())
 	for lo := int64(0); lo < n; lo += step {
 		hi := min(lo+step, n)
 		values, err := w.read(s, lo, hi, flip)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		var views [][]byte
 		for _, x := range e.Tiles(nil, lo, hi) {
 			views = append(views, bufs[x.Part][x.Offset:x.Offset+x.Length])
 		}
-		first := lo / e.Unit()
-		if err := e.Encode(views, carry.tile(s, first, e.Carry(lo, hi)), lo, hi, values); err != nil {
-			return err
+		if err := e.Encode(views, held.tile(s, lo/e.Unit(), e.Carry(lo, hi)), lo, hi, values); err != nil {
+			return nil, err
 		}
 	}
-	if err := e.Finish(carry, func(part int, off int64, p []byte) error { copy(bufs[part][off:], p); return nil }); err != nil {
-		return err
+	if err := e.Finish(held, func(part int, off int64, p []byte) error { copy(bufs[part][off:], p); return nil }); err != nil {
+		return nil, err
 	}
-	low, err := decoded(&w, j.Through.Type, parts)
+	low, err := decoded(w, spec.Type, parts)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	low.Transposed = flip
-	if flip {
+	if low.Transposed = flip; flip {
 		low.Shape = w.Shape
 	}
-	low.merge = &merging{j.weight.merge.Change, low}
-	j.weight = low
-	return nil
+	return low, nil
+}
+
+// Quantized returns a weight as it is once it has gone through the quantisation and
+// back.
+func Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
+	low, err := quantizedAndBack(&scratch{compute: make(chan struct{}, 1)}, w, spec)
+	if err != nil {
+		return nil, w.failed(err)
+	}
+	return low, nil
 }
 
 // share is what is kept of one contributor to a weight, by row.

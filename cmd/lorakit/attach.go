@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lorakit/lorakit"
+)
+
+func attachCommand() *cobra.Command {
+	var o lorakit.AttachOptions
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "attach BASE OUT",
+		Short: "Make a new adapter for a checkpoint",
+		Long: `attach writes a new adapter for BASE, which PEFT loads. With --init kaiming (PEFT's
+default) or gaussian, A is random and B zero, so that the model's output is what it was.
+With --init compensate the adapter takes back as much of the error that NF4 makes as its
+rank allows: put beside BASE in NF4, the pair is closer to BASE than NF4 alone.
+
+--target is all-linear (every linear layer but the output head), attention, names joined by
+commas, or a regular expression that matches whole names.`,
+		Example: `  lorakit attach llama my-lora --rank 8 --target attention
+  lorakit attach llama my-lora --target q_proj,v_proj --init gaussian --seed 1
+  lorakit attach llama fix --init compensate --rank 16`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			if o.Rank <= 0 || o.Alpha <= 0 {
+				return usageError{fmt.Errorf("--rank is %d and --alpha %v, expected more than 0", o.Rank, o.Alpha)}
+			}
+			r, err := lorakit.Attach(c.Context(), args[0], args[1], o)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(c.OutOrStdout(), r)
+			}
+			if o.Init == "compensate" {
+				t := newTable(c.OutOrStdout(), "MODULE", "ERROR OF NF4", "WITH ADAPTER")
+				for _, m := range r.Modules {
+					t.row(m.Name, fmt.Sprintf("%.5f", m.Before), fmt.Sprintf("%.5f", m.After))
+				}
+				t.flush()
+			}
+			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s: rank %d, alpha %g, %s, %d parameters\n", escape(r.Destination), r.Rank, r.Alpha, count(len(r.Modules), "module"), r.Parameters)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.IntVar(&o.Rank, "rank", 8, "rank of every module")
+	f.Float64Var(&o.Alpha, "alpha", 16, "the delta is scaled by alpha / rank")
+	f.StringVar(&o.Target, "target", "all-linear", "all-linear, attention, NAME,NAME,... or a regular expression")
+	f.StringVar(&o.Init, "init", "kaiming", "kaiming, gaussian or compensate")
+	f.Uint64Var(&o.Seed, "seed", 0, "for what is random")
+	f.BoolVar(&o.Force, "force", false, "replace OUT if it exists")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
+	complete(c, "init", "kaiming", "gaussian", "compensate")
+	complete(c, "target", "all-linear", "attention")
+	return c
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lorakit/lorakit"
+)
+
+func extractCommand() *cobra.Command {
+	var o lorakit.ExtractOptions
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "extract BASE TUNED OUT",
+		Short: "Make an adapter of the difference of two checkpoints",
+		Long: `extract decomposes TUNED - BASE of every linear layer into singular values and keeps the
+leading ones: --rank of them, or as many as hold the share --energy of the change. It
+says what share of each change the adapter holds, and which tensors differ that an
+adapter of linear layers cannot hold.`,
+		Example: `  lorakit extract llama llama-tuned my-lora --rank 16
+  lorakit extract llama llama-tuned my-lora --energy 0.95`,
+		Args: cobra.ExactArgs(3),
+		RunE: func(c *cobra.Command, args []string) error {
+			r, err := lorakit.Extract(c.Context(), args[0], args[1], args[2], o)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(c.OutOrStdout(), r)
+			}
+			t := newTable(c.OutOrStdout(), "MODULE", "RANK", "EXPLAINED", "NORM OF CHANGE")
+			for _, m := range r.Modules {
+				t.row(m.Name, fmt.Sprint(m.Rank), fmt.Sprintf("%.4f", m.Explained), fmt.Sprintf("%.4g", m.DeltaNorm))
+			}
+			t.flush()
+			if len(r.Left) > 0 {
+				fmt.Fprintf(c.ErrOrStderr(), "note: %s differ and are no linear layers: they are not in the adapter, the first is %s\n", count(len(r.Left), "tensor"), escape(r.Left[0]))
+			}
+			fmt.Fprintf(c.ErrOrStderr(), "%s: %s, %.4f of the change\n", escape(r.Destination), count(len(r.Modules), "module"), r.Explained)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.IntVar(&o.Rank, "rank", 0, "rank of every module")
+	f.Float64Var(&o.Energy, "energy", 0, "the smallest rank that holds this share of each change")
+	f.IntVar(&o.Threads, "threads", 0, "modules that are decomposed at once (default: one a processor)")
+	f.BoolVar(&o.Force, "force", false, "replace OUT if it exists")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
+	c.MarkFlagsMutuallyExclusive("rank", "energy")
+	c.MarkFlagsOneRequired("rank", "energy")
+	return c
+}

@@ -1,0 +1,212 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/lora"
+	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// AdapterWriter writes a PEFT adapter folder, module by module: none is held in
+// memory. What is written appears at its destination by Finish, whole, or not
+// at all.
+type AdapterWriter struct {
+	stage   *stage
+	force   bool
+	spool   *os.File
+	offset  int64
+	tensors []formats.Tensor
+	modules []string
+}
+
+// NewAdapterWriter begins an adapter at dst, which must not exist unless force is set, and
+// lies apart from src.
+func NewAdapterWriter(src, dst string, force bool) (*AdapterWriter, error) {
+	dst, err := filepath.Abs(dst)
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckDestination(src, dst, RunOptions{Force: force}); err != nil {
+		return nil, err
+	}
+	s, err := openStage(dst, "adapter", false, false)
+	if err != nil {
+		return nil, err
+	}
+	w := &AdapterWriter{stage: s, force: force}
+	if w.spool, err = os.CreateTemp(s.dir, scratchPattern); err != nil {
+		return nil, errors.Join(err, s.remove())
+	}
+	return w, nil
+}
+
+// Abort removes what has been written, as far as it can. It does nothing after Finish.
+func (w *AdapterWriter) Abort() {
+	if w.stage == nil {
+		return
+	}
+	w.spool.Close()
+	if w.stage.remove() == nil {
+		w.stage.removeParents()
+	}
+	w.stage = nil
+}
+
+// Add writes a module.
+func (w *AdapterWriter) Add(t lora.Trained) error {
+	w.modules = append(w.modules, t.Name)
+	for _, p := range lora.PEFTTensors(t) {
+		m := p.Values
+		b := make([]byte, 0, 4*m.Rows*m.Cols)
+		for i := range m.Rows {
+			for j := range m.Cols {
+				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(m.Data[i*m.RowStride+j*m.ColStride]))
+			}
+		}
+		if _, err := w.spool.WriteAt(b, w.offset); err != nil {
+			return err
+		}
+		w.tensors = append(w.tensors, formats.Tensor{Info: p.Info, Data: w.spool, Offset: w.offset, Bytes: int64(len(b))})
+		w.offset += int64(len(b))
+	}
+	return nil
+}
+
+// Modules lists what has been added.
+func (w *AdapterWriter) Modules() []string { return w.modules }
+
+// Finish lays the tensors out, writes the config and publishes the folder.
+func (w *AdapterWriter) Finish(ctx context.Context, config []byte) error {
+	f, err := formats.Lookup("safetensors")
+	if err != nil {
+		return err
+	}
+	infos := make([]tensor.Info, len(w.tensors))
+	for i, t := range w.tensors {
+		infos[i] = t.Info
+	}
+	layout, err := f.Layout(infos, formats.Options{SingleFile: lora.AdapterFile, Metadata: map[string]string{"format": "pt"}})
+	if err != nil {
+		return err
+	}
+	for _, sh := range layout.Shards {
+		if err := w.shard(ctx, sh); err != nil {
+			return err
+		}
+	}
+	if err := writeFile(filepath.Join(w.stage.out(), "adapter_config.json"), config); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return ErrInterrupted
+	}
+	w.spool.Close()
+	if err := w.stage.publish(w.force); err != nil {
+		return err
+	}
+	s := w.stage
+	w.stage = nil
+	return errors.Join(storage.SyncDir(filepath.Dir(s.dst)), s.remove())
+}
+
+func (w *AdapterWriter) shard(ctx context.Context, sh formats.Shard) error {
+	out, err := os.OpenFile(filepath.Join(w.stage.out(), sh.Name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if err := storage.Preallocate(out, sh.Size); err != nil {
+		return err
+	}
+	if _, err := out.WriteAt(sh.Header, 0); err != nil {
+		return err
+	}
+	for k, i := range sh.Tensors {
+		if ctx.Err() != nil {
+			return ErrInterrupted
+		}
+		t := w.tensors[i]
+		if err := storage.CopyRange(out, sh.Offsets[k], w.spool, t.Offset, t.Bytes); err != nil {
+			return err
+		}
+	}
+	return errors.Join(out.Sync(), out.Close())
+}
+
+// Matrix reads a weight as a matrix of float32, by rows: of the shape that its
+// parameter has at run time, (out, in), so Conv1D is turned round.
+type Matrix struct {
+	w    *Weight
+	s    scratch
+	flip bool
+	less *Matrix // is subtracted
+}
+
+// NewMatrix reads w, which has two dimensions.
+func NewMatrix(w *Weight, flip bool) *Matrix {
+	return &Matrix{w: w, s: scratch{compute: make(chan struct{}, 1)}, flip: flip}
+}
+
+// Minus reads the difference of two weights of one shape.
+func (m *Matrix) Minus(less *Matrix) *Matrix {
+	n := *m
+	n.less = less
+	return &n
+}
+
+// Dims returns rows and columns.
+func (m *Matrix) Dims() (rows, cols int) {
+	if m.flip {
+		return int(m.w.Shape[1]), int(m.w.Shape[0])
+	}
+	return int(m.w.Shape[0]), int(m.w.Shape[1])
+}
+
+// ReadRows fills dst with the rows from lo to hi.
+func (m *Matrix) ReadRows(dst []float32, lo, hi int) error {
+	_, cols := m.Dims()
+	values, err := m.w.read(&m.s, int64(lo*cols), int64(hi*cols), m.flip)
+	if err != nil {
+		return m.w.failed(err)
+	}
+	if err := toFloats(dst, values, m.w.Values); err != nil {
+		return m.w.failed(err)
+	}
+	if m.less == nil {
+		return nil
+	}
+	other := floats(&m.s.merge.x, len(dst))
+	if err := m.less.ReadRows(other, lo, hi); err != nil {
+		return err
+	}
+	for i, v := range other {
+		dst[i] -= v
+	}
+	return nil
+}
+
+// Energy is the sum of the squares of all elements.
+func (m *Matrix) Energy() (float64, error) {
+	rows, cols := m.Dims()
+	step := max(1, (256<<10)/max(cols, 1))
+	x := make([]float32, min(step, rows)*cols)
+	var sum float64
+	for lo := 0; lo < rows; lo += step {
+		hi := min(lo+step, rows)
+		if err := m.ReadRows(x[:(hi-lo)*cols], lo, hi); err != nil {
+			return 0, err
+		}
+		for i := range hi - lo {
+			sum += kernels.SquaredNorm(x[i*cols : (i+1)*cols])
+		}
+	}
+	return sum, nil
+}
