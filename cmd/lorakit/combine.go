@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lorakit/lorakit"
+)
+
+func combineCommand() *cobra.Command {
+	var o lorakit.CombineOptions
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "combine OUT ADAPTER=WEIGHT...",
+		Short: "Make one adapter of several",
+		Long: `combine makes one adapter of several by the rules of PEFT's add_weighted_adapter. The
+result has alpha = rank and no rsLoRA, so that its delta is the true combination also
+where PEFT scales it wrongly.`,
+		Example: `  lorakit combine both style=0.7 facts=0.4 --type cat
+  lorakit combine both style=0.7 facts=0.4 --type ties --density 0.5`,
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			adapters, err := parseAdapters(args[1:])
+			if err != nil {
+				return err
+			}
+			r, err := lorakit.Combine(c.Context(), args[0], adapters, o)
+			if err != nil {
+				return err
+			}
+			return printCombination(c, r, asJSON)
+		},
+	}
+	f := c.Flags()
+	types := lorakit.CombineTypes()
+	f.StringVar(&o.Type, "type", "", "how: "+fmt.Sprint(types))
+	f.Float64Var(&o.Density, "density", 0, "share of the values that pruning leaves")
+	f.StringVar(&o.MajoritySign, "majority-sign", "", "how ties elects signs: total or frequency")
+	f.IntVar(&o.Rank, "rank", 0, "rank of what the svd types make (default: the largest of the adapters)")
+	f.Uint64Var(&o.Seed, "seed", 0, "for the dare types")
+	f.BoolVar(&o.Force, "force", false, "replace OUT if it exists")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
+	complete(c, "type", types...)
+	complete(c, "majority-sign", "total", "frequency")
+	if err := c.MarkFlagRequired("type"); err != nil {
+		panic(err) // it has been defined a few lines above
+	}
+	return c
+}
+
+func resizeCommand() *cobra.Command {
+	var rank int
+	var energy float64
+	var force, asJSON bool
+	c := &cobra.Command{
+		Use:   "resize ADAPTER OUT",
+		Short: "Give an adapter another rank",
+		Long: `resize decomposes the delta of every module, from its small factors alone, and keeps the
+leading singular values: --rank of them, or as many as hold the share --energy.`,
+		Example: `  lorakit resize my-lora my-lora-r4 --rank 4`,
+		Args:    cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			r, err := lorakit.Resize(c.Context(), args[0], args[1], rank, energy, force)
+			if err != nil {
+				return err
+			}
+			return printCombination(c, r, asJSON)
+		},
+	}
+	f := c.Flags()
+	f.IntVar(&rank, "rank", 0, "rank of every module")
+	f.Float64Var(&energy, "energy", 0, "the smallest rank that holds this share of each delta")
+	f.BoolVar(&force, "force", false, "replace OUT if it exists")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
+	c.MarkFlagsMutuallyExclusive("rank", "energy")
+	c.MarkFlagsOneRequired("rank", "energy")
+	return c
+}
+
+func printCombination(c *cobra.Command, r *lorakit.Combination, asJSON bool) error {
+	if asJSON {
+		return printJSON(c.OutOrStdout(), r)
+	}
+	_, err := fmt.Fprintf(c.ErrOrStderr(), "%s: %s of rank up to %d\n", escape(r.Destination), count(len(r.Modules), "module"), r.Rank)
+	return err
+}
