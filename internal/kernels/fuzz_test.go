@@ -67,3 +67,34 @@ func FuzzConvert(f *testing.F) {
 		}
 	})
 }
+
+// fuzzedFloats takes n float32 from b, over and over.
+func fuzzedFloats(b []byte, n, offset int) []float32 {
+	x := make([]float32, n)
+	for i := range x {
+		if at := (4*(i+offset) + offset) % (len(b) + 1); at+4 <= len(b) {
+			x[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[at:]))
+		}
+	}
+	return x
+}
+
+func FuzzMulAdd(f *testing.F) {
+	fuzzed(f, func(b []byte) { f.Add(b, uint8(9), uint8(17), uint8(50), uint8(1)) })
+	f.Fuzz(func(t *testing.T, b []byte, rows, steps, cols, layout uint8) {
+		m, k, n := int(rows)%40, int(steps)%80, int(cols)
+		layoutA, layoutB := layouts[int(layout)%len(layouts)], layouts[int(layout)/len(layouts)%len(layouts)]
+		equalMulAdd(t, fuzzedFloats(b, m*n, 0), fuzzedFloats(b, m*k, 1), fuzzedFloats(b, k*n, 2), m, k, n, layoutA, layoutB)
+	})
+}
+
+func FuzzMergeRow(f *testing.F) {
+	fuzzed(f, func(b []byte) { f.Add(b, uint8(0), float32(0.5)) })
+	f.Fuzz(func(t *testing.T, b []byte, typ uint8, scale float32) {
+		from := types[typ%3]
+		n := len(b) / from.Size()
+		delta := fuzzedFloats(b, n, 1)
+		equalMergeRow(t, b[:n*from.Size()], from, delta, scale)
+		equalSums(t, fuzzedFloats(b, n, 2), fuzzedFloats(b, n, 3), fuzzedFloats(b, n, 4), delta, scale)
+	})
+}

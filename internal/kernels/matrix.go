@@ -68,8 +68,23 @@ func (m Mat) check() {
 }
 
 // row returns the elements of a row whose ColStride is 1.
-func (m Mat) row(i int) []float32 {
-	return m.Data[i*m.RowStride:][:m.Cols:m.Cols]
+func (m Mat) row(i int) []float32 { return m.Data[i*m.RowStride:][:m.Cols] }
+
+// each calls f for slices that hold all elements, and nothing that lies between
+// them.
+func (m Mat) each(f func(s []float32)) {
+	if m.ColStride != 1 {
+		m = m.T()
+	}
+	for i := range m.Rows {
+		if m.ColStride == 1 {
+			f(m.row(i))
+			continue
+		}
+		for j := range m.Cols {
+			f(m.Data[i*m.RowStride+j*m.ColStride:][:1])
+		}
+	}
 }
 
 // MulAdd adds the product a·b to c: to every element c[i][j] the products
@@ -94,10 +109,10 @@ func (s *Set) MulAdd(c, a, b Mat) {
 	if c.Rows == 0 || c.Cols == 0 || a.Cols == 0 {
 		return
 	}
-	race.ReadSlice(a.Data[:a.extent()])
-	race.ReadSlice(b.Data[:b.extent()])
-	for i := range c.Rows {
-		race.WriteSlice(c.row(i))
+	if race.Enabled {
+		a.each(race.ReadSlice[float32])
+		b.each(race.ReadSlice[float32])
+		c.each(race.WriteSlice[float32])
 	}
 	if s.tiles == nil {
 		mulAdd(c, a, b)
@@ -130,9 +145,6 @@ func mulAdd(c, a, b Mat) {
 		}
 	}
 }
-
-// fma returns x*y + z, rounded once to float32.
-func fma(x, y, z float32) float32 { return float32(odd(x, y, z)) }
 
 // doubtful reports whether a sum that was rounded to float64 must not simply be
 // rounded again to float32: where it is in the middle between two of them, or

@@ -6,6 +6,7 @@ import (
 	"math/big"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -44,6 +45,9 @@ func laidOut(x []float32, rows, cols int, layout string) Mat {
 	}
 	return m
 }
+
+// fma returns x*y + z, rounded once to float32.
+func fma(x, y, z float32) float32 { return float32(odd(x, y, z)) }
 
 // equalMulAdd holds all sets against the rule, element by element.
 func equalMulAdd(t require.TestingT, c, a, b []float32, m, k, n int, layoutA, layoutB string) {
@@ -131,6 +135,26 @@ func TestMulAddRapid(t *testing.T) {
 	})
 }
 
+// TestMulAddAtOnce writes parts of one matrix from parts of another in several
+// goroutines.
+func TestMulAddAtOnce(t *testing.T) {
+	const n, parts = 96, 4
+	a, b := MatOf(random(n*n, 1), n, n), MatOf(random(n*n, 2), n, n)
+	want, got := NewMat(n, n), NewMat(n, n)
+	mulAdd(want, a, b)
+	var wait sync.WaitGroup
+	for i := range parts {
+		for j := range parts {
+			wait.Go(func() {
+				r0, r1, c0, c1 := i*n/parts, (i+1)*n/parts, j*n/parts, (j+1)*n/parts
+				MulAdd(got.Slice(r0, r1, c0, c1), a.Slice(r0, r1, 0, n), b.Slice(0, n, c0, c1))
+			})
+		}
+	}
+	wait.Wait()
+	require.True(t, slices.Equal(float32Bits(want.Data), float32Bits(got.Data)))
+}
+
 // exactFMA is x*y + z by math/big.
 func exactFMA(x, y, z float32) float32 {
 	wide := func(v float32) *big.Float { return new(big.Float).SetPrec(1000).SetFloat64(float64(v)) }
@@ -152,8 +176,8 @@ func TestFMA(t *testing.T) {
 		}
 		want := exactFMA(x, y, z)
 		got := fma(x, y, z)
-		// An exact zero has a sign of its own in math/big.
-		require.True(t, want == got, "%x * %x + %x: %x, not %x", x, y, z, got, want)
+		require.True(t, want == got, // as numbers: math/big has its own sign of a zero
+			"%x * %x + %x: %x, not %x", x, y, z, got, want)
 		if want != float32(float64(x)*float64(y)+float64(z)) {
 			twice++
 		}

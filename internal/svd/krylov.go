@@ -2,6 +2,7 @@ package svd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -45,7 +46,10 @@ func (k *krylov) expand(ctx context.Context, block, iterations int) error {
 		next.Data[i] = float32(k.random.NormFloat64())
 	}
 	for i := 0; i <= iterations; i++ {
-		next, _ = orthonormal(next, k.x)
+		var err error
+		if next, _, err = orthonormal(next, k.x); err != nil {
+			return fmt.Errorf("svd: matrix of %d x %d: %w", k.src.rows, k.src.cols, err)
+		}
 		if next.Cols == 0 {
 			return nil
 		}
@@ -106,7 +110,13 @@ func (k *krylov) ritz(keep int) (*Decomposition, error) {
 		return &Decomposition{U: kernels.NewMat(k.src.rows, 0), V: kernels.NewMat(k.src.cols, 0)}, nil
 	}
 	x, y := beside(k.x), beside(k.y)
-	q, r := orthonormal(y, nil)
+	q, r, err := orthonormal(y, nil)
+	if err == nil && q.Cols == 0 {
+		err = errors.New("its products with the basis are all zero")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("svd: matrix of %d x %d: %w", k.src.rows, k.src.cols, err)
+	}
 	left, s, right, err := decompose(r)
 	if err != nil {
 		return nil, fmt.Errorf("svd: matrix of %d x %d: %w", k.src.rows, k.src.cols, err)

@@ -38,12 +38,13 @@ func (d dense) ReadRows(dst []float32, lo, hi int) error {
 	return nil
 }
 
-// A tile fits the second-level cache, so that the second product with it comes
-// from there; but the skinny factor of the first one is read again for each tile,
-// so a tile has not too few rows.
+// A tile is about as large as a second-level cache, so that the second product
+// with it comes from there; but the skinny factor of the first one is packed again
+// for each tile, so a tile has not too few rows, and whole register tiles of them.
 const (
 	tileElements = 1 << 18
-	tileRows     = 32
+	tileRows     = 64
+	registerRows = 8
 )
 
 // source reads a matrix by tiles of rows.
@@ -65,7 +66,7 @@ func open(m Matrix) (*source, error) {
 	if rows > math.MaxInt/16/cols {
 		return nil, fmt.Errorf("svd: matrix of %d x %d: %w, too large", rows, cols, ErrShape)
 	}
-	return &source{matrix: m, rows: rows, cols: cols, step: min(rows, max(tileRows, tileElements/cols))}, nil
+	return &source{matrix: m, rows: rows, cols: cols, step: min(rows, max(tileRows, tileElements/cols/registerRows*registerRows))}, nil
 }
 
 // least is the smaller side.

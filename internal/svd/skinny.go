@@ -1,6 +1,7 @@
 package svd
 
 import (
+	"fmt"
 	"math"
 
 	"github.com/lorakit/lorakit/internal/kernels"
@@ -13,7 +14,8 @@ import (
 
 // orthonormal returns q with orthonormal columns, orthogonal to each of the
 // orthonormal bases, and, where there is no basis, r in z = q·r. Columns of z that
-// depend on the others may be missing from q. z is overwritten.
+// depend on the others may be missing from q. z is overwritten. It is an error if
+// rounding does not let it get there.
 //
 // It is the shifted Cholesky QR of Fukaya et al., "Shifted Cholesky QR for
 // computing the QR factorization of ill-conditioned matrices", 2020: the Gram
@@ -22,11 +24,11 @@ import (
 // Householder reflection in float64 is done; the shift keeps the factor from
 // failing on dependent columns, and each round takes back a factor of a thousand
 // of the condition.
-func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dense) {
+func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dense, err error) {
 	n := z.Cols
 	r = identity(n)
 	const (
-		rounds    = 6
+		rounds    = 8    // two or three do, unless columns depend on each other
 		tolerance = 4e-6 // what float32 can hold
 		weak      = 1e-3 // a pivot below it asks for the shift
 	)
@@ -48,7 +50,7 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dens
 		}
 		n = len(keep)
 		if n == 0 {
-			return kernels.NewMat(z.Rows, 0), nil
+			return kernels.NewMat(z.Rows, 0), nil, nil
 		}
 		scale := make([]float64, n)
 		unit := mat.NewDense(n, n, nil)
@@ -69,8 +71,8 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dens
 				}
 			}
 		}
-		if worst < tolerance && (round > 1 || len(bases) == 0) {
-			break
+		if worst < tolerance && (round > 0 || len(bases) == 0) {
+			return z, r, nil
 		}
 		upper, ok := cholesky(unit, weak)
 		if !ok {
@@ -96,7 +98,7 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dens
 		product.Mul(upper, scaled)
 		r = &product
 	}
-	return z, r
+	return kernels.Mat{}, nil, fmt.Errorf("%d columns of %d elements did not become orthonormal", z.Cols, z.Rows)
 }
 
 // cholesky returns the upper factor of a symmetric matrix with a unit diagonal; ok

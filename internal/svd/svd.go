@@ -67,9 +67,12 @@ type Options struct {
 	// Iterations is how often a block is multiplied by MᵀM. The matrix is read
 	// Iterations+1 times and multiplied by a block 2·Iterations+1 times. By
 	// default 3: for rank 16 this takes 112 columns of products where
-	// torch.svd_lowrank(q=24, niter=2) takes 144, and misses half to a quarter as
-	// much of the energy that the best rank-16 approximation holds. A flat
-	// spectrum (a pretrained weight) may deserve 5 to 8.
+	// torch.svd_lowrank(q=24, niter=2) takes 144. Of the energy that the best
+	// rank-16 approximation holds, it misses (measured) 1e-6 where the values fall
+	// as 1/i, 1e-3 where as 1/sqrt(i), 2e-4 to 2e-3 where eight strong directions
+	// hold 90 to 50 % of the energy above white noise; torch's misses about twice
+	// as much or more. One more iteration halves that on noise and divides it by seven
+	// or more elsewhere; a flat spectrum (a pretrained weight) deserves 5 to 8.
 	Iterations int
 	// Seed picks the random start.
 	Seed uint64
@@ -103,7 +106,7 @@ func (o Options) krylovWidth() int {
 // Truncated returns the o.Rank leading singular values and vectors of m.
 //
 // Where the Krylov space would be as wide as the matrix, or the matrix is small,
-// m is read once and decomposed by LAPACK. Else memory holds one tile of rows and
+// m is read once, held in float64 and decomposed by LAPACK. Else memory holds one tile of rows and
 // the skinny bases, (rows + cols) x (Iterations+1)·Block float32, a few times.
 //
 // Errors are ErrRank for a rank beyond the smaller side, ErrShape for an empty

@@ -135,8 +135,9 @@ func TestTruncatedCapturesWhatTheExactDoes(t *testing.T) {
 		iterations int
 		missing    float64
 	}{
-		{"inverse", 320, 256, decay(256, func(i float64) float64 { return 1 / i }), 0, 1e-6},
-		{"inverse root", 300, 256, decay(256, func(i float64) float64 { return 1 / math.Sqrt(i) }), 0, 1e-4},
+		{"inverse", 320, 256, decay(256, func(i float64) float64 { return 1 / i }), 0, 1e-5},
+		{"inverse root", 300, 256, decay(256, func(i float64) float64 { return 1 / math.Sqrt(i) }), 0, 1e-3},
+		{"inverse root, one more iteration", 300, 256, decay(256, func(i float64) float64 { return 1 / math.Sqrt(i) }), 4, 1e-4},
 		{"strong over slow noise", 256, 400, decay(256, func(i float64) float64 {
 			if i <= 8 {
 				return 4 - i/4
@@ -149,7 +150,7 @@ func TestTruncatedCapturesWhatTheExactDoes(t *testing.T) {
 			}
 			return 0.3 * math.Exp(-i/200)
 		}), 6, 1e-4},
-		{"fourth root", 400, 300, decay(300, func(i float64) float64 { return math.Pow(i, -0.25) }), 0, 5e-3},
+		{"fourth root", 400, 300, decay(300, func(i float64) float64 { return math.Pow(i, -0.25) }), 0, 1e-2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			data := spectrum(7, c.rows, c.cols, c.s)
