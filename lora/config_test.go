@@ -1,0 +1,95 @@
+package lora
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestConfigRefuses(t *testing.T) {
+	for config, says := range map[string]string{
+		`{"peft_type": "LOHA", "r": 4}`:                                    "peft_type is \"LOHA\", expected LORA",
+		`{"peft_type": "LORA", "r": 0}`:                                    "r is 0",
+		`{"peft_type": "LORA", "r": 4, "use_qalora": true}`:                "use_qalora is \"true\"",
+		`{"peft_type": "LORA", "r": 4, "alora_invocation_tokens": [1]}`:    "alora_invocation_tokens",
+		`{"peft_type": "LORA", "r": 4, "layer_replication": [[0, 2]]}`:     "layer_replication",
+		`{"peft_type": "LORA", "r": 4, "lora_B_layout": "other"}`:          "lora_B_layout",
+		`{"peft_type": "LORA", "r": 4, "rank_pattern": {"(": 2}}`:          "regular expression",
+		`{"peft_type": "LORA", "r": 4, "rank_pattern": {"q_proj": "two"}}`: "is no number",
+		`{"peft_type": "LORA", "r": 4, "rank_pattern": ["q_proj"]}`:        "expected a JSON object",
+		`{"peft_type": "LORA", "peft_type": "LORA", "r": 4}`:               "malformed",
+		`{"peft_type": "LORA", "r": 4`:                                     "malformed",
+	} {
+		_, err := parseConfig([]byte(config))
+		require.ErrorContains(t, err, says, config)
+		require.NotContains(t, err.Error(), "\n")
+	}
+}
+
+// The first pattern of the file wins, and one may look ahead, as in Python.
+func TestPatterns(t *testing.T) {
+	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "lora_alpha": 8,
+		"rank_pattern": {"layers\\.1\\..*q_proj": 2, "q_proj": 16, "(?!k)\\w_proj": 3}, "alpha_pattern": {"q_proj": 32}}`))
+	require.NoError(t, err)
+	for name, want := range map[string]float64{
+		"model.layers.1.self_attn.q_proj": 2, "model.layers.0.self_attn.q_proj": 16, "model.layers.0.self_attn.v_proj": 3, "model.layers.0.self_attn.k_proj": 4,
+	} {
+		got, err := lookup(c.ranks, name, float64(c.Rank))
+		require.NoError(t, err)
+		require.Equal(t, want, got, name)
+	}
+	m := &Module{}
+	require.NoError(t, c.scale(m, "model.layers.0.self_attn.q_proj", 16))
+	require.Equal(t, 2.0, m.Scaling)
+	require.ErrorContains(t, c.scale(m, "model.layers.0.self_attn.q_proj", 4), "rank 4 in its tensors and 16 by adapter_config.json")
+}
+
+// A regular expression that runs away is stopped.
+func TestPatternRunsAway(t *testing.T) {
+	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {"(a+)+b": 2}}`))
+	require.NoError(t, err)
+	_, err = lookup(c.ranks, strings.Repeat("a", 60), 4)
+	require.ErrorContains(t, err, "takes too long")
+}
+
+func TestKeys(t *testing.T) {
+	for key, want := range map[string]struct {
+		module string
+		role   role
+		param  string
+	}{
+		"base_model.model.model.layers.0.q_proj.lora_A.weight":         {"model.layers.0.q_proj", roleA, "weight"},
+		"base_model.model.model.layers.0.q_proj.lora_B.default.weight": {"model.layers.0.q_proj", roleB, "weight"},
+		"base_model.model.h.0.c_attn.lora_B.bias":                      {"h.0.c_attn", roleBias, "bias"},
+		"base_model.model.wte.lora_embedding_A":                        {"wte", roleEmbeddingA, "weight"},
+		"base_model.model.wte.lora_embedding_B.default":                {"wte", roleEmbeddingB, "weight"},
+		"base_model.model.q.lora_magnitude_vector":                     {"q", roleMagnitude, "weight"},
+		"base_model.model.experts.base_layer.lora_A.weight":            {"experts.base_layer", roleA, "weight"},
+		"base_model.model.embed.token_adapter.trainable_tokens_delta":  {"embed", roleTokens, "weight"},
+		"base_model.model.score.weight":                                {"score", roleValue, "weight"},
+		"base_model.model.lm_head.base_layer.weight":                   {"lm_head.base_layer", roleValue, "weight"},
+		"weight": {"", roleValue, "weight"},
+	} {
+		module, r, param := split(key)
+		require.Equal(t, want.module, module, key)
+		require.Equal(t, want.role, r, key)
+		require.Equal(t, want.param, param, key)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(`{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2}, "target_modules": "all-linear"}`), "model.layers.0.q_proj")
+	f.Add([]byte(`{"peft_type": "LORA", "r": 4, "alpha_pattern": {"(?!k).*": 2}}`), "k")
+	f.Fuzz(func(t *testing.T, config []byte, name string) {
+		c, err := parseConfig(config)
+		if err != nil {
+			return
+		}
+		split(name)
+		if r, err := lookup(c.ranks, name, 1); err == nil {
+			_ = c.scale(&Module{}, name, int64(r))
+		}
+		stringList(c.Targets)
+	})
+}
