@@ -201,7 +201,9 @@ func attachTargets(c *pipeline.Checkpoint, target string) ([]*pipeline.Weight, e
 	}
 	var list []*pipeline.Weight
 	var names []string
+	experts := false
 	for _, w := range c.Weights {
+		experts = experts || w.Role.Kind == models.Expert
 		name, ok := linear(w)
 		if !ok {
 			continue
@@ -218,6 +220,11 @@ func attachTargets(c *pipeline.Checkpoint, target string) ([]*pipeline.Weight, e
 			list = append(list, w)
 		}
 	}
+	for _, w := range list {
+		if name, _ := linear(w); experts && !inAttention(name) {
+			return nil, fmt.Errorf("%w: target %s takes %s, and PEFT adapts the experts of such a model in its place, which attach does not; --target attention takes what it can", ErrRefused, tensor.Quote(target), name)
+		}
+	}
 	if len(list) == 0 {
 		if len(names) > 3 {
 			names = names[:3]
@@ -227,17 +234,19 @@ func attachTargets(c *pipeline.Checkpoint, target string) ([]*pipeline.Weight, e
 	return list, nil
 }
 
+// inAttention reports whether a module belongs to an attention block.
+func inAttention(name string) bool {
+	inside := strings.ToLower(name[:max(0, strings.LastIndexByte(name, '.'))])
+	return strings.Contains(inside, "attn") || strings.Contains(inside, "attention")
+}
+
 // matcher prepares a target.
 func matcher(target string) (func(name string) (bool, error), error) {
 	switch {
 	case target == "" || target == "all-linear":
 		return func(string) (bool, error) { return true, nil }, nil
 	case target == "attention":
-		return func(name string) (bool, error) {
-			inside := name[:max(0, strings.LastIndexByte(name, '.'))]
-			inside = strings.ToLower(inside)
-			return strings.Contains(inside, "attn") || strings.Contains(inside, "attention"), nil
-		}, nil
+		return func(name string) (bool, error) { return inAttention(name), nil }, nil
 	case strings.ContainsAny(target, `\*+?()[]{}|^$`):
 		re, err := regexp2.Compile(`\A(?:`+target+`)\z`, regexp2.None)
 		if err != nil {

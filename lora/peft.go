@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,6 +29,11 @@ var adapterFiles = []string{"adapter_model.safetensors", "adapter_model.bin"}
 // Open reads the headers of an adapter: a folder as PEFT saves it.
 func Open(path string) (*Adapter, error) {
 	a := &Adapter{Path: path, Dialect: "peft"}
+	if info, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("%s: %w: a file, expected a PEFT adapter folder", path, ErrUnsupported)
+	}
 	config, err := readFile(path, configName)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
