@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -35,6 +36,10 @@ var errFound = errors.New("found")
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
+// writers are the commands that have a stage to put away when they are interrupted; the
+// others just end.
+var writers = []string{"convert", "merge", "unmerge", "attach", "extract", "resize", "combine"}
+
 // run carries out one command line and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -47,7 +52,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	endSoon := func() bool { return false }
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
-		if c.Name() != "convert" { // it has something to put away; the others just end
+		if !slices.Contains(writers, c.Name()) {
 			endSoon = context.AfterFunc(ctx, func() {
 				time.AfterFunc(time.Second, func() {
 					fmt.Fprintln(stderr, "lorakit: "+lorakit.ErrInterrupted.Error())
