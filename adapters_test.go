@@ -49,85 +49,6 @@ func numbers(t *testing.T, path string) map[string][]float32 {
 	return out
 }
 
-// TestMergeAsPEFT merges every adapter that PEFT has merged, and compares all tensors: those
-// that the fixture holds, which differ from the base, and those that it does not, which are
-// the base's.
-func TestMergeAsPEFT(t *testing.T) {
-	var results struct {
-		Adapters map[string]struct {
-			Base   string
-			Merged []string
-			SameAs string `json:"same_as"`
-		}
-		Several map[string]struct {
-			Base     string
-			Adapters [][2]any
-			Merged   []string
-		}
-	}
-	b, err := os.ReadFile(filepath.Join(adapterFixtures, "results.json"))
-	require.NoError(t, err)
-	require.NoError(t, json.Unmarshal(b, &results))
-
-	check := func(t *testing.T, name, base string, adapters []lorakit.Adapter, merged []string) {
-		for _, dtype := range merged {
-			out := filepath.Join(t.TempDir(), "out")
-			o := lorakit.ConvertOptions{DType: dtype}
-			if base == "llama-64-nf4" { // the fixture has plain weights
-				o.Quantize = "none"
-			}
-			_, err := lorakit.Merge(t.Context(), baseOf(base), adapters, out, o)
-			require.NoError(t, err)
-			got, want := numbers(t, out), numbers(t, filepath.Join(adapterFixtures, name+".merged-"+dtype+".safetensors"))
-			tolerance := 2e-6
-			if dtype == "bf16" { // where PEFT rounds a delta first, one step
-				tolerance = 1.0 / 128
-			}
-			for k, w := range want {
-				require.Len(t, got[k], len(w), k)
-				largest, apart := 1e-9, 0.0
-				for i := range w {
-					largest, apart = max(largest, abs(float64(w[i]))), max(apart, abs(float64(w[i])-float64(got[k][i])))
-				}
-				require.LessOrEqual(t, apart/largest, tolerance, "%s of %s in %s", k, name, dtype)
-			}
-			if o.Quantize == "none" {
-				continue
-			}
-			for k, w := range numbers(t, baseOf(base)) {
-				if want[k] == nil {
-					require.Equal(t, w, got[k], "%s of %s in %s is not adapted", k, name, dtype)
-				}
-			}
-		}
-	}
-	merges := 0
-	for name, x := range results.Adapters {
-		if len(x.Merged) == 0 && x.SameAs == "" {
-			continue
-		}
-		merges++
-		t.Run(name, func(t *testing.T) {
-			fixture, merged := name, x.Merged
-			if x.SameAs != "" {
-				fixture, merged = x.SameAs, results.Adapters[x.SameAs].Merged
-			}
-			check(t, fixture, x.Base, []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, name)}}, merged)
-		})
-	}
-	for name, x := range results.Several {
-		merges++
-		t.Run(name, func(t *testing.T) {
-			var list []lorakit.Adapter
-			for _, a := range x.Adapters {
-				list = append(list, lorakit.Adapter{Path: filepath.Join(adapterFixtures, a[0].(string)), Weight: a[1].(float64)})
-			}
-			check(t, name, x.Base, list, x.Merged)
-		})
-	}
-	require.Greater(t, merges, 90)
-}
-
 // shapes of the tensors of a file.
 func shapes(t *testing.T, path string) map[string]tensor.Shape {
 	t.Helper()
@@ -156,8 +77,6 @@ func product(a, b []float32, in int) []float64 {
 	}
 	return out
 }
-
-func abs(x float64) float64 { return max(x, -x) }
 
 // TestCombineAsPEFT compares B·A of what PEFT combines, but for the types that drop values
 // by its own random numbers.

@@ -3,6 +3,7 @@ package lora
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -98,6 +99,29 @@ type parameter struct {
 	experts int64        // 0 for a plain one
 	kind    models.Kind
 	pieces  []piece
+	uneven  string // a tensor of the file whose shape is not that of the parameter's others
+}
+
+// whole refuses a parameter of which the file lacks a piece, or has one of another
+// shape: a part of a delta would go nowhere.
+func (p *parameter) whole() error {
+	if p.uneven != "" {
+		return fmt.Errorf("%w: tensor %s has another shape than the others that %s is made of", ErrBase, tensor.Quote(p.uneven), tensor.Quote(p.name))
+	}
+	if len(p.pieces) == 0 {
+		return nil
+	}
+	s, want := p.pieces[0].slice, int64(1)
+	if s.Expert >= 0 {
+		want = p.experts
+	}
+	if s.Parts > 1 {
+		want *= int64(s.Parts)
+	}
+	if n := int64(len(p.pieces)); n != want {
+		return fmt.Errorf("%w: the base has %d of the %d tensors that %s is made of", ErrBase, n, want, tensor.Quote(p.name))
+	}
+	return nil
 }
 
 type binder struct {
@@ -128,6 +152,9 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 	}
 	b.findHead()
 	for i, a := range adapters {
+		if err := a.finiteScales(); err != nil {
+			return nil, fmt.Errorf("%s: %w", a.Path, err)
+		}
 		if err := a.Config.plainBase(); err != nil {
 			return nil, fmt.Errorf("%s: %w", a.Path, err)
 		}
@@ -139,6 +166,27 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 		return nil, err
 	}
 	return b.out, nil
+}
+
+// finiteScales refuses what float32 cannot scale by. The scaling of experts is known once
+// they are bound.
+func (a *Weighted) finiteScales() error {
+	for _, m := range a.Modules {
+		if m.A == nil && m.Form != Bias {
+			continue
+		}
+		if err := a.finiteScale(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Weighted) finiteScale(m *Module) error {
+	if s := float32(a.Weight * m.Scaling); math.IsNaN(float64(s)) || math.IsInf(float64(s), 0) {
+		return fmt.Errorf("module %s: %w: it is scaled by %g, which float32 cannot hold", tensor.Quote(m.String()), ErrMalformed, a.Weight*m.Scaling)
+	}
+	return nil
 }
 
 // add takes up a part of a run-time parameter.
@@ -172,6 +220,9 @@ func (b *binder) add(i int, s models.Slice) {
 	}
 	if s.Parts > 1 && s.Dim >= 0 && s.Dim < len(shape) {
 		shape[s.Dim] *= int64(s.Parts)
+	}
+	if p.shape != nil && !slices.Equal(p.shape, shape) {
+		p.uneven = t.Name
 	}
 	p.shape = shape
 	p.pieces = append(p.pieces, piece{i, s})
@@ -263,6 +314,9 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 	params := b.stacked(name)
 	slices.SortFunc(modules, func(x, y *Module) int { return y.Nest - x.Nest })
 	fits := func(m *Module, p *parameter) bool {
+		if len(p.shape) != 2 {
+			return false
+		}
 		direct, turned := ways(m, p)
 		return m.A.Shape[0]%p.experts == 0 && (direct || turned)
 	}
@@ -301,10 +355,16 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 	for k, m := range modules {
 		p := chosen[k]
 		m.Param = strings.TrimPrefix(p.name, m.Name+".")
+		if err := p.whole(); err != nil {
+			return fmt.Errorf("module %s: %w", tensor.Quote(m.Name), err)
+		}
 		if m.Magnitude != nil {
 			return fmt.Errorf("module %s: %w: DoRA on experts", tensor.Quote(m.Name), ErrUnsupported)
 		}
 		if err := a.Config.scale(m, p.name, m.A.Shape[0]/p.experts); err != nil {
+			return err
+		}
+		if err := a.finiteScale(m); err != nil {
 			return err
 		}
 		if err := b.expertTerms(i, a, m, p, older); err != nil {
@@ -434,8 +494,14 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 	if err != nil {
 		return err
 	}
+	if err := p.whole(); err != nil {
+		return fmt.Errorf("module %s: %w", tensor.Quote(m.String()), err)
+	}
 	if m.A != nil && m.Rank == 0 {
 		if err := a.Config.scale(m, m.Name, m.A.Shape[0]); err != nil {
+			return err
+		}
+		if err := a.finiteScale(m); err != nil {
 			return err
 		}
 	}
@@ -556,6 +622,9 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 	grown := len(p.shape) == 2 && len(m.B.Shape) == 2 && m.B.Shape[1] == p.shape[1] && (p.kind == models.Embedding || p == b.headParam || slices.Contains(heads, p.name))
 	if !slices.Equal(m.B.Shape, p.shape) && !grown {
 		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase, m.B.Shape, p.shape)
+	}
+	if grown && m.B.Shape[0] < p.shape[0] {
+		return fmt.Errorf("module %s: %w: its new value has %d rows, expected at least the %d of the base", tensor.Quote(m.String()), ErrBase, m.B.Shape[0], p.shape[0])
 	}
 	if grown {
 		p.shape = slices.Clone(m.B.Shape)

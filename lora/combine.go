@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -17,7 +18,7 @@ import (
 // CombineOptions say how Combine makes one adapter of several, by the rules of PEFT's
 // add_weighted_adapter.
 type CombineOptions struct {
-	Type         string  // one of CombineTypes
+	Type         string  // one of CombineTypes; a single adapter is always taken linearly
 	Density      float64 // share of the values that pruning leaves, in (0, 1]
 	MajoritySign string  // "total" (or empty) or "frequency"
 	Rank         int     // of the svd types; 0 is the largest of the adapters
@@ -39,63 +40,58 @@ type contribution struct {
 }
 
 // Combine calls emit with each module of the combination, in the order of names. A
-// module that some adapters have not is combined of those that have it.
+// module that some adapters have not is combined of those that have it. Everything that
+// the headers tell is checked before the first module is emitted; the values of one
+// module at a time are in memory.
+//
+// A weight may be zero or negative, as in PEFT: the sign goes to A. An embedding's own
+// matrix that PEFT stores beside its adapter is the base's and is not part of the result.
 func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit func(Trained) error) error {
+	if len(adapters) == 0 {
+		return fmt.Errorf("%w: no adapter to combine, expected one or more", ErrUnsupported)
+	}
 	if err := o.check(); err != nil {
 		return err
 	}
-	byName := map[string][]int{}
-	modules := make([]map[string]*Module, len(adapters))
-	largest := 0
-	for i, a := range adapters {
-		modules[i] = map[string]*Module{}
-		for _, m := range a.Modules {
-			if err := combinable(a.Adapter, m); err != nil {
-				return err
-			}
-			if m.Base {
-				continue // the base's own matrix, beside an adapter of it
-			}
-			modules[i][m.Name] = m
-			byName[m.Name] = append(byName[m.Name], i)
-			largest = max(largest, m.Rank)
+	if len(adapters) == 1 {
+		if o.Rank != 0 {
+			return fmt.Errorf("%s: %w: rank %d for a single adapter, whose rank only a resize changes", adapters[0].Path, ErrUnsupported, o.Rank)
+		}
+		o = CombineOptions{Type: "linear"}
+	}
+	sources, err := o.sources(adapters)
+	if err != nil {
+		return err
+	}
+	rank := o.Rank
+	if rank == 0 {
+		for _, a := range adapters {
+			rank = max(rank, a.largestRank())
 		}
 	}
-	var names []string
-	for name := range byName {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(sources)) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		var list []contribution
-		first := modules[byName[name][0]][name]
-		for _, i := range byName[name] {
-			m := modules[i][name]
-			if m.Form != first.Form || !slices.Equal(m.A.Shape[1:], first.A.Shape[1:]) || m.B.Shape[0] != first.B.Shape[0] {
-				return fmt.Errorf("%s: module %s: %w: lora_A %v and lora_B %v, where %s has %v and %v", adapters[i].Path, tensor.Quote(name), ErrBase, m.A.Shape, m.B.Shape, adapters[byName[name][0]].Path, first.A.Shape, first.B.Shape)
-			}
-			if o.sameRank() && m.Rank != first.Rank {
-				return fmt.Errorf("%s: module %s: %w: its rank is %d and that of %s is %d; %s needs equal ranks, cat and svd do not", adapters[i].Path, tensor.Quote(name), ErrUnsupported, m.Rank, adapters[byName[name][0]].Path, first.Rank, o.Type)
-			}
-			a, err := Floats(m.A)
+		for _, s := range sources[name] {
+			a, b, err := factors(adapters[s.adapter].Adapter, s.module)
 			if err != nil {
-				return fmt.Errorf("%s: %w", adapters[i].Path, err)
+				return err
 			}
-			b, err := Floats(m.B)
-			if err != nil {
-				return fmt.Errorf("%s: %w", adapters[i].Path, err)
-			}
-			w := adapters[i].Weight
-			list = append(list, contribution{i, kernels.MatOf(a, m.Rank, len(a)/m.Rank), kernels.MatOf(b, len(b)/m.Rank, m.Rank), w * m.Scaling, w, m.Scaling})
+			w := adapters[s.adapter].Weight
+			list = append(list, contribution{s.adapter, a, b, w * s.module.Scaling, w, s.module.Scaling})
 		}
-		t, err := o.combine(ctx, name, list, largest)
+		t, err := o.combine(ctx, name, list, rank)
 		if err != nil {
 			return fmt.Errorf("module %s: %w", tensor.Quote(name), err)
 		}
-		t.Name, t.Form = name, first.Form
+		for _, values := range [][]float32{t.A.Data, t.B.Data} {
+			if i := slices.IndexFunc(values, func(v float32) bool { return v-v != 0 }); i >= 0 {
+				return fmt.Errorf("module %s: %w: the combination has the value %v, expected finite numbers; its weights or scalings are too large", tensor.Quote(name), ErrUnsupported, values[i])
+			}
+		}
+		t.Name, t.Form = name, sources[name][0].module.Form
 		if err := emit(t); err != nil {
 			return err
 		}
@@ -103,16 +99,80 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 	return nil
 }
 
+// source is a module of the adapter with that number.
+type source struct {
+	adapter int
+	module  *Module
+}
+
+// sources finds the modules to combine, by name, and checks that they go together.
+func (o *CombineOptions) sources(adapters []Weighted) (map[string][]source, error) {
+	byName := map[string][]source{}
+	for i, a := range adapters {
+		if w := a.Weight; math.IsNaN(w) || math.IsInf(w, 0) {
+			return nil, fmt.Errorf("%s: %w: weight %v, expected a finite number", a.Path, ErrUnsupported, w)
+		}
+		list, err := plainModules(a.Adapter)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range list {
+			byName[m.Name] = append(byName[m.Name], source{i, m})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		first := byName[name][0]
+		m, path := first.module, adapters[first.adapter].Path
+		if err := o.bounded(m); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		for _, s := range byName[name][1:] {
+			n, other := s.module, adapters[s.adapter].Path
+			if n.Form != m.Form || n.A.Shape[1] != m.A.Shape[1] || n.B.Shape[0] != m.B.Shape[0] {
+				return nil, fmt.Errorf("%s: module %s: %w: %s with lora_A %v and lora_B %v, where %s has %s with %v and %v", other, tensor.Quote(name), ErrBase, n.Form, n.A.Shape, n.B.Shape, path, m.Form, m.A.Shape, m.B.Shape)
+			}
+			if o.sameRank() && n.Rank != m.Rank {
+				return nil, fmt.Errorf("%s: module %s: %w: its rank is %d and that of %s is %d; %s needs equal ranks, cat and svd do not", other, tensor.Quote(name), ErrUnsupported, n.Rank, path, m.Rank, o.Type)
+			}
+		}
+	}
+	return byName, nil
+}
+
+// maxDense bounds the elements of a delta that is built whole: factors of a few
+// megabytes can have a product that no machine holds.
+const maxDense = 1 << 31
+
+// bounded refuses a module whose delta would have to be built whole and is too large.
+func (o *CombineOptions) bounded(m *Module) error {
+	if rows, cols := m.B.Shape[0], m.A.Shape[1]; o.dense() && rows > 0 && cols > maxDense/rows {
+		return fmt.Errorf("module %s: %w: %s needs its whole delta of %d x %d, expected at most %d elements", tensor.Quote(m.Name), ErrUnsupported, o.Type, rows, cols, maxDense)
+	}
+	return nil
+}
+
+// largestRank is the largest rank of an adapter or of its rank_pattern, used or not.
+func (a *Adapter) largestRank() int {
+	rank := a.Config.Rank
+	for _, p := range a.Config.ranks {
+		rank = max(rank, int(min(p.value, math.MaxInt32)))
+	}
+	for _, m := range a.Modules {
+		rank = max(rank, m.Rank)
+	}
+	return rank
+}
+
 func (o *CombineOptions) check() error {
 	switch {
 	case !slices.Contains(CombineTypes(), o.Type):
-		return fmt.Errorf("%w: type %q of combination; known are %s", ErrUnsupported, o.Type, strings.Join(CombineTypes(), ", "))
+		return fmt.Errorf("%w: type %s of combination; known are %s", ErrUnsupported, tensor.Quote(o.Type), strings.Join(CombineTypes(), ", "))
 	case o.prunes() && !(o.Density > 0 && o.Density <= 1):
 		return fmt.Errorf("%w: density %v for %s, expected more than 0 and at most 1", ErrUnsupported, o.Density, o.Type)
 	case !o.prunes() && o.Density != 0:
-		return fmt.Errorf("%w: density for %s, which prunes nothing", ErrUnsupported, o.Type)
+		return fmt.Errorf("%w: density %v for %s, which prunes nothing", ErrUnsupported, o.Density, o.Type)
 	case !slices.Contains([]string{"", "total", "frequency"}, o.MajoritySign):
-		return fmt.Errorf("%w: majority sign %q; known are total, frequency", ErrUnsupported, o.MajoritySign)
+		return fmt.Errorf("%w: majority sign %s; known are total, frequency", ErrUnsupported, tensor.Quote(o.MajoritySign))
 	case o.MajoritySign != "" && !strings.Contains(o.Type, "ties"):
 		return fmt.Errorf("%w: a majority sign for %s, which elects none", ErrUnsupported, o.Type)
 	case o.Rank != 0 && !strings.HasSuffix(o.Type, "svd"):
@@ -131,6 +191,49 @@ func (o *CombineOptions) sameRank() bool {
 	return o.Type != "cat" && !strings.HasSuffix(o.Type, "svd")
 }
 
+// dense reports whether the type works on whole deltas, not on factors.
+func (o *CombineOptions) dense() bool { return strings.HasSuffix(o.Type, "_svd") }
+
+// plainModules lists the modules of an adapter that is made of plain matrices; any other is
+// refused.
+func plainModules(a *Adapter) ([]*Module, error) {
+	if err := a.Config.plainBase(); err != nil {
+		return nil, fmt.Errorf("%s: %w", a.Path, err)
+	}
+	var list, bases []*Module
+	adapted := map[string]bool{}
+	for _, m := range a.Modules {
+		if err := combinable(a, m); err != nil {
+			return nil, err
+		}
+		if m.Base {
+			bases = append(bases, m)
+		} else {
+			list = append(list, m)
+			adapted[m.Name] = true
+		}
+	}
+	for _, b := range bases {
+		if !adapted[b.Name] {
+			return nil, fmt.Errorf("%s: module %s: %w: a matrix of the base with no lora_A and lora_B beside it", a.Path, tensor.Quote(b.Name), ErrUnsupported)
+		}
+	}
+	return list, nil
+}
+
+// factors reads A (r, in) and B (out, r) of a plain module.
+func factors(a *Adapter, m *Module) (fa, fb kernels.Mat, err error) {
+	va, err := Floats(m.A)
+	if err != nil {
+		return fa, fb, fmt.Errorf("%s: %w", a.Path, err)
+	}
+	vb, err := Floats(m.B)
+	if err != nil {
+		return fa, fb, fmt.Errorf("%s: %w", a.Path, err)
+	}
+	return kernels.MatOf(va, m.Rank, len(va)/m.Rank), kernels.MatOf(vb, len(vb)/m.Rank, m.Rank), nil
+}
+
 // combinable refuses what has no rule.
 func combinable(a *Adapter, m *Module) error {
 	what := ""
@@ -142,6 +245,8 @@ func combinable(a *Adapter, m *Module) error {
 		what = "a part of the form " + m.Form.String()
 	case m.Rank == 0 || m.Nest > 0:
 		what = "an adapter of experts"
+	case len(m.A.Shape) != 2 || len(m.B.Shape) != 2:
+		what = fmt.Sprintf("lora_A %v with lora_B %v", m.A.Shape, m.B.Shape)
 	}
 	if what == "" {
 		return nil
@@ -149,11 +254,11 @@ func combinable(a *Adapter, m *Module) error {
 	return fmt.Errorf("%s: module %s: %w: %s cannot be combined or resized, expected plain matrices", a.Path, tensor.Quote(m.String()), ErrUnsupported, what)
 }
 
-func (o *CombineOptions) combine(ctx context.Context, name string, list []contribution, largest int) (Trained, error) {
-	rank := o.Rank
-	if rank == 0 {
-		rank = largest
-	}
+// combine makes a module of its contributions; rank is for the svd types, and cut to what
+// the matrix has.
+func (o *CombineOptions) combine(ctx context.Context, name string, list []contribution, rank int) (Trained, error) {
+	rows, cols := list[0].b.Rows, list[0].a.Cols
+	rank = min(rank, rows, cols)
 	switch {
 	case o.Type == "cat":
 		return concatenate(list, func(c contribution, a float32) float32 {
@@ -166,19 +271,13 @@ func (o *CombineOptions) combine(ctx context.Context, name string, list []contri
 			return Trained{}, err
 		}
 		return leading(d, rank), nil
-	case strings.HasSuffix(o.Type, "_svd"):
-		var tasks [][]float32
-		var weights []float64
-		for _, c := range list {
-			delta := kernels.NewMat(c.b.Rows, c.a.Cols)
-			kernels.MulAdd(delta, c.b, c.a)
-			for i := range delta.Data {
-				delta.Data[i] *= float32(c.scaling)
-			}
-			tasks, weights = append(tasks, delta.Data), append(weights, c.weight)
+	case o.dense():
+		sum, err := o.deltas(ctx, name, list)
+		if err != nil {
+			return Trained{}, err
 		}
-		sum := o.tasks(strings.TrimSuffix(o.Type, "_svd"), name, "delta", list, tasks, weights)
-		d, err := svd.Truncated(ctx, svd.Dense(sum, list[0].b.Rows, list[0].a.Cols), svd.Options{Rank: min(rank, list[0].b.Rows, list[0].a.Cols), Iterations: 6})
+		// What pruning leaves has a flat tail, which wants more iterations than a delta.
+		d, err := svd.Truncated(ctx, svd.Dense(sum, rows, cols), svd.Options{Rank: rank, Iterations: 6})
 		if err != nil {
 			return Trained{}, err
 		}
@@ -188,13 +287,35 @@ func (o *CombineOptions) combine(ctx context.Context, name string, list []contri
 	var wa, wb []float64
 	for _, c := range list {
 		root := math.Sqrt(math.Abs(c.scale))
+		o.sparsify(c.a.Data, c.adapter, name, "A")
+		o.sparsify(c.b.Data, c.adapter, name, "B")
 		as, bs, wb = append(as, c.a.Data), append(bs, c.b.Data), append(wb, root)
 		wa = append(wa, math.Copysign(root, c.scale))
 	}
-	a := o.tasks(o.Type, name, "A", list, as, wa)
-	b := o.tasks(o.Type, name, "B", list, bs, wb)
 	c := list[0]
-	return Trained{A: kernels.MatOf(a, c.a.Rows, c.a.Cols), B: kernels.MatOf(b, c.b.Rows, c.b.Cols), Rank: c.a.Rows}, nil
+	return Trained{A: kernels.MatOf(o.mix(as, wa), c.a.Rows, c.a.Cols), B: kernels.MatOf(o.mix(bs, wb), c.b.Rows, c.b.Cols), Rank: c.a.Rows}, nil
+}
+
+// deltas combines whole deltas.
+func (o *CombineOptions) deltas(ctx context.Context, name string, list []contribution) ([]float32, error) {
+	var tasks [][]float32
+	var weights []float64
+	for _, c := range list {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		delta := kernels.NewMat(c.b.Rows, c.a.Cols)
+		kernels.MulAdd(delta, c.b, c.a)
+		for i := range delta.Data {
+			delta.Data[i] *= float32(c.scaling)
+			if v := delta.Data[i]; v-v != 0 {
+				return nil, fmt.Errorf("%w: the delta of adapter %d has the value %v, expected finite numbers", ErrMalformed, c.adapter+1, v)
+			}
+		}
+		o.sparsify(delta.Data, c.adapter, name, "delta")
+		tasks, weights = append(tasks, delta.Data), append(weights, c.weight)
+	}
+	return o.mix(tasks, weights), nil
 }
 
 // concatenate stacks factors, so that ranks add up; A is scaled.
@@ -232,27 +353,28 @@ func leading(d *svd.Decomposition, rank int) Trained {
 	return t
 }
 
-// tasks adds tensors up by one of the rules of PEFT's merge_utils: prune, elect signs on what is
-// left without its weights (Yadav et al., "TIES-Merging", 2023), weigh, add, divide by
-// how many agree.
-func (o *CombineOptions) tasks(kind, name, factor string, list []contribution, tensors [][]float32, weights []float64) []float32 {
-	pruned := make([][]float32, len(tensors))
-	for i, t := range tensors {
-		switch {
-		case kind == "linear" || o.Density >= 1:
-			pruned[i] = t
-		case strings.HasPrefix(kind, "dare"):
-			pruned[i] = o.drop(t, list[i].adapter, name, factor)
-		default:
-			pruned[i] = prune(t, o.Density)
-		}
+// sparsify prunes t in place, as the type says.
+func (o *CombineOptions) sparsify(t []float32, adapter int, name, factor string) {
+	switch {
+	case !o.prunes() || o.Density >= 1:
+	case strings.HasPrefix(o.Type, "dare"):
+		o.drop(t, adapter, name, factor)
+	default:
+		prune(t, o.Density)
 	}
+}
+
+// mix adds pruned tensors up by the rules of PEFT's merge_utils: for the ties types elect the
+// sign of each element on the values without their weights (Yadav et al.,
+// "TIES-Merging", 2023), leave out what has another one, weigh, add, and divide by
+// how many agree; else weigh and add.
+func (o *CombineOptions) mix(tensors [][]float32, weights []float64) []float32 {
 	sum := make([]float32, len(tensors[0]))
-	ties := strings.HasSuffix(kind, "ties")
+	ties := strings.Contains(o.Type, "ties")
 	for k := range sum {
 		var majority, total float32
 		if ties {
-			for _, t := range pruned {
+			for _, t := range tensors {
 				if o.MajoritySign == "frequency" {
 					majority += sign(t[k])
 				} else {
@@ -266,7 +388,7 @@ func (o *CombineOptions) tasks(kind, name, factor string, list []contribution, t
 			}
 		}
 		agree := 0
-		for i, t := range pruned {
+		for i, t := range tensors {
 			if ties && sign(t[k]) != majority {
 				continue
 			}
@@ -291,87 +413,58 @@ func sign(x float32) float32 {
 	return 0
 }
 
-// prune keeps the largest magnitudes, the first of equals.
-func prune(t []float32, density float64) []float32 {
+// prune sets all to zero but the share density of the largest magnitudes, the first of
+// equals. Magnitudes are in the order of their bits, so two counts of 16 bits each find
+// the smallest that is kept.
+func prune(t []float32, density float64) {
 	keep := int(density * float64(len(t)))
-	order := make([]int, len(t))
-	for i := range order {
-		order[i] = i
+	if keep == 0 {
+		clear(t)
+		return
 	}
-	magnitude := func(i int) float32 { return float32(math.Abs(float64(t[i]))) }
-	slices.SortStableFunc(order, func(i, j int) int {
-		switch x, y := magnitude(i), magnitude(j); {
-		case x > y:
-			return -1
-		case x < y:
-			return 1
+	magnitude := func(v float32) uint32 { return math.Float32bits(v) &^ (1 << 31) }
+	// at finds where the count from the top reaches n, and how many of that value it takes.
+	at := func(counts []int, n int) (uint32, int) {
+		i := len(counts) - 1
+		for ; counts[i] < n; i-- {
+			n -= counts[i]
 		}
-		return 0
-	})
-	out := make([]float32, len(t))
-	for _, i := range order[:keep] {
-		out[i] = t[i]
+		return uint32(i), n
 	}
-	return out
+	upper, lower := make([]int, 1<<15), make([]int, 1<<16)
+	for _, v := range t {
+		upper[magnitude(v)>>16]++
+	}
+	high, rest := at(upper, keep)
+	for _, v := range t {
+		if m := magnitude(v); m>>16 == high {
+			lower[m&0xffff]++
+		}
+	}
+	low, equals := at(lower, rest)
+	smallest := high<<16 | low
+	for i, v := range t {
+		switch m := magnitude(v); {
+		case m > smallest:
+		case m == smallest && equals > 0:
+			equals--
+		default:
+			t[i] = 0
+		}
+	}
 }
 
-// drop keeps each value with the probability of the density and rescales what is kept (Yu et al.,
-// "Language Models are Super Mario", 2023). What is dropped depends on the seed, the
-// adapter's place and the names alone.
-func (o *CombineOptions) drop(t []float32, adapter int, name, factor string) []float32 {
+// drop keeps each value with the probability of the density, rescaled, and sets the others
+// to zero (Yu et al., "Language Models are Super Mario", 2023). What is dropped depends
+// on the seed, the adapter's place and the names alone.
+func (o *CombineOptions) drop(t []float32, adapter int, name, factor string) {
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%d %s %s", adapter, name, factor) // never fails
 	random := rand.New(rand.NewPCG(o.Seed, h.Sum64()))
-	out := make([]float32, len(t))
 	for i, v := range t {
+		t[i] = 0
 		if random.Float64() < o.Density {
-			out[i] = v / float32(o.Density)
+			t[i] = v / float32(o.Density)
 		}
 	}
-	return out
-}
-
-// Resize calls emit with each module of a at another rank: the given one, or with rank 0
-// the smallest that keeps the share energy of the squared norm of its delta. It works on
-// the factors alone.
-func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func(Trained) error) error {
-	for _, m := range a.Modules {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := combinable(a, m); err != nil {
-			return err
-		}
-		if m.Base {
-			continue
-		}
-		fa, err := Floats(m.A)
-		if err != nil {
-			return fmt.Errorf("%s: %w", a.Path, err)
-		}
-		fb, err := Floats(m.B)
-		if err != nil {
-			return fmt.Errorf("%s: %w", a.Path, err)
-		}
-		for i := range fb {
-			fb[i] *= float32(m.Scaling)
-		}
-		d, err := svd.Product(kernels.MatOf(fb, len(fb)/m.Rank, m.Rank), kernels.MatOf(fa, m.Rank, len(fa)/m.Rank))
-		if err != nil {
-			return fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(m.Name), err)
-		}
-		r := rank
-		if r == 0 {
-			r = min(max(1, svd.RankFor(d.S, d.Energy, energy)), max(1, len(d.S)))
-		}
-		if most := min(len(fb)/m.Rank, len(fa)/m.Rank); r > most {
-			return fmt.Errorf("%s: module %s: %w: rank %d is larger than its matrix allows, %d", a.Path, tensor.Quote(m.Name), ErrBase, r, most)
-		}
-		t := leading(d, r)
-		t.Name, t.Form = m.Name, m.Form
-		if err := emit(t); err != nil {
-			return err
-		}
-	}
-	return nil
 }

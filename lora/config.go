@@ -56,7 +56,7 @@ const matchTimeout = 250 * time.Millisecond
 
 // parseConfig reads an adapter_config.json.
 func parseConfig(b []byte) (Config, error) {
-	c := Config{raw: b}
+	c := Config{raw: b, Rank: 8, Alpha: 8} // PEFT's own, where they are absent
 	if err := json.Unmarshal(b, &c); err != nil {
 		return c, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
@@ -66,6 +66,11 @@ func parseConfig(b []byte) (Config, error) {
 	}
 	if c.PeftType != "LORA" {
 		return c, fmt.Errorf("%w: peft_type is %s, expected LORA", ErrUnsupported, tensor.Quote(c.PeftType))
+	}
+	for _, name := range []string{"r", "lora_alpha"} {
+		if v, ok := all[name]; ok && v.Kind() != '0' {
+			return c, fmt.Errorf("%w: %s is %s, expected a number", ErrMalformed, name, tensor.Quote(string(v)))
+		}
 	}
 	for _, name := range unsupported {
 		if v, ok := all[name]; ok && !empty(v) {
@@ -134,7 +139,7 @@ func parsePatterns(v jsontext.Value) ([]pattern, error) {
 func compile(expr string) (*regexp2.Regexp, error) {
 	re, err := regexp2.Compile(`\A(?:`+expr+`)`, regexp2.None)
 	if err != nil {
-		return nil, fmt.Errorf("%w: regular expression %s: %w", ErrMalformed, tensor.Quote(expr), err)
+		return nil, fmt.Errorf("%w: regular expression %s: %s", ErrMalformed, tensor.Quote(expr), tensor.Quote(err.Error()))
 	}
 	re.MatchTimeout = matchTimeout
 	return re, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -207,7 +208,8 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 			return err
 		}
 	}
-	for name, p := range lora {
+	for _, name := range slices.Sorted(maps.Keys(lora)) {
+		p := lora[name]
 		if err := a.addLora(name, p.a, p.b, p.bias, p.magnitude, embedding[name]); err != nil {
 			return err
 		}
@@ -281,7 +283,9 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 		return fmt.Errorf("%s: %w: module %s has no lora_magnitude_vector, and use_dora is true", a.Path, ErrMalformed, tensor.Quote(key))
 	case !a.Config.DoRA && magnitude != nil:
 		return fmt.Errorf("%s: %w: module %s has a lora_magnitude_vector, and use_dora is not set", a.Path, ErrMalformed, tensor.Quote(key))
-	case a.Config.LoraBias != (bias != nil) && !embedding && bias != nil:
+	case a.Config.LoraBias && bias == nil && !embedding:
+		return fmt.Errorf("%s: %w: module %s has no lora_B.bias, and lora_bias is true", a.Path, ErrMalformed, tensor.Quote(key))
+	case !a.Config.LoraBias && bias != nil:
 		return fmt.Errorf("%s: %w: module %s has a lora_B.bias, and lora_bias is not set", a.Path, ErrMalformed, tensor.Quote(key))
 	}
 	switch {

@@ -311,6 +311,13 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 	if err := toFloats(x, values, j.weight.Values); err != nil {
 		return nil, err
 	}
+	if v := j.weight.merge.Value; v != nil {
+		for i, f := range x {
+			if !finite(f) {
+				return nil, fmt.Errorf("%w: the value that the adapter's tensor %s gives it has %v at element %d, expected finite numbers", lora.ErrMalformed, tensor.Quote(v.Name), f, lo+int64(i))
+			}
+		}
+	}
 	for _, t := range j.terms {
 		j.apply(s, t, x, lo, hi)
 	}
@@ -404,12 +411,29 @@ func (r *run) prepareMerge(s *scratch, j *jobRun) error {
 			}
 		}
 		for i, sum := range sums {
-			t.magnitude[i] /= float32(math.Sqrt(sum))
+			norm := float32(math.Sqrt(sum))
+			if f := t.magnitude[i] / norm; norm > 0 && finite(f) {
+				t.magnitude[i] = f
+				continue
+			}
+			if i >= int(t.FirstOutput) && i < int(t.FirstOutput+t.outputs()) {
+				return fmt.Errorf("module %s: %w: the norm of its output %d with the delta is %v, by which DoRA divides", tensor.Quote(t.Name), lora.ErrBase, i, norm)
+			}
 		}
 	}
 	j.ready = true
 	return nil
 }
+
+// outputs is how many outputs of its module a term covers.
+func (t *term) outputs() int64 {
+	if t.OutputRows {
+		return t.Rows
+	}
+	return t.Cols
+}
+
+func finite(x float32) bool { return !math.IsNaN(float64(x)) && !math.IsInf(float64(x), 0) }
 
 // storedParts lets a scheme read what an encoder has just written.
 type storedParts struct {
@@ -809,6 +833,9 @@ func (r *run) checkKept() error {
 	}
 	least := short[0]
 	for _, m := range short {
+		if math.IsNaN(m.Kept) {
+			return fmt.Errorf("%w: module %s: its kept share is not a number, since the base or the result holds NaN or infinity; lorakit verify names the tensor", ErrLost, tensor.Quote(m.Name))
+		}
 		if m.Kept < least.Kept {
 			least = m
 		}
