@@ -38,13 +38,16 @@ func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptio
 	if len(adapters) == 0 {
 		return nil, fmt.Errorf("%w: no adapter is given", ErrOption)
 	}
+	lo := lora.CombineOptions{Type: o.Type, Density: o.Density, MajoritySign: o.MajoritySign, Rank: o.Rank, Seed: o.Seed}
+	if err := lo.Check(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrOption, err)
+	}
 	list, closeAll, err := openAdapters(adapters)
 	if err != nil {
 		return nil, err
 	}
 	defer closeAll()
-	lo := lora.CombineOptions{Type: o.Type, Density: o.Density, MajoritySign: o.MajoritySign, Rank: o.Rank, Seed: o.Seed}
-	return writeAdapter(ctx, &list[0].Adapter.Config, adapters[0].Path, out, o.Force, func(emit func(lora.Trained) error) error {
+	return writeAdapter(ctx, list, out, o.Force, func(emit func(lora.Trained) error) error {
 		return lora.Combine(ctx, list, lo, emit)
 	})
 }
@@ -61,19 +64,24 @@ func Resize(ctx context.Context, adapter, out string, rank int, energy float64, 
 		return nil, err
 	}
 	defer closeAll()
-	return writeAdapter(ctx, &list[0].Adapter.Config, adapter, out, force, func(emit func(lora.Trained) error) error {
+	return writeAdapter(ctx, list, out, force, func(emit func(lora.Trained) error) error {
 		return lora.Resize(ctx, list[0].Adapter, rank, energy, emit)
 	})
 }
 
-// writeAdapter writes the modules that make emits, as a PEFT folder.
-func writeAdapter(ctx context.Context, like *lora.Config, src, out string, force bool, produce func(emit func(lora.Trained) error) error) (*Combination, error) {
-	w, err := pipeline.NewAdapterWriter(src, out, force)
+// writeAdapter writes the modules that produce emits, and what goes with the adapters they are
+// made of, as a PEFT folder.
+func writeAdapter(ctx context.Context, from []lora.Weighted, out string, force bool, produce func(emit func(lora.Trained) error) error) (*Combination, error) {
+	copies, err := lora.BaseCopies(from)
+	if err != nil {
+		return nil, err
+	}
+	w, err := pipeline.NewAdapterWriter(from[0].Path, out, force)
 	if err != nil {
 		return nil, err
 	}
 	defer w.Abort()
-	s := lora.Settings{Like: like, Ranks: map[string]int{}, Alphas: map[string]float64{}}
+	s := lora.Settings{Like: &from[0].Config, Ranks: map[string]int{}, Alphas: map[string]float64{}}
 	ranks := map[string]int{}
 	err = produce(func(t lora.Trained) error {
 		ranks[t.Name] = t.A.Rows
@@ -82,6 +90,11 @@ func writeAdapter(ctx context.Context, like *lora.Config, src, out string, force
 	})
 	if err != nil {
 		return nil, err
+	}
+	for _, m := range copies {
+		if err := w.Copy(m.BaseKey(), m.B); err != nil {
+			return nil, err
+		}
 	}
 	s.Alpha = float64(s.Rank)
 	for name, r := range ranks {

@@ -38,7 +38,9 @@ type ConvertOptions struct {
 	Include, Exclude []string
 	// Merge are adapters whose deltas are added, in this order, before anything is cast or
 	// quantised.
-	Merge []Adapter
+	Merge    []Adapter
+	subtract bool // instead of adding
+
 	// Base is "as-is" (or empty), or "dequantized": each adapted weight goes through NF4
 	// and back first, as an adapter trained by QLoRA has seen it.
 	Base string
@@ -102,7 +104,7 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	}
 	defer c.Close()
 	if len(o.Merge) > 0 {
-		closeAll, err := merge(c, o.Merge)
+		closeAll, err := merge(c, o.Merge, o.subtract)
 		if err != nil {
 			return nil, err
 		}

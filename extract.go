@@ -81,6 +81,7 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	conv1D := false
 	for _, x := range a.Weights {
 		y := other[x.Name]
+		delete(other, x.Name)
 		if y == nil || !slices.Equal(x.Shape, y.Shape) {
 			return nil, fmt.Errorf("%s: %w: tensor %s of shape %v has no counterpart of that shape in %s", base, ErrRefused, tensor.Quote(x.Name), x.Shape, tuned)
 		}
@@ -95,6 +96,11 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 		}
 		if !same {
 			r.Left = append(r.Left, x.Name)
+		}
+	}
+	for _, y := range b.Weights {
+		if other[y.Name] != nil { // the base has none
+			r.Left = append(r.Left, y.Name)
 		}
 	}
 	if err := decompose(ctx, jobs, o, w, r); err != nil {

@@ -14,10 +14,11 @@ type Known struct {
 	Architectures []string `json:"architectures"`
 }
 
-// KnownFormat is a container that can be named by --to.
+// KnownFormat is a container; --to takes those that are not read only.
 type KnownFormat struct {
 	Name       string   `json:"name"`
 	Extensions []string `json:"extensions"`
+	ReadOnly   bool     `json:"read_only"`
 }
 
 // KnownScheme is a way to store quantised weights, with its types for --quantize.
@@ -30,7 +31,7 @@ type KnownScheme struct {
 func Formats() Known {
 	var k Known
 	for _, f := range formats.All() {
-		k.Formats = append(k.Formats, KnownFormat{f.Name(), f.Extensions()})
+		k.Formats = append(k.Formats, KnownFormat{f.Name(), f.Extensions(), f.ReadOnly()})
 	}
 	for _, s := range quant.All() {
 		k.Schemes = append(k.Schemes, KnownScheme{s.Name(), s.Types()})

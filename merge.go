@@ -31,34 +31,8 @@ func Merge(ctx context.Context, base string, adapters []Adapter, dst string, o C
 // not come back. An adapter with a part that cannot be subtracted (DoRA, replaced
 // weights, trained rows) is an error.
 func Unmerge(ctx context.Context, merged string, adapters []Adapter, dst string, o ConvertOptions) (*ConvertResult, error) {
-	var negative []Adapter
-	for _, a := range adapters {
-		if err := reversible(a.Path); err != nil {
-			return nil, err
-		}
-		if a.Weight == 0 {
-			a.Weight = 1
-		}
-		negative = append(negative, Adapter{a.Path, -a.Weight})
-	}
-	return Merge(ctx, merged, negative, dst, o)
-}
-
-func reversible(path string) error {
-	a, err := lora.Open(path)
-	if err != nil {
-		return err
-	}
-	defer a.Close()
-	for _, m := range a.Modules {
-		switch {
-		case m.Magnitude != nil:
-			return fmt.Errorf("%s: module %q: %w: DoRA cannot be unmerged, since the norms of the base are not in a merged checkpoint", path, m.String(), ErrRefused)
-		case m.Form == lora.Replace && !m.Base, m.Form == lora.Rows:
-			return fmt.Errorf("%s: module %q: %w: it has replaced weights of the base, which are not in a merged checkpoint", path, m.String(), ErrRefused)
-		}
-	}
-	return nil
+	o.subtract = true
+	return Merge(ctx, merged, adapters, dst, o)
 }
 
 // openAdapters opens adapters; a weight of 0 stands for 1.
@@ -87,11 +61,21 @@ func openAdapters(adapters []Adapter) ([]lora.Weighted, func(), error) {
 	return list, closeAll, nil
 }
 
-// merge opens adapters and adds them to a checkpoint.
-func merge(c *pipeline.Checkpoint, adapters []Adapter) (func(), error) {
+// merge opens adapters and adds them to a checkpoint, or subtracts them.
+func merge(c *pipeline.Checkpoint, adapters []Adapter, subtract bool) (func(), error) {
 	list, closeAll, err := openAdapters(adapters)
 	if err != nil {
 		return nil, err
+	}
+	for i := range list {
+		if !subtract {
+			break
+		}
+		list[i].Weight = -list[i].Weight
+		if err := list[i].Subtractable(); err != nil {
+			closeAll()
+			return nil, err
+		}
 	}
 	if err := c.Merge(list); err != nil {
 		closeAll()

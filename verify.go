@@ -30,7 +30,7 @@ func VerifyMerge(ctx context.Context, merged, base string, adapters []Adapter) (
 		return nil, err
 	}
 	defer c.Close()
-	closeAll, err := merge(c, adapters)
+	closeAll, err := merge(c, adapters, false)
 	if err != nil {
 		return nil, err
 	}

@@ -99,7 +99,7 @@ type Options struct {
 	Groups []int
 }
 
-// Format reads and writes one kind of container.
+// Format reads and, where it is not ReadOnly, writes one kind of container.
 type Format interface {
 	// Name is what --to takes, such as "safetensors".
 	Name() string
@@ -110,6 +110,8 @@ type Format interface {
 	Detect(path string) bool
 	// Open reads and checks the headers of the file or folder.
 	Open(path string) (Container, error)
+	// ReadOnly reports whether Layout always fails.
+	ReadOnly() bool
 	// Layout places the tensors, which all have valid sizes. The result
 	// depends on the arguments alone.
 	Layout(tensors []tensor.Info, o Options) (Layout, error)
@@ -128,14 +130,14 @@ func All() []Format {
 	return all
 }
 
-// Lookup finds a format by its name.
+// Lookup finds a format that can be written by its name.
 func Lookup(name string) (Format, error) {
 	for _, f := range registry {
-		if f.Name() == name {
+		if f.Name() == name && !f.ReadOnly() {
 			return f, nil
 		}
 	}
-	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, name, names())
+	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, name, names(true))
 }
 
 // Detect finds the format of an existing file or folder.
@@ -148,10 +150,11 @@ func Detect(path string) (Format, error) {
 			return f, nil
 		}
 	}
-	return nil, fmt.Errorf("%s: %w: no %s file there", path, ErrUnknown, names())
+	return nil, fmt.Errorf("%s: %w: no %s file there", path, ErrUnknown, names(false))
 }
 
-// ForExtension finds the format that writes files named like path, if any.
+// ForExtension finds the format of files named like path, if any. It may be one that is not
+// written, so that such a destination is an error and no folder of that name.
 func ForExtension(path string) (Format, bool) {
 	for _, f := range registry {
 		for _, e := range f.Extensions() {
@@ -163,10 +166,12 @@ func ForExtension(path string) (Format, bool) {
 	return nil, false
 }
 
-func names() string {
+func names(written bool) string {
 	var s []string
 	for _, f := range All() {
-		s = append(s, f.Name())
+		if !written || !f.ReadOnly() {
+			s = append(s, f.Name())
+		}
 	}
 	return strings.Join(s, ", ")
 }

@@ -8,9 +8,11 @@
 package lora
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
@@ -96,17 +98,20 @@ func (a *Adapter) Close() error {
 	return a.container.Close()
 }
 
-// Parameters is the number of trained values.
-func (a *Adapter) Parameters() int64 {
-	var n int64
+// Subtractable makes a ready to be taken out of a merged checkpoint: copies of the base's own
+// matrices, which it only brings along, are not part of it. A part that leaves no trace of
+// the base is an error.
+func (a *Adapter) Subtractable() error {
 	for _, m := range a.Modules {
-		for _, t := range []*formats.Tensor{m.A, m.B, m.Magnitude} {
-			if t != nil && !m.Base {
-				n += t.Count()
-			}
+		switch {
+		case m.Magnitude != nil:
+			return fmt.Errorf("%s: module %s: %w: DoRA cannot be subtracted, since the norms of the base are not in a merged checkpoint", a.Path, tensor.Quote(m.String()), ErrUnsupported)
+		case m.Form == Replace && !m.Base, m.Form == Rows:
+			return fmt.Errorf("%s: module %s: %w: it has replaced weights of the base, which are not in a merged checkpoint", a.Path, tensor.Quote(m.String()), ErrUnsupported)
 		}
 	}
-	return n
+	a.Modules = slices.DeleteFunc(a.Modules, func(m *Module) bool { return m.Base })
+	return nil
 }
 
 func (a *Adapter) failed(t *formats.Tensor, err error) error {
@@ -119,24 +124,25 @@ func Floats(t *formats.Tensor) ([]float32, error) {
 	if !t.DType.Float() && t.DType != tensor.F64 {
 		return nil, fmt.Errorf("%s: tensor %s: %w: its type is %s, expected F32, F16, BF16 or F64", t.File, tensor.Quote(t.Name), ErrMalformed, t.DType)
 	}
-	raw := make([]byte, t.Bytes)
-	if _, err := t.ReadAt(raw, 0); err != nil {
-		return nil, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
-	}
-	b := raw
-	if t.DType != tensor.F32 {
-		b = make([]byte, 4*t.Count())
-		if err := tensor.Convert(b, tensor.F32, raw, t.DType); err != nil {
+	const piece = 64 << 10
+	width := t.DType.Bits() / 8
+	raw, b := make([]byte, piece*width), make([]byte, 4*piece)
+	out := make([]float32, t.Count())
+	for lo := int64(0); lo < int64(len(out)); lo += piece {
+		part := out[lo:min(lo+piece, int64(len(out)))]
+		n := int64(len(part))
+		if _, err := t.ReadAt(raw[:n*width], lo*width); err != nil {
+			return nil, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
+		}
+		if err := tensor.Convert(b[:4*n], tensor.F32, raw[:n*width], t.DType); err != nil {
 			return nil, err
 		}
-	}
-	out := make([]float32, t.Count())
-	for i := range out {
-		bits := uint32(b[4*i]) | uint32(b[4*i+1])<<8 | uint32(b[4*i+2])<<16 | uint32(b[4*i+3])<<24
-		if bits&0x7f800000 == 0x7f800000 {
-			return nil, fmt.Errorf("%s: tensor %s: %w: element %d is %v, expected finite numbers", t.File, tensor.Quote(t.Name), ErrMalformed, i, math.Float32frombits(bits))
+		for i := range part {
+			part[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
+			if part[i]-part[i] != 0 {
+				return nil, fmt.Errorf("%s: tensor %s: %w: element %d is %v, expected finite numbers", t.File, tensor.Quote(t.Name), ErrMalformed, lo+int64(i), part[i])
+			}
 		}
-		out[i] = math.Float32frombits(bits)
 	}
 	return out, nil
 }

@@ -575,6 +575,15 @@ func (b *binder) matrix(t Term, p *parameter) error {
 	if m.Magnitude != nil && m.Magnitude.Count() != out {
 		return fmt.Errorf("module %s: %w: its magnitude has %d elements, expected %d", tensor.Quote(m.Name), ErrMalformed, m.Magnitude.Count(), out)
 	}
+	for _, pc := range p.pieces {
+		summed := 0 // the dimension that a norm of DoRA runs along
+		if t.OutputRows {
+			summed = 1
+		}
+		if m.Magnitude != nil && pc.slice.Parts > 1 && pc.slice.Dim == summed {
+			return fmt.Errorf("module %s: %w: DoRA on a weight that its file cuts across its inputs", tensor.Quote(m.Name), ErrUnsupported)
+		}
+	}
 	if p.experts > 0 {
 		return fmt.Errorf("module %s: %w: one module for the stack of experts %s", tensor.Quote(m.Name), ErrBase, tensor.Quote(p.name))
 	}

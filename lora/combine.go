@@ -44,13 +44,13 @@ type contribution struct {
 // the headers tell is checked before the first module is emitted; the values of one
 // module at a time are in memory.
 //
-// A weight may be zero or negative, as in PEFT: the sign goes to A. An embedding's own
-// matrix that PEFT stores beside its adapter is the base's and is not part of the result.
+// A weight may be zero or negative, as in PEFT: the sign goes to A. The base's own
+// matrices that PEFT stores beside an adapter of an embedding are not emitted: see BaseCopies.
 func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit func(Trained) error) error {
 	if len(adapters) == 0 {
 		return fmt.Errorf("%w: no adapter to combine, expected one or more", ErrUnsupported)
 	}
-	if err := o.check(); err != nil {
+	if err := o.Check(); err != nil {
 		return err
 	}
 	if len(adapters) == 1 {
@@ -98,6 +98,40 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 	}
 	return nil
 }
+
+// BaseCopies lists the base's own matrices that adapters bring along, in the order of names: what
+// goes with a combination of them. Adapters that bring different ones are an error, since
+// one result cannot be for both.
+func BaseCopies(adapters []Weighted) ([]*Module, error) {
+	byName := map[string]*Module{}
+	for _, a := range adapters {
+		for _, m := range a.Modules {
+			if !m.Base {
+				continue
+			}
+			first := byName[m.Name]
+			if first == nil {
+				byName[m.Name] = m
+				continue
+			}
+			same, err := sameBytes(first.B, m.B)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", a.Path, err)
+			}
+			if !same {
+				return nil, fmt.Errorf("%s: module %s: %w: it brings another matrix of the base than an adapter before it", a.Path, tensor.Quote(m.Name), ErrBase)
+			}
+		}
+	}
+	var list []*Module
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		list = append(list, byName[name])
+	}
+	return list, nil
+}
+
+// BaseKey is the name that PEFT gives to a matrix of the base beside an adapter of it.
+func (m *Module) BaseKey() string { return peftPrefix + m.Name + ".base_layer." + m.Param }
 
 // source is a module of the adapter with that number.
 type source struct {
@@ -163,7 +197,8 @@ func (a *Adapter) largestRank() int {
 	return rank
 }
 
-func (o *CombineOptions) check() error {
+// Check refuses options that are wrong whatever the adapters.
+func (o *CombineOptions) Check() error {
 	switch {
 	case !slices.Contains(CombineTypes(), o.Type):
 		return fmt.Errorf("%w: type %s of combination; known are %s", ErrUnsupported, tensor.Quote(o.Type), strings.Join(CombineTypes(), ", "))

@@ -80,6 +80,26 @@ func (w *AdapterWriter) Add(t lora.Trained) error {
 	return nil
 }
 
+// Copy writes a tensor as it is.
+func (w *AdapterWriter) Copy(name string, t *formats.Tensor) error {
+	const piece = 1 << 20
+	b := make([]byte, min(piece, t.Bytes))
+	info := t.Info
+	info.Name = name
+	w.tensors = append(w.tensors, formats.Tensor{Info: info, Data: w.spool, Offset: w.offset, Bytes: t.Bytes})
+	for lo := int64(0); lo < t.Bytes; lo += piece {
+		b = b[:min(piece, t.Bytes-lo)]
+		if err := readPart(t, b, lo); err != nil {
+			return err
+		}
+		if _, err := w.spool.WriteAt(b, w.offset+lo); err != nil {
+			return err
+		}
+	}
+	w.offset += t.Bytes
+	return nil
+}
+
 // Modules lists what has been added.
 func (w *AdapterWriter) Modules() []string { return w.modules }
 

@@ -31,6 +31,7 @@ type budget struct {
 	workers int   // how many tiles are under way at once
 	tile    int64 // bytes of values a tile has
 	carry   int64 // bytes for what outlives a tile
+	factors int64 // bytes of adapters that are kept for the next weights
 }
 
 const (
@@ -71,29 +72,35 @@ func tooLittle(memory, least int64) error {
 		ErrMemory, humanize.IBytes(uint64(memory)), humanize.IBytes(uint64(least)), (least+1<<20-1)>>20)
 }
 
-// needs is what the largest tiles of a run take, for each size of tile.
-type needs map[int64]scratchSize
+// needs is what a run takes.
+type needs struct {
+	tiles   map[int64]scratchSize // of the largest tiles, for each size of tile
+	factors int64                 // of the adapters' factors for one weight, while it is merged
+}
 
-func newNeeds() needs {
-	n := needs{}
+func newNeeds() *needs {
+	n := &needs{tiles: map[int64]scratchSize{}}
 	for tile := int64(largestTile); tile >= smallestTile; tile /= 2 {
-		n[tile] = scratchSize{}
+		n.tiles[tile] = scratchSize{}
 	}
 	return n
 }
 
-func (n needs) add(j *jobRun) {
+func (n *needs) add(j *jobRun) {
 	if j.Copy {
 		return
 	}
-	for tile, most := range n {
-		n[tile] = most.max(j.scratchSize(j.tileElements(tile)))
+	if m := j.weight.merge; m != nil {
+		n.factors = max(n.factors, m.factorBytes(j.weight.Count()))
+	}
+	for tile, most := range n.tiles {
+		n.tiles[tile] = most.max(j.scratchSize(j.tileElements(tile)))
 	}
 }
 
 // newBudget divides the memory. One thread computes one tile at a time; there are
 // twice as many workers, so that some read and write meanwhile.
-func newBudget(n needs, memory int64, threads int) (budget, error) {
+func newBudget(n *needs, memory int64, threads int) (budget, error) {
 	var m runtime.MemStats
 	if runtime.ReadMemStats(&m); m.HeapAlloc > 16<<20 {
 		runtime.GC() // what is left of making a large plan
@@ -104,8 +111,13 @@ func newBudget(n needs, memory int64, threads int) (budget, error) {
 	free := memory - fixed
 
 	b := budget{workers: 2 * threads, tile: largestTile}
+	if n.factors > 0 {
+		b.factors = min(mostFactors, memory/8)
+		free -= b.factors
+	}
 	for {
-		need := n[b.tile].total() * int64(b.workers)
+		// One weight more than there are workers may have its factors in memory.
+		need := n.tiles[b.tile].total()*int64(b.workers) + n.factors*int64(b.workers+1)
 		if need <= free/2 {
 			b.carry = free - need - free/4
 			return b, nil
@@ -119,7 +131,7 @@ func newBudget(n needs, memory int64, threads int) (budget, error) {
 			b.carry = free / 8
 			return b, nil
 		default:
-			least := fixed + need*4/3 + 1<<20
+			least := fixed + b.factors + need*4/3 + 1<<20
 			return b, tooLittle(memory, least)
 		}
 	}
@@ -185,7 +197,12 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 	}
 	if m := j.weight.merge; m != nil {
 		s.cast = max(s.cast, 4*n)
-		s.merge = 4*n + 24*max(m.Width, 64<<10)
+		// x, and the delta, what it is added to, what was written and their sums in pieces
+		// of at least 64 Ki elements.
+		s.merge = 4*n + (24+4*int64(len(m.contributors())))*max(m.Width, 64<<10)
+		if j.Through != nil {
+			s.merge += j.weight.Count() // 4 bits an element, and its scales twice
+		}
 	}
 	if j.encoder != nil {
 		for _, r := range j.encoder.Tiles([]quant.Range(nil), 0, n) {

@@ -49,8 +49,10 @@ type Checkpoint struct {
 	container formats.Container
 	// What Merge has made of it.
 	adapters     []AdapterInput
-	untied       bool  // the output head is no longer tied to the embedding
-	vocabulary   int64 // where an adapter brings another number of rows, else 0
+	head         string // an output head that becomes a tensor of its own, "" where none does
+	headFrom     string // what it was tied to
+	untied       bool   // the output head is no longer tied to the embedding
+	vocabulary   int64  // where an adapter brings another number of rows, else 0
 	mergeNotices []string
 
 	configJSON []byte
@@ -200,6 +202,17 @@ type rawTensors struct {
 	byName  map[string]int
 }
 
+// newRawTensors also returns the names.
+func newRawTensors(tensors []formats.Tensor) (*rawTensors, []string) {
+	r := &rawTensors{tensors, make(map[string]int, len(tensors))}
+	names := make([]string, len(tensors))
+	for i, t := range tensors {
+		r.byName[t.Name] = i
+		names[i] = t.Name
+	}
+	return r, names
+}
+
 // Lookup finds a stored tensor by its name.
 func (r *rawTensors) Lookup(name string) (tensor.Info, bool) {
 	i, ok := r.byName[name]
@@ -236,13 +249,7 @@ func readPart(t *formats.Tensor, p []byte, off int64) error {
 
 // assemble makes the logical weights of the stored tensors.
 func (c *Checkpoint) assemble() error {
-	raw := &rawTensors{tensors: c.container.Tensors()}
-	raw.byName = make(map[string]int, len(raw.tensors))
-	names := make([]string, len(raw.tensors))
-	for i, t := range raw.tensors {
-		raw.byName[t.Name] = i
-		names[i] = t.Name
-	}
+	raw, names := newRawTensors(c.container.Tensors())
 
 	quantised := make(map[string]quant.Decoder) // by the name of the first part
 	companion := make(map[string]string)        // name of a part -> its weight

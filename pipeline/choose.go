@@ -67,7 +67,7 @@ func (b *planner) target(dst string) (formats.Format, error) {
 	case single:
 		return byName, nil
 	}
-	if r, ok := b.Format.(interface{ ReadOnly() bool }); ok && r.ReadOnly() {
+	if b.Format.ReadOnly() {
 		return formats.Lookup("safetensors")
 	}
 	return b.Format, nil

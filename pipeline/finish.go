@@ -13,7 +13,7 @@ import (
 
 // finishJob writes what of a weight no tile could, and the shard's end where it
 // was the last.
-func (r *run) finishJob(g *errgroup.Group, j *jobRun) error {
+func (r *run) finishJob(s *scratch, g *errgroup.Group, j *jobRun) error {
 	sh := j.shard
 	if j.encoder != nil {
 		err := j.encoder.Finish(j.carry, func(part int, off int64, p []byte) error {
@@ -25,7 +25,7 @@ func (r *run) finishJob(g *errgroup.Group, j *jobRun) error {
 	}
 	j.carry.close()
 	if j.weight.merge != nil {
-		if err := r.finishMerge(j); err != nil {
+		if err := r.finishMerge(s, j); err != nil {
 			return err
 		}
 	}
@@ -138,10 +138,25 @@ func (r *run) unchanged() error {
 			return err
 		}
 		if now := inputFile(in.Name, info); now != in {
-			return fmt.Errorf("%s: it changed while it was read: %d bytes, modified at %s, expected %d, at %s", path, now.Size, now.Modified, in.Size, in.Modified)
+			return changedError(path, now, in)
+		}
+	}
+	for _, a := range r.plan.Adapters {
+		now, err := adapterFiles(a.Path, a.names())
+		if err != nil {
+			return err
+		}
+		for i, in := range a.Files {
+			if now[i] != in {
+				return changedError(filepath.Join(a.Path, in.Name), now[i], in)
+			}
 		}
 	}
 	return nil
+}
+
+func changedError(path string, now, in InputFile) error {
+	return fmt.Errorf("%s: it changed while it was read: %d bytes, modified at %s, expected %d, at %s", path, now.Size, now.Modified, in.Size, in.Modified)
 }
 
 // giveUp decides what becomes of the stage after an error, and says so in it.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io/fs"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -107,10 +108,14 @@ type Output struct {
 }
 
 // Digest identifies the plan: a stage is gone on with only by the plan that began
-// it. How the path of the source was spelled is no part of it.
+// it. How the paths of the source and of adapters were spelled is no part of it.
 func (p *Plan) Digest() string {
 	anywhere := *p
 	anywhere.Source = ""
+	anywhere.Adapters = slices.Clone(p.Adapters)
+	for i := range anywhere.Adapters {
+		anywhere.Adapters[i].Path = ""
+	}
 	h := sha256.New()
 	if err := json.MarshalWrite(h, &anywhere, json.Deterministic(true), jsontext.AllowInvalidUTF8(true)); err != nil {
 		panic(err) // a Plan holds nothing that JSON cannot

@@ -274,6 +274,7 @@ func (r *run) prepare() error {
 	}
 	var err error
 	r.budget, err = newBudget(needs, r.opts.Memory, r.opts.Threads)
+	r.factors.limit = r.budget.factors
 	return err
 }
 
@@ -364,7 +365,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			}
 			j.left.Store(int64(len(pieces)))
 			if len(pieces) == 0 { // an empty tensor
-				if err := r.finishJob(g, j); err != nil {
+				if err := r.finishJob(&scratch{compute: r.compute}, g, j); err != nil {
 					return err
 				}
 			}

@@ -72,7 +72,7 @@ func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) err
 		r.done.Add((t.hi - t.lo) * j.weight.StoredBytes() / j.weight.Count())
 	}
 	if j.left.Add(-1) == 0 {
-		return r.finishJob(g, j)
+		return r.finishJob(s, g, j)
 	}
 	return nil
 }

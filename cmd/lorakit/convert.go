@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -158,7 +159,9 @@ func parseAdapters(list []string) ([]lorakit.Adapter, error) {
 	var out []lorakit.Adapter
 	for _, text := range list {
 		a := lorakit.Adapter{Path: text, Weight: 1}
-		if i := strings.LastIndexByte(text, '='); i >= 0 {
+		// A folder may have an equals sign in its name, as lr=1e-4.
+		_, err := os.Stat(text)
+		if i := strings.LastIndexByte(text, '='); i >= 0 && err != nil {
 			w, err := strconv.ParseFloat(text[i+1:], 64)
 			if err != nil || math.IsNaN(w) || math.IsInf(w, 0) || w == 0 {
 				return nil, usageError{fmt.Errorf("%q: the weight is no number but 0, expected ADAPTER=WEIGHT such as my-lora=0.7", text)}

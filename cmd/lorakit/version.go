@@ -48,9 +48,13 @@ func formatsCommand() *cobra.Command {
 			if asJSON {
 				return printJSON(w, r)
 			}
-			t := newTable(w, "FORMAT", "EXTENSIONS")
+			t := newTable(w, "FORMAT", "EXTENSIONS", "")
 			for _, f := range r.Formats {
-				t.row(f.Name, strings.Join(f.Extensions, " "))
+				note := ""
+				if f.ReadOnly {
+					note = "read only"
+				}
+				t.row(f.Name, strings.Join(f.Extensions, " "), note)
 			}
 			t.flush()
 			fmt.Fprintln(w)

@@ -82,7 +82,7 @@ func (Format) ReadOnly() bool { return true }
 func (f Format) Layout([]tensor.Info, formats.Options) (formats.Layout, error) {
 	var written []string
 	for _, other := range formats.All() {
-		if r, ok := other.(interface{ ReadOnly() bool }); !ok || !r.ReadOnly() {
+		if !other.ReadOnly() {
 			written = append(written, other.Name())
 		}
 	}

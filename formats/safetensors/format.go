@@ -61,6 +61,9 @@ func (l Limits) withDefaults() Limits {
 // Name returns "safetensors".
 func (Format) Name() string { return "safetensors" }
 
+// ReadOnly returns false.
+func (Format) ReadOnly() bool { return false }
+
 // Extensions returns ".safetensors".
 func (Format) Extensions() []string { return []string{extension} }
 

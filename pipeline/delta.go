@@ -1,0 +1,318 @@
+package pipeline
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/lora"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// term is a part of a change, with its factors in memory.
+type term struct {
+	*lora.Term
+	left, right kernels.Mat
+	magnitude   []float32 // of DoRA: magnitude / norm, once the norms are known
+	values      []float32 // of Rows
+	rows        map[int64]int
+}
+
+// factors keeps what was last read of adapters, for the experts that share one tensor.
+type factors struct {
+	have  map[*formats.Tensor][]float32
+	order []*formats.Tensor
+	size  int64
+	limit int64
+}
+
+// mostFactors is how many bytes of them are kept at most.
+const mostFactors = 32 << 20
+
+func (f *factors) get(t *formats.Tensor) ([]float32, error) {
+	if v, ok := f.have[t]; ok {
+		return v, nil
+	}
+	v, err := lora.Floats(t)
+	if err != nil {
+		return nil, err
+	}
+	if f.have == nil {
+		f.have = map[*formats.Tensor][]float32{}
+	}
+	f.have[t] = v
+	f.order = append(f.order, t)
+	f.size += 4 * int64(len(v))
+	for f.size > f.limit && len(f.order) > 1 {
+		old := f.order[0]
+		f.size -= 4 * int64(len(f.have[old]))
+		delete(f.have, old)
+		f.order = f.order[1:]
+	}
+	return v, nil
+}
+
+// factorBytes is the memory of a change while a weight of n elements is merged: its
+// factors, and two sums a row for each kept share.
+func (m *merging) factorBytes(n int64) int64 {
+	total := 16 * n / max(m.Width, 1) * int64(len(m.contributors()))
+	seen := map[*formats.Tensor]bool{}
+	for i := range m.Terms {
+		t := &m.Terms[i]
+		tensors := []*formats.Tensor{t.Left.T, t.Right.T, t.Module.Magnitude}
+		if t.Module.Form == lora.Rows {
+			tensors = append(tensors, t.Module.B)
+		}
+		for _, x := range tensors {
+			if x != nil && !seen[x] {
+				seen[x] = true
+				total += 4 * x.Count()
+			}
+		}
+	}
+	return total
+}
+
+// loadTerms reads the factors of a job's change.
+func (r *run) loadTerms(j *jobRun) error {
+	mat := func(f lora.Factor, rows, cols int64) (kernels.Mat, error) {
+		if f.T == nil {
+			return kernels.Mat{Data: []float32{1}, Rows: int(rows), Cols: int(cols)}, nil
+		}
+		v, err := r.factors.get(f.T)
+		if err != nil {
+			return kernels.Mat{}, err
+		}
+		return kernels.Mat{Data: v[f.Offset:], Rows: int(rows), Cols: int(cols), RowStride: int(f.RowStride), ColStride: int(f.ColStride)}, nil
+	}
+	for i := range j.weight.merge.Terms {
+		t := &term{Term: &j.weight.merge.Terms[i]}
+		var err error
+		if t.Module.Form == lora.Rows {
+			if t.values, err = r.factors.get(t.Module.B); err != nil {
+				return err
+			}
+			t.rows = map[int64]int{}
+			for k, row := range t.Module.Indices {
+				t.rows[row] = k
+			}
+		} else {
+			if t.left, err = mat(t.Left, t.Rows, t.Rank); err != nil {
+				return err
+			}
+			if t.right, err = mat(t.Right, t.Rank, t.Cols); err != nil {
+				return err
+			}
+		}
+		if t.Module.Magnitude != nil {
+			v, err := r.factors.get(t.Module.Magnitude)
+			if err != nil {
+				return err
+			}
+			t.magnitude = slices.Clone(v)
+		}
+		j.terms = append(j.terms, t)
+	}
+	return nil
+}
+
+// prepared reports whether a job has to read its weight before it can begin: for
+// the norms of DoRA, or to quantise it and back.
+func (j *jobRun) prepared() bool {
+	if j.weight.merge == nil {
+		return false
+	}
+	if j.Through != nil {
+		return true
+	}
+	for i := range j.weight.merge.Terms {
+		if j.weight.merge.Terms[i].Module.Magnitude != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// mergeBuffers is the memory in which a worker merges.
+type mergeBuffers struct {
+	base, x, delta, out, total, before []float32
+	deltas                             [][]float32
+}
+
+func floats(b *[]float32, n int) []float32 {
+	if cap(*b) < n {
+		*b = make([]float32, n)
+	}
+	return (*b)[:n]
+}
+
+// simple returns the term of a job where its change is one product that covers the
+// whole weight, which has a kernel of its own.
+func (j *jobRun) simple() *term {
+	if len(j.terms) != 1 || j.weight.merge.Value != nil || j.encoder != nil || !j.DType.Float() || !j.weight.Values.Float() {
+		return nil
+	}
+	t := j.terms[0]
+	if t.magnitude != nil || t.Module.Form == lora.Rows || t.Cols != j.weight.merge.Width || t.Rows*t.Cols != j.weight.Count() {
+		return nil
+	}
+	return t
+}
+
+var kernelFloat = map[tensor.DType]kernels.Float{tensor.F32: kernels.F32, tensor.F16: kernels.F16, tensor.BF16: kernels.BF16}
+
+// chunk is how many elements of a delta are made at once: few enough to stay in a cache.
+const chunk = 32 << 10
+
+// merged returns the elements [lo, hi) of a job's weight with its change, in the job's
+// DType. values has them as they were read.
+func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte, error) {
+	to := j.DType
+	out := sized(&s.cast, (hi-lo)*to.Bits()/8)
+	width := j.weight.merge.Width
+	if t := j.simple(); t != nil {
+		rows := max(1, chunk/width)
+		from, as := kernelFloat[j.weight.Values], kernelFloat[to]
+		in, on := j.weight.Values.Bits()/8, to.Bits()/8
+		for row := lo / width; row < hi/width; row += rows {
+			end := min(row+rows, hi/width)
+			delta := floats(&s.merge.delta, int((end-row)*width))
+			clear(delta)
+			kernels.MulAdd(kernels.MatOf(delta, int(end-row), int(width)), t.left.Slice(int(row), int(end), 0, int(t.Rank)), t.right)
+			for k := row; k < end; k++ {
+				at := k*width - lo
+				ed, dd := kernels.MergeRow(out[at*on:(at+width)*on], as, values[at*in:(at+width)*in], from, delta[(k-row)*width:(k-row+1)*width], t.Scale)
+				j.shares[0].rows[k] = [2]float64{ed, dd}
+			}
+		}
+		return out, nil
+	}
+	n := int(hi - lo)
+	x := floats(&s.merge.x, n)
+	if err := toFloats(x, values, j.weight.Values); err != nil {
+		return nil, err
+	}
+	if v := j.weight.merge.Value; v != nil {
+		for i, f := range x {
+			if !finite(f) {
+				return nil, fmt.Errorf("%w: the value that the adapter's tensor %s gives it has %v at element %d, expected finite numbers", lora.ErrMalformed, tensor.Quote(v.Name), f, lo+int64(i))
+			}
+		}
+	}
+	for _, t := range j.terms {
+		j.apply(s, t, x, lo, hi)
+	}
+	return out, fromFloats(out, to, x)
+}
+
+// apply does what a term does to the elements [lo, hi).
+func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
+	width := j.weight.merge.Width
+	for at := lo; at < hi; {
+		row, col := at/width, at%width
+		rows, cols := int64(1), min(width-col, hi-at)
+		if col == 0 && hi-at >= width {
+			rows, cols = min((hi-at)/width, max(1, chunk/width)), width
+		}
+		piece := x[at-lo : at-lo+rows*cols]
+		at += rows * cols
+		if t.Module.Form == lora.Rows {
+			for k := range rows {
+				if i, ok := t.rows[row+k]; ok {
+					copy(piece[k*cols:(k+1)*cols], t.values[int64(i)*width+col:])
+				}
+			}
+			continue
+		}
+		r0, r1 := max(row, t.Row), min(row+rows, t.Row+t.Rows)
+		c0, c1 := max(col, t.Col), min(col+cols, t.Col+t.Cols)
+		if r0 >= r1 || c0 >= c1 {
+			continue
+		}
+		delta := floats(&s.merge.delta, int((r1-r0)*(c1-c0)))
+		clear(delta)
+		kernels.MulAdd(kernels.MatOf(delta, int(r1-r0), int(c1-c0)),
+			t.left.Slice(int(r0-t.Row), int(r1-t.Row), 0, int(t.Rank)), t.right.Slice(0, int(t.Rank), int(c0-t.Col), int(c1-t.Col)))
+		for k := r0; k < r1; k++ {
+			dst := piece[(k-row)*cols+c0-col : (k-row)*cols+c1-col]
+			kernels.AddScaled(dst, dst, delta[(k-r0)*(c1-c0):(k-r0+1)*(c1-c0)], t.Scale)
+			switch {
+			case t.magnitude == nil || !j.ready:
+			case t.OutputRows:
+				f := t.magnitude[t.FirstOutput+k-t.Row]
+				for i := range dst {
+					dst[i] *= f
+				}
+			default:
+				f := t.magnitude[t.FirstOutput+c0-t.Col:]
+				for i := range dst {
+					dst[i] *= f[i]
+				}
+			}
+		}
+	}
+}
+
+// prepareMerge quantises a job's weight and back, where its deltas go onto that, and finds
+// the norms of DoRA.
+func (r *run) prepareMerge(s *scratch, j *jobRun) error {
+	if j.Through != nil {
+		if err := through(s, j); err != nil {
+			return err
+		}
+	}
+	width := j.weight.merge.Width
+	step := max(width, largestTile/4/width*width)
+	for _, t := range j.terms {
+		if t.magnitude == nil {
+			continue
+		}
+		sums := make([]float64, len(t.magnitude))
+		for lo := int64(0); lo < j.weight.Count(); lo += step {
+			hi := min(lo+step, j.weight.Count())
+			values, err := j.weight.read(s, lo, hi, j.flip)
+			if err != nil {
+				return err
+			}
+			x := floats(&s.merge.x, int(hi-lo))
+			if err := toFloats(x, values, j.weight.Values); err != nil {
+				return err
+			}
+			j.apply(s, t, x, lo, hi)
+			for k := max(lo/width, t.Row); k < min(hi/width, t.Row+t.Rows); k++ {
+				row := x[k*width-lo+t.Col : k*width-lo+t.Col+t.Cols]
+				if t.OutputRows {
+					sums[t.FirstOutput+k-t.Row] += kernels.SquaredNorm(row)
+					continue
+				}
+				for i, v := range row {
+					sums[t.FirstOutput+int64(i)] += float64(float64(v) * float64(v))
+				}
+			}
+		}
+		for i, sum := range sums {
+			norm := float32(math.Sqrt(sum))
+			if f := t.magnitude[i] / norm; norm > 0 && finite(f) {
+				t.magnitude[i] = f
+				continue
+			}
+			if i >= int(t.FirstOutput) && i < int(t.FirstOutput+t.outputs()) {
+				return fmt.Errorf("module %s: %w: the norm of its output %d with the delta is %v, by which DoRA divides", tensor.Quote(t.Name), lora.ErrBase, i, norm)
+			}
+		}
+	}
+	j.ready = true
+	return nil
+}
+
+// outputs is how many outputs of its module a term covers.
+func (t *term) outputs() int64 {
+	if t.OutputRows {
+		return t.Rows
+	}
+	return t.Cols
+}
+
+func finite(x float32) bool { return !math.IsNaN(float64(x)) && !math.IsInf(float64(x), 0) }

@@ -1,0 +1,371 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/lora"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// contributors are what a kept share is measured for: the new value, then the terms.
+func (m *merging) contributors() []*lora.Term {
+	var list []*lora.Term
+	if m.ValueOf != nil {
+		list = append(list, m.ValueOf)
+	}
+	for i := range m.Terms {
+		list = append(list, &m.Terms[i])
+	}
+	return list
+}
+
+// share is what is kept of one contributor to a weight, by row.
+type share struct {
+	rows [][2]float64
+}
+
+// measure compares what a job has written with what it was to write: the kept share of
+// every contributor. The order of all sums is that of the rows.
+func (r *run) measure(s *scratch, j *jobRun) error {
+	m := j.weight.merge
+	list := m.contributors()
+	width, n := m.Width, j.weight.Count()
+	out := *j.weight
+	out.merge, out.Decoder, out.DType, out.Values, out.Transposed = nil, nil, j.DType, j.DType, false
+	parts := make([]formats.Tensor, len(j.Outputs))
+	for i, o := range j.Outputs {
+		size, err := o.Size()
+		if err != nil {
+			return err
+		}
+		parts[i] = formats.Tensor{Info: o.Info, File: j.shard.Name, Data: j.shard.file, Offset: o.Offset, Bytes: size}
+	}
+	out.Parts = parts
+	if j.Encode != nil {
+		w, err := decoded(&out, j.Encode.Type, parts)
+		if err != nil {
+			return err
+		}
+		if w.Transposed = j.flip; j.flip {
+			w.Shape = j.weight.Shape
+		}
+		out = *w
+	}
+	base := m.base
+	if base == nil || !slices.Equal(base.Shape, j.weight.Shape) {
+		base = nil // a grown vocabulary has nothing to be compared with
+	}
+	return measured(s, j, base, &out, list, width, n)
+}
+
+// measured fills a job's shares from what is written and what was there.
+func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width, n int64) error {
+	step := max(1, (64<<10)/width)
+	fill := func(w *Weight, dst []float32, lo, hi int64) error {
+		values, err := w.read(s, lo, hi, j.flip)
+		if err != nil {
+			return err
+		}
+		return toFloats(dst, values, w.Values)
+	}
+	for len(s.merge.deltas) < len(list) {
+		s.merge.deltas = append(s.merge.deltas, nil)
+	}
+	deltas := s.merge.deltas[:len(list)]
+	one := len(j.terms) == 1 && j.weight.merge.ValueOf == nil && j.terms[0].magnitude == nil && j.terms[0].Module.Form != lora.Rows
+	for row := int64(0); row < n/width; row += step {
+		end := min(row+step, n/width)
+		lo, hi := row*width, end*width
+		size := int(hi - lo)
+		x, o, b, total := floats(&s.merge.x, size), floats(&s.merge.out, size), floats(&s.merge.base, size), floats(&s.merge.total, size)
+		if err := fill(out, o, lo, hi); err != nil {
+			return err
+		}
+		from := base
+		if from == nil {
+			from = j.weight
+		}
+		if err := fill(from, b, lo, hi); err != nil {
+			return err
+		}
+		if one { // the delta itself, not what float32 leaves of it in a sum
+			clear(x)
+			s.begin()
+			j.apply(s, j.terms[0], x, lo, hi)
+			for k := row; k < end; k++ {
+				p, q := (k-row)*width, (k-row+1)*width
+				ed, dd := kernels.Kept(o[p:q], b[p:q], x[p:q], x[p:q])
+				j.shares[0].rows[k] = [2]float64{ed, dd}
+			}
+			s.end()
+			continue
+		}
+		before := floats(&s.merge.before, size)
+		copy(x, b)
+		clear(total)
+		at := 0
+		note := func() {
+			d := floats(&deltas[at], size)
+			for i := range d {
+				d[i] = x[i] - before[i]
+				total[i] += d[i]
+			}
+			at++
+		}
+		if j.weight.merge.ValueOf != nil {
+			copy(before, x)
+			if err := fill(j.weight, x, lo, hi); err != nil {
+				return err
+			}
+			note()
+		}
+		for _, t := range j.terms {
+			copy(before, x)
+			j.apply(s, t, x, lo, hi)
+			note()
+		}
+		for k := row; k < end; k++ {
+			p, q := (k-row)*width, (k-row+1)*width
+			for i := range deltas {
+				ed, dd := kernels.Kept(o[p:q], b[p:q], total[p:q], deltas[i][p:q])
+				j.shares[i].rows[k] = [2]float64{ed, dd}
+			}
+		}
+	}
+	return nil
+}
+
+// KeptModule is what is left of an adapter in one module.
+type KeptModule struct {
+	Name string `json:"name"`
+	// Kept is <realised, delta> / <delta, delta>: 1 is all of it.
+	Kept  float64 `json:"kept"`
+	Delta float64 `json:"delta_norm"` // the Frobenius norm
+
+	error, square float64
+}
+
+// KeptAdapter is what is left of an adapter.
+type KeptAdapter struct {
+	Path    string       `json:"path"`
+	Kept    float64      `json:"kept"`
+	Modules []KeptModule `json:"modules"`
+	Unused  []string     `json:"unused"`
+}
+
+func kept(e, d float64) float64 {
+	if d == 0 {
+		return 1 // there was nothing to lose
+	}
+	return 1 + e/d
+}
+
+// keptShares sums the shares of all jobs up.
+func keptShares(adapters []AdapterInput, jobs []*jobRun) []KeptAdapter {
+	out := make([]KeptAdapter, len(adapters))
+	index := make([]map[string]int, len(adapters))
+	for i, a := range adapters {
+		out[i] = KeptAdapter{Path: a.Path, Unused: []string{}, Modules: []KeptModule{}}
+		index[i] = map[string]int{}
+	}
+	for _, j := range jobs {
+		for k, t := range j.weight.merge.contributors() {
+			a := &out[t.Adapter]
+			at, ok := index[t.Adapter][t.Name]
+			if !ok {
+				at = len(a.Modules)
+				index[t.Adapter][t.Name] = at
+				a.Modules = append(a.Modules, KeptModule{Name: t.Name})
+			}
+			for _, row := range j.shares[k].rows {
+				a.Modules[at].error += row[0]
+				a.Modules[at].square += row[1]
+			}
+		}
+	}
+	for i := range out {
+		var e, d float64
+		for k := range out[i].Modules {
+			m := &out[i].Modules[k]
+			m.Kept, m.Delta = kept(m.error, m.square), math.Sqrt(m.square)
+			e += m.error
+			d += m.square
+		}
+		out[i].Kept = kept(e, d)
+		sort.SliceStable(out[i].Modules, func(x, y int) bool { return out[i].Modules[x].Name < out[i].Modules[y].Name })
+	}
+	return out
+}
+
+// below lists the modules whose kept share is below least, or is no number.
+func below(adapters []KeptAdapter, least float64) []KeptModule {
+	var list []KeptModule
+	for _, a := range adapters {
+		for _, m := range a.Modules {
+			if !(m.Kept >= least) {
+				list = append(list, m)
+			}
+		}
+	}
+	return list
+}
+
+// beginMerge reads the factors of a job's change, and makes room for its shares.
+func (r *run) beginMerge(j *jobRun) error {
+	if j.weight.merge == nil {
+		return nil
+	}
+	if err := r.loadTerms(j); err != nil {
+		return err
+	}
+	rows := j.weight.Count() / max(j.weight.merge.Width, 1)
+	for range j.weight.merge.contributors() {
+		j.shares = append(j.shares, share{make([][2]float64, rows)})
+	}
+	r.merges = append(r.merges, j)
+	return nil
+}
+
+// finishMerge finds out what was kept of a job's change.
+func (r *run) finishMerge(s *scratch, j *jobRun) error {
+	if j.simple() == nil {
+		if err := r.measure(s, j); err != nil {
+			return err
+		}
+	}
+	for i := range j.shares { // rows are many, and their sums have one order
+		var e, d float64
+		for _, row := range j.shares[i].rows {
+			e += row[0]
+			d += row[1]
+		}
+		j.shares[i].rows = [][2]float64{{e, d}}
+	}
+	j.terms = nil
+	return nil
+}
+
+// remeasure finds the kept shares in a shard that an earlier run has finished.
+func (r *run) remeasure(sh *shardRun) error {
+	for k := range sh.Jobs {
+		if r.weights[sh.Jobs[k].Weight].merge == nil {
+			continue
+		}
+		j, err := r.newJob(&sh.Jobs[k], sh)
+		if err != nil {
+			return err
+		}
+		if sh.file == nil {
+			if sh.file, err = os.Open(filepath.Join(r.stage.out(), filepath.FromSlash(sh.Name))); err != nil {
+				return err
+			}
+		}
+		if err := r.beginMerge(j); err != nil {
+			return j.weight.failed(err)
+		}
+		s := &scratch{compute: r.compute}
+		if j.prepared() {
+			if err := r.prepareMerge(s, j); err != nil {
+				return j.weight.failed(err)
+			}
+		}
+		if err := r.measure(s, j); err != nil {
+			return j.weight.failed(err)
+		}
+	}
+	return nil
+}
+
+// checkKept refuses a result that has lost an adapter.
+func (r *run) checkKept() error {
+	if len(r.plan.Adapters) == 0 {
+		return nil
+	}
+	r.shares = keptShares(r.plan.Adapters, r.merges)
+	short := below(r.shares, r.opts.MinKept)
+	if r.opts.MinKept <= 0 || len(short) == 0 {
+		return nil
+	}
+	least := short[0]
+	for _, m := range short {
+		if math.IsNaN(m.Kept) {
+			return fmt.Errorf("%w: module %s: its kept share is not a number, since the base or the result holds NaN or infinity; lorakit verify names the tensor", ErrLost, tensor.Quote(m.Name))
+		}
+		if m.Kept < least.Kept {
+			least = m
+		}
+	}
+	return fmt.Errorf("%w: kept share of %s is %.4f, expected at least %g (%s below it); write 16 bit (--quantize none) or int8, or leave the 4-bit base as it is with the adapter beside it; --min-kept 0 writes it all the same",
+		ErrLost, tensor.Quote(least.Name), least.Kept, r.opts.MinKept, plural(len(short), "module"))
+}
+
+// ErrLost says that a merge would lose an adapter, or a part of one.
+var ErrLost = errors.New("the adapter would be lost")
+
+// MergeVerification says what is kept of adapters in a merge.
+type MergeVerification struct {
+	Adapters []KeptAdapter `json:"adapters"`
+}
+
+// Short lists the modules whose kept share is below least.
+func (v *MergeVerification) Short(least float64) []KeptModule { return below(v.Adapters, least) }
+
+// VerifyMerge measures what of c's adapters is in out, a merge that anyone has made.
+func VerifyMerge(ctx context.Context, c, out *Checkpoint) (*MergeVerification, error) {
+	r := &run{checkpoint: c, compute: make(chan struct{}, 1), factors: factors{limit: mostFactors}}
+	byName, byParam := map[string]*Weight{}, map[string]*Weight{}
+	for _, w := range out.Weights {
+		byName[w.Name] = w
+		if s := w.Role.Runtime; len(s) == 1 && s[0].Whole() {
+			byParam[s[0].Param] = w
+		}
+	}
+	s := &scratch{compute: r.compute}
+	for _, w := range c.Weights {
+		if w.merge == nil {
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil, ErrInterrupted
+		}
+		o := byName[w.Name]
+		if o == nil && w.Name == c.head { // another tool has left it tied
+			o = byName[c.headFrom]
+		}
+		if rt := w.Role.Runtime; o == nil && len(rt) == 1 && rt[0].Whole() {
+			o = byParam[rt[0].Param]
+		}
+		if o == nil {
+			return nil, fmt.Errorf("%s: %w: there is no tensor %s, which the adapter changes", out.Path, ErrRefused, tensor.Quote(w.Name))
+		}
+		if !slices.Equal(o.Shape, w.Shape) {
+			return nil, o.failed(fmt.Errorf("%w: its shape is %v, expected %v", ErrRefused, o.Shape, w.Shape))
+		}
+		j := &jobRun{Job: &Job{Weight: w.Name, DType: w.DType}, weight: w}
+		if err := r.beginMerge(j); err != nil {
+			return nil, w.failed(err)
+		}
+		if j.prepared() {
+			if err := r.prepareMerge(s, j); err != nil {
+				return nil, w.failed(err)
+			}
+		}
+		base := w.merge.base
+		if !slices.Equal(base.Shape, w.Shape) {
+			base = nil
+		}
+		if err := measured(s, j, base, o, w.merge.contributors(), w.merge.Width, w.Count()); err != nil {
+			return nil, o.failed(err)
+		}
+	}
+	return &MergeVerification{keptShares(c.adapters, r.merges)}, nil
+}
