@@ -63,13 +63,15 @@ type Layout struct {
 	// Extra are small files that are written whole after all shards, such as
 	// an index.
 	Extra []File `json:"extra,omitempty"`
+	// Notices say, in a sentence each, what the format has no place for and is left out.
+	Notices []string `json:"notices,omitempty"`
 }
 
 // Shard is one file of tensors.
 type Shard struct {
-	Name   string `json:"name"`
-	Header []byte `json:"header"` // the bytes before the data
-	Size   int64  `json:"size"`   // of the whole file
+	Name string `json:"name"`
+	Size int64  `json:"size"` // of the whole file
+	Frame
 	// Tensors holds indices into the slice that was laid out, and for each
 	// the absolute offset of its bytes in the file.
 	Tensors []int   `json:"tensors"`

@@ -50,15 +50,15 @@ def folder_or_file(path):
     return found
 
 
-def every_dtype(path):
-    """A file with each dtype of the format in some shapes, empty and scalar ones among them."""
+def every_dtype(path, bits=BITS):
+    """A file with each dtype in some shapes, empty and scalar ones among them."""
     values, header, data = random.Random(13), {"__metadata__": {"format": "pt", "ключ": "värde \"quoted\"\n"}}, b""
-    for dtype, bits in sorted(BITS.items(), key=lambda item: -item[1]):
-        for shape in ([], [0, 4], [8], [3, 4, 2]) if bits >= 8 else ([0, 4], [8], [3, 4, 2]):
+    for dtype, width in sorted(bits.items(), key=lambda item: -item[1]):
+        for shape in ([], [0, 4], [8], [3, 4, 2]) if width >= 8 else ([0, 4], [8], [3, 4, 2]):
             count = 1
             for n in shape:
                 count *= n
-            size = count * bits // 8
+            size = count * width // 8
             raw = bytes(values.randrange(2) if dtype == "BOOL" else values.randrange(256) for _ in range(size))
             header[f"{dtype}.{'x'.join(map(str, shape))}"] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + size]}
             data += raw

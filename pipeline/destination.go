@@ -137,7 +137,11 @@ func (r *run) open(sh *shardRun) error {
 	if info.Size() != sh.Size {
 		return &different{sh.Name, "has another size"}
 	}
-	return r.same(sh, sh.Header, 0)
+	holds, err := sh.Holds(f)
+	if err == nil && !holds {
+		err = &different{sh.Name, "has other content"}
+	}
+	return err
 }
 
 // same compares what would be written with what is there.

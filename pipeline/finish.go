@@ -35,12 +35,15 @@ func (r *run) finishJob(s *scratch, g *errgroup.Group, j *jobRun) error {
 	return nil
 }
 
-// finishShard makes a shard durable and gives it its name.
+// finishShard fills in the checksums of a shard, makes it durable and gives it its name.
 func (r *run) finishShard(sh *shardRun) error {
 	if r.against != "" {
 		r.finished.Add(1)
 		close(sh.done)
 		return sh.file.Close()
+	}
+	if err := sh.Seal(sh.file); err != nil {
+		return err
 	}
 	if err := sh.file.Sync(); err != nil {
 		return err
@@ -142,7 +145,7 @@ func (r *run) unchanged() error {
 		}
 	}
 	for _, a := range r.plan.Adapters {
-		now, err := adapterFiles(a.Path, a.names())
+		now, err := adapterFiles(a.Dir, a.names())
 		if err != nil {
 			return err
 		}

@@ -49,8 +49,9 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 		return fmt.Errorf("%s: %w: the result would have %d shards, expected at most %d; a larger --max-shard-size makes fewer", b.Path, ErrRefused, len(layout.Shards), maxShards)
 	}
 	b.p.Files = layout.Extra
+	b.p.Notices = append(b.p.Notices, layout.Notices...)
 	for _, s := range layout.Shards {
-		shard := Shard{Name: s.Name, Size: s.Size, Header: s.Header}
+		shard := Shard{Name: s.Name, Size: s.Size, Frame: s.Frame}
 		var members []int
 		for i, t := range s.Tensors {
 			owner[t].Offset = s.Offsets[i]

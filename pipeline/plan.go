@@ -84,10 +84,10 @@ func inputFile(name string, info fs.FileInfo) InputFile {
 
 // Shard is one output file, and the unit of work and of resumption.
 type Shard struct {
-	Name   string `json:"name"`
-	Size   int64  `json:"size"`
-	Header []byte `json:"header"`
-	Jobs   []Job  `json:"jobs"`
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+	formats.Frame
+	Jobs []Job `json:"jobs"`
 }
 
 // Job is the way of one logical weight: decode, add what adapters add, transpose, cast,
@@ -114,7 +114,7 @@ func (p *Plan) Digest() string {
 	anywhere.Source = ""
 	anywhere.Adapters = slices.Clone(p.Adapters)
 	for i := range anywhere.Adapters {
-		anywhere.Adapters[i].Path = ""
+		anywhere.Adapters[i].Path, anywhere.Adapters[i].Dir = "", ""
 	}
 	h := sha256.New()
 	if err := json.MarshalWrite(h, &anywhere, json.Deterministic(true), jsontext.AllowInvalidUTF8(true)); err != nil {

@@ -147,6 +147,9 @@ func (r *run) begunAt(dst string) begun {
 // it had put its result in place. It returns what could not be removed.
 func (r *run) tidy(dst string) string {
 	if r.begunAt(dst).Plan != r.plan.Digest() {
+		if info, err := os.Lstat(dst + stageSuffix); err == nil && info.IsDir() {
+			os.Remove(dst + stageSuffix) // where it is empty, as a kill in the midst of tidying leaves it
+		}
 		return ""
 	}
 	s, err := openStage(dst, r.plan.Digest(), r.plan.SingleFile, true)
@@ -381,7 +384,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 	return nil
 }
 
-// begin creates the file of a shard, with all its space, and writes the header.
+// begin creates the file of a shard, with all its space, and writes what is not data.
 func (r *run) begin(sh *shardRun) error {
 	sh.left.Store(int64(len(sh.Jobs)))
 	if r.against != "" {
@@ -396,7 +399,12 @@ func (r *run) begin(sh *shardRun) error {
 	if err := storage.Preallocate(f, sh.Size); err != nil {
 		return err
 	}
-	return r.write(sh, sh.Header, 0)
+	for off, p := range sh.All() {
+		if err := r.write(sh, p, off); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // report calls back a few times a second until it is stopped.

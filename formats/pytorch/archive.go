@@ -18,11 +18,12 @@ import (
 // library's reader does not say where an entry's header stands, so entries could
 // not be held against each other; and it takes memory as the directory says.
 const (
-	localMagic   = 0x04034b50
-	centralMagic = 0x02014b50
-	endMagic     = 0x06054b50
-	end64Magic   = 0x06064b50
-	locatorMagic = 0x07064b50
+	localMagic      = 0x04034b50
+	centralMagic    = 0x02014b50
+	endMagic        = 0x06054b50
+	end64Magic      = 0x06064b50
+	locatorMagic    = 0x07064b50
+	descriptorMagic = 0x08074b50
 
 	localBytes   = 30
 	centralBytes = 46
@@ -33,6 +34,7 @@ const (
 
 	flagEncrypted  = 1<<0 | 1<<6 | 1<<13
 	flagDescriptor = 1 << 3 // sizes stand behind the data
+	flagUTF8       = 1 << 11
 	zip64Extra     = 1
 	in64           = math.MaxUint32 // a number that stands in the zip64 field
 )

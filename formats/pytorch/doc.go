@@ -1,13 +1,18 @@
-// Package pytorch reads the files that torch.save writes
+// Package pytorch reads and lays out the files that torch.save writes
 // (https://docs.pytorch.org/docs/stable/notes/serialization.html), named .bin, .pt,
-// .pth or .ckpt: one file, or a folder of shards with an index. They are read and
-// never written: safetensors holds the same and runs no code.
+// .pth or .ckpt: one file, or a folder of shards with an index.
 //
 // Since PyTorch 1.6 a file is a zip archive whose entries are stored as they are:
 //
-//	NAME/data.pkl   a pickle: the state dict, each tensor as storage, offset, size and stride
-//	NAME/data/KEY   the bytes of a storage
-//	NAME/byteorder  "little" or "big"
+//	NAME/data.pkl            a pickle: the state dict, each tensor as storage, offset, size and stride
+//	NAME/.format_version     1
+//	NAME/.storage_alignment  64: data begins at multiples of it
+//	NAME/byteorder           "little" or "big"
+//	NAME/data/KEY            the bytes of a storage
+//	NAME/version             3
+//
+// [Format.Layout] makes such files, to the byte those of torch.save: torch.load takes them, with
+// weights_only=True and mmap=True too.
 //
 // Before, it was five pickles (a magic number, the protocol's version, facts of
 // the machine, the state dict, the keys of the storages), then for each storage the
@@ -45,6 +50,6 @@
 // holds two elements in a byte, so its last dimension is twice PyTorch's.
 //
 // A file from a big-endian machine is refused with [ErrUnsupported], and so are zip entries
-// that are compressed or encrypted. Checksums are not looked at: PyTorch itself
-// can write files without them.
+// that are compressed or encrypted. Checksums are written and not looked at: PyTorch itself
+// does not, and can write files without them.
 package pytorch

@@ -23,21 +23,21 @@ var (
 	// ErrUnsafe says that a pickle names something outside of the closed list of
 	// what a state dict needs. It was not run.
 	ErrUnsafe = errors.New("not allowed in a state dict")
-	// ErrUnsupported says that a file holds what PyTorch reads and lorakit does not, or that
-	// one was to be written.
+	// ErrUnsupported says that a file holds what PyTorch reads and lorakit does not, or was to hold
+	// what PyTorch does not.
 	ErrUnsupported = errors.New("not supported")
 )
 
 var extensions = []string{".bin", ".pt", ".pth", ".ckpt"}
 
-// Format reads the files of torch.save. The zero value has the default limits; it
+// Format reads and lays out the files of torch.save. The zero value has the default limits; it
 // is what is registered under the name "pytorch".
 type Format struct {
 	Limits Limits
 }
 
-// Limits bound what Open is willing to read: past one of them it fails with
-// formats.ErrLimit. A field that is zero has its default, which is far above any
+// Limits bound what Open is willing to read, and Layout to write: past one of them they fail
+// with formats.ErrLimit. A field that is zero has its default, which is far above any
 // checkpoint known.
 type Limits struct {
 	PickleBytes    int64 // of one pickle; default 2^26. It bounds the opcodes too
@@ -75,19 +75,8 @@ func (Format) Name() string { return "pytorch" }
 // Extensions returns ".bin", ".pt", ".pth" and ".ckpt".
 func (Format) Extensions() []string { return slices.Clone(extensions) }
 
-// ReadOnly returns true: Layout always fails.
-func (Format) ReadOnly() bool { return true }
-
-// Layout returns an ErrUnsupported that lists the formats that are written.
-func (f Format) Layout([]tensor.Info, formats.Options) (formats.Layout, error) {
-	var written []string
-	for _, other := range formats.All() {
-		if !other.ReadOnly() {
-			written = append(written, other.Name())
-		}
-	}
-	return formats.Layout{}, fmt.Errorf("writing %s files: %w: they are read only; what can be written: %s", f.Name(), ErrUnsupported, strings.Join(written, ", "))
-}
+// ReadOnly returns false.
+func (Format) ReadOnly() bool { return false }
 
 // Detect reports whether path is a file that begins as torch.save writes them, an index of
 // such files, or a folder with one of them in it. A folder that has a safetensors file too is
@@ -174,21 +163,4 @@ func unsupportedf(format string, args ...any) error {
 
 func tensorError(name string, err error) error {
 	return fmt.Errorf("tensor %s: %w", tensor.Quote(name), err)
-}
-
-// list writes a few names of many.
-func list(names []string) string {
-	const most = 8
-	var b strings.Builder
-	for i, n := range names {
-		if i == most {
-			fmt.Fprintf(&b, " and %d more", len(names)-most)
-			break
-		}
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(tensor.Quote(n))
-	}
-	return b.String()
 }

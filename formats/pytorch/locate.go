@@ -72,9 +72,9 @@ func locate(dir string) (string, error) {
 	case len(candidates) == 1:
 		return candidates[0], nil
 	case len(indices) == 0 && len(files) == 0:
-		return "", fmt.Errorf("%s: found %s without an index, %w: %w", dir, list(candidates), errSeveral, formats.ErrMalformed)
+		return "", fmt.Errorf("%s: found %s without an index, %w: %w", dir, formats.List(candidates), errSeveral, formats.ErrMalformed)
 	}
-	return "", fmt.Errorf("%s: found %s, %w: %w", dir, list(candidates), errSeveral, formats.ErrMalformed)
+	return "", fmt.Errorf("%s: found %s, %w: %w", dir, formats.List(candidates), errSeveral, formats.ErrMalformed)
 }
 
 // isSafetensors knows what makes a folder one of safetensors.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -98,9 +99,9 @@ func (s *stateDict) unwrap(d *dict) (*dict, error) {
 	case wrapper == nil:
 		return nil, nil
 	case len(dicts) > 1:
-		return nil, malformedf("found dicts of tensors under %s, expected one: save the one that is meant by itself", list(dicts))
+		return nil, malformedf("found dicts of tensors under %s, expected one: save the one that is meant by itself", formats.List(dicts))
 	case len(tensors) > 0:
-		return nil, malformedf("found tensors beside the dict of tensors under %s: %s, expected none", tensor.Quote(dicts[0]), list(tensors))
+		return nil, malformedf("found tensors beside the dict of tensors under %s: %s, expected none", tensor.Quote(dicts[0]), formats.List(tensors))
 	}
 	for i, k := range d.keys {
 		if inner, ok := d.values[i].(*dict); ok && inner == wrapper {
@@ -172,7 +173,7 @@ func (s *stateDict) read(d *dict) error {
 	}
 	switch {
 	case len(dicts) > 0:
-		return malformedf("found dicts of tensors under %s, expected tensors, or one dict of them under %s", list(dicts), list(wrappers))
+		return malformedf("found dicts of tensors under %s, expected tensors, or one dict of them under %s", formats.List(dicts), formats.List(wrappers))
 	case w.finds(d.state):
 		return unsupportedf("found tensors among the attributes of the dict, expected none")
 	case len(s.tensors) == 0 && len(d.keys) > 0:

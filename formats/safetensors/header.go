@@ -9,7 +9,6 @@ import (
 	"math"
 	"math/bits"
 	"slices"
-	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -517,14 +516,6 @@ func tensorError(name string, err error) error {
 
 // quote writes a name so that it stays short and on its line.
 func quote(name string) string { return tensor.Quote(name) }
-
-// display writes a path, in quotes only where it would not stay on its line.
-func display(path string) string {
-	if q := strconv.Quote(path); len(q) != len(path)+2 {
-		return q
-	}
-	return path
-}
 
 func clip(s string) string {
 	const most = 200

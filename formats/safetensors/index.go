@@ -3,31 +3,26 @@ package safetensors
 import (
 	"io"
 	"os"
-	"slices"
+
+	"github.com/lorakit/lorakit/formats"
 )
 
-// index is what model.safetensors.index.json says: which file has which tensor.
-type index struct {
-	shards []string         // sorted
-	shard  map[string]int32 // from a tensor's name to the position in shards
-}
-
-func readIndexFile(f *os.File, limits Limits) (index, error) {
+func readIndexFile(f *os.File, limits Limits) (formats.Index, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return index{}, err
+		return formats.Index{}, err
 	}
 	if info.Size() > limits.IndexBytes {
-		return index{}, limitf("found an index of %d bytes, expected at most %d", info.Size(), limits.IndexBytes)
+		return formats.Index{}, limitf("found an index of %d bytes, expected at most %d", info.Size(), limits.IndexBytes)
 	}
 	return readIndex(io.LimitReader(f, limits.IndexBytes), limits)
 }
 
-// readIndex reads an index: an object whose "weight_map" has the name of a
+// readIndex reads model.safetensors.index.json: an object whose "weight_map" has the name of a
 // file for the name of each tensor. All else in it is skipped. A name that
 // occurs twice is refused.
-func readIndex(r io.Reader, limits Limits) (index, error) {
-	x := index{shard: map[string]int32{}}
+func readIndex(r io.Reader, limits Limits) (formats.Index, error) {
+	x := formats.Index{Tensors: map[string]int32{}}
 	p := newParser(r, limits)
 	if err := p.expect('{', "a JSON object with weight_map"); err != nil {
 		return x, err
@@ -58,14 +53,13 @@ func readIndex(r io.Reader, limits Limits) (index, error) {
 	if err := p.end(); err != nil {
 		return x, err
 	}
-	if len(x.shards) == 0 {
+	if len(x.Files) == 0 {
 		return x, malformedf("found no file in weight_map, expected one for each tensor")
 	}
-	x.sort()
 	return x, nil
 }
 
-func (p *parser) weightMap(x *index) error {
+func (p *parser) weightMap(x *formats.Index) error {
 	if err := p.expect('{', "weight_map as an object of file names"); err != nil {
 		return err
 	}
@@ -85,35 +79,20 @@ func (p *parser) weightMap(x *index) error {
 		}
 		n, ok := numbers[string(file)]
 		if !ok {
-			if len(x.shards) == p.limits.Shards {
+			if len(x.Files) == p.limits.Shards {
 				return limitf("found more than %d files in weight_map", p.limits.Shards)
 			}
-			n = int32(len(x.shards))
-			x.shards = append(x.shards, string(file))
-			numbers[x.shards[n]] = n
+			n = int32(len(x.Files))
+			x.Files = append(x.Files, string(file))
+			numbers[x.Files[n]] = n
 		}
-		if _, ok := x.shard[name]; ok {
+		if _, ok := x.Tensors[name]; ok {
 			return tensorError(name, malformedf("found it twice in weight_map, expected it once"))
 		}
-		if len(x.shard) == p.limits.Tensors {
+		if len(x.Tensors) == p.limits.Tensors {
 			return limitf("found more than %d tensors in weight_map", p.limits.Tensors)
 		}
-		x.shard[name] = n
+		x.Tensors[name] = n
 	}
 	return p.close()
-}
-
-// sort puts the shards in the order of their names, which is the order in which
-// they are read.
-func (x *index) sort() {
-	sorted := slices.Sorted(slices.Values(x.shards))
-	place := make([]int32, len(sorted))
-	for i, s := range x.shards {
-		n, _ := slices.BinarySearch(sorted, s)
-		place[i] = int32(n)
-	}
-	for name, n := range x.shard {
-		x.shard[name] = place[n]
-	}
-	x.shards = sorted
 }

@@ -5,10 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
@@ -20,135 +21,26 @@ import (
 // reference writes in no fixed order, is sorted; an empty map that is not nil
 // gives an empty object, as there.
 //
-// The tensors are split into shards in the order given, as huggingface_hub
-// does: a shard is filled until the next tensor (or group) would make it larger than
-// o.MaxShardSize; a tensor (or group) that alone is larger becomes a shard of its own, placed before
-// the one being filled. One shard is named model.safetensors; of several the
-// first is model-00001-of-00003.safetensors, and there is an index as
-// transformers writes it.
-//
-// The index states total_size, the bytes of all tensors, and total_parameters:
-// o.Parameters, or where that is zero the elements of all tensors, which is
-// right where nothing is quantised and no buffer is among them.
+// One file is named model.safetensors; of several the first is
+// model-00001-of-00003.safetensors, and there is an index. See formats.LayOut.
 //
 // A name that is no UTF-8, that occurs twice or is "__metadata__", and a size
 // that overflows or is no whole number of bytes, are errors. A header above
 // the reference's limit of 100,000,000 bytes is formats.ErrLimit.
 func (Format) Layout(tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
-	sizes, err := check(tensors, o)
-	if err != nil {
-		return formats.Layout{}, err
-	}
-	shards := split(sizes, o)
-	var l formats.Layout
-	for i, members := range shards {
-		name := "model" + extension
-		switch {
-		case o.SingleFile != "":
-			name = o.SingleFile
-		case len(shards) > 1:
-			name = fmt.Sprintf("model-%05d-of-%05d%s", i+1, len(shards), extension)
-		}
-		s, err := layShard(name, tensors, sizes, members, o.Metadata)
-		if err != nil {
-			return formats.Layout{}, fmt.Errorf("%s: %w", name, err)
-		}
-		l.Shards = append(l.Shards, s)
-	}
-	if len(l.Shards) > 1 {
-		l.Extra = []formats.File{{Name: "model" + indexExtension, Data: writeIndex(tensors, sizes, l.Shards, o)}}
-	}
-	return l, nil
-}
-
-// check returns the size of each tensor.
-func check(tensors []tensor.Info, o formats.Options) ([]int64, error) {
-	if o.MaxShardSize < 0 {
-		return nil, fmt.Errorf("found a shard size of %d, expected 0 or more", o.MaxShardSize)
-	}
-	if o.Groups != nil && len(o.Groups) != len(tensors) {
-		return nil, fmt.Errorf("found %d groups for %d tensors, expected one for each", len(o.Groups), len(tensors))
-	}
 	for k, v := range o.Metadata {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return nil, fmt.Errorf("metadata %s: found invalid UTF-8, expected text", quote(k))
+			return formats.Layout{}, fmt.Errorf("metadata %s: found invalid UTF-8, expected text", quote(k))
 		}
 	}
-	sizes := make([]int64, len(tensors))
-	seen := make(map[string]struct{}, len(tensors))
-	total := int64(0)
-	for i, t := range tensors {
-		if !utf8.ValidString(t.Name) || t.Name == metadataName {
-			return nil, fmt.Errorf("tensor %s: found a name that the format cannot hold, expected other text", quote(t.Name))
+	for _, t := range tensors {
+		if t.Name == metadataName {
+			return formats.Layout{}, fmt.Errorf("tensor %s: found a name that the format cannot hold, expected other text", quote(t.Name))
 		}
-		if _, ok := seen[t.Name]; ok {
-			return nil, fmt.Errorf("tensor %s: found it twice, expected it once", quote(t.Name))
-		}
-		seen[t.Name] = struct{}{}
-		size, err := t.Size()
-		if err != nil {
-			return nil, fmt.Errorf("tensor %s: %w", quote(t.Name), err)
-		}
-		// Leave room for the largest header, so that no file size overflows.
-		if size > math.MaxInt64-total-2*maxHeader {
-			return nil, fmt.Errorf("tensor %s: %w", quote(t.Name), tensor.ErrOverflow)
-		}
-		total += size
-		sizes[i] = size
 	}
-	return sizes, nil
-}
-
-// split assigns tensors, by their position, to shards.
-func split(sizes []int64, o formats.Options) [][]int {
-	most := o.MaxShardSize
-	if most == 0 || o.SingleFile != "" {
-		most = math.MaxInt64
-	}
-	var shards [][]int
-	var current []int
-	filled := int64(0)
-	for _, unit := range units(len(sizes), o.Groups) {
-		size := int64(0)
-		for _, i := range unit {
-			size += sizes[i]
-		}
-		if size > most {
-			shards = append(shards, unit)
-			continue
-		}
-		if filled > most-size {
-			shards = append(shards, current)
-			current, filled = nil, 0
-		}
-		current = append(current, unit...)
-		filled += size
-	}
-	if len(current) > 0 || len(shards) == 0 {
-		shards = append(shards, current)
-	}
-	return shards
-}
-
-// units lists what is not to be torn apart: the members of each group, at the
-// place of the first of them.
-func units(n int, groups []int) [][]int {
-	place := map[int]int{} // from a group to its unit
-	var all [][]int
-	for i := range n {
-		if groups == nil {
-			all = append(all, []int{i})
-			continue
-		}
-		at, ok := place[groups[i]]
-		if !ok {
-			at = len(all)
-			place[groups[i]] = at
-			all = append(all, nil)
-		}
-		all[at] = append(all[at], i)
-	}
-	return all
+	return formats.LayOut(tensors, o, formats.Naming{Stem: "model", Extension: extension}, func(name string, members []int, sizes []int64) (formats.Shard, error) {
+		return layShard(name, tensors, sizes, members, o.Metadata)
+	})
 }
 
 // alignment ranks the dtypes as the reference does, the first written first:
@@ -235,69 +127,8 @@ func layShard(name string, tensors []tensor.Info, sizes []int64, members []int, 
 }
 
 // appendString writes a JSON string as the reference does: only what must be
-// escaped is.
+// escaped is. The text is valid UTF-8.
 func appendString(b []byte, s string) []byte {
-	return appendEscaped(b, s, func(r rune) bool { return r < ' ' })
-}
-
-// writeIndex writes the index as transformers does, which is Python's json with sorted keys,
-// two spaces of indent and everything but printable ASCII escaped.
-func writeIndex(tensors []tensor.Info, sizes []int64, shards []formats.Shard, o formats.Options) []byte {
-	type place struct{ name, file string }
-	places := make([]place, 0, len(tensors))
-	for _, s := range shards {
-		for _, i := range s.Tensors {
-			places = append(places, place{tensors[i].Name, s.Name})
-		}
-	}
-	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.name, b.name) })
-	parameters, bytes := o.Parameters, int64(0)
-	for i, t := range tensors {
-		bytes += sizes[i]
-		if o.Parameters == 0 {
-			parameters += t.Count()
-		}
-	}
-	ascii := func(r rune) bool { return r < ' ' || r > '~' }
-	b := fmt.Appendf(nil, "{\n  \"metadata\": {\n    \"total_parameters\": %d,\n    \"total_size\": %d\n  },\n  \"weight_map\": {", parameters, bytes)
-	for i, p := range places {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, "\n    "...)
-		b = appendEscaped(b, p.name, ascii)
-		b = append(b, ": "...)
-		b = appendEscaped(b, p.file, ascii)
-	}
-	return append(b, "\n  }\n}\n"...)
-}
-
-// appendEscaped writes a JSON string, with the runes that escape asks for as
-// \uXXXX, or shorter where JSON has a shorter form.
-func appendEscaped(b []byte, s string, escape func(rune) bool) []byte {
-	b = append(b, '"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			b = append(b, '\\', byte(r))
-		case r == '\b':
-			b = append(b, `\b`...)
-		case r == '\f':
-			b = append(b, `\f`...)
-		case r == '\n':
-			b = append(b, `\n`...)
-		case r == '\r':
-			b = append(b, `\r`...)
-		case r == '\t':
-			b = append(b, `\t`...)
-		case !escape(r):
-			b = utf8.AppendRune(b, r)
-		case r > 0xFFFF:
-			r -= 0x10000
-			b = fmt.Appendf(b, `\u%04x\u%04x`, 0xD800+r>>10, 0xDC00+r&0x3FF)
-		default:
-			b = fmt.Appendf(b, `\u%04x`, r)
-		}
-	}
-	return append(b, '"')
+	b, _ = jsontext.AppendQuote(b, s)
+	return b
 }

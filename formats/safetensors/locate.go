@@ -60,28 +60,11 @@ func locate(dir string) (string, error) {
 	case len(candidates) == 0:
 		return "", fmt.Errorf("%s: found no .safetensors file, expected one: %w", dir, fs.ErrNotExist)
 	case len(candidates) == len(shards):
-		return "", fmt.Errorf("%s: found %s, expected an index for them, model%s: %w", dir, list(candidates), indexExtension, fs.ErrNotExist)
+		return "", fmt.Errorf("%s: found %s, expected an index for them, model%s: %w", dir, formats.List(candidates), indexExtension, fs.ErrNotExist)
 	}
-	return "", fmt.Errorf("%s: found %s, expected one of them or a model%s: %w", dir, list(candidates), extension, formats.ErrMalformed)
+	return "", fmt.Errorf("%s: found %s, expected one of them or a model%s: %w", dir, formats.List(candidates), extension, formats.ErrMalformed)
 }
 
 // hidden matches what a Mac leaves beside a file that it copies,
 // ._model.safetensors.
 func hidden(name string) bool { return strings.HasPrefix(name, ".") }
-
-// list writes a few names of many.
-func list(names []string) string {
-	const most = 8
-	var b strings.Builder
-	for i, n := range names {
-		if i == most {
-			fmt.Fprintf(&b, " and %d more", len(names)-most)
-			break
-		}
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(quote(n))
-	}
-	return b.String()
-}

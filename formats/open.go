@@ -1,0 +1,283 @@
+package formats
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// maxOpen is how many files of a container are kept open. The usual limit of a process is
+// 1,024 files.
+const maxOpen = 512
+
+// FileReader is what a format knows of its files and OpenFiles does not.
+type FileReader interface {
+	// Locate returns the name of the one file of a folder to begin with: the weights or
+	// their index.
+	Locate(dir string) (string, error)
+	// IsIndex reports whether a file of this name is an index.
+	IsIndex(name string) bool
+	// ReadIndex reads an index of one file or more.
+	ReadIndex(f *os.File) (Index, error)
+	// ReadFile reads and checks the header of a file of tensors of the given size. The
+	// tensors' Data is of c.Data, not of f, which may be closed when it is done.
+	ReadFile(f io.ReaderAt, size int64, c *Contents) error
+}
+
+// Index says which file has which tensor.
+type Index struct {
+	Files []string
+	// Tensors has, for the name of each tensor, the place of its file in Files.
+	Tensors map[string]int32
+}
+
+// Contents takes in what is read of the files of a container.
+type Contents struct {
+	// Data is the file being read, as it can be read until the container is closed.
+	Data io.ReaderAt
+
+	file int32            // the place of the file being read in c.files
+	seen map[string]int32 // from a tensor's name to the place of its file
+	c    container
+}
+
+// Count is the number of tensors in all files so far.
+func (c *Contents) Count() int { return len(c.c.tensors) }
+
+// Claim notes the name of a tensor of the file. It has to be new.
+func (c *Contents) Claim(name string) error {
+	switch other, ok := c.seen[name]; {
+	case ok && other == c.file:
+		return tensorError(name, malformedf("found it twice, expected it once"))
+	case ok:
+		return tensorError(name, malformedf("found it in %s too, expected it in one shard", tensor.Quote(c.c.files[other])))
+	}
+	c.seen[name] = c.file
+	return nil
+}
+
+// Add takes in the tensors of the file, all of them claimed, in the order of their data, and its
+// metadata. Where files differ in a metadata string, the first one's is kept.
+func (c *Contents) Add(tensors []Tensor, metadata map[string]string) {
+	c.c.tensors = append(c.c.tensors, tensors...)
+	for k, v := range metadata {
+		if c.c.metadata == nil {
+			c.c.metadata = map[string]string{}
+		}
+		if _, ok := c.c.metadata[k]; !ok {
+			c.c.metadata[k] = v
+		}
+	}
+}
+
+// OpenFiles opens the container at path: a file, the files that an index names, which stand
+// beside it, or a folder with either. A tensor that is in two files, or not where the
+// index says, is ErrMalformed. Other errors are the reader's, ErrOutside,
+// storage.ErrNotRegular, fs.ErrNotExist or what the system says.
+func OpenFiles(path string, r FileReader) (Container, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	dir, name := filepath.Split(path)
+	resolved := path
+	if info.IsDir() {
+		dir = path
+		if name, err = r.Locate(dir); err != nil {
+			return nil, err
+		}
+		if resolved, err = storage.Within(dir, name); err != nil {
+			return nil, err
+		}
+	}
+	o := opener{FileReader: r, dir: dir, Contents: Contents{seen: map[string]int32{}}}
+	if r.IsIndex(name) {
+		err = o.index(resolved, name)
+	} else {
+		err = o.weights(resolved, name)
+	}
+	if err != nil {
+		o.c.Close()
+		return nil, err
+	}
+	return &o.c, nil
+}
+
+// container is one file, or those of an index.
+type container struct {
+	tensors  []Tensor
+	metadata map[string]string
+	files    []string
+	open     []*os.File
+}
+
+func (c *container) Tensors() []Tensor           { return c.tensors }
+func (c *container) Metadata() map[string]string { return c.metadata }
+func (c *container) Files() []string             { return c.files }
+
+func (c *container) Close() error {
+	var errs []error
+	for _, f := range c.open {
+		errs = append(errs, f.Close())
+	}
+	c.open = nil
+	return errors.Join(errs...)
+}
+
+// opener opens the files of a container.
+type opener struct {
+	FileReader
+	dir string
+	Contents
+}
+
+// index opens the files that an index names, in the order of their names.
+func (o *opener) index(path, name string) error {
+	shown := Display(filepath.Join(o.dir, name))
+	f, err := storage.Open(path)
+	if err != nil {
+		return err
+	}
+	x, err := o.ReadIndex(f)
+	f.Close()
+	if err != nil {
+		return fmt.Errorf("%s: %w", shown, err)
+	}
+	for _, shard := range slices.Sorted(slices.Values(x.Files)) {
+		path, err := storage.Within(o.dir, shard)
+		system, isSystem := errors.AsType[*fs.PathError](err)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%s: found no shard %s beside it, expected one: %w", shown, tensor.Quote(shard), fs.ErrNotExist)
+		case isSystem:
+			return fmt.Errorf("%s: shard %s: %w", shown, tensor.Quote(shard), system.Err)
+		case err != nil:
+			return fmt.Errorf("%s: %w", shown, err)
+		case strings.Contains(shard, "/"):
+			return fmt.Errorf("%s: %w", shown, malformedf("found the file name %s, expected one without a folder", tensor.Quote(shard)))
+		}
+		if err := o.weights(path, shard); err != nil {
+			return err
+		}
+	}
+	if err := o.compare(x); err != nil {
+		return fmt.Errorf("%s: %w", shown, err)
+	}
+	o.c.files = append(o.c.files, name)
+	return nil
+}
+
+// compare looks for a tensor that is not where the index says. Of several it names
+// the first in the order of names.
+func (o *opener) compare(x Index) error {
+	first, found := "", false
+	for name, want := range x.Tensors {
+		if got, ok := o.seen[name]; (!ok || o.c.files[got] != x.Files[want]) && (!found || name < first) {
+			first, found = name, true
+		}
+	}
+	if !found {
+		return nil
+	}
+	place := "no shard"
+	if got, ok := o.seen[first]; ok {
+		place = tensor.Quote(o.c.files[got])
+	}
+	return tensorError(first, malformedf("found it in %s, expected it in %s as the index says", place, tensor.Quote(x.Files[x.Tensors[first]])))
+}
+
+// weights opens one file of tensors, known as name in its folder.
+func (o *opener) weights(path, name string) error {
+	f, err := storage.Open(path)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
+	o.Data = f
+	if len(o.c.open) < maxOpen {
+		o.c.open = append(o.c.open, f)
+	} else {
+		o.Data = reopener{path, info}
+		defer f.Close()
+	}
+	o.file = int32(len(o.c.files))
+	o.c.files = append(o.c.files, name)
+	before := len(o.c.tensors)
+	if err := o.ReadFile(f, info.Size(), &o.Contents); err != nil {
+		return fmt.Errorf("%s: %w", Display(filepath.Join(o.dir, name)), err)
+	}
+	for i := range o.c.tensors[before:] {
+		o.c.tensors[before+i].File = name
+	}
+	return nil
+}
+
+// reopener reads a file that is not kept open.
+type reopener struct {
+	path string
+	info fs.FileInfo
+}
+
+// ReadAt opens the file, which must still be the one whose header was read, reads, and
+// closes it.
+func (r reopener) ReadAt(p []byte, off int64) (int, error) {
+	f, err := storage.Open(r.path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if !os.SameFile(info, r.info) {
+		return 0, fmt.Errorf("%s: found another file than before, expected it unchanged", r.path)
+	}
+	return f.ReadAt(p, off)
+}
+
+// Display writes a path for an error, in quotes only where it would not stay on its line.
+func Display(path string) string {
+	if q := strconv.Quote(path); len(q) != len(path)+2 {
+		return q
+	}
+	return path
+}
+
+// List writes a few names of many for an error.
+func List(names []string) string {
+	const most = 8
+	var b strings.Builder
+	for i, n := range names {
+		if i == most {
+			fmt.Fprintf(&b, " and %d more", len(names)-most)
+			break
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(tensor.Quote(n))
+	}
+	return b.String()
+}
+
+func malformedf(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, ErrMalformed)...)
+}
+
+func tensorError(name string, err error) error {
+	return fmt.Errorf("tensor %s: %w", tensor.Quote(name), err)
+}
