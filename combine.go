@@ -55,11 +55,11 @@ func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptio
 // Resize writes an adapter of another rank: the given one, or with rank 0 the smallest of each
 // module that keeps the share energy of its squared norm. It works on the factors
 // alone.
-func Resize(ctx context.Context, adapter, out string, rank int, energy float64, force bool) (*Combination, error) {
+func Resize(ctx context.Context, adapter Adapter, out string, rank int, energy float64, force bool) (*Combination, error) {
 	if (rank > 0) == (energy > 0) || rank < 0 || energy < 0 || energy > 1 {
 		return nil, fmt.Errorf("%w: rank is %d and energy %v, expected one of them: a rank of 1 or more, or an energy above 0 and at most 1", ErrOption, rank, energy)
 	}
-	list, closeAll, err := openAdapters([]Adapter{{Path: adapter, Weight: 1}})
+	list, closeAll, err := openAdapters([]Adapter{adapter})
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func writeAdapter(ctx context.Context, from []lora.Weighted, out string, force b
 		return nil, err
 	}
 	for _, m := range copies {
-		if err := w.Copy(m.BaseKey(), m.B); err != nil {
+		if err := w.Copy(m.BaseKey(), m.Value); err != nil {
 			return nil, err
 		}
 	}

@@ -76,8 +76,11 @@ type ConvertResult struct {
 	Tensors     int    `json:"tensors"`   // logical weights in the result
 	Quantized   int    `json:"quantized"` // how many of them are in the scheme asked for
 	pipeline.Result
-	Seconds float64  `json:"seconds"`
-	Notices []string `json:"notices"`
+	// Rounding is, for Unmerge, how far each plain weight is to be expected from what it was before
+	// the adapters were merged.
+	Rounding []pipeline.Rounding `json:"rounding,omitempty"`
+	Seconds  float64             `json:"seconds"`
+	Notices  []string            `json:"notices"`
 	// Plan is what was, or with DryRun would be, carried out.
 	Plan *Plan `json:"plan,omitempty"`
 }
@@ -141,6 +144,21 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	return r, nil
 }
 
+// plainType is the type of that name to cast to, 0 for keep.
+func plainType(name string) (tensor.DType, error) {
+	switch name {
+	case "", "keep":
+		return 0, nil
+	case "f32":
+		return tensor.F32, nil
+	case "f16":
+		return tensor.F16, nil
+	case "bf16":
+		return tensor.BF16, nil
+	}
+	return 0, fmt.Errorf("%w: dtype %q is unknown; known are keep, f32, f16, bf16", ErrOption, name)
+}
+
 // plan checks what does not depend on a checkpoint.
 func (o ConvertOptions) plan() (pipeline.Options, error) {
 	po := pipeline.Options{
@@ -160,16 +178,9 @@ func (o ConvertOptions) plan() (pipeline.Options, error) {
 	if math.IsNaN(o.MinKept) || o.MinKept > 1 {
 		return po, fmt.Errorf("%w: min-kept is %v, expected 0 to 1", ErrOption, o.MinKept)
 	}
-	switch o.DType {
-	case "", "keep":
-	case "f32":
-		po.DType = tensor.F32
-	case "f16":
-		po.DType = tensor.F16
-	case "bf16":
-		po.DType = tensor.BF16
-	default:
-		return po, fmt.Errorf("%w: dtype %q is unknown; known are keep, f32, f16, bf16", ErrOption, o.DType)
+	var err error
+	if po.DType, err = plainType(o.DType); err != nil {
+		return po, err
 	}
 	if po.Quantize != "keep" && po.Quantize != "none" {
 		if _, err := quant.ForType(po.Quantize); err != nil {

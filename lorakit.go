@@ -56,6 +56,8 @@ type (
 	Comparison = pipeline.Comparison
 	// KeptAdapter says what is kept of an adapter in a merge.
 	KeptAdapter = pipeline.KeptAdapter
+	// Rounding says what roundings may have taken of a weight.
+	Rounding = pipeline.Rounding
 	// MergeVerification is what VerifyMerge finds.
 	MergeVerification = pipeline.MergeVerification
 	// Verification is what Verify finds.

@@ -9,11 +9,16 @@ import (
 	"github.com/lorakit/lorakit/pipeline"
 )
 
-// Adapter is an adapter to be merged: a folder as PEFT saves it, and the factor of its
-// delta. A Weight of 0 stands for 1.
+// Adapter is an adapter in any dialect that is known (AdapterDialects): a PEFT or an MLX folder, a kohya
+// or a loralib file.
 type Adapter struct {
 	Path   string
-	Weight float64
+	Weight float64 // the factor of its delta; 0 stands for 1
+	// Alpha is that of a loralib file, which does not hold it.
+	Alpha float64
+	// ExpertLayout is "rank_major" or "grouped_by_expert", for a PEFT folder whose config does not say how
+	// its stacks of experts lie; empty is PEFT's own rank_major.
+	ExpertLayout string
 }
 
 // Merge adds the deltas of adapters to the base and writes the result to dst, as Convert
@@ -28,14 +33,40 @@ func Merge(ctx context.Context, base string, adapters []Adapter, dst string, o C
 }
 
 // Unmerge subtracts adapters that were merged. What rounding has taken when they were merged does
-// not come back. An adapter with a part that cannot be subtracted (DoRA, replaced
+// not come back; Rounding in the result says how much that is to be expected to be. An adapter with a part that cannot be subtracted (DoRA, replaced
 // weights, trained rows) is an error.
 func Unmerge(ctx context.Context, merged string, adapters []Adapter, dst string, o ConvertOptions) (*ConvertResult, error) {
 	o.subtract = true
-	return Merge(ctx, merged, adapters, dst, o)
+	r, err := Merge(ctx, merged, adapters, dst, o)
+	if err != nil || o.DryRun {
+		return r, err
+	}
+	return r, r.rounding(ctx, merged, dst, adapters)
 }
 
-// openAdapters opens adapters; a weight of 0 stands for 1.
+// rounding works out what the roundings of a merge and of its subtraction may have taken.
+func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapters []Adapter) error {
+	c, err := pipeline.Open(merged)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	closeAll, err := merge(c, adapters, true)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	out, err := pipeline.Open(dst)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	r.Rounding, err = pipeline.RoundedTwice(ctx, c, out)
+	return err
+}
+
+// openAdapters opens adapters; a weight of 0 stands for 1. What is said of them has to be
+// needed by one.
 func openAdapters(adapters []Adapter) ([]lora.Weighted, func(), error) {
 	var list []lora.Weighted
 	closeAll := func() {
@@ -43,6 +74,7 @@ func openAdapters(adapters []Adapter) ([]lora.Weighted, func(), error) {
 			a.Close()
 		}
 	}
+	alpha, layout := true, true // nobody needs them
 	for _, a := range adapters {
 		if a.Weight == 0 {
 			a.Weight = 1
@@ -51,12 +83,21 @@ func openAdapters(adapters []Adapter) ([]lora.Weighted, func(), error) {
 			closeAll()
 			return nil, nil, fmt.Errorf("%w: the weight of %s is %v, expected a finite number", ErrOption, a.Path, a.Weight)
 		}
-		opened, err := lora.Open(a.Path)
+		opened, err := lora.Open(a.Path, lora.OpenOptions{Alpha: a.Alpha, ExpertLayout: a.ExpertLayout})
 		if err != nil {
 			closeAll()
 			return nil, nil, err
 		}
 		list = append(list, lora.Weighted{Adapter: opened, Weight: a.Weight})
+		alpha, layout = alpha && opened.Dialect != lora.LoRALib, layout && !opened.Stacked()
+	}
+	switch {
+	case alpha && adapters[0].Alpha != 0:
+		closeAll()
+		return nil, nil, fmt.Errorf("%w: an alpha is given, and %s holds its own; it is for loralib files, which do not", ErrOption, adapters[0].Path)
+	case layout && adapters[0].ExpertLayout != "":
+		closeAll()
+		return nil, nil, fmt.Errorf("%w: the expert layout %s is given, and %s has no experts whose layout is open", ErrOption, adapters[0].ExpertLayout, adapters[0].Path)
 	}
 	return list, closeAll, nil
 }

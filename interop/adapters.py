@@ -25,6 +25,7 @@ def run(lorakit, command, *arguments):
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise Failure(f"lorakit {' '.join(argv[1:])}: exit {done.returncode}: {done.stderr.strip()[-300:]}")
+    return done
 
 
 def new(lorakit):

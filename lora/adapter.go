@@ -8,10 +8,8 @@
 package lora
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 
 	"github.com/lorakit/lorakit/formats"
@@ -34,12 +32,12 @@ type Form uint8
 
 // The forms.
 const (
-	Linear    Form = iota // A (r, in), B (out, r): adds scaling * B·A, also to one expert or a stack of them
-	Embedding             // A (r, rows), B (width, r): adds scaling * (B·A) transposed
-	Conv                  // A (r, in, kernel…), B (out, r, 1…): Linear on the kernels as matrices
-	Bias                  // B (n): adds scaling * B
-	Replace               // B is the parameter's new value
-	Rows                  // B (n, width) are the new values of the rows Indices
+	Linear    Form = iota // adds scaling * B·A, also to one expert or a stack of them
+	Embedding             // A (r x rows), B (width x r): adds scaling * (B·A) transposed
+	Conv                  // Linear on the kernels as matrices
+	Bias                  // Value (n): adds scaling * Value
+	Replace               // Value is the parameter's new value
+	Rows                  // Value (n, width) are the new values of the rows Indices
 )
 
 // String returns the form's name.
@@ -50,16 +48,23 @@ func (f Form) String() string {
 // Module is one part of an adapter: what it does to one parameter of the base.
 type Module struct {
 	// Name is the run-time name of the adapted module, as the adapter has it:
-	// "model.layers.0.self_attn.q_proj".
+	// "model.layers.0.self_attn.q_proj". Where Flat is set it has underscores for the dots as
+	// well, as in kohya's files, and only a base, or what is known of models, tells them apart.
 	Name string
+	Flat bool
 	// Param is the parameter of that module: "weight", "bias". Empty for the expert
-	// parameters, whose names a PEFT file does not tell; Nest is how many others of the
+	// parameters, where a PEFT file does not tell which it is; Nest is how many others of the
 	// same module lie outside of this one.
 	Param string
 	Nest  int
 
-	Form      Form
-	A, B      *formats.Tensor // A is nil for Bias, Replace and Rows
+	Form Form
+	// A (rank x in) and B (out x rank) are those of the function, however they lie in the
+	// file; in counts the elements of a kernel too. Those of a stack of experts are A
+	// (experts*rank x in) and B (out x experts*rank), taken apart by expert.
+	A, B      Matrix
+	Kernel    tensor.Shape    // of Conv, which tells how in is made up
+	Value     *formats.Tensor // of Bias, Replace and Rows
 	Magnitude *formats.Tensor // of DoRA, else nil
 	Indices   []int64         // of Rows
 	Rank      int
@@ -68,6 +73,36 @@ type Module struct {
 	// Base is whether the new value of a Replace stands for the base's own (an
 	// embedding that PEFT stores beside its adapter), so that deltas are added to it.
 	Base bool
+	// Experts is how many experts a stack has; 0 for what is none, and where only the base tells.
+	Experts int64
+	Order   ExpertOrder
+}
+
+// ExpertOrder says how the columns of a stack's B lie.
+type ExpertOrder uint8
+
+// The orders.
+const (
+	RankMajor ExpertOrder = iota // the expert is the fastest: columns e, e+E, e+2E… are those of expert e
+	Grouped                      // the expert is the slowest
+	Apart                        // each expert has a matrix of its own
+)
+
+// expert views A and B of one expert of n.
+func (m *Module) expert(e, n int64) (a, b Matrix) {
+	r := m.A.Rows / n
+	a, b = m.A.rows(e*r, (e+1)*r), m.B
+	b.Cols = r
+	switch m.Order {
+	case RankMajor:
+		b.Offset += e * b.ColStride
+		b.ColStride *= n
+	case Grouped:
+		b.Offset += e * r * b.ColStride
+	case Apart:
+		b.Offset += e * r * b.Rows
+	}
+	return a, b
 }
 
 // String names the module with its parameter.
@@ -82,10 +117,13 @@ func (m *Module) String() string {
 // are read when they are needed; Close closes their files.
 type Adapter struct {
 	Path    string
-	Dialect string
+	Dialect string // one of Dialects
 	Config  Config
 	Modules []*Module // in the order of their names
-	Files   []string  // relative to the adapter's folder, what it was read from
+	Dir     string    // the folder of Files
+	Files   []string  // what it was read from
+	Notices []string  // what was assumed
+	Options OpenOptions
 
 	container formats.Container
 }
@@ -97,6 +135,9 @@ func (a *Adapter) Close() error {
 	}
 	return a.container.Close()
 }
+
+// Stacked reports whether an adapter is for stacks of experts as PEFT has them.
+func (a *Adapter) Stacked() bool { return a.Dialect == PEFT && !empty(a.Config.Parameters) }
 
 // Subtractable makes a ready to be taken out of a merged checkpoint: copies of the base's own
 // matrices, which it only brings along, are not part of it. A part that leaves no trace of
@@ -111,38 +152,10 @@ func (a *Adapter) Subtractable() error {
 		}
 	}
 	a.Modules = slices.DeleteFunc(a.Modules, func(m *Module) bool { return m.Base })
+	a.Config.Init = nil // what is left is the base that PiSSA and its like start from
 	return nil
 }
 
 func (a *Adapter) failed(t *formats.Tensor, err error) error {
 	return fmt.Errorf("%s: %s: tensor %s: %w", a.Path, t.File, tensor.Quote(t.Name), err)
-}
-
-// Floats reads a tensor of an adapter whole, as float32. A NaN or an infinity in
-// it is an error.
-func Floats(t *formats.Tensor) ([]float32, error) {
-	if !t.DType.Float() && t.DType != tensor.F64 {
-		return nil, fmt.Errorf("%s: tensor %s: %w: its type is %s, expected F32, F16, BF16 or F64", t.File, tensor.Quote(t.Name), ErrMalformed, t.DType)
-	}
-	const piece = 64 << 10
-	width := t.DType.Bits() / 8
-	raw, b := make([]byte, piece*width), make([]byte, 4*piece)
-	out := make([]float32, t.Count())
-	for lo := int64(0); lo < int64(len(out)); lo += piece {
-		part := out[lo:min(lo+piece, int64(len(out)))]
-		n := int64(len(part))
-		if _, err := t.ReadAt(raw[:n*width], lo*width); err != nil {
-			return nil, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
-		}
-		if err := tensor.Convert(b[:4*n], tensor.F32, raw[:n*width], t.DType); err != nil {
-			return nil, err
-		}
-		for i := range part {
-			part[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
-			if part[i]-part[i] != 0 {
-				return nil, fmt.Errorf("%s: tensor %s: %w: element %d is %v, expected finite numbers", t.File, tensor.Quote(t.Name), ErrMalformed, lo+int64(i), part[i])
-			}
-		}
-	}
-	return out, nil
 }

@@ -25,24 +25,6 @@ type Weighted struct {
 	Weight float64
 }
 
-// Factor is a view of a tensor of an adapter as a matrix: element (i, j) is number
-// Offset + i*RowStride + j*ColStride of the tensor. With no tensor all elements are 1.
-type Factor struct {
-	T                            *formats.Tensor
-	Offset, RowStride, ColStride int64
-}
-
-// Transposed returns the transposed view.
-func (f Factor) Transposed() Factor {
-	f.RowStride, f.ColStride = f.ColStride, f.RowStride
-	return f
-}
-
-func (f Factor) from(row, col int64) Factor {
-	f.Offset += row*f.RowStride + col*f.ColStride
-	return f
-}
-
 // Term is what one module of an adapter does to a rectangle of a file's tensor, seen as
 // a matrix whose rows are Change.Width long.
 type Term struct {
@@ -53,7 +35,7 @@ type Term struct {
 	Row, Rows, Col, Cols int64
 	// Left (Rows x Rank) times Right (Rank x Cols), times Scale, is added; not for Form
 	// Rows.
-	Left, Right Factor
+	Left, Right Matrix
 	Rank        int64
 	Scale       float32
 	// OutputRows says, for DoRA, that its magnitudes belong to rows of the rectangle, else to
@@ -131,8 +113,9 @@ type binder struct {
 	names      []string // of params, in the order of the file
 	files      map[string]int
 	out        *Binding
-	bound      map[string]*Module // by adapter and parameter
-	embedding  string             // the run-time parameter that the head is tied to
+	bound      map[string][]claim      // by adapter and parameter
+	flat       map[string][]*parameter // by names with underscores for dots
+	embedding  string                  // the run-time parameter that the head is tied to
 	head       string
 	headParam  *parameter
 	headTarget int // of the file, or -1
@@ -143,7 +126,7 @@ type binder struct {
 // adapter takes part, or Bind fails and names it.
 func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding, error) {
 	b := &binder{targets: targets, model: model, params: map[string]*parameter{}, files: map[string]int{},
-		out: &Binding{Changes: make([]*Change, len(targets)), HeadFrom: -1}, bound: map[string]*Module{}, headTarget: -1, adapters: adapters}
+		out: &Binding{Changes: make([]*Change, len(targets)), HeadFrom: -1}, bound: map[string][]claim{}, headTarget: -1, adapters: adapters}
 	for i, t := range targets {
 		b.files[t.Name] = i
 		for _, s := range t.Role.Runtime {
@@ -172,7 +155,7 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 // they are bound.
 func (a *Weighted) finiteScales() error {
 	for _, m := range a.Modules {
-		if m.A == nil && m.Form != Bias {
+		if m.A.T == nil && m.Form != Bias {
 			continue
 		}
 		if err := a.finiteScale(m); err != nil {
@@ -257,6 +240,12 @@ func (b *binder) bind(i int, a Weighted) error {
 	stacks := map[string][]*Module{}
 	var order []string
 	for _, m := range a.Modules {
+		if m.Experts > 0 {
+			if err := b.apart(i, a, m); err != nil {
+				return err
+			}
+			continue
+		}
 		if m.Form == Linear && m.Param == "weight" && b.stack(m) {
 			if stacks[m.Name] == nil {
 				order = append(order, m.Name)
@@ -318,7 +307,7 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 			return false
 		}
 		direct, turned := ways(m, p)
-		return m.A.Shape[0]%p.experts == 0 && (direct || turned)
+		return m.A.Rows%p.experts == 0 && (direct || turned)
 	}
 	var choose func(at int, free []*parameter) []*parameter
 	choose = func(at int, free []*parameter) []*parameter {
@@ -342,7 +331,7 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 		for _, p := range params {
 			have = append(have, fmt.Sprintf("%s %d x %v", p.name, p.experts, p.shape))
 		}
-		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v fit none of its expert parameters, expected %s", tensor.Quote(m.Name), ErrBase, m.A.Shape, m.B.Shape, strings.Join(have, ", "))
+		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v fit none of its expert parameters, expected %s", tensor.Quote(m.Name), ErrBase, m.A, m.B, strings.Join(have, ", "))
 	}
 	// A square does not tell which way round it is: another of the same stack may, else
 	// the version does.
@@ -361,7 +350,7 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 		if m.Magnitude != nil {
 			return fmt.Errorf("module %s: %w: DoRA on experts", tensor.Quote(m.Name), ErrUnsupported)
 		}
-		if err := a.Config.scale(m, p.name, m.A.Shape[0]/p.experts); err != nil {
+		if err := a.Config.scale(m, p.name, m.A.Rows/p.experts); err != nil {
 			return err
 		}
 		if err := a.finiteScale(m); err != nil {
@@ -377,7 +366,7 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 // ways reports whether a module's factors fit a parameter as (out, in), and as (in,
 // out).
 func ways(m *Module, p *parameter) (direct, turned bool) {
-	return m.A.Shape[1] == p.shape[1] && m.B.Shape[0] == p.shape[0], m.A.Shape[1] == p.shape[0] && m.B.Shape[0] == p.shape[1]
+	return m.A.Cols == p.shape[1] && m.B.Rows == p.shape[0], m.A.Cols == p.shape[0] && m.B.Rows == p.shape[1]
 }
 
 // targeted reports whether target_parameters can mean the parameter, where fewer are
@@ -395,87 +384,126 @@ func (b *binder) targeted(a Weighted, p *parameter, n int) bool {
 	return false
 }
 
-// expertTerms adds a stack's deltas. A is (E*r, in), the expert slowest; B is (out, r*E),
-// the expert fastest unless its file says otherwise.
+// expertTerms adds a stack's deltas.
 func (b *binder) expertTerms(i int, a Weighted, m *Module, p *parameter, older bool) error {
 	direct, turned := ways(m, p)
 	if direct && turned {
 		turned = older
 	}
-	r, e := int64(m.Rank), p.experts
-	for _, pc := range p.pieces {
-		expertsHere := []int64{int64(pc.slice.Expert)}
-		if pc.slice.Expert < 0 {
-			expertsHere = expertsHere[:0]
-			for x := range e {
-				expertsHere = append(expertsHere, x)
-			}
+	for e := range p.experts {
+		A, B := m.expert(e, p.experts)
+		t := Term{Adapter: i, Module: m, Name: p.name, Rank: int64(m.Rank), Scale: float32(a.Weight * m.Scaling), Left: B, Right: A}
+		if turned {
+			t.Left, t.Right = A.Transposed(), B.Transposed()
 		}
-		for k, x := range expertsHere {
-			A := Factor{T: m.A, Offset: x * r * m.A.Shape[1], RowStride: m.A.Shape[1], ColStride: 1}
-			B := Factor{T: m.B, Offset: x, RowStride: r * e, ColStride: e}
-			if a.Config.BLayout == "grouped_by_expert" {
-				B.Offset, B.ColStride = x*r, 1
-			}
-			t := Term{Adapter: i, Module: m, Name: p.name, Rank: r, Scale: float32(a.Weight * m.Scaling), Left: B, Right: A}
-			if turned {
-				t.Left, t.Right = A.Transposed(), B.Transposed()
-			}
-			b.place(t, p, pc, int64(k))
-		}
+		b.spread(t, spot{p: p, expert: e})
 	}
-	return b.once(i, a, m, p.name)
+	return b.claim(i, m, spot{p: p, expert: -1})
 }
 
-// once refuses two modules of an adapter on one parameter.
-func (b *binder) once(i int, a Weighted, m *Module, name string) error {
-	key := fmt.Sprint(i, m.Form == Replace, " ", name)
-	if other := b.bound[key]; other != nil {
-		return fmt.Errorf("module %s: %w: it and %s both belong to %s", tensor.Quote(m.String()), ErrMalformed, tensor.Quote(other.String()), tensor.Quote(name))
+// spot is what of a parameter a module adapts.
+type spot struct {
+	p           *parameter
+	expert      int64 // -1 where it is none, or all of a stack
+	part, parts int64 // a range of its outputs; parts is 0 for all
+}
+
+// whole is the spot of a whole parameter.
+func whole(p *parameter) spot { return spot{p: p, expert: -1} }
+
+// rows are the outputs of the parameter that the spot has.
+func (s spot) rows() (first, n int64) {
+	if s.parts == 0 {
+		return 0, s.p.shape[0]
 	}
-	b.bound[key] = m
+	n = s.p.shape[0] / s.parts
+	return s.part * n, n
+}
+
+// claim is what a module has taken of a parameter.
+type claim struct {
+	module *Module
+	spot
+}
+
+// claim refuses two modules of an adapter on one part of a parameter.
+func (b *binder) claim(i int, m *Module, s spot) error {
+	key := fmt.Sprint(i, m.Form == Replace, " ", s.p.name)
+	if len(s.p.shape) == 0 {
+		s.parts = 0
+	}
+	for _, o := range b.bound[key] {
+		apart := s.expert >= 0 && o.expert >= 0 && s.expert != o.expert || s.parts > 0 && s.parts == o.parts && s.part != o.part
+		if !apart {
+			return fmt.Errorf("module %s: %w: it and %s both belong to %s", tensor.Quote(m.String()), ErrMalformed, tensor.Quote(o.module.String()), tensor.Quote(s.p.name))
+		}
+	}
+	b.bound[key] = append(b.bound[key], claim{m, s})
 	return nil
 }
 
-// place adds a term of a whole parameter's matrix to the part of it that a tensor of the
-// file holds; nth is which matrix of a stack it is.
-func (b *binder) place(t Term, p *parameter, pc piece, nth int64) {
-	rows, cols := p.shape[0], int64(1)
-	for _, d := range p.shape[1:] {
-		cols *= d
-	}
-	s := pc.slice
-	if s.Parts > 1 {
-		if s.Dim == 0 {
-			rows /= int64(s.Parts)
-			t.Left = t.Left.from(int64(s.Part)*rows, 0)
-			if t.OutputRows {
-				t.FirstOutput += int64(s.Part) * rows
-			}
-		} else {
-			cols /= int64(s.Parts)
-			t.Right = t.Right.from(0, int64(s.Part)*cols)
-			if !t.OutputRows {
-				t.FirstOutput += int64(s.Part) * cols
+// spread adds a term, whose Left and Right are those of the spot, to the tensors of the file that
+// hold it.
+func (b *binder) spread(t Term, s spot) {
+	for _, pc := range s.p.pieces {
+		nth := int64(0)
+		if s.expert >= 0 {
+			if e := int64(pc.slice.Expert); e >= 0 && e != s.expert {
+				continue
+			} else if e < 0 {
+				nth = s.expert
 			}
 		}
+		b.place(t, s, pc, nth)
 	}
+}
+
+// place adds what of a term falls into the part of its parameter that a tensor of the file holds;
+// nth is which matrix of a stack it is.
+func (b *binder) place(t Term, at spot, pc piece, nth int64) {
+	p, s := at.p, pc.slice
+	r0, r1, c0, c1 := int64(0), p.shape[0], int64(0), int64(1)
+	for _, d := range p.shape[1:] {
+		c1 *= d
+	}
+	switch n := int64(s.Parts); {
+	case n <= 1:
+	case s.Dim == 0:
+		r0, r1 = int64(s.Part)*(r1/n), int64(s.Part+1)*(r1/n)
+	default:
+		c0, c1 = int64(s.Part)*(c1/n), int64(s.Part+1)*(c1/n)
+	}
+	first, n := at.rows()
+	lo, hi := max(r0, first), min(r1, first+n)
+	if lo >= hi {
+		return
+	}
+	t.Left, t.Right = t.Left.rows(lo-first, hi-first), t.Right.cols(c0, c1)
+	if t.OutputRows {
+		t.FirstOutput += lo - first
+	} else {
+		t.FirstOutput += c0
+	}
+	height, width := r1-r0, c1-c0
+	t.Row, t.Rows, t.Col, t.Cols = lo-r0, hi-lo, 0, width
 	if s.Transposed {
-		rows, cols = cols, rows
+		height, width = width, height
+		t.Row, t.Rows, t.Col, t.Cols = t.Col, t.Cols, t.Row, t.Rows
 		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
 		t.OutputRows = !t.OutputRows
 	}
-	c := b.change(pc.target, cols)
-	t.Rows, t.Cols, t.Row = rows, cols, nth*rows
+	parts := int64(1) // of the file's tensor, below each other and beside each other
 	if s.FileParts > 1 {
-		dim := s.FileDim - len(b.targets[pc.target].Shape) + 2
-		if dim <= 0 {
-			t.Row += int64(s.FilePart) * rows
+		if s.FileDim-len(b.targets[pc.target].Shape)+2 <= 0 {
+			parts = int64(s.FileParts)
+			t.Row += int64(s.FilePart) * height
 		} else {
-			t.Col = int64(s.FilePart) * cols
-			c.Width = cols * int64(s.FileParts)
+			t.Col += int64(s.FilePart) * width
+			width *= int64(s.FileParts)
 		}
 	}
+	t.Row += nth * parts * height
+	c := b.change(pc.target, width)
 	t.Name = strings.TrimSuffix(t.Name, ".weight")
 	c.Terms = append(c.Terms, t)
 }
@@ -487,18 +515,42 @@ func (b *binder) change(target int, width int64) *Change {
 	return b.out.Changes[target]
 }
 
-// module binds what is no stack of experts.
-func (b *binder) module(i int, a Weighted, m *Module) error {
-	full := m.Name + "." + m.Param
-	p, err := b.resolve(m, full)
+// apart binds a stack whose experts have matrices of their own, as in MLX: to the stack's
+// parameter, or to those of its experts.
+func (b *binder) apart(i int, a Weighted, m *Module) error {
+	spots, err := b.expertSpots(m)
 	if err != nil {
 		return err
 	}
+	for e, s := range spots {
+		A, B := m.expert(int64(e), m.Experts)
+		if err := s.p.whole(); err != nil {
+			return fmt.Errorf("module %s: %w", tensor.Quote(m.Name), err)
+		}
+		_, rows := s.rows()
+		if len(s.p.shape) != 2 || A.Cols != s.p.shape[1] || B.Rows != rows {
+			return fmt.Errorf("module %s: %w: lora_a %v and lora_b %v of an expert do not fit %s of shape %v", tensor.Quote(m.Name), ErrBase, A, B, tensor.Quote(s.p.name), s.p.shape)
+		}
+		if err := b.claim(i, m, s); err != nil {
+			return err
+		}
+		b.spread(Term{Adapter: i, Module: m, Name: m.Name, Rank: int64(m.Rank), Scale: float32(a.Weight * m.Scaling), Left: B, Right: A, OutputRows: true}, s)
+	}
+	return nil
+}
+
+// module binds what is no stack of experts.
+func (b *binder) module(i int, a Weighted, m *Module) error {
+	s, err := b.resolve(m)
+	if err != nil {
+		return err
+	}
+	p := s.p
 	if err := p.whole(); err != nil {
 		return fmt.Errorf("module %s: %w", tensor.Quote(m.String()), err)
 	}
-	if m.A != nil && m.Rank == 0 {
-		if err := a.Config.scale(m, m.Name, m.A.Shape[0]); err != nil {
+	if m.A.T != nil && m.Rank == 0 {
+		if err := a.Config.scale(m, a.Config.patternName(m), m.A.Rows); err != nil {
 			return err
 		}
 		if err := a.finiteScale(m); err != nil {
@@ -508,21 +560,24 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 	if m.Magnitude != nil && a.Weight != 1 {
 		return fmt.Errorf("module %s: %w: DoRA with the weight %g, expected 1", tensor.Quote(m.Name), ErrUnsupported, a.Weight)
 	}
-	if err := b.once(i, a, m, p.name); err != nil {
+	if err := b.claim(i, m, s); err != nil {
 		return err
 	}
 	if p.name == b.head && b.head != "" && a.Config.EnsureTie && b.headTarget < 0 {
 		return b.sameAsEmbedding(a, m) // the embedding's module does it for both
 	}
 	t := Term{Adapter: i, Module: m, Name: p.name, Scale: float32(a.Weight * m.Scaling)}
+	if s.expert >= 0 || s.parts > 0 {
+		t.Name = m.String()
+	}
 	switch m.Form {
 	case Replace, Rows:
 		return b.value(a, t, p)
 	case Bias:
-		if n := m.B.Count(); len(p.shape) != 1 || n != p.shape[0] {
+		if n := m.Value.Count(); len(p.shape) != 1 || n != p.shape[0] {
 			return fmt.Errorf("module %s: %w: its bias has %d elements, expected %v", tensor.Quote(m.Name), ErrBase, n, p.shape)
 		}
-		t.Rank, t.Right = 1, Factor{T: m.B, RowStride: 0, ColStride: 1}
+		t.Rank, t.Right = 1, Matrix{T: m.Value, ColStride: 1, Rows: 1, Cols: p.shape[0]}
 		for _, pc := range p.pieces {
 			if !pc.slice.Whole() {
 				return fmt.Errorf("module %s: %w: a bias that its file holds in pieces", tensor.Quote(m.Name), ErrUnsupported)
@@ -533,47 +588,45 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 		}
 		return nil
 	}
-	return b.matrix(t, p)
+	return b.matrix(a, t, s)
 }
 
 // matrix adds the delta of a linear layer, a convolution or an embedding.
-func (b *binder) matrix(t Term, p *parameter) error {
-	m := t.Module
-	inner := int64(1)
-	for _, d := range m.A.Shape[1:] {
-		inner *= d
+func (b *binder) matrix(a Weighted, t Term, s spot) error {
+	m, p := t.Module, s.p
+	t.Rank = m.A.Rows
+	if len(p.shape) < 2 {
+		return b.misfit(m, s)
 	}
-	out := m.B.Shape[0]
-	t.Rank = m.A.Shape[0]
-	A := Factor{T: m.A, RowStride: inner, ColStride: 1}
-	B := Factor{T: m.B, RowStride: t.Rank, ColStride: 1}
-	rows := int64(0)
+	_, rows := s.rows()
 	cols := int64(1)
-	if len(p.shape) > 0 {
-		rows = p.shape[0]
-		for _, d := range p.shape[1:] {
-			cols *= d
-		}
+	for _, d := range p.shape[1:] {
+		cols *= d
 	}
-	direct, turned := rows == out && cols == inner, rows == inner && cols == out && len(p.shape) == 2
-	if m.Form == Conv {
-		direct = direct && slices.Equal(m.A.Shape[1:], p.shape[1:])
-		turned = false
+	direct, turned := rows == m.B.Rows && cols == m.A.Cols, rows == m.A.Cols && cols == m.B.Rows && len(p.shape) == 2 && s.parts == 0
+	switch {
+	case m.Form == Conv && len(p.shape) > 2:
+		direct, turned = direct && slices.Equal(append(tensor.Shape{p.shape[1]}, m.Kernel...), p.shape[1:]), false
+	case m.Form == Conv || len(p.shape) > 2: // kohya takes a linear layer for a convolution of one element, or the other way round
+		direct, turned = direct && points(m.Kernel) && points(p.shape[2:]), false
 	}
 	if direct && turned { // a square: what the module is tells
 		turned = m.Form == Embedding || p.kind == models.Conv1D
 		direct = !turned
 	}
 	switch {
-	case len(p.shape) < 2 || !direct && !turned:
-		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v do not fit %s of shape %v", tensor.Quote(m.Name), ErrBase, m.A.Shape, m.B.Shape, tensor.Quote(p.name), p.shape)
+	case !direct && !turned:
+		if a.Dialect == LoRALib && b.loralibConv(a, t, p) {
+			return nil
+		}
+		return b.misfit(m, s)
 	case turned:
-		t.Left, t.Right, t.OutputRows = A.Transposed(), B.Transposed(), false
+		t.Left, t.Right, t.OutputRows = m.A.Transposed(), m.B.Transposed(), false
 	default:
-		t.Left, t.Right, t.OutputRows = B, A, true
+		t.Left, t.Right, t.OutputRows = m.B, m.A, true
 	}
-	if m.Magnitude != nil && m.Magnitude.Count() != out {
-		return fmt.Errorf("module %s: %w: its magnitude has %d elements, expected %d", tensor.Quote(m.Name), ErrMalformed, m.Magnitude.Count(), out)
+	if m.Magnitude != nil && m.Magnitude.Count() != m.B.Rows {
+		return fmt.Errorf("module %s: %w: its magnitude has %d elements, expected %d", tensor.Quote(m.Name), ErrMalformed, m.Magnitude.Count(), m.B.Rows)
 	}
 	for _, pc := range p.pieces {
 		summed := 0 // the dimension that a norm of DoRA runs along
@@ -584,7 +637,7 @@ func (b *binder) matrix(t Term, p *parameter) error {
 			return fmt.Errorf("module %s: %w: DoRA on a weight that its file cuts across its inputs", tensor.Quote(m.Name), ErrUnsupported)
 		}
 	}
-	if p.experts > 0 {
+	if p.experts > 0 && s.expert < 0 {
 		return fmt.Errorf("module %s: %w: one module for the stack of experts %s", tensor.Quote(m.Name), ErrBase, tensor.Quote(p.name))
 	}
 	if p == b.headParam && b.headTarget < 0 {
@@ -592,10 +645,44 @@ func (b *binder) matrix(t Term, p *parameter) error {
 		b.headChange(cols).Terms = append(b.headChange(cols).Terms, t)
 		return nil
 	}
-	for _, pc := range p.pieces {
-		b.place(t, p, pc, 0)
-	}
+	b.spread(t, s)
 	return nil
+}
+
+// points reports whether a kernel has one element.
+func points(kernel tensor.Shape) bool {
+	return !slices.ContainsFunc(kernel, func(d int64) bool { return d != 1 })
+}
+
+// misfit says that a module does not fit what it is for.
+func (b *binder) misfit(m *Module, s spot) error {
+	part := ""
+	if s.parts > 0 {
+		part = fmt.Sprintf("part %d of %d of ", s.part+1, s.parts)
+	}
+	return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v do not fit %s%s of shape %v", tensor.Quote(m.Name), ErrBase, m.A, m.B, part, tensor.Quote(s.p.name), s.p.shape)
+}
+
+// loralibConv adds the delta of loralib's ConvLoRA, whose product (out*k x in*k) is taken for the
+// weight (out, in, k, k) as it lies in memory. It returns false where it does not fit.
+func (b *binder) loralibConv(a Weighted, t Term, p *parameter) bool {
+	m := t.Module
+	if len(p.shape) != 4 || p.shape[2] != p.shape[3] || len(p.pieces) != 1 || !p.pieces[0].slice.Whole() {
+		return false
+	}
+	k := p.shape[2]
+	if m.B.Rows != p.shape[0]*k || m.A.Cols != p.shape[1]*k || m.A.Rows%k != 0 {
+		return false
+	}
+	t.Scale = float32(a.Weight * m.Scaling * float64(k)) // its rank is that of the file by k
+	t.Left, t.Right, t.Rows, t.Cols = m.B, m.A, m.B.Rows, m.A.Cols
+	t.Name = strings.TrimSuffix(t.Name, ".weight")
+	c := b.change(p.pieces[0].target, t.Cols)
+	if c.Width != t.Cols {
+		return false
+	}
+	c.Terms = append(c.Terms, t)
+	return true
 }
 
 // value binds new values of a parameter, or of some of its rows.
@@ -620,29 +707,29 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 	}
 	if m.Form == Rows {
 		for _, row := range m.Indices {
-			if row >= p.shape[0] || m.B.Shape[1] != width {
-				return fmt.Errorf("module %s: %w: row %d of %v values, expected rows of %s, %v", tensor.Quote(m.Name), ErrBase, row, m.B.Shape, tensor.Quote(p.name), p.shape)
+			if row >= p.shape[0] || m.Value.Shape[1] != width {
+				return fmt.Errorf("module %s: %w: row %d of %v values, expected rows of %s, %v", tensor.Quote(m.Name), ErrBase, row, m.Value.Shape, tensor.Quote(p.name), p.shape)
 			}
 		}
 		t.Rows, t.Cols = p.shape[0], width
 		c.Terms = append(c.Terms, t)
 		return nil
 	}
-	grown := len(p.shape) == 2 && len(m.B.Shape) == 2 && m.B.Shape[1] == p.shape[1] && (p.kind == models.Embedding || p == b.headParam || slices.Contains(heads, p.name))
-	if !slices.Equal(m.B.Shape, p.shape) && !grown {
-		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase, m.B.Shape, p.shape)
+	grown := len(p.shape) == 2 && len(m.Value.Shape) == 2 && m.Value.Shape[1] == p.shape[1] && (p.kind == models.Embedding || p == b.headParam || slices.Contains(heads, p.name))
+	if !slices.Equal(m.Value.Shape, p.shape) && !grown {
+		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase, m.Value.Shape, p.shape)
 	}
-	if grown && m.B.Shape[0] < p.shape[0] {
-		return fmt.Errorf("module %s: %w: its new value has %d rows, expected at least the %d of the base", tensor.Quote(m.String()), ErrBase, m.B.Shape[0], p.shape[0])
+	if grown && m.Value.Shape[0] < p.shape[0] {
+		return fmt.Errorf("module %s: %w: its new value has %d rows, expected at least the %d of the base", tensor.Quote(m.String()), ErrBase, m.Value.Shape[0], p.shape[0])
 	}
 	if grown {
-		p.shape = slices.Clone(m.B.Shape)
+		p.shape = slices.Clone(m.Value.Shape)
 	}
 	if c.Value != nil {
 		return fmt.Errorf("module %s: %w: two adapters replace %s", tensor.Quote(m.String()), ErrUnsupported, tensor.Quote(p.name))
 	}
-	t.Rows, t.Cols = m.B.Count()/max(width, 1), width
-	c.Value, c.ValueOf = m.B, &t
+	t.Rows, t.Cols = m.Value.Count()/max(width, 1), width
+	c.Value, c.ValueOf = m.Value, &t
 	return nil
 }
 
@@ -668,9 +755,9 @@ func (b *binder) sameAsEmbedding(a Weighted, m *Module) error {
 		if m.Form != Linear || o.Form != Embedding {
 			continue
 		}
-		same, err := transposes(m.A, o.B)
+		same, err := sameNumbers(m.A, o.B.Transposed())
 		if err == nil && same {
-			same, err = transposes(m.B, o.A)
+			same, err = sameNumbers(m.B, o.A.Transposed())
 		}
 		if err != nil {
 			return err
@@ -682,28 +769,14 @@ func (b *binder) sameAsEmbedding(a Weighted, m *Module) error {
 	return fmt.Errorf("module %s: %w: ensure_weight_tying is set, and it differs from that of the embedding", tensor.Quote(m.Name), ErrMalformed)
 }
 
-// transposes reports whether y is the transpose of x.
-func transposes(x, y *formats.Tensor) (bool, error) {
-	if len(x.Shape) != 2 || len(y.Shape) != 2 || x.Shape[0] != y.Shape[1] || x.Shape[1] != y.Shape[0] {
-		return false, nil
-	}
-	a, err := Floats(x)
+// sameNumbers reports whether two matrices are equal.
+func sameNumbers(x, y Matrix) (bool, error) {
+	a, err := x.Read()
 	if err != nil {
 		return false, err
 	}
-	c, err := Floats(y)
-	if err != nil {
-		return false, err
-	}
-	rows, cols := int(x.Shape[0]), int(x.Shape[1])
-	for i := range rows {
-		for j := range cols {
-			if a[i*cols+j] != c[j*rows+i] {
-				return false, nil
-			}
-		}
-	}
-	return true, nil
+	b, err := y.Read()
+	return err == nil && equal(a, b), err
 }
 
 // untie decides whether a tied pair still is one.
@@ -757,12 +830,29 @@ func onlyRows(c *Change) bool {
 // ensured reports whether an adapter promises the tie.
 func (b *binder) ensured(t Term) bool { return b.adapters[t.Adapter].Config.EnsureTie }
 
-// sameChange reports whether both ends of a tie get the same new value and nothing else.
+// sameChange reports whether both ends of a tie get the same new value and the same deltas.
 func sameChange(x, y *Change) (bool, error) {
-	if x == nil || y == nil || x.Value == nil || y.Value == nil || len(x.Terms)+len(y.Terms) > 0 {
+	if x == nil || y == nil || (x.Value == nil) != (y.Value == nil) || len(x.Terms) != len(y.Terms) {
 		return x == nil && y == nil, nil
 	}
-	return sameBytes(x.Value, y.Value)
+	if x.Value != nil {
+		if same, err := sameBytes(x.Value, y.Value); !same || err != nil {
+			return false, err
+		}
+	}
+	for i := range x.Terms {
+		s, t := &x.Terms[i], &y.Terms[i]
+		if s.Module.Form == Rows || t.Module.Form == Rows || s.Module.Magnitude != nil || t.Module.Magnitude != nil || s.Adapter != t.Adapter || s.Scale != t.Scale || s.Rows != t.Rows || s.Cols != t.Cols {
+			return false, nil
+		}
+		if same, err := sameNumbers(s.Left, t.Left); !same || err != nil {
+			return false, err
+		}
+		if same, err := sameNumbers(s.Right, t.Right); !same || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // sameBytes reports whether two tensors are the same.

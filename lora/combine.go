@@ -114,7 +114,7 @@ func BaseCopies(adapters []Weighted) ([]*Module, error) {
 				byName[m.Name] = m
 				continue
 			}
-			same, err := sameBytes(first.B, m.B)
+			same, err := sameBytes(first.Value, m.Value)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", a.Path, err)
 			}
@@ -162,8 +162,8 @@ func (o *CombineOptions) sources(adapters []Weighted) (map[string][]source, erro
 		}
 		for _, s := range byName[name][1:] {
 			n, other := s.module, adapters[s.adapter].Path
-			if n.Form != m.Form || n.A.Shape[1] != m.A.Shape[1] || n.B.Shape[0] != m.B.Shape[0] {
-				return nil, fmt.Errorf("%s: module %s: %w: %s with lora_A %v and lora_B %v, where %s has %s with %v and %v", other, tensor.Quote(name), ErrBase, n.Form, n.A.Shape, n.B.Shape, path, m.Form, m.A.Shape, m.B.Shape)
+			if n.Form != m.Form || n.A.Cols != m.A.Cols || n.B.Rows != m.B.Rows {
+				return nil, fmt.Errorf("%s: module %s: %w: %s with lora_A %v and lora_B %v, where %s has %s with %v and %v", other, tensor.Quote(name), ErrBase, n.Form, n.A, n.B, path, m.Form, m.A, m.B)
 			}
 			if o.sameRank() && n.Rank != m.Rank {
 				return nil, fmt.Errorf("%s: module %s: %w: its rank is %d and that of %s is %d; %s needs equal ranks, cat and svd do not", other, tensor.Quote(name), ErrUnsupported, n.Rank, path, m.Rank, o.Type)
@@ -179,7 +179,7 @@ const maxDense = 1 << 31
 
 // bounded refuses a module whose delta would have to be built whole and is too large.
 func (o *CombineOptions) bounded(m *Module) error {
-	if rows, cols := m.B.Shape[0], m.A.Shape[1]; o.dense() && rows > 0 && cols > maxDense/rows {
+	if rows, cols := m.B.Rows, m.A.Cols; o.dense() && rows > 0 && cols > maxDense/rows {
 		return fmt.Errorf("module %s: %w: %s needs its whole delta of %d x %d, expected at most %d elements", tensor.Quote(m.Name), ErrUnsupported, o.Type, rows, cols, maxDense)
 	}
 	return nil
@@ -256,17 +256,20 @@ func plainModules(a *Adapter) ([]*Module, error) {
 	return list, nil
 }
 
-// factors reads A (r, in) and B (out, r) of a plain module.
+// factors reads A (r x in) and B (out x r) of a plain module, each by rows.
 func factors(a *Adapter, m *Module) (fa, fb kernels.Mat, err error) {
-	va, err := Floats(m.A)
-	if err != nil {
-		return fa, fb, fmt.Errorf("%s: %w", a.Path, err)
+	var w Writer
+	for _, f := range []struct {
+		from Matrix
+		to   *kernels.Mat
+	}{{m.A, &fa}, {m.B, &fb}} {
+		v, err := w.Values(Output{Info: f.from.T.Info, From: f.from, Scale: 1})
+		if err != nil {
+			return fa, fb, fmt.Errorf("%s: %w", a.Path, err)
+		}
+		*f.to = kernels.MatOf(v, int(f.from.Rows), int(f.from.Cols))
 	}
-	vb, err := Floats(m.B)
-	if err != nil {
-		return fa, fb, fmt.Errorf("%s: %w", a.Path, err)
-	}
-	return kernels.MatOf(va, m.Rank, len(va)/m.Rank), kernels.MatOf(vb, len(vb)/m.Rank, m.Rank), nil
+	return fa, fb, nil
 }
 
 // combinable refuses what has no rule.
@@ -278,10 +281,8 @@ func combinable(a *Adapter, m *Module) error {
 		what = "DoRA"
 	case m.Form != Linear && m.Form != Embedding:
 		what = "a part of the form " + m.Form.String()
-	case m.Rank == 0 || m.Nest > 0:
+	case m.Rank == 0 || m.Nest > 0 || m.Experts > 0:
 		what = "an adapter of experts"
-	case len(m.A.Shape) != 2 || len(m.B.Shape) != 2:
-		what = fmt.Sprintf("lora_A %v with lora_B %v", m.A.Shape, m.B.Shape)
 	}
 	if what == "" {
 		return nil

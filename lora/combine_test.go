@@ -47,7 +47,7 @@ func combinations(t *testing.T) map[string]combination {
 
 func open(t *testing.T, name string, weight float64) Weighted {
 	t.Helper()
-	a, err := Open(filepath.Join(fixtures, name))
+	a, err := Open(filepath.Join(fixtures, name), OpenOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { a.Close() })
 	return Weighted{a, weight}
@@ -259,7 +259,7 @@ func plain(t *testing.T, path string, weight, scaling float64, modules map[strin
 	a := &Adapter{Path: path}
 	for _, name := range slices.Sorted(maps.Keys(modules)) {
 		ab := modules[name]
-		a.Modules = append(a.Modules, &Module{Name: name, Param: "weight", Rank: ab[0].Rows, Scaling: scaling, A: inMemory(t, name+".A", ab[0]), B: inMemory(t, name+".B", ab[1])})
+		a.Modules = append(a.Modules, &Module{Name: name, Param: "weight", Rank: ab[0].Rows, Scaling: scaling, A: matrixOf(inMemory(t, name+".A", ab[0])), B: matrixOf(inMemory(t, name+".B", ab[1]))})
 	}
 	return Weighted{a, weight}
 }
@@ -431,8 +431,8 @@ func TestCombineRefuses(t *testing.T) {
 		"two: not supported: weight -Inf":                                  {[]Weighted{one, with("two", math.Inf(-1), same)}, linear, ErrUnsupported},
 		`module "m": not supported: the combination has the value`:         {[]Weighted{one, with("two", 1e300, same)}, linear, ErrUnsupported},
 		`two: module "m": not supported: its rank is 3 and that of one is`: {[]Weighted{one, plain(t, "two", 1, 1, map[string][2]kernels.Mat{"m": mats(3, 6, 5)})}, linear, ErrUnsupported},
-		`two: module "m": another base: linear with lora_A [2, 7]`:         {[]Weighted{one, plain(t, "two", 1, 1, map[string][2]kernels.Mat{"m": mats(2, 7, 5)})}, CombineOptions{Type: "svd"}, ErrBase},
-		"DoRA cannot":               {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Magnitude = m.B })}, linear, ErrUnsupported},
+		`two: module "m": another base: linear with lora_A 2 x 7`:          {[]Weighted{one, plain(t, "two", 1, 1, map[string][2]kernels.Mat{"m": mats(2, 7, 5)})}, CombineOptions{Type: "svd"}, ErrBase},
+		"DoRA cannot":               {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Magnitude = m.B.T })}, linear, ErrUnsupported},
 		"form bias cannot":          {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Form = Bias })}, linear, ErrUnsupported},
 		"form replace cannot":       {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Form = Replace })}, linear, ErrUnsupported},
 		"form rows cannot":          {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Form = Rows })}, linear, ErrUnsupported},
@@ -457,9 +457,9 @@ func TestCombineRefuses(t *testing.T) {
 
 // huge gives a module the shapes of a product that no machine holds; nothing reads it.
 func huge(m *Module, _ *Adapter) {
-	a, b := *m.A, *m.B
+	a, b := *m.A.T, *m.B.T
 	a.Shape, b.Shape = tensor.Shape{2, 1 << 20}, tensor.Shape{1 << 20, 2}
-	m.A, m.B = &a, &b
+	m.A, m.B = matrixOf(&a), matrixOf(&b)
 }
 
 // Resize keeps the best approximation of a delta, its scaling included.

@@ -31,8 +31,11 @@ type Config struct {
 	Parameters  jsontext.Value `json:"target_parameters"`
 	ToSave      jsontext.Value `json:"modules_to_save"`
 	Init        jsontext.Value `json:"init_lora_weights"`
+	Base        string         `json:"-"` // base_model_name_or_path
+	Mapping     jsontext.Value `json:"auto_mapping"`
 
 	ranks, alphas []pattern
+	spent         time.Duration // matching patterns
 	raw           []byte
 }
 
@@ -50,9 +53,13 @@ var unsupported = []string{
 	"use_bdlora", "use_qalora", "velora_config",
 }
 
-// matchTimeout bounds how long one regular expression of a config may take on one
-// name.
-const matchTimeout = 250 * time.Millisecond
+// Regular expressions of a config are somebody else's program: these bound how long one may
+// take on one name, all of them together, and how long it is.
+const (
+	matchTimeout = 250 * time.Millisecond
+	allMatches   = 10 * time.Second
+	longestRegex = 16 << 10
+)
 
 // parseConfig reads an adapter_config.json.
 func parseConfig(b []byte) (Config, error) {
@@ -72,6 +79,9 @@ func parseConfig(b []byte) (Config, error) {
 			return c, fmt.Errorf("%w: %s is %s, expected a number", ErrMalformed, name, tensor.Quote(string(v)))
 		}
 	}
+	if err := json.Unmarshal(all["base_model_name_or_path"], &c.Base); err != nil {
+		c.Base = "" // null, or no name
+	}
 	for _, name := range unsupported {
 		if v, ok := all[name]; ok && !empty(v) {
 			return c, fmt.Errorf("%w: %s is %s, which changes what the adapter computes", ErrUnsupported, name, tensor.Quote(string(v)))
@@ -80,7 +90,7 @@ func parseConfig(b []byte) (Config, error) {
 	if c.Rank <= 0 {
 		return c, fmt.Errorf("%w: r is %d, expected 1 or more", ErrMalformed, c.Rank)
 	}
-	if !slices.Contains([]string{"", "rank_major", "grouped_by_expert"}, c.BLayout) {
+	if !slices.Contains(append(ExpertLayouts(), ""), c.BLayout) {
 		return c, fmt.Errorf("%w: lora_B_layout is %s, expected rank_major or grouped_by_expert", ErrUnsupported, tensor.Quote(c.BLayout))
 	}
 	var err error
@@ -137,6 +147,9 @@ func parsePatterns(v jsontext.Value) ([]pattern, error) {
 // compile prepares a regular expression of Python that is to match from the start of a
 // name.
 func compile(expr string) (*regexp2.Regexp, error) {
+	if len(expr) > longestRegex {
+		return nil, fmt.Errorf("%w: regular expression %s has %d characters, expected at most %d", ErrMalformed, tensor.Quote(expr), len(expr), longestRegex)
+	}
 	re, err := regexp2.Compile(`\A(?:`+expr+`)`, regexp2.None)
 	if err != nil {
 		return nil, fmt.Errorf("%w: regular expression %s: %s", ErrMalformed, tensor.Quote(expr), tensor.Quote(err.Error()))
@@ -145,12 +158,18 @@ func compile(expr string) (*regexp2.Regexp, error) {
 	return re, nil
 }
 
-// lookup returns the value of the first pattern that matches a name, or otherwise.
-func lookup(list []pattern, name string, otherwise float64) (float64, error) {
+// lookup returns the value of the first pattern that matches a name, or otherwise; field is
+// what the patterns are called.
+func (c *Config) lookup(field string, list []pattern, name string, otherwise float64) (float64, error) {
+	if len(list) == 0 {
+		return otherwise, nil
+	}
+	start := time.Now()
+	defer func() { c.spent += time.Since(start) }()
 	for _, p := range list {
 		ok, err := p.re.MatchString(name)
-		if err != nil {
-			return 0, fmt.Errorf("%w: the pattern %s takes too long on %s", ErrMalformed, tensor.Quote(p.key), tensor.Quote(name))
+		if err != nil || c.spent+time.Since(start) > allMatches {
+			return 0, fmt.Errorf("%s: %w: %s: the pattern %s takes too long on %s", configName, ErrMalformed, field, tensor.Quote(p.key), tensor.Quote(name))
 		}
 		if ok {
 			return p.value, nil
@@ -162,11 +181,11 @@ func lookup(list []pattern, name string, otherwise float64) (float64, error) {
 // scale gives a module its rank, alpha and scaling, where have is the rank of its
 // tensors.
 func (c *Config) scale(m *Module, name string, have int64) error {
-	r, err := lookup(c.ranks, name, float64(c.Rank))
+	r, err := c.lookup("rank_pattern", c.ranks, name, float64(c.Rank))
 	if err != nil {
 		return err
 	}
-	if m.Alpha, err = lookup(c.alphas, name, c.Alpha); err != nil {
+	if m.Alpha, err = c.lookup("alpha_pattern", c.alphas, name, c.Alpha); err != nil {
 		return err
 	}
 	if float64(have) != r {
@@ -180,18 +199,90 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 	return nil
 }
 
-// residual are the starts that take a part out of the base: PEFT computes it anew when it
+// patternName is the name that the patterns are matched with: that of a module, or of a parameter
+// where only target_parameters can mean it, as a router's "gate.weight".
+func (c *Config) patternName(m *Module) string {
+	full := m.Name + "." + m.Param
+	named := func(list []string, name string) bool {
+		return slices.ContainsFunc(list, func(t string) bool { return name == t || strings.HasSuffix(name, "."+t) })
+	}
+	if named(stringList(c.Parameters), full) && !named(stringList(c.Targets), m.Name) {
+		return full
+	}
+	return m.Name
+}
+
+// targeted reports whether target_modules means a module.
+func (c *Config) targeted(name string) (bool, error) {
+	var list []string
+	if json.Unmarshal(c.Targets, &list) == nil {
+		return slices.ContainsFunc(list, func(t string) bool { return name == t || strings.HasSuffix(name, "."+t) }), nil
+	}
+	var expr string
+	if json.Unmarshal(c.Targets, &expr) != nil || expr == "" {
+		return false, nil
+	}
+	re, err := compile("(?:" + expr + `)\z`)
+	if err != nil {
+		return false, fmt.Errorf("%s: target_modules: %w", configName, err)
+	}
+	ok, err := re.MatchString(name)
+	if err != nil {
+		err = fmt.Errorf("%s: %w: target_modules takes too long on %s", configName, ErrMalformed, tensor.Quote(name))
+	}
+	return ok, err
+}
+
+// order is how the columns of a stack's B lie.
+func (c *Config) order() ExpertOrder {
+	if c.BLayout == groupedByExpert {
+		return Grouped
+	}
+	return RankMajor
+}
+
+// What lora_B_layout may say.
+const (
+	rankMajor       = "rank_major"
+	groupedByExpert = "grouped_by_expert"
+)
+
+// ExpertLayouts lists what OpenOptions.ExpertLayout may be.
+func ExpertLayouts() []string { return []string{rankMajor, groupedByExpert} }
+
+// setLayout takes the layout of experts that a config leaves open from an option.
+func (c *Config) setLayout(layout string) error {
+	switch {
+	case layout == "":
+	case !slices.Contains(ExpertLayouts(), layout):
+		return fmt.Errorf("%w: expert layout %s; known are %s", ErrUnsupported, tensor.Quote(layout), strings.Join(ExpertLayouts(), ", "))
+	case empty(c.Parameters): // it has no stacks
+	case c.BLayout != "" && c.BLayout != layout:
+		return fmt.Errorf("%w: the expert layout %s is given, and lora_B_layout is %s", ErrMalformed, layout, c.BLayout)
+	default:
+		c.BLayout = layout
+	}
+	return nil
+}
+
+// residuals are the starts that take a part out of the base: PEFT computes it anew when it
 // loads such an adapter.
-var residual = []string{"pissa", "olora", "corda", "loftq", "lora_ga"}
+var residuals = []string{"pissa", "olora", "corda", "loftq", "lora_ga"}
+
+// residual is the start of an adapter whose deltas are not for the base as it is, else "".
+func (c *Config) residual() string {
+	for _, start := range stringList(c.Init) {
+		if slices.ContainsFunc(residuals, func(r string) bool { return strings.HasPrefix(start, r) }) {
+			return start
+		}
+	}
+	return ""
+}
 
 // plainBase refuses an adapter whose deltas are not for the base as it is.
 func (c *Config) plainBase() error {
-	for _, list := range stringList(c.Init) {
-		for _, start := range residual {
-			if strings.HasPrefix(list, start) {
-				return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from; save it with path_initial_model_for_weight_conversion, which makes a plain one", ErrUnsupported, tensor.Quote(list))
-			}
-		}
+	if start := c.residual(); start != "" {
+		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from; save it with path_initial_model_for_weight_conversion, which makes a plain one", ErrUnsupported, tensor.Quote(start))
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func TestPatterns(t *testing.T) {
 	for name, want := range map[string]float64{
 		"model.layers.1.self_attn.q_proj": 2, "model.layers.0.self_attn.q_proj": 16, "model.layers.0.self_attn.v_proj": 3, "model.layers.0.self_attn.k_proj": 4,
 	} {
-		got, err := lookup(c.ranks, name, float64(c.Rank))
+		got, err := c.lookup("rank_pattern", c.ranks, name, float64(c.Rank))
 		require.NoError(t, err)
 		require.Equal(t, want, got, name)
 	}
@@ -49,8 +49,8 @@ func TestPatterns(t *testing.T) {
 func TestPatternRunsAway(t *testing.T) {
 	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {"(a+)+b": 2}}`))
 	require.NoError(t, err)
-	_, err = lookup(c.ranks, strings.Repeat("a", 60), 4)
-	require.ErrorContains(t, err, "takes too long")
+	_, err = c.lookup("rank_pattern", c.ranks, strings.Repeat("a", 60), 4)
+	require.ErrorContains(t, err, "adapter_config.json: malformed adapter: rank_pattern: the pattern \"(a+)+b\" takes too long")
 }
 
 func TestKeys(t *testing.T) {
@@ -87,7 +87,7 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		split(name)
-		if r, err := lookup(c.ranks, name, 1); err == nil {
+		if r, err := c.lookup("rank_pattern", c.ranks, name, 1); err == nil {
 			_ = c.scale(&Module{}, name, int64(r))
 		}
 		stringList(c.Targets)

@@ -54,8 +54,7 @@ func checkOpened(t fataler, a *Adapter) {
 	names := map[string]bool{}
 	for _, m := range a.Modules {
 		require.NotEmpty(t, m.Name)
-		require.NotNil(t, m.B)
-		for _, x := range []*formats.Tensor{m.A, m.B, m.Magnitude} {
+		for _, x := range []*formats.Tensor{m.A.T, m.B.T, m.Value, m.Magnitude} {
 			if x != nil {
 				require.False(t, taken[x], x.Name)
 				taken[x], names[x.Name] = true, true
@@ -63,19 +62,20 @@ func checkOpened(t fataler, a *Adapter) {
 		}
 		switch m.Form {
 		case Linear, Embedding, Conv:
-			require.NotNil(t, m.A)
-			require.Equal(t, m.A.Shape[0], m.B.Shape[1])
-			require.Len(t, m.A.Shape, len(m.B.Shape))
-			require.GreaterOrEqual(t, len(m.A.Shape), 2)
+			require.NotNil(t, m.A.T)
+			require.NotNil(t, m.B.T)
+			require.True(t, m.A.within() && m.B.within())
+			require.Equal(t, m.A.Rows, m.B.Cols)
 			require.Equal(t, a.Config.DoRA, m.Magnitude != nil)
 			if m.Rank != 0 { // not yet known of experts
-				require.Equal(t, m.A.Shape[0], int64(m.Rank))
+				require.Equal(t, m.A.Rows, int64(m.Rank))
 			}
 		case Rows:
-			require.Nil(t, m.A)
-			require.Len(t, m.Indices, int(m.B.Shape[0]))
+			require.Nil(t, m.A.T)
+			require.Len(t, m.Indices, int(m.Value.Shape[0]))
 		default:
-			require.Nil(t, m.A)
+			require.Nil(t, m.A.T)
+			require.NotNil(t, m.Value)
 		}
 	}
 	for _, x := range a.container.Tensors() {
@@ -120,7 +120,7 @@ func FuzzOpen(f *testing.F) {
 			shapes[b] = []int64{c, r}
 		}
 		writeFolder(t, dir, string(config), shapes)
-		a, err := Open(dir)
+		a, err := Open(dir, OpenOptions{})
 		if err != nil {
 			checkError(t, err, dir)
 			return
@@ -174,7 +174,7 @@ func TestOpenTakesAll(t *testing.T) {
 			}
 		}
 		writeFolder(t, dir, fmt.Sprintf(`{"peft_type": "LORA", "r": %d, "lora_alpha": 8, "use_dora": %v, "lora_bias": %v}`, r, dora, bias), shapes)
-		a, err := Open(dir)
+		a, err := Open(dir, OpenOptions{})
 		require.NoError(t, err)
 		defer a.Close()
 		require.Len(t, a.Modules, modules)
@@ -190,7 +190,7 @@ func TestOpenTakesAll(t *testing.T) {
 			if strings.Contains(key, "lora_A") || strings.Contains(key, "lora_embedding_B") {
 				delete(shapes, key)
 				writeFolder(t, dir, fmt.Sprintf(`{"peft_type": "LORA", "r": %d, "lora_alpha": 8, "use_dora": %v, "lora_bias": %v}`, r, dora, bias), shapes)
-				_, err := Open(dir)
+				_, err := Open(dir, OpenOptions{})
 				require.ErrorIs(t, err, ErrMalformed)
 				checkError(t, err, dir)
 				break
@@ -266,7 +266,7 @@ func TestOpenBadFolder(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "adapter")
 			require.NoError(t, os.Mkdir(dir, 0o755))
 			x.make(t, dir)
-			_, err := Open(dir)
+			_, err := Open(dir, OpenOptions{})
 			require.Error(t, err)
 			checkError(t, err, dir)
 			require.ErrorContains(t, err, x.says)

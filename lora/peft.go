@@ -1,92 +1,18 @@
 package lora
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
 
 	"github.com/lorakit/lorakit/formats"
-	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
-const (
-	configName     = "adapter_config.json"
-	maxConfigBytes = 16 << 20
-	peftPrefix     = "base_model.model."
-)
-
-// adapterFiles are the names of an adapter's tensors, the preferred first.
-var adapterFiles = []string{"adapter_model.safetensors", "adapter_model.bin"}
-
-// Open reads the headers of an adapter: a folder as PEFT saves it.
-func Open(path string) (*Adapter, error) {
-	a := &Adapter{Path: path, Dialect: "peft"}
-	if info, err := os.Stat(path); err != nil {
-		return nil, err
-	} else if !info.IsDir() {
-		return nil, fmt.Errorf("%s: %w: a file, expected a PEFT adapter folder", path, ErrUnsupported)
-	}
-	config, err := readFile(path, configName)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s: %w: there is no %s, expected a PEFT adapter folder", path, ErrUnsupported, configName)
-		}
-		return nil, err
-	}
-	if a.Config, err = parseConfig(config); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(path, configName), err)
-	}
-	a.Files = append(a.Files, configName)
-	for _, name := range adapterFiles {
-		file, err := storage.Within(path, name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		f, err := formats.Detect(file)
-		if err != nil {
-			return nil, err
-		}
-		if a.container, err = f.Open(file); err != nil {
-			return nil, err
-		}
-		a.Files = append(a.Files, name)
-		if err := a.readPEFT(a.container.Tensors()); err != nil {
-			a.Close()
-			return nil, err
-		}
-		return a, nil
-	}
-	return nil, fmt.Errorf("%s: %w: expected one of %s beside %s", path, ErrMalformed, strings.Join(adapterFiles, ", "), configName)
-}
-
-func readFile(dir, name string) ([]byte, error) {
-	path, err := storage.Within(dir, name)
-	if err != nil {
-		return nil, err
-	}
-	f, err := storage.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err == nil && len(b) > maxConfigBytes {
-		err = fmt.Errorf("%s: %w: more than %d bytes", path, formats.ErrLimit, maxConfigBytes)
-	}
-	return b, err
-}
+const peftPrefix = "base_model.model."
 
 // role is what the end of a PEFT key says.
 type role uint8
@@ -155,6 +81,12 @@ func split(key string) (module string, r role, param string) {
 // readPEFT makes modules of the tensors of a PEFT file.
 func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 	type parts struct{ a, b, bias, magnitude *formats.Tensor }
+	values := map[string]*formats.Tensor{} // by module and parameter
+	for i := range tensors {
+		if name, r, param := split(tensors[i].Name); r == roleValue {
+			values[name+"."+param] = &tensors[i]
+		}
+	}
 	lora := map[string]*parts{}
 	embedding := map[string]bool{}
 	for i := range tensors {
@@ -193,14 +125,14 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 		case roleTokens:
 			err = a.addTokens(name, t)
 		case roleValue:
-			if again, err := a.saidBefore(tensors, t, name, param); again || err != nil {
+			if again, err := a.saidBefore(values, t, name, param); again || err != nil {
 				if err != nil {
 					return err
 				}
 				continue
 			}
 			name = strings.TrimSuffix(name, ".modules_to_save")
-			m := &Module{Name: strings.TrimSuffix(name, ".base_layer"), Param: param, Form: Replace, B: t}
+			m := &Module{Name: strings.TrimSuffix(name, ".base_layer"), Param: param, Form: Replace, Value: t}
 			m.Base = m.Name != name && param == "weight"
 			a.Modules = append(a.Modules, m)
 		}
@@ -214,31 +146,12 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 			return err
 		}
 	}
-	// Values first: what is added is added to them.
-	slices.SortFunc(a.Modules, func(x, y *Module) int {
-		if c := strings.Compare(x.Name, y.Name); c != 0 {
-			return c
-		}
-		if x.Base != y.Base {
-			if x.Base {
-				return -1
-			}
-			return 1
-		}
-		if c := strings.Compare(x.Param, y.Param); c != 0 {
-			return c
-		}
-		return y.Nest - x.Nest
-	})
-	if len(a.Modules) == 0 {
-		return fmt.Errorf("%s: %w: it has no tensors", a.Path, ErrMalformed)
-	}
 	return nil
 }
 
 // saidBefore reports whether a value is one of the copies that PEFT stores of a module that
 // has grown: what it was before, or once more what it is.
-func (a *Adapter) saidBefore(tensors []formats.Tensor, t *formats.Tensor, name, param string) (bool, error) {
+func (a *Adapter) saidBefore(values map[string]*formats.Tensor, t *formats.Tensor, name, param string) (bool, error) {
 	module, kind := name, ""
 	for _, k := range []string{".original_module", ".modules_to_save"} {
 		if rest, ok := strings.CutSuffix(name, k); ok {
@@ -248,26 +161,20 @@ func (a *Adapter) saidBefore(tensors []formats.Tensor, t *formats.Tensor, name, 
 	if kind == "" {
 		return false, nil
 	}
-	for i := range tensors {
-		o := &tensors[i]
-		if n, r, p := split(o.Name); r != roleValue || n != module || p != param {
-			continue
-		}
-		if kind == ".original_module" {
-			return true, nil
-		}
-		same, err := sameBytes(t, o)
-		if err == nil && !same {
-			err = a.failed(t, fmt.Errorf("%w: it differs from %s", ErrMalformed, tensor.Quote(o.Name)))
-		}
-		return true, err
+	o := values[module+"."+param]
+	if o == nil || kind == ".original_module" {
+		return o != nil, nil
 	}
-	return false, nil
+	same, err := sameBytes(t, o)
+	if err == nil && !same {
+		err = a.failed(t, fmt.Errorf("%w: it differs from %s", ErrMalformed, tensor.Quote(o.Name)))
+	}
+	return true, err
 }
 
 // addLora adds a pair of A and B.
 func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, embedding bool) error {
-	m := &Module{Name: key, Param: "weight", A: ta, B: tb, Magnitude: magnitude}
+	m := &Module{Name: key, Param: "weight", Magnitude: magnitude, Order: a.Config.order()}
 	for strings.HasSuffix(m.Name, ".base_layer") {
 		m.Name = strings.TrimSuffix(m.Name, ".base_layer")
 		m.Nest++
@@ -288,11 +195,12 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 	case !a.Config.LoraBias && bias != nil:
 		return fmt.Errorf("%s: %w: module %s has a lora_B.bias, and lora_bias is not set", a.Path, ErrMalformed, tensor.Quote(key))
 	}
+	m.A, m.B = matrixOf(ta), matrixOf(tb)
 	switch {
 	case embedding:
 		m.Form = Embedding
 	case len(ta.Shape) > 2:
-		m.Form = Conv
+		m.Form, m.Kernel = Conv, ta.Shape[2:]
 		for _, d := range tb.Shape[2:] {
 			if d != 1 {
 				return fmt.Errorf("%s: %w: module %s has a lora_B of shape %v, expected kernels of one element", a.Path, ErrMalformed, tensor.Quote(key), tb.Shape)
@@ -300,21 +208,28 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 		}
 	}
 	// What rank a stack of experts has, only its base tells.
-	if empty(a.Config.Parameters) {
+	plain := empty(a.Config.Parameters)
+	if !plain {
+		var err error
+		if plain, err = a.Config.targeted(m.Name); err != nil {
+			return fmt.Errorf("%s: %w", a.Path, err)
+		}
+	}
+	if plain {
 		if err := a.Config.scale(m, m.Name, ta.Shape[0]); err != nil {
 			return fmt.Errorf("%s: %w", a.Path, err)
 		}
 	}
 	a.Modules = append(a.Modules, m)
 	if bias != nil {
-		a.Modules = append(a.Modules, &Module{Name: m.Name, Param: "bias", Form: Bias, B: bias, Rank: m.Rank, Alpha: m.Alpha, Scaling: m.Scaling})
+		a.Modules = append(a.Modules, &Module{Name: m.Name, Param: "bias", Form: Bias, Value: bias, Rank: m.Rank, Alpha: m.Alpha, Scaling: m.Scaling})
 	}
 	return nil
 }
 
 // addTokens adds the trained rows of an embedding.
 func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
-	m := &Module{Name: name, Param: "weight", Form: Rows, B: t}
+	m := &Module{Name: name, Param: "weight", Form: Rows, Value: t}
 	var list []int64
 	if err := json.Unmarshal(a.Config.Tokens, &list); err != nil {
 		var byName map[string][]int64

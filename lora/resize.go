@@ -29,7 +29,7 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 		return err
 	}
 	for _, m := range modules {
-		if most := min(m.B.Shape[0], m.A.Shape[1]); int64(rank) > most {
+		if most := min(m.B.Rows, m.A.Cols); int64(rank) > most {
 			return fmt.Errorf("%s: module %s: %w: rank %d is larger than its matrix allows, %d", a.Path, tensor.Quote(m.Name), ErrBase, rank, most)
 		}
 	}

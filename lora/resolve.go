@@ -13,25 +13,32 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// resolve finds the parameter that a module of an adapter means: that of the run-time
+// resolve finds what a module of an adapter means: the parameter of the run-time
 // name; the tensor that has the name in the file, as older versions of a model had it
-// at run time; what a known renaming makes of the name; else the one parameter
-// that ends in the same way, since another wrapper class puts another prefix before
-// it.
-func (b *binder) resolve(m *Module, full string) (*parameter, error) {
+// at run time; what a known renaming makes of the name, which may be one expert or a part of a
+// fused parameter; else the one parameter that ends in the same way, since another wrapper class
+// puts another prefix before it.
+func (b *binder) resolve(m *Module) (spot, error) {
+	full := m.Name + "." + m.Param
 	if p := b.params[full]; p != nil {
-		return p, nil
+		return whole(p), nil
 	}
 	if full == b.head {
-		return b.headParam, nil
+		return whole(b.headParam), nil
 	}
 	if i, ok := b.files[full]; ok {
-		return b.fileParameter(i), nil
+		return whole(b.fileParameter(i)), nil
 	}
-	if r := b.model.Tensor(full, b.shapeOf(m)).Runtime; len(r) == 1 && r[0].Whole() {
-		if p := b.params[r[0].Param]; p != nil {
-			return p, nil
+	if r := b.model.Tensor(full, b.shapeOf(m)).Runtime; len(r) == 1 {
+		if s, ok := b.sliceSpot(r[0]); ok {
+			return s, nil
 		}
+	}
+	if m.Flat {
+		return b.resolveFlat(m)
+	}
+	if s, ok := b.expertSpot(m); ok {
+		return s, nil
 	}
 	candidates := b.endingLike(full)
 	if len(candidates) > 1 {
@@ -40,22 +47,104 @@ func (b *binder) resolve(m *Module, full string) (*parameter, error) {
 			candidates = fitting
 		}
 	}
+	return b.only(m, full, candidates)
+}
+
+// only is the one candidate, or an error.
+func (b *binder) only(m *Module, full string, candidates []*parameter) (spot, error) {
 	switch len(candidates) {
 	case 1:
-		return candidates[0], nil
+		return whole(candidates[0]), nil
 	case 0:
 		nearest := ""
 		if n := b.nearest(full); n != "" {
 			nearest = "; the nearest is " + tensor.Quote(strings.TrimSuffix(n, ".weight"))
 		}
-		return nil, fmt.Errorf("module %s: %w: the base has no such module%s", tensor.Quote(m.String()), ErrBase, nearest)
+		return spot{}, fmt.Errorf("module %s: %w: the base has no such module%s", tensor.Quote(m.String()), ErrBase, nearest)
 	}
 	var names []string
 	for _, p := range candidates[:min(4, len(candidates))] {
 		names = append(names, tensor.Quote(strings.TrimSuffix(p.name, ".weight")))
 	}
-	return nil, fmt.Errorf("module %s: %w: it may be any of %d modules: %s", tensor.Quote(m.String()), ErrBase, len(candidates), strings.Join(names, ", "))
+	return spot{}, fmt.Errorf("module %s: %w: it may be any of %d modules: %s", tensor.Quote(m.String()), ErrBase, len(candidates), strings.Join(names, ", "))
 }
+
+// sliceSpot is the place of a slice that the model knows, where it is a parameter, an expert or a
+// range of outputs.
+func (b *binder) sliceSpot(r models.Slice) (spot, bool) {
+	p := b.params[r.Param]
+	plain := r.Via == "" && !r.Transposed && r.FileParts <= 1 && (r.Parts <= 1 || r.Dim == 0)
+	if p == nil || !plain {
+		return spot{}, false
+	}
+	s := spot{p: p, expert: int64(r.Expert)}
+	if r.Parts > 1 {
+		s.part, s.parts = int64(r.Part), int64(r.Parts)
+	}
+	return s, s.fits()
+}
+
+// fits reports whether the parameter has such an expert and such parts.
+func (s spot) fits() bool {
+	return s.expert < max(s.p.experts, 0) && (s.parts == 0 || len(s.p.shape) > 0 && s.p.shape[0]%s.parts == 0)
+}
+
+// resolveFlat finds the parameter of a name in which underscores stand for dots.
+func (b *binder) resolveFlat(m *Module) (spot, error) {
+	if b.flat == nil {
+		b.flat = map[string][]*parameter{}
+		add := func(name string, p *parameter) {
+			key := flatten(strings.TrimSuffix(name, ".weight"))
+			if !slices.Contains(b.flat[key], p) {
+				b.flat[key] = append(b.flat[key], p)
+			}
+		}
+		for _, name := range b.names {
+			if strings.HasSuffix(name, ".weight") {
+				add(name, b.params[name])
+			}
+		}
+		for i, t := range b.targets {
+			if strings.HasSuffix(t.Name, ".weight") && b.params[t.Name] == nil {
+				add(t.Name, b.fileParameter(i))
+			}
+		}
+	}
+	_, name := component(m.Name)
+	if list := b.flat[name]; len(list) > 0 {
+		return b.only(m, name, list)
+	}
+	if s, ok := b.flatExpert(name); ok {
+		return s, nil
+	}
+	var list []*parameter // another wrapper class puts another prefix before it
+	for _, full := range b.names {
+		if strings.HasSuffix(full, ".weight") && strings.HasSuffix(flatten(strings.TrimSuffix(full, ".weight")), "_"+name) && strings.ContainsAny(name, "0123456789") {
+			list = append(list, b.params[full])
+		}
+	}
+	return b.only(m, name, list)
+}
+
+// flatExpert finds one expert of a stack by a name in which underscores stand for dots.
+func (b *binder) flatExpert(name string) (spot, bool) {
+	before, after, ok := strings.Cut(name, "_experts_")
+	number, proj, ok2 := strings.Cut(after, "_")
+	e, err := strconv.ParseInt(number, 10, 32)
+	if at, known := projections[proj]; ok && ok2 && known && err == nil {
+		for _, full := range b.names {
+			stack, last := cutLast(full)
+			block, ok := strings.CutSuffix(stack, ".experts")
+			if ok && last == at.param && (flatten(block) == before || flatten(block) == strings.TrimSuffix(before, "_block_sparse_moe")+"_mlp") {
+				return b.stackSpot(stack, e, proj)
+			}
+		}
+	}
+	return spot{}, false
+}
+
+// flatten writes underscores for dots.
+func flatten(name string) string { return strings.ReplaceAll(name, ".", "_") }
 
 // fileParameter takes a tensor of the file for a parameter of its own: a part of a
 // fused one, as it was at run time before it was fused.
@@ -73,12 +162,18 @@ func (b *binder) fileParameter(i int) *parameter {
 // shapeOf is the shape that a module's parameter has by its own tensors.
 func (b *binder) shapeOf(m *Module) tensor.Shape {
 	switch {
-	case m.A == nil:
-		return m.B.Shape
+	case m.A.T == nil:
+		return m.Value.Shape
 	case m.Form == Embedding:
-		return tensor.Shape{m.A.Shape[1], m.B.Shape[0]}
+		return tensor.Shape{m.A.Cols, m.B.Rows}
+	case m.Form == Conv:
+		in := m.A.Cols
+		for _, d := range m.Kernel {
+			in /= max(d, 1)
+		}
+		return append(tensor.Shape{m.B.Rows, in}, m.Kernel...)
 	}
-	return append(tensor.Shape{m.B.Shape[0]}, m.A.Shape[1:]...)
+	return tensor.Shape{m.B.Rows, m.A.Cols}
 }
 
 func (b *binder) fits(m *Module, p *parameter) bool {

@@ -2,98 +2,14 @@ package lora
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
-
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/tensor"
 )
-
-// AdapterFile is the name of the file of a PEFT adapter's tensors.
-const AdapterFile = "adapter_model.safetensors"
-
-// PEFTTensor is a tensor as PEFT names it.
-type PEFTTensor struct {
-	tensor.Info
-	Values kernels.Mat
-}
-
-// PEFTTensors are the tensors that PEFT stores for a module, in float32.
-func PEFTTensors(t Trained) []PEFTTensor {
-	a, b := ".lora_A.weight", ".lora_B.weight"
-	if t.Form == Embedding {
-		a, b = ".lora_embedding_A", ".lora_embedding_B"
-	}
-	named := func(end string, m kernels.Mat) PEFTTensor {
-		return PEFTTensor{tensor.Info{Name: peftPrefix + t.Name + end, DType: tensor.F32, Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, m}
-	}
-	return []PEFTTensor{named(a, t.A), named(b, t.B)}
-}
-
-// Settings are what an adapter_config.json is made of beside its modules.
-type Settings struct {
-	Like        *Config // whose base, task and orientation are kept, or nil
-	Base        string  // base_model_name_or_path where Like has none
-	TaskType    string
-	FanInFanOut bool
-	Init        string // init_lora_weights, true where empty
-	Rank        int
-	Alpha       float64
-	// Ranks and Alphas are those of modules that differ from Rank and Alpha.
-	Ranks  map[string]int
-	Alphas map[string]float64
-}
-
-// PEFTConfig writes the adapter_config.json of an adapter of the named modules.
-func PEFTConfig(s Settings, modules []string) ([]byte, error) {
-	keep := map[string]jsontext.Value{}
-	if s.Like != nil {
-		var all map[string]jsontext.Value
-		if err := json.Unmarshal(s.Like.raw, &all); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
-		}
-		for _, name := range []string{"task_type", "base_model_name_or_path", "revision", "fan_in_fan_out", "auto_mapping"} {
-			if v, ok := all[name]; ok {
-				keep[name] = v
-			}
-		}
-	}
-	names := slices.Clone(modules)
-	slices.Sort(names)
-	ranks, alphas := map[string]int{}, map[string]float64{}
-	for name, r := range s.Ranks {
-		ranks[exactly(name)] = r
-	}
-	for name, a := range s.Alphas {
-		alphas[exactly(name)] = a
-	}
-	fields := map[string]any{
-		"peft_type": "LORA", "task_type": nil, "base_model_name_or_path": s.Base, "revision": nil, "auto_mapping": nil,
-		"r": s.Rank, "lora_alpha": s.Alpha, "lora_dropout": 0.0, "target_modules": names, "exclude_modules": nil, "modules_to_save": nil,
-		"bias": "none", "fan_in_fan_out": s.FanInFanOut, "inference_mode": true, "use_rslora": false, "use_dora": false, "lora_bias": false,
-		"init_lora_weights": true, "rank_pattern": ranks, "alpha_pattern": alphas, "layers_to_transform": nil, "layers_pattern": nil,
-	}
-	if s.TaskType != "" {
-		fields["task_type"] = s.TaskType
-	}
-	if s.Init != "" {
-		fields["init_lora_weights"] = s.Init
-	}
-	for name, v := range keep {
-		fields[name] = v
-	}
-	b, err := json.Marshal(fields, json.Deterministic(true), jsontext.WithIndent("  "))
-	if err != nil {
-		return nil, err
-	}
-	return append(b, '\n'), nil
-}
-
-// exactly is the regular expression of one name.
-func exactly(name string) string { return strings.ReplaceAll(name, ".", `\.`) }
 
 // Trained is a module that was computed, as PEFT stores it: A (rank x in) and B (out x rank), whose
 // product B·A is the delta, with a scaling of 1. For an embedding A is rank x rows and
@@ -103,4 +19,180 @@ type Trained struct {
 	Form Form
 	A, B kernels.Mat
 	Rank int
+}
+
+// Output is a tensor to be written. Info has the type in which its values lie now.
+type Output struct {
+	tensor.Info
+	From  Matrix
+	Scale float64 // of the values; 1 leaves them as they are
+}
+
+// output is a tensor of the values of a matrix.
+func output(name string, from Matrix, shape ...int64) Output {
+	return Output{tensor.Info{Name: name, DType: from.T.DType, Shape: shape}, from, 1}
+}
+
+// asItIs is a tensor under another name.
+func asItIs(name string, t *formats.Tensor) Output {
+	return Output{tensor.Info{Name: name, DType: t.DType, Shape: t.Shape}, matrixOf(t), 1}
+}
+
+// scaled is a tensor whose values are multiplied, so that they no longer fit their type.
+func (o Output) scaled(by float64) Output {
+	if by != 1 {
+		o.Scale, o.DType = by, tensor.F32
+	}
+	return o
+}
+
+// Plain reports whether the output is the bytes of its tensor.
+func (o Output) Plain() bool { return o.Scale == 1 && o.From.plain() && o.DType == o.From.T.DType }
+
+// Writer makes the values of outputs, one after the other. Its zero value is ready; it keeps what
+// it has read for those that follow.
+type Writer struct{ read reader }
+
+// Values makes the values of an output, by rows.
+func (w *Writer) Values(o Output) ([]float32, error) {
+	if w.read == nil {
+		w.read = reader{}
+	}
+	m, err := w.read.matrix(o.From)
+	if err != nil {
+		return nil, err
+	}
+	v := make([]float32, 0, m.Rows*m.Cols)
+	for i := range m.Rows {
+		if m.ColStride == 1 {
+			v = append(v, m.Data[i*m.RowStride:i*m.RowStride+m.Cols]...)
+			continue
+		}
+		for j := range m.Cols {
+			v = append(v, m.Data[i*m.RowStride+j*m.ColStride])
+		}
+	}
+	if o.Scale != 1 {
+		for i := range v {
+			v[i] *= float32(o.Scale)
+		}
+	}
+	return v, checkFinite(&formats.Tensor{Info: o.Info, File: o.From.T.File}, v, 0)
+}
+
+// Encoded is an adapter in one of the Dialects, ready to be written.
+type Encoded struct {
+	Dialect string
+	Format  string // of the file of tensors
+	// File is the name of the file of tensors in a folder, beside an adapter_config.json with the bytes of
+	// Config; empty where the adapter is that one file.
+	File     string
+	Config   []byte
+	Tensors  []Output
+	Metadata map[string]string
+	Notices  []string
+}
+
+// EncodeOptions say how an adapter is written.
+type EncodeOptions struct {
+	To      string // one of Dialects; empty keeps that of the adapter
+	Experts string // one of ExpertChoices; empty is "keep", what the dialect has
+}
+
+// Encode makes an adapter one of another dialect, with the same delta. Headers are read, and where
+// experts are joined or split their factors. What a dialect has no place for is an error.
+func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
+	if o.To == "" {
+		o.To = a.Dialect
+	}
+	if o.Experts == "" {
+		o.Experts = keepExperts
+	}
+	if !slices.Contains(ExpertChoices(), o.Experts) {
+		return nil, fmt.Errorf("%w: experts %s; known are %s", ErrUnsupported, tensor.Quote(o.Experts), strings.Join(ExpertChoices(), ", "))
+	}
+	if start := a.Config.residual(); start != "" && o.To != PEFT {
+		return nil, fmt.Errorf("%s: %w: init_lora_weights is %s, whose deltas are for the base without the part it started from, which only PEFT works out", a.Path, ErrUnsupported, tensor.Quote(start))
+	}
+	var e *Encoded
+	var err error
+	switch o.To {
+	case PEFT:
+		e, err = a.encodePEFT(o.Experts)
+	case Kohya:
+		e, err = a.encodeKohya(o.Experts)
+	case MLX:
+		e, err = a.encodeMLX(o.Experts)
+	case LoRALib:
+		e, err = a.encodeLoRALib(o.Experts)
+	default:
+		return nil, fmt.Errorf("%w: dialect %s; known are %s", ErrUnsupported, tensor.Quote(o.To), strings.Join(Dialects(), ", "))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", a.Path, err)
+	}
+	e.Dialect = o.To
+	e.Notices = append(slices.Clone(a.Notices), e.Notices...)
+	return e, nil
+}
+
+// noPlace says that a dialect cannot hold a module.
+func noPlace(m *Module, what, dialect, hint string) error {
+	return fmt.Errorf("module %s: %w: %s has no place in a %s adapter%s", tensor.Quote(m.String()), ErrUnsupported, what, dialect, hint)
+}
+
+// what names what is special about a module.
+func (m *Module) what() string {
+	_, _, _, expert := splitExpert(m.Name)
+	switch {
+	case m.Magnitude != nil:
+		return "DoRA"
+	case m.Experts > 0, expert, m.Param != "weight" && m.A.T != nil:
+		return "an adapter of experts"
+	case m.Form == Embedding:
+		return "an embedding"
+	case m.Form == Conv:
+		return "a convolution"
+	case m.Form == Bias:
+		return "lora_bias"
+	case m.Form == Replace:
+		return "a replaced weight"
+	case m.Form == Rows:
+		return "trained rows of an embedding"
+	}
+	return "a linear layer"
+}
+
+// scales are the rank, the alpha and the scaling that most modules have, and so the ones a dialect states
+// for all.
+type scales struct {
+	rank    int
+	alpha   float64
+	scaling float64
+}
+
+func commonScales(modules []*Module) scales {
+	counts := map[scales]int{}
+	var best scales
+	for _, m := range modules {
+		if m.A.T == nil {
+			continue
+		}
+		s := scales{m.Rank, m.Scaling * float64(m.Rank), m.Scaling}
+		if counts[s]++; counts[s] > counts[best] {
+			best = s
+		}
+	}
+	return best
+}
+
+// adapted lists the names of the modules that have factors, each once.
+func adapted(modules []*Module) []string {
+	names := map[string]bool{}
+	for _, m := range modules {
+		if m.A.T != nil {
+			names[m.Name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }

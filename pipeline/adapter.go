@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
@@ -15,7 +17,7 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// AdapterWriter writes a PEFT adapter folder, module by module: none is held in
+// AdapterWriter writes an adapter, tensor by tensor: none is held in
 // memory. What is written appears at its destination by Finish, whole, or not
 // at all.
 type AdapterWriter struct {
@@ -27,9 +29,13 @@ type AdapterWriter struct {
 	modules []string
 }
 
-// NewAdapterWriter begins an adapter at dst, which must not exist unless force is set, and
+// NewAdapterWriter begins a PEFT folder at dst, which must not exist unless force is set, and
 // lies apart from src.
 func NewAdapterWriter(src, dst string, force bool) (*AdapterWriter, error) {
+	return newAdapterWriter(src, dst, false, force)
+}
+
+func newAdapterWriter(src, dst string, single, force bool) (*AdapterWriter, error) {
 	dst, err := filepath.Abs(dst)
 	if err != nil {
 		return nil, err
@@ -37,7 +43,7 @@ func NewAdapterWriter(src, dst string, force bool) (*AdapterWriter, error) {
 	if err := CheckDestination(src, dst, RunOptions{Force: force}); err != nil {
 		return nil, err
 	}
-	s, err := openStage(dst, "adapter", false, false)
+	s, err := openStage(dst, "adapter", single, false)
 	if err != nil {
 		return nil, err
 	}
@@ -46,6 +52,82 @@ func NewAdapterWriter(src, dst string, force bool) (*AdapterWriter, error) {
 		return nil, errors.Join(err, s.remove())
 	}
 	return w, nil
+}
+
+// WriteAdapter writes an adapter of any dialect to dst, apart from src, in the types that its tensors
+// have, or cast to a type.
+func WriteAdapter(ctx context.Context, e *lora.Encoded, src, dst string, cast tensor.DType, force bool) error {
+	format, name, err := adapterFile(e, dst)
+	if err != nil {
+		return err
+	}
+	w, err := newAdapterWriter(src, dst, e.File == "", force)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	var values lora.Writer
+	for _, o := range e.Tensors {
+		if ctx.Err() != nil {
+			return ErrInterrupted
+		}
+		to := o.DType
+		if cast != 0 && to.Float() {
+			to = cast
+		}
+		if err := w.output(&values, o, to); err != nil {
+			return err
+		}
+	}
+	return w.finish(ctx, format, name, e.Metadata, e.Config)
+}
+
+// adapterFile says in which format, and under which name, the tensors of an adapter are written.
+func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
+	format, err := formats.Lookup(e.Format)
+	if err != nil {
+		return nil, "", err
+	}
+	byName, single := formats.ForExtension(dst)
+	switch {
+	case e.File != "" && single:
+		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a folder, and this is the name of a file", dst, ErrRefused, e.Dialect)
+	case e.File != "":
+		return format, e.File, nil
+	case !single:
+		return nil, "", fmt.Errorf("%s: %w: a %s adapter is one file, expected a name that ends in %s", dst, ErrRefused, e.Dialect, strings.Join(format.Extensions(), ", "))
+	case byName.Name() != e.Format:
+		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a %s file, expected a name that ends in %s", dst, ErrRefused, e.Dialect, e.Format, strings.Join(format.Extensions(), ", "))
+	}
+	return format, filepath.Base(dst), nil
+}
+
+// output writes a tensor in a type.
+func (w *AdapterWriter) output(values *lora.Writer, o lora.Output, to tensor.DType) error {
+	if o.Plain() && to == o.DType {
+		return w.Copy(o.Name, &formats.Tensor{Info: o.Info, File: o.From.T.File, Data: o.From.T.Data, Offset: o.From.T.Offset, Bytes: o.From.T.Bytes})
+	}
+	v, err := values.Values(o)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, int64(len(v))*to.Bits()/8)
+	if err := fromFloats(b, to, v); err != nil {
+		return fmt.Errorf("tensor %s: %w", tensor.Quote(o.Name), err)
+	}
+	info := o.Info
+	info.DType = to
+	return w.spooled(info, b)
+}
+
+// spooled takes up the bytes of a tensor.
+func (w *AdapterWriter) spooled(info tensor.Info, b []byte) error {
+	if _, err := w.spool.WriteAt(b, w.offset); err != nil {
+		return err
+	}
+	w.tensors = append(w.tensors, formats.Tensor{Info: info, Data: w.spool, Offset: w.offset, Bytes: int64(len(b))})
+	w.offset += int64(len(b))
+	return nil
 }
 
 // Abort removes what has been written, as far as it can. It does nothing after Finish.
@@ -71,11 +153,9 @@ func (w *AdapterWriter) Add(t lora.Trained) error {
 				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(m.Data[i*m.RowStride+j*m.ColStride]))
 			}
 		}
-		if _, err := w.spool.WriteAt(b, w.offset); err != nil {
+		if err := w.spooled(p.Info, b); err != nil {
 			return err
 		}
-		w.tensors = append(w.tensors, formats.Tensor{Info: p.Info, Data: w.spool, Offset: w.offset, Bytes: int64(len(b))})
-		w.offset += int64(len(b))
 	}
 	return nil
 }
@@ -109,11 +189,15 @@ func (w *AdapterWriter) Finish(ctx context.Context, config []byte) error {
 	if err != nil {
 		return err
 	}
+	return w.finish(ctx, f, lora.AdapterFile, map[string]string{"format": "pt"}, config)
+}
+
+func (w *AdapterWriter) finish(ctx context.Context, f formats.Format, name string, metadata map[string]string, config []byte) error {
 	infos := make([]tensor.Info, len(w.tensors))
 	for i, t := range w.tensors {
 		infos[i] = t.Info
 	}
-	layout, err := f.Layout(infos, formats.Options{SingleFile: lora.AdapterFile, Metadata: map[string]string{"format": "pt"}})
+	layout, err := f.Layout(infos, formats.Options{SingleFile: name, Metadata: metadata})
 	if err != nil {
 		return err
 	}
@@ -122,8 +206,10 @@ func (w *AdapterWriter) Finish(ctx context.Context, config []byte) error {
 			return err
 		}
 	}
-	if err := writeFile(filepath.Join(w.stage.out(), "adapter_config.json"), config); err != nil {
-		return err
+	if config != nil {
+		if err := writeFile(filepath.Join(w.stage.out(), "adapter_config.json"), config); err != nil {
+			return err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return ErrInterrupted
@@ -138,7 +224,7 @@ func (w *AdapterWriter) Finish(ctx context.Context, config []byte) error {
 }
 
 func (w *AdapterWriter) shard(ctx context.Context, sh formats.Shard) error {
-	out, err := os.OpenFile(filepath.Join(w.stage.out(), sh.Name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+	out, err := os.OpenFile(filepath.Join(w.stage.out(), sh.Name), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
 	if err != nil {
 		return err
 	}
@@ -146,8 +232,10 @@ func (w *AdapterWriter) shard(ctx context.Context, sh formats.Shard) error {
 	if err := storage.Preallocate(out, sh.Size); err != nil {
 		return err
 	}
-	if _, err := out.WriteAt(sh.Header, 0); err != nil {
-		return err
+	for at, b := range sh.All() {
+		if _, err := out.WriteAt(b, at); err != nil {
+			return err
+		}
 	}
 	for k, i := range sh.Tensors {
 		if ctx.Err() != nil {
@@ -157,6 +245,9 @@ func (w *AdapterWriter) shard(ctx context.Context, sh formats.Shard) error {
 		if err := storage.CopyRange(out, sh.Offsets[k], w.spool, t.Offset, t.Bytes); err != nil {
 			return err
 		}
+	}
+	if err := sh.Seal(out); err != nil {
+		return err
 	}
 	return errors.Join(out.Sync(), out.Close())
 }

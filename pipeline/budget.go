@@ -91,7 +91,7 @@ func (n *needs) add(j *jobRun) {
 		return
 	}
 	if m := j.weight.merge; m != nil {
-		n.factors = max(n.factors, m.factorBytes(j.weight.Count()))
+		n.factors = max(n.factors, m.factorBytes())
 	}
 	for tile, most := range n.tiles {
 		n.tiles[tile] = most.max(j.scratchSize(j.tileElements(tile)))
@@ -199,7 +199,7 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 		s.cast = max(s.cast, 4*n)
 		// x, and the delta, what it is added to, what was written and their sums in pieces
 		// of at least 64 Ki elements.
-		s.merge = 4*n + (24+4*int64(len(m.contributors())))*max(m.Width, 64<<10)
+		s.merge = 4*n + (24+4*m.atOnce())*max(m.Width, 64<<10)
 		if j.Through != nil {
 			s.merge += j.weight.Count() // 4 bits an element, and its scales twice
 		}

@@ -54,16 +54,19 @@ func (f *factors) get(t *formats.Tensor) ([]float32, error) {
 	return v, nil
 }
 
-// factorBytes is the memory of a change while a weight of n elements is merged: its
-// factors, and two sums a row for each kept share.
-func (m *merging) factorBytes(n int64) int64 {
-	total := 16 * n / max(m.Width, 1) * int64(len(m.contributors()))
+// factorBytes is the memory of a change while a weight is merged: its factors, and two sums
+// a row for each kept share.
+func (m *merging) factorBytes() int64 {
+	var total int64
+	for _, t := range m.contributors() {
+		total += 16 * t.Rows
+	}
 	seen := map[*formats.Tensor]bool{}
 	for i := range m.Terms {
 		t := &m.Terms[i]
 		tensors := []*formats.Tensor{t.Left.T, t.Right.T, t.Module.Magnitude}
 		if t.Module.Form == lora.Rows {
-			tensors = append(tensors, t.Module.B)
+			tensors = append(tensors, t.Module.Value)
 		}
 		for _, x := range tensors {
 			if x != nil && !seen[x] {
@@ -77,7 +80,7 @@ func (m *merging) factorBytes(n int64) int64 {
 
 // loadTerms reads the factors of a job's change.
 func (r *run) loadTerms(j *jobRun) error {
-	mat := func(f lora.Factor, rows, cols int64) (kernels.Mat, error) {
+	mat := func(f lora.Matrix, rows, cols int64) (kernels.Mat, error) {
 		if f.T == nil {
 			return kernels.Mat{Data: []float32{1}, Rows: int(rows), Cols: int(cols)}, nil
 		}
@@ -91,7 +94,7 @@ func (r *run) loadTerms(j *jobRun) error {
 		t := &term{Term: &j.weight.merge.Terms[i]}
 		var err error
 		if t.Module.Form == lora.Rows {
-			if t.values, err = r.factors.get(t.Module.B); err != nil {
+			if t.values, err = r.factors.get(t.Module.Value); err != nil {
 				return err
 			}
 			t.rows = map[int64]int{}

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,9 +29,11 @@ func (m *merging) contributors() []*lora.Term {
 	return list
 }
 
-// share is what is kept of one contributor to a weight, by row.
+// share is what is kept of one contributor to a weight, by row, from the first that it has
+// a part in.
 type share struct {
-	rows [][2]float64
+	first int64
+	rows  [][2]float64
 }
 
 // measure compares what a job has written with what it was to write: the kept share of
@@ -67,9 +70,32 @@ func (r *run) measure(s *scratch, j *jobRun) error {
 	return measured(s, j, base, &out, list, width, n)
 }
 
+// measuredRows is how many rows of a width are measured at once.
+func measuredRows(width int64) int64 { return max(1, (64<<10)/max(width, 1)) }
+
+// atOnce is how many contributors have a part in rows that are measured at once: a stack of experts
+// has many, each in rows of its own.
+func (m *merging) atOnce() int64 {
+	step := measuredRows(m.Width)
+	type event struct{ at, by int64 }
+	var events []event
+	for _, t := range m.contributors() {
+		if t.Rows > 0 {
+			events = append(events, event{t.Row / step, 1}, event{(t.Row+t.Rows-1)/step + 1, -1})
+		}
+	}
+	slices.SortFunc(events, func(x, y event) int { return cmp.Or(cmp.Compare(x.at, y.at), cmp.Compare(x.by, y.by)) })
+	var now, most int64
+	for _, e := range events {
+		now += e.by
+		most = max(most, now)
+	}
+	return most
+}
+
 // measured fills a job's shares from what is written and what was there.
 func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width, n int64) error {
-	step := max(1, (64<<10)/width)
+	step := measuredRows(width)
 	fill := func(w *Weight, dst []float32, lo, hi int64) error {
 		values, err := w.read(s, lo, hi, j.flip)
 		if err != nil {
@@ -77,10 +103,8 @@ func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width
 		}
 		return toFloats(dst, values, w.Values)
 	}
-	for len(s.merge.deltas) < len(list) {
-		s.merge.deltas = append(s.merge.deltas, nil)
-	}
-	deltas := s.merge.deltas[:len(list)]
+	var deltas [][]float32
+	here := make([]int, 0, len(list))
 	one := len(j.terms) == 1 && j.weight.merge.ValueOf == nil && j.terms[0].magnitude == nil && j.terms[0].Module.Form != lora.Rows
 	for row := int64(0); row < n/width; row += step {
 		end := min(row+step, n/width)
@@ -103,8 +127,10 @@ func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width
 			j.apply(s, j.terms[0], x, lo, hi)
 			for k := row; k < end; k++ {
 				p, q := (k-row)*width, (k-row+1)*width
-				ed, dd := kernels.Kept(o[p:q], b[p:q], x[p:q], x[p:q])
-				j.shares[0].rows[k] = [2]float64{ed, dd}
+				if at := k - j.shares[0].first; at >= 0 && at < int64(len(j.shares[0].rows)) {
+					ed, dd := kernels.Kept(o[p:q], b[p:q], x[p:q], x[p:q])
+					j.shares[0].rows[at] = [2]float64{ed, dd}
+				}
 			}
 			s.end()
 			continue
@@ -112,32 +138,43 @@ func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width
 		before := floats(&s.merge.before, size)
 		copy(x, b)
 		clear(total)
-		at := 0
-		note := func() {
-			d := floats(&deltas[at], size)
+		here := here[:0] // the contributors that have a part in these rows
+		note := func(at int) {
+			if len(here) == len(s.merge.deltas) {
+				s.merge.deltas = append(s.merge.deltas, nil)
+			}
+			deltas = s.merge.deltas
+			d := floats(&deltas[len(here)], size)
 			for i := range d {
 				d[i] = x[i] - before[i]
 				total[i] += d[i]
 			}
-			at++
+			here = append(here, at)
 		}
+		at := 0
 		if j.weight.merge.ValueOf != nil {
 			copy(before, x)
 			if err := fill(j.weight, x, lo, hi); err != nil {
 				return err
 			}
-			note()
+			note(at)
+			at++
 		}
 		for _, t := range j.terms {
-			copy(before, x)
-			j.apply(s, t, x, lo, hi)
-			note()
+			if t.Row < end && row < t.Row+t.Rows { // of a stack of experts each has its own
+				copy(before, x)
+				j.apply(s, t, x, lo, hi)
+				note(at)
+			}
+			at++
 		}
 		for k := row; k < end; k++ {
 			p, q := (k-row)*width, (k-row+1)*width
-			for i := range deltas {
-				ed, dd := kernels.Kept(o[p:q], b[p:q], total[p:q], deltas[i][p:q])
-				j.shares[i].rows[k] = [2]float64{ed, dd}
+			for n, i := range here {
+				if at := k - j.shares[i].first; at >= 0 && at < int64(len(j.shares[i].rows)) {
+					ed, dd := kernels.Kept(o[p:q], b[p:q], total[p:q], deltas[n][p:q])
+					j.shares[i].rows[at] = [2]float64{ed, dd}
+				}
 			}
 		}
 	}
@@ -227,9 +264,8 @@ func (r *run) beginMerge(j *jobRun) error {
 	if err := r.loadTerms(j); err != nil {
 		return err
 	}
-	rows := j.weight.Count() / max(j.weight.merge.Width, 1)
-	for range j.weight.merge.contributors() {
-		j.shares = append(j.shares, share{make([][2]float64, rows)})
+	for _, t := range j.weight.merge.contributors() {
+		j.shares = append(j.shares, share{t.Row, make([][2]float64, t.Rows)})
 	}
 	r.merges = append(r.merges, j)
 	return nil
@@ -248,7 +284,7 @@ func (r *run) finishMerge(s *scratch, j *jobRun) error {
 			e += row[0]
 			d += row[1]
 		}
-		j.shares[i].rows = [][2]float64{{e, d}}
+		j.shares[i].rows = [][2]float64{{e, d}} // only its sum is looked at from now on
 	}
 	j.terms = nil
 	return nil

@@ -13,9 +13,13 @@ import (
 
 // AdapterInput is an adapter that a plan merges, and the files it was read from.
 type AdapterInput struct {
-	Path   string      `json:"path"`
-	Weight float64     `json:"weight"`
-	Files  []InputFile `json:"files"`
+	Path   string  `json:"path"`
+	Dir    string  `json:"dir"` // the folder of Files
+	Weight float64 `json:"weight"`
+	// What was said of it that its files do not tell.
+	Alpha        float64     `json:"alpha,omitempty"`
+	ExpertLayout string      `json:"expert_layout,omitempty"`
+	Files        []InputFile `json:"files"`
 }
 
 func (a *AdapterInput) names() []string {
@@ -61,11 +65,11 @@ func (c *Checkpoint) Merge(adapters []lora.Weighted) error {
 		return fmt.Errorf("%s: %w", c.Path, err)
 	}
 	for _, a := range adapters {
-		files, err := adapterFiles(a.Path, a.Files)
+		files, err := adapterFiles(a.Dir, a.Files)
 		if err != nil {
 			return err
 		}
-		c.adapters = append(c.adapters, AdapterInput{a.Path, a.Weight, files})
+		c.adapters = append(c.adapters, AdapterInput{Path: a.Path, Dir: a.Dir, Weight: a.Weight, Alpha: a.Options.Alpha, ExpertLayout: a.Options.ExpertLayout, Files: files})
 	}
 	weights := slices.Clone(c.Weights)
 	for i, change := range b.Changes {

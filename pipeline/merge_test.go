@@ -22,7 +22,7 @@ func TestResumeMerge(t *testing.T) {
 		"rslora":    {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Dequantized: true, MaxShardSize: 4 << 10},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, err := lora.Open(fixtures + "llama/" + name)
+			a, err := lora.Open(fixtures+"llama/"+name, lora.OpenOptions{})
 			require.NoError(t, err)
 			defer a.Close()
 			c, err := pipeline.Open(fixtures + "bases/llama")

@@ -11,6 +11,7 @@ import (
 func combineCommand() *cobra.Command {
 	var o lorakit.CombineOptions
 	var asJSON bool
+	var parse func([]string) ([]lorakit.Adapter, error)
 	c := &cobra.Command{
 		Use:   "combine OUT ADAPTER=WEIGHT...",
 		Short: "Make one adapter of several",
@@ -21,7 +22,7 @@ where PEFT scales it wrongly.`,
   lorakit combine both style=0.7 facts=0.4 --type ties --density 0.5`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			adapters, err := parseAdapters(args[1:])
+			adapters, err := parse(args[1:])
 			if err != nil {
 				return err
 			}
@@ -32,6 +33,7 @@ where PEFT scales it wrongly.`,
 			return printCombination(c, r, asJSON)
 		},
 	}
+	parse = adapterFlags(c)
 	f := c.Flags()
 	types := lorakit.CombineTypes()
 	f.StringVar(&o.Type, "type", "", "how: "+fmt.Sprint(types))
@@ -53,6 +55,7 @@ func resizeCommand() *cobra.Command {
 	var rank int
 	var energy float64
 	var force, asJSON bool
+	var parse func([]string) ([]lorakit.Adapter, error)
 	c := &cobra.Command{
 		Use:   "resize ADAPTER OUT",
 		Short: "Give an adapter another rank",
@@ -61,13 +64,18 @@ leading singular values: --rank of them, or as many as hold the share --energy.`
 		Example: `  lorakit resize my-lora my-lora-r4 --rank 4`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			r, err := lorakit.Resize(c.Context(), args[0], args[1], rank, energy, force)
+			adapters, err := parse(args[:1])
+			if err != nil {
+				return err
+			}
+			r, err := lorakit.Resize(c.Context(), adapters[0], args[1], rank, energy, force)
 			if err != nil {
 				return err
 			}
 			return printCombination(c, r, asJSON)
 		},
 	}
+	parse = adapterFlags(c)
 	f := c.Flags()
 	f.IntVar(&rank, "rank", 0, "rank of every module")
 	f.Float64Var(&energy, "energy", 0, "the smallest rank that holds this share of each delta")

@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"runtime/debug"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -31,22 +28,30 @@ layer of the architecture, and no embedding, norm, output head, router or
 expert. DST then loads in transformers and bitsandbytes as their own 4-bit model. The
 files beside the weights (tokenizer, licence, …) are carried along.
 
+SRC may be a LoRA adapter too: --to peft, kohya, mlx or loralib writes it in that dialect, and
+--experts per-expert or fused with its experts laid out in that way, with the same delta.
+
 DST appears whole or not at all: all is written into DST.partial, and one rename
 makes it DST. After a kill or a full disk, --resume goes on with what is there.`,
 		Example: `  lorakit convert llama llama-nf4 --quantize nf4
   lorakit convert llama-nf4 llama-bf16 --quantize none --dtype bf16
-  lorakit convert adapter.safetensors half.safetensors --dtype f16`,
+  lorakit convert weights.safetensors half.safetensors --dtype f16
+  lorakit convert my-lora my-lora.safetensors --to kohya`,
 		Args: cobra.ExactArgs(2),
 	}
 	run := convertFlags(c)
+	parse := adapterFlags(c)
 	c.Flags().StringArrayVar(&merge, "merge", nil, "add the delta of `ADAPTER[=WEIGHT]`; may be repeated")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		adapters, err := parseAdapters(merge)
+		adapters, err := parse(merge)
 		if err != nil {
 			return err
 		}
 		if len(adapters) == 0 {
-			if err := useless(c, "is about adapters; it needs --merge ADAPTER", "base", "min-kept"); err != nil {
+			if convertsAdapter(c, args[0]) {
+				return convertAdapter(c, args, parse)
+			}
+			if err := useless(c, "is about adapters; it needs --merge ADAPTER", "base", "min-kept", "alpha", "expert-layout"); err != nil {
 				return err
 			}
 		}
@@ -132,7 +137,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.StringVar(&o.Quantize, "quantize", "keep", "keep, none (plain weights), nf4, fp4 or int8")
 	f.IntVar(&o.BlockSize, "block-size", 64, "elements that share one scale in nf4 and fp4: 32, 64, … 4096")
 	f.BoolVar(&o.DoubleQuant, "double-quant", true, "quantise the scales of nf4 and fp4 as well")
-	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for vLLM and unsloth)")
+	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for vLLM and unsloth); of an adapter also fused")
 	f.StringArrayVar(&o.Include, "include", nil, "quantise exactly the tensors whose whole name matches `GLOB`; may be repeated")
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "do not quantise the tensors whose whole name matches `GLOB`; may be repeated")
 	f.StringVar(&o.Base, "base", "as-is", "what adapters are added to: as-is, or dequantized (NF4 and back, as QLoRA has seen it)")
@@ -148,29 +153,10 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
 	complete(c, "dtype", "keep", "f32", "f16", "bf16")
 	complete(c, "quantize", "keep", "none", "nf4", "fp4", "int8")
-	complete(c, "experts", "keep", "per-expert")
+	complete(c, "experts", lorakit.ExpertChoices()...)
 	complete(c, "base", "as-is", "dequantized")
 	complete(c, "progress", "auto", "bar", "plain", "json", "none")
 	return run
-}
-
-// parseAdapters reads ADAPTER[=WEIGHT].
-func parseAdapters(list []string) ([]lorakit.Adapter, error) {
-	var out []lorakit.Adapter
-	for _, text := range list {
-		a := lorakit.Adapter{Path: text, Weight: 1}
-		// A folder may have an equals sign in its name, as lr=1e-4.
-		_, err := os.Stat(text)
-		if i := strings.LastIndexByte(text, '='); i >= 0 && err != nil {
-			w, err := strconv.ParseFloat(text[i+1:], 64)
-			if err != nil || math.IsNaN(w) || math.IsInf(w, 0) || w == 0 {
-				return nil, usageError{fmt.Errorf("%q: the weight is no number but 0, expected ADAPTER=WEIGHT such as my-lora=0.7", text)}
-			}
-			a.Path, a.Weight = text[:i], w
-		}
-		out = append(out, a)
-	}
-	return out, nil
 }
 
 // useless refuses flags that would be ignored.
@@ -215,6 +201,7 @@ func printResult(w io.Writer, r *lorakit.ConvertResult) {
 		return
 	}
 	printKept(w, r.Adapters)
+	printRounding(w, r.Rounding)
 	resumed := ""
 	if r.Resumed > 0 {
 		resumed = fmt.Sprintf(", %d of them from an earlier run", r.Resumed)

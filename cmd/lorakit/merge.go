@@ -25,9 +25,9 @@ can vanish in rounding.`,
   lorakit merge llama my-qlora llama-nf4 --quantize nf4`,
 		Args: cobra.MinimumNArgs(3),
 	}
-	run := convertFlags(c)
+	run, parse := convertFlags(c), adapterFlags(c)
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		adapters, err := parseAdapters(args[1 : len(args)-1])
+		adapters, err := parse(args[1 : len(args)-1])
 		if err != nil {
 			return err
 		}
@@ -47,9 +47,9 @@ refused.`,
 		Example: `  lorakit unmerge llama-merged my-lora llama-again`,
 		Args:    cobra.MinimumNArgs(3),
 	}
-	run := convertFlags(c)
+	run, parse := convertFlags(c), adapterFlags(c)
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		adapters, err := parseAdapters(args[1 : len(args)-1])
+		adapters, err := parse(args[1 : len(args)-1])
 		if err != nil {
 			return err
 		}
@@ -73,6 +73,20 @@ func printKept(w io.Writer, adapters []lorakit.KeptAdapter) {
 			fmt.Fprintf(w, "%s: kept %.4f of the delta of %s, least in %s: %.4f\n", escape(a.Path), a.Kept, count(len(a.Modules), "module"), shorten(escape(m.Name), longestName), m.Kept)
 		}
 	}
+}
+
+// printRounding shows what the roundings of a merge and of its subtraction may have taken.
+func printRounding(w io.Writer, list []lorakit.Rounding) {
+	if len(list) == 0 {
+		return
+	}
+	worst := list[0]
+	for _, r := range list {
+		if r.Relative > worst.Relative {
+			worst = r
+		}
+	}
+	fmt.Fprintf(w, "rounding: the weights are to be expected within %.2g of what they were before the merge, the most in %s\n", worst.Relative, shorten(escape(worst.Tensor), longestName))
 }
 
 // printKeptTable shows all modules.

@@ -14,6 +14,7 @@ func verifyCommand() *cobra.Command {
 	var base string
 	var adapters []string
 	var minKept float64
+	var parse func([]string) ([]lorakit.Adapter, error)
 	c := &cobra.Command{
 		Use:   "verify PATH",
 		Short: "Read a checkpoint whole and look for what would keep it from being used",
@@ -33,14 +34,14 @@ the modules that fell short of --min-kept.`,
 				return usageError{fmt.Errorf("--base and --adapter go together")}
 			}
 			if base == "" {
-				if err := useless(c, "needs --base and --adapter", "min-kept"); err != nil {
+				if err := useless(c, "needs --base and --adapter", "min-kept", "alpha", "expert-layout"); err != nil {
 					return err
 				}
 			} else {
 				if minKept < 0 || minKept > 1 {
 					return usageError{fmt.Errorf("--min-kept is %v, expected 0 to 1", minKept)}
 				}
-				list, err := parseAdapters(adapters)
+				list, err := parse(adapters)
 				if err != nil {
 					return err
 				}
@@ -85,6 +86,7 @@ the modules that fell short of --min-kept.`,
 			return nil
 		},
 	}
+	parse = adapterFlags(c)
 	f := c.Flags()
 	f.StringVar(&base, "base", "", "what the adapter was merged into")
 	f.StringArrayVar(&adapters, "adapter", nil, "what was merged, `ADAPTER[=WEIGHT]`; may be repeated")

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/lorakit/lorakit"
+)
+
+// adapterFlags gives a command the flags of what adapters leave open, and returns what reads
+// ADAPTER[=WEIGHT].
+func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, error) {
+	var alpha float64
+	var layout string
+	c.Flags().Float64Var(&alpha, "alpha", 0, "the alpha of a loralib adapter, which does not hold it")
+	c.Flags().StringVar(&layout, "expert-layout", "", "how a PEFT adapter that does not say it holds its experts: rank_major or grouped_by_expert")
+	complete(c, "expert-layout", lorakit.ExpertLayouts()...)
+	return func(list []string) ([]lorakit.Adapter, error) {
+		if c.Flags().Changed("alpha") && !(alpha > 0 && alpha <= math.MaxFloat32) {
+			return nil, usageError{fmt.Errorf("--alpha is %v, expected a positive number", alpha)}
+		}
+		if layout != "" && !slices.Contains(lorakit.ExpertLayouts(), layout) {
+			return nil, usageError{fmt.Errorf("--expert-layout %q is unknown; known are %s", layout, strings.Join(lorakit.ExpertLayouts(), ", "))}
+		}
+		var out []lorakit.Adapter
+		for _, text := range list {
+			a := lorakit.Adapter{Path: text, Weight: 1, Alpha: alpha, ExpertLayout: layout}
+			// A folder may have an equals sign in its name, as lr=1e-4.
+			_, err := os.Stat(text)
+			if i := strings.LastIndexByte(text, '='); i >= 0 && err != nil {
+				w, err := strconv.ParseFloat(text[i+1:], 64)
+				if err != nil || math.IsNaN(w) || math.IsInf(w, 0) || w == 0 {
+					return nil, usageError{fmt.Errorf("%q: the weight is no number but 0, expected ADAPTER=WEIGHT such as my-lora=0.7", text)}
+				}
+				a.Path, a.Weight = text[:i], w
+			}
+			out = append(out, a)
+		}
+		return out, nil
+	}
+}
+
+// convertsAdapter reports whether convert is to make an adapter: SRC is one, or --to asks for it.
+func convertsAdapter(c *cobra.Command, src string) bool {
+	to, err := c.Flags().GetString("to")
+	return err == nil && slices.Contains(lorakit.AdapterDialects(), to) || lorakit.IsAdapter(src)
+}
+
+// ofAdapters are the flags of convert that it takes for an adapter.
+var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "force", "json", "progress", "memory", "threads"}
+
+// convertAdapter writes an adapter in another dialect.
+func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lorakit.Adapter, error)) error {
+	var other []string
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if !slices.Contains(ofAdapters, f.Name) {
+			other = append(other, f.Name)
+		}
+	})
+	if err := useless(c, "is for checkpoints, and "+args[0]+" is converted as an adapter", other...); err != nil {
+		return err
+	}
+	text := func(name string) string { return c.Flags().Lookup(name).Value.String() }
+	o := lorakit.AdapterOptions{To: text("to"), DType: text("dtype"), Experts: text("experts"), Force: text("force") == "true"}
+	if o.To != "" && !slices.Contains(lorakit.AdapterDialects(), o.To) {
+		return usageError{fmt.Errorf("--to %q is no dialect of adapters; known are %s", o.To, strings.Join(lorakit.AdapterDialects(), ", "))}
+	}
+	if !slices.Contains(lorakit.ExpertChoices(), o.Experts) {
+		return usageError{fmt.Errorf("--experts %q is unknown; known are %s", o.Experts, strings.Join(lorakit.ExpertChoices(), ", "))}
+	}
+	adapters, err := parse(args[:1])
+	if err != nil {
+		return err
+	}
+	r, err := lorakit.ConvertAdapter(c.Context(), adapters[0], args[1], o)
+	if err != nil {
+		return err
+	}
+	if text("json") == "true" {
+		return printJSON(c.OutOrStdout(), r)
+	}
+	w := c.ErrOrStderr()
+	for _, n := range r.Notices {
+		fmt.Fprintln(w, "note: "+escape(n))
+	}
+	fmt.Fprintf(w, "%s: %s adapter, %s, from %s\n", escape(r.Destination), r.To, count(r.Tensors, "tensor"), r.From)
+	return nil
+}

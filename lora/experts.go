@@ -1,0 +1,568 @@
+package lora
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// projection is what a matrix of one expert is of the parameters that hold all experts.
+type projection struct {
+	param       string
+	part, parts int64
+}
+
+// projections are the names that the matrices of an expert have in files: those of most models,
+// then those of Mixtral.
+var projections = map[string]projection{
+	"gate_proj": {"gate_up_proj", 0, 2}, "up_proj": {"gate_up_proj", 1, 2}, "down_proj": {"down_proj", 0, 0},
+	"w1": {"gate_up_proj", 0, 2}, "w3": {"gate_up_proj", 1, 2}, "w2": {"down_proj", 0, 0},
+}
+
+// usual is the name that most models have for one of Mixtral's.
+var usual = map[string]string{"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+
+// ofMixtral is the inverse of usual.
+var ofMixtral = map[string]string{"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+
+// splitExpert takes the name of one expert's module apart: "….mlp.experts.3.gate_proj".
+func splitExpert(name string) (stack string, expert int64, proj string, ok bool) {
+	parts := strings.Split(name, ".")
+	n := len(parts)
+	if n < 4 || parts[n-3] != "experts" {
+		return "", 0, "", false
+	}
+	e, err := strconv.ParseInt(parts[n-2], 10, 32)
+	if _, known := projections[parts[n-1]]; err != nil || e < 0 || !known {
+		return "", 0, "", false
+	}
+	return strings.Join(parts[:n-2], "."), e, parts[n-1], true
+}
+
+// runtimeBlock is the name at run time of a block of experts that its file has under an older
+// one.
+func runtimeBlock(name string) string {
+	return strings.Replace(name, ".block_sparse_moe.", ".mlp.", 1)
+}
+
+// expertSpot finds one expert in the parameters of its stack.
+func (b *binder) expertSpot(m *Module) (spot, bool) {
+	stack, e, proj, ok := splitExpert(m.Name)
+	if !ok || m.Param != "weight" {
+		return spot{}, false
+	}
+	return b.stackSpot(stack, e, proj)
+}
+
+func (b *binder) stackSpot(stack string, e int64, proj string) (spot, bool) {
+	at := projections[proj]
+	for _, name := range []string{stack, runtimeBlock(stack)} {
+		if p := b.params[name+"."+at.param]; p != nil && p.experts > 0 {
+			s := spot{p, e, at.part, at.parts}
+			return s, s.fits()
+		}
+		own := fmt.Sprintf("%s.%d.", name, e)
+		for _, end := range []string{proj, ofMixtral[proj], usual[proj]} {
+			if p := b.params[own+end+".weight"]; p != nil && end != "" {
+				return whole(p), true
+			}
+		}
+	}
+	return spot{}, false
+}
+
+// switchStack is the stack of experts that MLX calls "….switch_mlp.gate_proj".
+func switchStack(name string) (stack, proj string, ok bool) {
+	at, proj := cutLast(name)
+	block, ok := strings.CutSuffix(at, ".switch_mlp")
+	if _, known := projections[proj]; !ok || !known {
+		return "", "", false
+	}
+	return block + ".experts", proj, true
+}
+
+func cutLast(name string) (before, last string) {
+	i := strings.LastIndexByte(name, '.')
+	return name[:max(i, 0)], name[i+1:]
+}
+
+// expertSpots finds where each expert of a stack of MLX is.
+func (b *binder) expertSpots(m *Module) ([]spot, error) {
+	stack, proj, ok := switchStack(m.Name)
+	if !ok {
+		return nil, fmt.Errorf("module %s: %w: a stack of experts of that name; known are switch_mlp.gate_proj, up_proj, down_proj", tensor.Quote(m.Name), ErrUnsupported)
+	}
+	var list []spot
+	for e := range m.Experts {
+		s, ok := b.stackSpot(stack, e, proj)
+		if !ok {
+			return nil, fmt.Errorf("module %s: %w: it has %d experts, and the base has no expert %d of %s", tensor.Quote(m.Name), ErrBase, m.Experts, e, tensor.Quote(stack))
+		}
+		list = append(list, s)
+	}
+	if p := list[0].p; p.experts > 0 && p.experts != m.Experts {
+		return nil, fmt.Errorf("module %s: %w: it has %d experts, and %s has %d", tensor.Quote(m.Name), ErrBase, m.Experts, tensor.Quote(p.name), p.experts)
+	}
+	return list, nil
+}
+
+// stack is a module of an adapter for the parameter that holds all experts, as PEFT has it, with
+// what only the config and the other modules tell.
+type stack struct {
+	*Module
+	param   string
+	experts int64
+	turned  bool // its factors are for the matrices the other way round
+}
+
+// expert views A and B of an expert, whose product is for its matrix (out x in).
+func (s stack) expert(e int64) (a, b Matrix) {
+	a, b = s.Module.expert(e, s.experts)
+	if s.turned {
+		return b.Transposed(), a.Transposed()
+	}
+	return a, b
+}
+
+// errStack says that a conversion needs what only the base knows.
+var errStack = errors.New("only its base tells which parameters of experts it is for")
+
+// stacks finds the modules for stacks of experts without their base: what target_parameters names, in
+// the order in which a model has them, and the ranks of the config. They get their Rank, Alpha and
+// Scaling.
+func (a *Adapter) stacks() ([]stack, error) {
+	parameters := stringList(a.Config.Parameters)
+	if len(parameters) == 0 {
+		return nil, nil
+	}
+	groups := map[string][]*Module{}
+	var order []string
+	for _, m := range a.Modules {
+		if m.Form != Linear || m.Param != "weight" || m.Experts > 0 {
+			continue
+		}
+		if ok, err := a.Config.targeted(m.Name); ok || err != nil {
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", a.Path, err)
+			}
+			continue
+		}
+		if groups[m.Name] == nil {
+			order = append(order, m.Name)
+		}
+		groups[m.Name] = append(groups[m.Name], m)
+	}
+	var all []stack
+	for _, name := range order {
+		list, err := a.group(name, groups[name], parameters)
+		if err != nil {
+			return nil, fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(name), err)
+		}
+		all = append(all, list...)
+	}
+	return all, nil
+}
+
+// group names the parameters of the modules that are nested in one.
+func (a *Adapter) group(name string, modules []*Module, parameters []string) ([]stack, error) {
+	_, end := cutLast(name)
+	var dotted, bare []string
+	for _, t := range parameters {
+		_, last := cutLast(t)
+		full := name + "." + last
+		switch {
+		case full != t && !strings.HasSuffix(full, "."+t) || slices.Contains(dotted, last) || slices.Contains(bare, last):
+		case last == t:
+			bare = append(bare, last)
+		default:
+			dotted = append(dotted, last)
+		}
+	}
+	params := dotted
+	if end == "experts" || len(modules) > 1 || len(dotted) == 0 { // a bare name fits any module
+		params = append(params, bare...)
+	}
+	first := func(p string) int { // the order in which a model has them
+		return map[string]int{"gate_up_proj": -2, "down_proj": -1}[p]
+	}
+	slices.SortStableFunc(params, func(x, y string) int { return first(x) - first(y) })
+	slices.SortFunc(modules, func(x, y *Module) int { return y.Nest - x.Nest }) // the innermost is the first
+	if len(params) != len(modules) {
+		return nil, fmt.Errorf("%w: %w", ErrUnsupported, errStack)
+	}
+	var list []stack
+	for i, m := range modules {
+		s := stack{Module: m, param: params[i], turned: olderThan019(a.Config.PeftVersion)}
+		full := name + "." + s.param
+		r, err := a.Config.lookup("rank_pattern", a.Config.ranks, full, float64(a.Config.Rank))
+		if err != nil {
+			return nil, err
+		}
+		rank := int64(r)
+		if rank < 1 || float64(rank) != r || m.A.Rows%rank != 0 {
+			return nil, fmt.Errorf("%w: its lora_A %v is no stack of the rank %g", ErrMalformed, m.A, r)
+		}
+		if err := a.Config.scale(m, full, rank); err != nil {
+			return nil, err
+		}
+		if s.experts = m.A.Rows / rank; s.param == "weight" && s.experts == 1 {
+			continue // a plain matrix, as a router's
+		}
+		list = append(list, s)
+	}
+	if len(list) == 2 && list[0].param == "gate_up_proj" && list[1].param == "down_proj" {
+		up, down := list[0], list[1]
+		direct := up.A.Cols == down.B.Rows && up.B.Rows == 2*down.A.Cols
+		turned := up.B.Rows == down.A.Cols && up.A.Cols == 2*down.B.Rows
+		if !direct && !turned || up.experts != down.experts {
+			return nil, fmt.Errorf("%w: lora_A %v and lora_B %v of gate_up_proj and %v and %v of down_proj do not go together", ErrMalformed, up.A, up.B, down.A, down.B)
+		}
+		if direct != turned {
+			list[0].turned, list[1].turned = turned, turned
+		}
+	}
+	return list, nil
+}
+
+// What EncodeOptions.Experts may be.
+const (
+	keepExperts  = "keep"
+	fusedExperts = "fused"
+	perExpert    = "per-expert"
+)
+
+// ExpertChoices lists what EncodeOptions.Experts may be.
+func ExpertChoices() []string { return []string{keepExperts, perExpert, fusedExperts} }
+
+// apart returns the modules of an adapter with every stack of experts taken apart into modules
+// of single experts, which view the stack's tensors.
+func (a *Adapter) apart() ([]*Module, error) {
+	stacks, err := a.stacks()
+	if err != nil {
+		return nil, err
+	}
+	of := map[*Module]stack{}
+	for _, s := range stacks {
+		of[s.Module] = s
+	}
+	var list []*Module
+	for _, m := range a.Modules {
+		s, ok := of[m]
+		switch {
+		case ok:
+			parts, err := s.apart(a.mixtral())
+			if err != nil {
+				return nil, fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(m.Name), err)
+			}
+			list = append(list, parts...)
+		case m.Experts > 0:
+			block, proj, ok := switchStack(m.Name)
+			if !ok {
+				return nil, fmt.Errorf("%s: module %s: %w: a stack of experts of that name", a.Path, tensor.Quote(m.Name), ErrUnsupported)
+			}
+			for e := range m.Experts {
+				x := m.single(block, e, proj, strings.Contains(block, ".block_sparse_moe."))
+				x.A, x.B = m.expert(e, m.Experts)
+				list = append(list, x)
+			}
+		default:
+			list = append(list, m)
+		}
+	}
+	return list, nil
+}
+
+// single is a module of one expert, but for its factors.
+func (m *Module) single(stack string, e int64, proj string, mixtral bool) *Module {
+	if mixtral {
+		stack, proj = strings.Replace(stack, ".mlp.", ".block_sparse_moe.", 1), ofMixtral[proj]
+	}
+	return &Module{Name: fmt.Sprintf("%s.%d.%s", stack, e, proj), Param: "weight", Rank: m.Rank, Alpha: m.Alpha, Scaling: m.Scaling}
+}
+
+// apart makes modules of single experts. A gate_up_proj whose factors were put together of those of
+// gate and up, which never mix, falls into what it was.
+func (s stack) apart(mixtral bool) ([]*Module, error) {
+	if s.param != "gate_up_proj" && s.param != "down_proj" {
+		return nil, fmt.Errorf("%w: the experts of %s; known are gate_up_proj and down_proj", ErrUnsupported, tensor.Quote(s.param))
+	}
+	if s.Magnitude != nil {
+		return nil, fmt.Errorf("%w: DoRA on experts", ErrUnsupported)
+	}
+	joined := false
+	if _, b := s.expert(0); s.param == "gate_up_proj" {
+		if b.Rows%2 != 0 {
+			return nil, fmt.Errorf("%w: its lora_B %v has an odd number of outputs, which are no gate and up", ErrMalformed, s.B)
+		}
+		var err error
+		if joined, err = s.joined(); err != nil {
+			return nil, err
+		}
+	}
+	var list []*Module
+	for e := range s.experts {
+		a, b := s.expert(e)
+		if s.param == "down_proj" {
+			m := s.single(s.Name, e, "down_proj", mixtral)
+			m.A, m.B = a, b
+			list = append(list, m)
+			continue
+		}
+		for i, proj := range []string{"gate_proj", "up_proj"} {
+			half := b.Rows / 2
+			m := s.single(s.Name, e, proj, mixtral)
+			m.A, m.B = a, b.rows(int64(i)*half, int64(i+1)*half)
+			if r := a.Rows / 2; joined {
+				m.A, m.B = a.rows(int64(i)*r, int64(i+1)*r), m.B.cols(int64(i)*r, int64(i+1)*r)
+				m.Rank, m.Alpha = m.Rank/2, m.Alpha/2
+			}
+			list = append(list, m)
+		}
+	}
+	return list, nil
+}
+
+// joined reports whether, for every expert, the first half of the rank serves gate alone and
+// the second one up.
+func (s stack) joined() (bool, error) {
+	if s.Rank%2 != 0 {
+		return false, nil
+	}
+	read := reader{}
+	for e := range s.experts {
+		_, b := s.expert(e)
+		half, r := b.Rows/2, b.Cols/2
+		for _, off := range []Matrix{b.rows(0, half).cols(r, 2*r), b.rows(half, 2*half).cols(0, r)} {
+			m, err := read.matrix(off)
+			if err != nil {
+				return false, err
+			}
+			for i := range m.Rows {
+				for j := range m.Cols {
+					if m.Data[i*m.RowStride+j*m.ColStride] != 0 {
+						return false, nil
+					}
+				}
+			}
+		}
+	}
+	return true, nil
+}
+
+// evenRanks gives all modules of single experts one rank, by rows and columns of zeros, and one scaling:
+// PEFT and those that serve such adapters look for one.
+func evenRanks(modules []*Module) []*Module {
+	var first *Module
+	rank := 0
+	for _, m := range modules {
+		if _, _, _, ok := splitExpert(m.Name); ok && m.A.T != nil {
+			if first == nil {
+				first = m
+			}
+			rank = max(rank, m.Rank)
+		}
+	}
+	list := slices.Clone(modules)
+	for i, m := range list {
+		if _, _, _, ok := splitExpert(m.Name); !ok || m.A.T == nil || m.Rank == rank && m.Scaling == first.Scaling {
+			continue
+		}
+		n := *m
+		n.A, n.B = padded(m.A, int64(rank)), scaled(padded(m.B.Transposed(), int64(rank)).Transposed(), ratio(m.Scaling, first.Scaling))
+		n.Rank, n.Scaling, n.Alpha = rank, first.Scaling, first.Scaling*float64(rank)
+		list[i] = &n
+	}
+	return list
+}
+
+// family is the experts of one block: modules of single experts by projection.
+type family struct {
+	name  string // "model.layers.0.mlp.experts"
+	projs map[string][]*Module
+}
+
+// families gathers modules of single experts, and returns the others. Each projection has to
+// be there for every expert, in one shape and rank.
+func families(modules []*Module) (list []*family, rest []*Module, err error) {
+	byName := map[string]*family{}
+	most := map[string]int64{}
+	for _, m := range modules {
+		name, e, proj, ok := splitExpert(m.Name)
+		if !ok || m.Param != "weight" {
+			rest = append(rest, m)
+			continue
+		}
+		if m.Form != Linear || m.Magnitude != nil {
+			return nil, nil, fmt.Errorf("module %s: %w: DoRA or another form than linear on an expert", tensor.Quote(m.Name), ErrUnsupported)
+		}
+		if u := usual[proj]; u != "" {
+			proj = u
+		}
+		f := byName[name]
+		if f == nil {
+			f = &family{name, map[string][]*Module{}}
+			byName[name] = f
+			list = append(list, f)
+		}
+		if e >= int64(len(modules)) {
+			return nil, nil, fmt.Errorf("module %s: %w: expert %d, and not all before it are there; a stack has all of them", tensor.Quote(m.Name), ErrUnsupported, e)
+		}
+		for int64(len(f.projs[proj])) <= e {
+			f.projs[proj] = append(f.projs[proj], nil)
+		}
+		if f.projs[proj][e] != nil {
+			return nil, nil, fmt.Errorf("module %s: %w: the expert is there twice", tensor.Quote(m.Name), ErrMalformed)
+		}
+		f.projs[proj][e] = m
+		most[name] = max(most[name], e+1)
+	}
+	for _, f := range list {
+		for _, proj := range []string{"gate_proj", "up_proj", "down_proj"} {
+			experts := f.projs[proj]
+			if experts == nil {
+				continue
+			}
+			if i := slices.Index(experts, nil); i >= 0 || int64(len(experts)) < most[f.name] {
+				if i < 0 {
+					i = len(experts)
+				}
+				return nil, nil, fmt.Errorf("module %s: %w: it has %d experts, and number %d has no %s; a stack has all of them", tensor.Quote(f.name), ErrUnsupported, most[f.name], i, proj)
+			}
+			for _, m := range experts[1:] {
+				if x := experts[0]; m.A.Cols != x.A.Cols || m.B.Rows != x.B.Rows || m.Rank != x.Rank {
+					return nil, nil, fmt.Errorf("module %s: %w: lora_A %v and lora_B %v, where expert 0 has %v and %v; a stack has one shape", tensor.Quote(m.Name), ErrUnsupported, m.A, m.B, x.A, x.B)
+				}
+			}
+		}
+	}
+	return list, rest, nil
+}
+
+// fuse makes of a family the modules for the parameters that hold all its experts, as PEFT has
+// them: gate and up get blocks of one matrix, unless they share their A.
+func (f *family) fuse() ([]*Module, error) {
+	name := runtimeBlock(f.name)
+	gate, up, down := f.projs["gate_proj"], f.projs["up_proj"], f.projs["down_proj"]
+	var list []*Module
+	if gate != nil || up != nil {
+		if gate == nil || up == nil {
+			return nil, fmt.Errorf("module %s: %w: only one of gate_proj and up_proj; the stack holds both in one matrix, whose other half it does not tell the size of", tensor.Quote(f.name), ErrUnsupported)
+		}
+		if gate[0].A.Cols != up[0].A.Cols || gate[0].B.Rows != up[0].B.Rows {
+			return nil, fmt.Errorf("module %s: %w: gate_proj %v, %v and up_proj %v, %v differ in size", tensor.Quote(f.name), ErrUnsupported, gate[0].A, gate[0].B, up[0].A, up[0].B)
+		}
+		shared, err := sharedA(gate, up)
+		if err != nil {
+			return nil, err
+		}
+		m := stacked(name, "gate_up_proj", gate, up, shared)
+		m.Nest = min(1, len(down))
+		list = append(list, m)
+	}
+	if down != nil {
+		list = append(list, stacked(name, "down_proj", down, nil, false))
+	}
+	return list, nil
+}
+
+// sharedA reports whether gate and up have the same A for every expert, as they have when they
+// were taken from one stack.
+func sharedA(gate, up []*Module) (bool, error) {
+	read := reader{}
+	for e := range gate {
+		g, u := gate[e], up[e]
+		if g.Rank != u.Rank || g.Scaling != u.Scaling {
+			return false, nil
+		}
+		if g.A == u.A {
+			continue
+		}
+		x, err := read.matrix(g.A)
+		if err != nil {
+			return false, err
+		}
+		y, err := read.matrix(u.A)
+		if err != nil {
+			return false, err
+		}
+		if !equal(x, y) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// stacked is the module of all experts' first matrices and, where there is one, of second ones below
+// them. Without a shared A the two have ranks of their own. The scaling is that of the first
+// module, others' B take what differs.
+func stacked(name, param string, first, second []*Module, shared bool) *Module {
+	x, n := first[0], int64(len(first))
+	rank, out := int64(x.Rank), x.B.Rows
+	if second != nil {
+		out *= 2
+		if !shared {
+			rank += int64(second[0].Rank)
+		}
+	}
+	in := x.A.Cols
+	m := &Module{Name: name, Param: param, Rank: int(rank), Scaling: x.Scaling, Alpha: x.Scaling * float64(rank), Experts: n}
+	makeA := func() ([]float32, error) {
+		v, read := make([]float32, n*rank*in), reader{}
+		for e := range n {
+			at := v[e*rank*in:]
+			for _, list := range [][]*Module{first, second} {
+				if list == nil || shared && &list[0] != &first[0] {
+					continue
+				}
+				a, err := read.matrix(list[e].A)
+				if err != nil {
+					return nil, err
+				}
+				for i := range a.Rows {
+					for j := range a.Cols {
+						at[i*a.Cols+j] = a.Data[i*a.RowStride+j*a.ColStride]
+					}
+				}
+				at = at[a.Rows*a.Cols:]
+			}
+		}
+		return v, nil
+	}
+	makeB := func() ([]float32, error) {
+		width := rank * n
+		v, read := make([]float32, out*width), reader{}
+		for e := range n {
+			row, col := int64(0), int64(0)
+			for _, list := range [][]*Module{first, second} {
+				if list == nil {
+					continue
+				}
+				b, err := read.matrix(list[e].B)
+				if err != nil {
+					return nil, err
+				}
+				more := float32(list[e].Scaling / x.Scaling)
+				if list[e].Scaling == x.Scaling {
+					more = 1
+				}
+				for i := range b.Rows {
+					for j := range b.Cols {
+						v[(row+int64(i))*width+(col+int64(j))*n+e] = b.Data[i*b.RowStride+j*b.ColStride] * more
+					}
+				}
+				row += int64(b.Rows)
+				if !shared {
+					col += int64(b.Cols)
+				}
+			}
+		}
+		return v, nil
+	}
+	m.A = matrixOf(computedTensor(x.A.T, makeA, n*rank, in))
+	m.B = matrixOf(computedTensor(x.B.T, makeB, out, rank*n))
+	return m
+}

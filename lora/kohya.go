@@ -1,0 +1,182 @@
+package lora
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// A file of kohya's sd-scripts (networks/lora.py) holds, for each module, lora_down (rank, in, kernel…),
+// lora_up (out, rank, 1…) and the scalar alpha. The name of a module is lora_, what part of a
+// pipeline it is of, and its path with underscores for dots.
+
+// otherMethods are the ends of names that LyCORIS gives to what is no plain LoRA.
+var otherMethods = []string{".dora_scale", ".lora_mid.weight", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2",
+	".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".oft_blocks", ".oft_diag", ".a1.weight", ".w_norm", ".b_norm", ".diff", ".diff_b"}
+
+// readKohya makes modules of the tensors of a kohya file.
+func (a *Adapter) readKohya(tensors []formats.Tensor) error {
+	type parts struct{ down, up, alpha *formats.Tensor }
+	byName := map[string]*parts{}
+	for i := range tensors {
+		t := &tensors[i]
+		var name string
+		var slot func(*parts) **formats.Tensor
+		for end, s := range map[string]func(*parts) **formats.Tensor{
+			".lora_down.weight": func(p *parts) **formats.Tensor { return &p.down },
+			".lora_up.weight":   func(p *parts) **formats.Tensor { return &p.up },
+			".alpha":            func(p *parts) **formats.Tensor { return &p.alpha },
+		} {
+			if n, ok := strings.CutSuffix(t.Name, end); ok {
+				name, slot = n, s
+			}
+		}
+		if slot == nil {
+			what := "its name is none that a kohya file gives to a part of a LoRA, expected lora_down.weight, lora_up.weight, alpha"
+			if slices.ContainsFunc(otherMethods, func(end string) bool { return strings.HasSuffix(t.Name, end) }) {
+				what = "it belongs to another method of LyCORIS than LoRA"
+			}
+			return a.failed(t, fmt.Errorf("%w: %s", ErrUnsupported, what))
+		}
+		if name == "" {
+			return a.failed(t, fmt.Errorf("%w: no module is named", ErrMalformed))
+		}
+		p := byName[name]
+		if p == nil {
+			p = &parts{}
+			byName[name] = p
+		}
+		*slot(p) = t // names of a file are unique
+	}
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		p := byName[name]
+		m, err := a.pair(name, p.down, p.up)
+		if err != nil {
+			return err
+		}
+		m.Flat = strings.HasPrefix(name, "lora_") || !strings.Contains(name, ".")
+		m.Alpha = float64(m.Rank)
+		if p.alpha != nil {
+			if p.alpha.Count() != 1 {
+				return a.failed(p.alpha, fmt.Errorf("%w: its shape is %v, expected one number", ErrMalformed, p.alpha.Shape))
+			}
+			v, err := Floats(p.alpha)
+			if err != nil {
+				return fmt.Errorf("%s: %w", a.Path, err)
+			}
+			m.Alpha = float64(v[0])
+		}
+		m.Scaling = m.Alpha / float64(m.Rank)
+		a.Modules = append(a.Modules, m)
+	}
+	return nil
+}
+
+// pair makes a module of lora_A or lora_down (rank, in, kernel…) and lora_B or lora_up (out, rank, 1…).
+func (a *Adapter) pair(name string, ta, tb *formats.Tensor) (*Module, error) {
+	m := &Module{Name: name, Param: "weight"}
+	switch {
+	case ta == nil || tb == nil:
+		return nil, fmt.Errorf("%s: module %s: %w: only one of its two factors is there", a.Path, tensor.Quote(name), ErrMalformed)
+	case len(ta.Shape) < 2 || len(tb.Shape) < 2 || ta.Shape[0] == 0 || ta.Shape[0] != tb.Shape[1] || tb.Shape[0] == 0 || ta.Count() == 0:
+		return nil, fmt.Errorf("%s: module %s: %w: its factors have the shapes %v and %v, expected (rank, in) and (out, rank)", a.Path, tensor.Quote(name), ErrMalformed, ta.Shape, tb.Shape)
+	case !points(tb.Shape[2:]):
+		return nil, fmt.Errorf("%s: module %s: %w: its second factor has the shape %v, expected kernels of one element", a.Path, tensor.Quote(name), ErrUnsupported, tb.Shape)
+	}
+	m.A, m.B, m.Rank = matrixOf(ta), matrixOf(tb), int(ta.Shape[0])
+	if len(ta.Shape) > 2 {
+		m.Form, m.Kernel = Conv, ta.Shape[2:]
+	}
+	return m, nil
+}
+
+// component takes the name of a kohya module apart: "lora_te1" is the first text encoder, "lora_unet"
+// the image model.
+func component(name string) (prefix, module string) {
+	rest, ok := strings.CutPrefix(name, "lora_")
+	if !ok {
+		return "", name
+	}
+	part, module, ok := strings.Cut(rest, "_")
+	if !ok {
+		return "", name
+	}
+	return "lora_" + part, module
+}
+
+// encodeKohya writes one file for sd-scripts and what reads its files.
+func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
+	e := &Encoded{Format: "safetensors"}
+	modules := a.Modules
+	if experts == perExpert {
+		var err error
+		if modules, err = a.apart(); err != nil {
+			return nil, err
+		}
+	} else if experts == fusedExperts {
+		return nil, fmt.Errorf("%w: a kohya adapter has no place for fused experts", ErrUnsupported)
+	}
+	if common := commonScales(modules); common.rank > 0 {
+		e.Metadata = map[string]string{
+			"ss_network_module": "networks.lora", "ss_network_dim": fmt.Sprint(common.rank), "ss_network_alpha": fmt.Sprint(common.alpha),
+		}
+	}
+	seen := map[string]string{}
+	for _, m := range modules {
+		if m.Form != Linear && m.Form != Conv || m.Magnitude != nil || m.Param != "weight" || m.Rank == 0 || m.Experts > 0 {
+			hint := ""
+			if m.Experts > 0 || m.Rank == 0 {
+				hint = "; --experts per-expert takes a stack apart"
+			}
+			what := m.what()
+			if m.Rank == 0 {
+				what = "a stack of experts"
+			}
+			return nil, noPlace(m, what, "kohya", hint)
+		}
+		key := m.Name
+		if !m.Flat {
+			key = kohyaPrefix(m.Name) + "_" + flatten(m.Name)
+		}
+		if other, ok := seen[key]; ok {
+			return nil, fmt.Errorf("module %s: %w: with underscores for dots it has the name of %s", tensor.Quote(m.Name), ErrUnsupported, tensor.Quote(other))
+		}
+		seen[key] = m.Name
+		down, up := tensor.Shape{m.A.Rows, m.A.Cols}, tensor.Shape{m.B.Rows, m.B.Cols}
+		if m.Form == Conv {
+			for _, d := range m.Kernel {
+				down[1] /= max(d, 1)
+				up = append(up, 1)
+			}
+			down = append(down, m.Kernel...)
+		}
+		alpha := float32(m.Scaling * float64(m.Rank))
+		e.Tensors = append(e.Tensors,
+			output(key+".lora_down.weight", m.A, down...), output(key+".lora_up.weight", m.B, up...),
+			asItIs(key+".alpha", number(m.A.T, alpha)))
+	}
+	return e, nil
+}
+
+// number is a tensor of one number, in float32.
+func number(like *formats.Tensor, v float32) *formats.Tensor {
+	b := binary.LittleEndian.AppendUint32(nil, math.Float32bits(v))
+	t := &formats.Tensor{Info: tensor.Info{Name: like.Name, DType: tensor.F32, Shape: tensor.Shape{}}, File: like.File, Data: strings.NewReader(string(b)), Bytes: 4}
+	return t
+}
+
+// kohyaPrefix says which part of a pipeline a module is of: a U-Net or an image transformer by its
+// blocks, else a text encoder.
+func kohyaPrefix(name string) string {
+	first, _, _ := strings.Cut(name, ".")
+	if slices.Contains(imageParts, first) {
+		return "lora_unet"
+	}
+	return "lora_te"
+}

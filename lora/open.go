@@ -1,0 +1,247 @@
+package lora
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// The dialects in which people have adapters.
+const (
+	PEFT    = "peft"    // a folder: adapter_config.json, adapter_model.safetensors or .bin
+	Kohya   = "kohya"   // one .safetensors file with lora_down and lora_up
+	MLX     = "mlx"     // a folder: adapter_config.json, adapters.safetensors
+	LoRALib = "loralib" // one file of torch.save with lora_A and lora_B
+)
+
+// Dialects lists the dialects, which are all read and written.
+func Dialects() []string { return []string{PEFT, Kohya, MLX, LoRALib} }
+
+// OpenOptions say what a file leaves open. The zero value is right for all that say
+// everything.
+type OpenOptions struct {
+	// Alpha is that of a loralib state dict, which does not hold it: needed there, and not looked
+	// at elsewhere.
+	Alpha float64
+	// ExpertLayout is "rank_major" or "grouped_by_expert": how B of a stack of experts lies in a PEFT
+	// folder that does not say it. Empty is rank_major, which is PEFT's. Elsewhere it is not
+	// looked at.
+	ExpertLayout string
+}
+
+const (
+	configName     = "adapter_config.json"
+	maxConfigBytes = 16 << 20
+)
+
+// adapterFiles are the names of a PEFT adapter's tensors, the preferred first.
+var adapterFiles = []string{"adapter_model.safetensors", "adapter_model.bin"}
+
+// mlxFile is the name of an MLX adapter's tensors.
+const mlxFile = "adapters.safetensors"
+
+// errNone says that a path is none of what Open reads.
+func errNone(path, found string) error {
+	return fmt.Errorf("%s: %w: %s, expected an adapter: a PEFT folder (%s, %s), an MLX folder (%s, %s), a kohya file or a loralib file", path, ErrUnsupported, found, configName, adapterFiles[0], configName, mlxFile)
+}
+
+// Open reads the headers of an adapter of any of the Dialects.
+func Open(path string, o OpenOptions) (*Adapter, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if o.Alpha < 0 || o.Alpha-o.Alpha != 0 {
+		return nil, fmt.Errorf("%s: %w: alpha is %v, expected a positive number", path, ErrMalformed, o.Alpha)
+	}
+	a := &Adapter{Path: path, Dir: path, Options: o}
+	if info.IsDir() {
+		err = a.openFolder(o)
+	} else {
+		a.Dir = filepath.Dir(path)
+		err = a.openFile(path, o)
+	}
+	if err == nil && len(a.Modules) == 0 {
+		err = fmt.Errorf("%s: %w: it has no tensors", a.Path, ErrMalformed)
+	}
+	if err != nil {
+		a.Close()
+		return nil, err
+	}
+	a.sort()
+	return a, nil
+}
+
+// IsAdapter reports whether a path looks like an adapter and not like a checkpoint. It
+// reads headers at most.
+func IsAdapter(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	if info.IsDir() {
+		for _, name := range []string{configName, mlxFile} {
+			if _, err := os.Stat(filepath.Join(path, name)); err == nil {
+				return true
+			}
+		}
+		return false
+	}
+	f, err := formats.Detect(path)
+	if err != nil {
+		return false
+	}
+	c, err := f.Open(path)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	dialect, _ := dialectOf(c.Tensors())
+	return dialect != ""
+}
+
+// openFolder reads a PEFT or an MLX folder.
+func (a *Adapter) openFolder(o OpenOptions) error {
+	config, err := readFile(a.Dir, configName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errNone(a.Path, "there is no "+configName)
+	}
+	if err != nil {
+		return err
+	}
+	a.Files = []string{configName}
+	var all map[string]jsontext.Value
+	if err := json.Unmarshal(config, &all); err != nil {
+		return fmt.Errorf("%s: %w: %w", filepath.Join(a.Path, configName), ErrMalformed, err)
+	}
+	if all["peft_type"] == nil && (all["lora_parameters"] != nil || all["fine_tune_type"] != nil) {
+		a.Dialect = MLX
+		if err := a.openTensors(mlxFile); err != nil {
+			return err
+		}
+		return a.readMLX(config)
+	}
+	a.Dialect = PEFT
+	if a.Config, err = parseConfig(config); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(a.Path, configName), err)
+	}
+	if err := a.Config.setLayout(o.ExpertLayout); err != nil {
+		return fmt.Errorf("%s: %w", a.Path, err)
+	}
+	if err := a.openTensors(adapterFiles...); err != nil {
+		return err
+	}
+	return a.readPEFT(a.container.Tensors())
+}
+
+// openTensors opens the first of the files that is there.
+func (a *Adapter) openTensors(names ...string) error {
+	for _, name := range names {
+		file, err := storage.Within(a.Dir, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		f, err := formats.Detect(file)
+		if err != nil {
+			return err
+		}
+		if a.container, err = f.Open(file); err != nil {
+			return err
+		}
+		a.Files = append(a.Files, name)
+		return nil
+	}
+	return fmt.Errorf("%s: %w: expected %s beside %s", a.Path, ErrMalformed, strings.Join(names, " or "), configName)
+}
+
+// openFile reads a kohya or a loralib file.
+func (a *Adapter) openFile(path string, o OpenOptions) error {
+	f, err := formats.Detect(path)
+	if errors.Is(err, formats.ErrUnknown) {
+		return errNone(path, "a file that is neither safetensors nor of torch.save")
+	}
+	if err != nil {
+		return err
+	}
+	if a.container, err = f.Open(path); err != nil {
+		return err
+	}
+	a.Files = []string{filepath.Base(path)}
+	tensors := a.container.Tensors()
+	dialect, example := dialectOf(tensors)
+	a.Dialect = dialect
+	switch dialect {
+	case Kohya:
+		return a.readKohya(tensors)
+	case LoRALib:
+		return a.readLoRALib(tensors, o.Alpha)
+	case PEFT, MLX:
+		return fmt.Errorf("%s: %w: tensor %s is of a %s adapter, whose %s lies beside it: give the folder", path, ErrUnsupported, tensor.Quote(example), dialect, configName)
+	}
+	return errNone(path, "no tensor of it belongs to an adapter")
+}
+
+// dialectOf tells from names of tensors of which dialect they are, and by which.
+func dialectOf(tensors []formats.Tensor) (dialect, example string) {
+	for i := range tensors {
+		name := tensors[i].Name
+		switch {
+		case strings.HasSuffix(name, ".lora_down.weight"), strings.HasSuffix(name, ".lora_up.weight"):
+			return Kohya, name
+		case strings.HasSuffix(name, ".lora_A"), strings.HasSuffix(name, ".lora_B"):
+			return LoRALib, name
+		case strings.HasSuffix(name, ".lora_a"), strings.HasSuffix(name, ".lora_b"):
+			return MLX, name
+		case strings.Contains(name, ".lora_A."), strings.Contains(name, ".lora_B."), strings.Contains(name, ".lora_embedding_"):
+			return PEFT, name
+		}
+	}
+	return "", ""
+}
+
+// sort brings the modules into the order of their names, values first: what is added is
+// added to them.
+func (a *Adapter) sort() {
+	rank := func(m *Module) int {
+		if m.Base {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(a.Modules, func(x, y *Module) int {
+		return cmp.Or(strings.Compare(x.Name, y.Name), cmp.Compare(rank(x), rank(y)), strings.Compare(x.Param, y.Param), cmp.Compare(y.Nest, x.Nest))
+	})
+}
+
+func readFile(dir, name string) ([]byte, error) {
+	path, err := storage.Within(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := storage.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err == nil && len(b) > maxConfigBytes {
+		err = fmt.Errorf("%s: %w: more than %d bytes", path, formats.ErrLimit, maxConfigBytes)
+	}
+	return b, err
+}

@@ -1,0 +1,281 @@
+package lora
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// AdapterFile is the name of the file of a PEFT adapter's tensors.
+const AdapterFile = "adapter_model.safetensors"
+
+// PEFTTensor is a tensor as PEFT names it.
+type PEFTTensor struct {
+	tensor.Info
+	Values kernels.Mat
+}
+
+// PEFTTensors are the tensors that PEFT stores for a module, in float32.
+func PEFTTensors(t Trained) []PEFTTensor {
+	a, b := ".lora_A.weight", ".lora_B.weight"
+	if t.Form == Embedding {
+		a, b = ".lora_embedding_A", ".lora_embedding_B"
+	}
+	named := func(end string, m kernels.Mat) PEFTTensor {
+		return PEFTTensor{tensor.Info{Name: peftPrefix + t.Name + end, DType: tensor.F32, Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, m}
+	}
+	return []PEFTTensor{named(a, t.A), named(b, t.B)}
+}
+
+// peftOutputs are the tensors that PEFT stores for a module of another adapter. adapted has the modules
+// that have factors: PEFT keeps what replaces a part of them one name deeper.
+func (m *Module) peftOutputs(adapted []string) []Output {
+	name := peftPrefix + m.Name + strings.Repeat(".base_layer", m.Nest)
+	value := func() string {
+		if _, within := slices.BinarySearch(adapted, m.Name); within && !strings.Contains(m.Param, ".") {
+			return peftPrefix + m.Name + ".base_layer." + m.Param
+		}
+		return peftPrefix + m.Name + "." + m.Param
+	}
+	switch m.Form {
+	case Bias:
+		return []Output{asItIs(name+".lora_B.bias", m.Value)}
+	case Replace:
+		return []Output{asItIs(value(), m.Value)}
+	case Rows:
+		return []Output{asItIs(name+".token_adapter.trainable_tokens_delta", m.Value)}
+	}
+	end := [2]string{".lora_A.weight", ".lora_B.weight"}
+	if m.Form == Embedding {
+		end = [2]string{".lora_embedding_A", ".lora_embedding_B"}
+	}
+	shapeA, shapeB := tensor.Shape{m.A.Rows, m.A.Cols}, tensor.Shape{m.B.Rows, m.B.Cols}
+	if m.Form == Conv {
+		for _, d := range m.Kernel {
+			shapeA[1] /= max(d, 1)
+			shapeB = append(shapeB, 1)
+		}
+		shapeA = append(shapeA, m.Kernel...)
+	}
+	out := []Output{output(name+end[0], m.A, shapeA...), output(name+end[1], m.B, shapeB...)}
+	if m.Magnitude != nil {
+		out = append(out, asItIs(name+".lora_magnitude_vector", m.Magnitude))
+	}
+	return out
+}
+
+// encodePEFT writes the folder that PEFT loads.
+func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
+	e := &Encoded{Format: "safetensors", File: AdapterFile, Metadata: map[string]string{"format": "pt"}, Config: a.Config.raw}
+	modules := a.Modules
+	rebuilt := a.Dialect != PEFT || experts != keepExperts
+	if rebuilt {
+		var err error
+		if modules, err = a.apart(); err != nil {
+			return nil, err
+		}
+		if modules, err = dotted(modules); err != nil {
+			return nil, err
+		}
+		if experts == perExpert {
+			modules = evenRanks(modules)
+		} else {
+			list, rest, err := families(modules)
+			if err != nil {
+				return nil, err
+			}
+			modules = rest
+			for _, f := range list {
+				parts, err := f.fuse()
+				if err != nil {
+					return nil, err
+				}
+				modules = append(modules, parts...)
+			}
+		}
+		if e.Config, err = a.peftConfig(modules); err != nil {
+			return nil, err
+		}
+	}
+	names := adapted(modules)
+	for _, m := range modules {
+		e.Tensors = append(e.Tensors, m.peftOutputs(names)...)
+	}
+	return e, nil
+}
+
+// peftConfig is the adapter_config.json for modules that were made of those of an adapter.
+func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
+	common := commonScales(modules)
+	for _, m := range modules {
+		if _, _, _, ok := splitExpert(m.Name); ok { // PEFT looks up no pattern for them
+			common = scales{m.Rank, m.Scaling * float64(m.Rank), m.Scaling}
+			break
+		}
+	}
+	s := Settings{Rank: common.rank, Alpha: common.alpha, Ranks: map[string]int{}, Alphas: map[string]float64{}, Targets: []string{}, Parameters: []string{}}
+	if a.Dialect == PEFT {
+		s.Like, s.Keep = &a.Config, slices.Concat(modelFields, []string{"modules_to_save", "trainable_token_indices", "bias", "use_dora", "lora_bias", "ensure_weight_tying", "lora_dropout"})
+	} else {
+		s.Base = a.Config.Base
+	}
+	biases, ofAdapted, save := 0, 0, map[string]bool{}
+	names, copied := adapted(modules), map[string]bool{}
+	for _, m := range modules {
+		if m.Base {
+			copied[m.Name] = true
+		}
+	}
+	for _, m := range modules {
+		full := m.Name
+		switch {
+		case m.A.T == nil:
+			if m.Form == Replace && m.Param == "bias" {
+				biases++
+				if _, ok := slices.BinarySearch(names, m.Name); ok {
+					ofAdapted++
+				}
+			} else if m.Form == Replace && !m.Base {
+				save[m.Name] = true
+			}
+			continue
+		case m.Param != "weight":
+			full += "." + m.Param
+			s.Parameters = append(s.Parameters, full)
+		default:
+			if _, _, leaf, ok := splitExpert(m.Name); ok { // PEFT looks for the last part of an expert's name
+				if !slices.Contains(s.Targets, leaf) {
+					s.Targets = append(s.Targets, leaf)
+				}
+			} else if !slices.Contains(s.Parameters, full+".weight") && a.parameterOnly(m) {
+				s.Parameters = append(s.Parameters, full+".weight")
+				full += ".weight"
+			} else if _, end := cutLast(full); copied[full] && slices.Contains(savedEmbeddings, end) {
+				s.Targets = append(s.Targets, end)
+			} else {
+				s.Targets = append(s.Targets, full)
+			}
+		}
+		if m.Magnitude != nil {
+			s.DoRA = true
+		}
+		if m.Rank != s.Rank {
+			s.Ranks[full] = m.Rank
+		}
+		if alpha := m.Scaling * float64(m.Rank); alpha != s.Alpha {
+			s.Alphas[full] = alpha
+		}
+	}
+	if a.Dialect != PEFT {
+		switch s.ToSave = slices.Sorted(maps.Keys(save)); {
+		case biases > 0 && biases == ofAdapted:
+			s.Bias = "lora_only"
+		case biases > 0:
+			s.Bias = "all"
+		}
+	}
+	return PEFTConfig(s, nil)
+}
+
+// savedEmbeddings are the targets by whose bare name PEFT knows that an adapter brings the base's own
+// matrices along.
+var savedEmbeddings = []string{"embed_tokens", "lm_head"}
+
+// parameterOnly reports whether a plain module is named by target_parameters alone, as a router is.
+func (a *Adapter) parameterOnly(m *Module) bool { return a.Config.patternName(m) != m.Name }
+
+// modelFields are those of an adapter_config.json that tell of its model.
+var modelFields = []string{"task_type", "base_model_name_or_path", "revision", "fan_in_fan_out", "auto_mapping"}
+
+// Settings are what an adapter_config.json is made of beside its modules.
+type Settings struct {
+	Like        *Config  // whose base, task and orientation are kept, or nil
+	Keep        []string // the fields that are kept; nil are those of the model
+	Base        string   // base_model_name_or_path where Like has none
+	TaskType    string
+	FanInFanOut bool
+	Init        string // init_lora_weights, true where empty
+	Rank        int
+	Alpha       float64
+	// Ranks and Alphas are those of modules that differ from Rank and Alpha.
+	Ranks  map[string]int
+	Alphas map[string]float64
+
+	// Targets, where not nil, are the target_modules instead of the names of the modules.
+	Targets    []string
+	Parameters []string // target_parameters
+	ToSave     []string // modules_to_save
+	Bias       string   // "none" where empty
+	DoRA       bool
+}
+
+// PEFTConfig writes the adapter_config.json of an adapter of the named modules.
+func PEFTConfig(s Settings, modules []string) ([]byte, error) {
+	keep := map[string]jsontext.Value{}
+	if s.Like != nil {
+		var all map[string]jsontext.Value
+		if err := json.Unmarshal(s.Like.raw, &all); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+		}
+		fields := s.Keep
+		if fields == nil {
+			fields = modelFields
+		}
+		for _, name := range fields {
+			if v, ok := all[name]; ok {
+				keep[name] = v
+			}
+		}
+	}
+	if s.Targets != nil {
+		modules = s.Targets
+	}
+	names := slices.Clone(modules)
+	slices.Sort(names)
+	ranks, alphas := map[string]int{}, map[string]float64{}
+	for name, r := range s.Ranks {
+		ranks[exactly(name)] = r
+	}
+	for name, a := range s.Alphas {
+		alphas[exactly(name)] = a
+	}
+	fields := map[string]any{
+		"peft_type": "LORA", "task_type": nil, "base_model_name_or_path": s.Base, "revision": nil, "auto_mapping": nil,
+		"r": s.Rank, "lora_alpha": s.Alpha, "lora_dropout": 0.0, "target_modules": names, "exclude_modules": nil, "modules_to_save": nil,
+		"bias": "none", "fan_in_fan_out": s.FanInFanOut, "inference_mode": true, "use_rslora": false, "use_dora": s.DoRA, "lora_bias": false,
+		"init_lora_weights": true, "rank_pattern": ranks, "alpha_pattern": alphas, "layers_to_transform": nil, "layers_pattern": nil,
+	}
+	if len(s.Parameters) > 0 {
+		fields["target_parameters"] = slices.Sorted(slices.Values(s.Parameters))
+	}
+	if len(s.ToSave) > 0 {
+		fields["modules_to_save"] = s.ToSave
+	}
+	if s.Bias != "" {
+		fields["bias"] = s.Bias
+	}
+	if s.TaskType != "" {
+		fields["task_type"] = s.TaskType
+	}
+	if s.Init != "" {
+		fields["init_lora_weights"] = s.Init
+	}
+	for name, v := range keep {
+		fields[name] = v
+	}
+	b, err := json.Marshal(fields, json.Deterministic(true), jsontext.WithIndent("  "))
+	if err != nil {
+		return nil, err
+	}
+	return append(b, '\n'), nil
+}
+
+// exactly is the regular expression of one name.
+func exactly(name string) string { return strings.ReplaceAll(name, ".", `\.`) }
