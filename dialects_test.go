@@ -205,3 +205,27 @@ func TestMergeOntoFusedExperts(t *testing.T) {
 		}
 	}
 }
+
+// TestMergedLinear merges loralib's MergedLinear, whose file does not tell which parts of c_attn it is for.
+func TestMergedLinear(t *testing.T) {
+	t.Parallel()
+	d := dialectFiles(t)["loralib-merged-linear"]
+	dir := t.TempDir()
+	plain, out := filepath.Join(dir, "plain"), filepath.Join(dir, "out")
+	_, err := lorakit.Convert(t.Context(), baseOf(d.Base), plain, lorakit.ConvertOptions{DType: "f32"})
+	require.NoError(t, err)
+	_, err = lorakit.Merge(t.Context(), baseOf(d.Base), []lorakit.Adapter{d.adapter()}, out, lorakit.ConvertOptions{DType: "f32"})
+	require.NoError(t, err)
+	base, got, shape := numbers(t, plain), numbers(t, out), shapes(t, plain)
+	deltas := numbers(t, filepath.Join(adapterFixtures, "dialects", d.Delta))
+	require.NotEmpty(t, deltas)
+	for name, delta := range deltas {
+		in, n := shape[name][0], shape[name][1] // Conv1D
+		require.Len(t, delta, int(in*n))
+		for i := range in {
+			for j := range n {
+				require.InDelta(t, base[name][i*n+j]+delta[j*in+i], got[name][i*n+j], 1e-6, name)
+			}
+		}
+	}
+}

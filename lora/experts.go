@@ -276,6 +276,30 @@ func (a *Adapter) apart() ([]*Module, error) {
 	return list, nil
 }
 
+// singles returns the modules of an adapter for a dialect that has no stacks of experts: taken apart
+// where that is asked for.
+func (a *Adapter) singles(dialect, experts string) ([]*Module, error) {
+	if experts == fusedExperts {
+		return nil, fmt.Errorf("%w: a %s adapter has no place for fused experts", ErrUnsupported, dialect)
+	}
+	if experts == perExpert {
+		return a.apart()
+	}
+	stacks, err := a.stacks()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range stacks {
+		return nil, noPlace(s.Module, "a stack of experts", dialect, "; --experts per-expert takes it apart")
+	}
+	for _, m := range a.Modules {
+		if m.Experts > 0 {
+			return nil, noPlace(m, "a stack of experts", dialect, "; --experts per-expert takes it apart")
+		}
+	}
+	return a.Modules, nil
+}
+
 // single is a module of one expert, but for its factors.
 func (m *Module) single(stack string, e int64, proj string, mixtral bool) *Module {
 	if mixtral {

@@ -113,14 +113,9 @@ func component(name string) (prefix, module string) {
 // encodeKohya writes one file for sd-scripts and what reads its files.
 func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 	e := &Encoded{Format: "safetensors"}
-	modules := a.Modules
-	if experts == perExpert {
-		var err error
-		if modules, err = a.apart(); err != nil {
-			return nil, err
-		}
-	} else if experts == fusedExperts {
-		return nil, fmt.Errorf("%w: a kohya adapter has no place for fused experts", ErrUnsupported)
+	modules, err := a.singles(Kohya, experts)
+	if err != nil {
+		return nil, err
 	}
 	if common := commonScales(modules); common.rank > 0 {
 		e.Metadata = map[string]string{
@@ -129,16 +124,8 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 	}
 	seen := map[string]string{}
 	for _, m := range modules {
-		if m.Form != Linear && m.Form != Conv || m.Magnitude != nil || m.Param != "weight" || m.Rank == 0 || m.Experts > 0 {
-			hint := ""
-			if m.Experts > 0 || m.Rank == 0 {
-				hint = "; --experts per-expert takes a stack apart"
-			}
-			what := m.what()
-			if m.Rank == 0 {
-				what = "a stack of experts"
-			}
-			return nil, noPlace(m, what, "kohya", hint)
+		if m.Form != Linear && m.Form != Conv || m.Magnitude != nil {
+			return nil, noPlace(m, m.what(), Kohya, "")
 		}
 		key := m.Name
 		if !m.Flat {

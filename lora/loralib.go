@@ -109,15 +109,9 @@ func (a *Adapter) mergedLinear(m *Module, groups int64) error {
 // encodeLoRALib writes a state dict for torch.load. All modules get one alpha, which is not in it.
 func (a *Adapter) encodeLoRALib(experts string) (*Encoded, error) {
 	e := &Encoded{Format: "pytorch"}
-	if experts == fusedExperts {
-		return nil, fmt.Errorf("%w: a loralib adapter has no place for fused experts", ErrUnsupported)
-	}
-	modules := a.Modules
-	var err error
-	if experts == perExpert {
-		if modules, err = a.apart(); err != nil {
-			return nil, err
-		}
+	modules, err := a.singles(LoRALib, experts)
+	if err != nil {
+		return nil, err
 	}
 	if modules, err = dotted(modules); err != nil {
 		return nil, err
@@ -128,12 +122,8 @@ func (a *Adapter) encodeLoRALib(experts string) (*Encoded, error) {
 		case m.Form == Replace:
 			e.Tensors = append(e.Tensors, asItIs(m.Name+"."+m.Param, m.Value))
 			continue
-		case m.Form != Linear && m.Form != Embedding || m.Magnitude != nil || m.Param != "weight" || m.Rank == 0 || m.Experts > 0:
-			hint := ""
-			if m.Experts > 0 || m.Rank == 0 {
-				hint = "; --experts per-expert takes a stack apart"
-			}
-			return nil, noPlace(m, m.what(), LoRALib, hint)
+		case m.Form != Linear && m.Form != Embedding || m.Magnitude != nil:
+			return nil, noPlace(m, m.what(), LoRALib, "")
 		}
 		want := common.alpha / float64(m.Rank) // what loralib makes of the alpha
 		e.Tensors = append(e.Tensors,

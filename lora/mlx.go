@@ -155,18 +155,14 @@ var embeddings = []string{"embed_tokens", "wte", "wpe", "tok_embeddings", "word_
 // encodeMLX writes the folder that mlx-lm loads.
 func (a *Adapter) encodeMLX(experts string) (*Encoded, error) {
 	e := &Encoded{Format: "safetensors", File: mlxFile}
-	modules := a.Modules
-	if a.Dialect != MLX || experts != keepExperts {
-		var err error
-		if modules, err = a.apart(); err != nil {
-			return nil, err
-		}
-		if modules, err = dotted(modules); err != nil {
-			return nil, err
-		}
+	modules, err := a.apart()
+	if err != nil {
+		return nil, err
+	}
+	if modules, err = dotted(modules); err != nil {
+		return nil, err
 	}
 	var stacks []*family
-	var err error
 	if experts != perExpert {
 		if stacks, modules, err = families(modules); err != nil {
 			return nil, err

@@ -143,12 +143,9 @@ func noPlace(m *Module, what, dialect, hint string) error {
 
 // what names what is special about a module.
 func (m *Module) what() string {
-	_, _, _, expert := splitExpert(m.Name)
 	switch {
 	case m.Magnitude != nil:
 		return "DoRA"
-	case m.Experts > 0, expert, m.Param != "weight" && m.A.T != nil:
-		return "an adapter of experts"
 	case m.Form == Embedding:
 		return "an embedding"
 	case m.Form == Conv:
