@@ -98,8 +98,8 @@ func TestCombineAsPEFT(t *testing.T) {
 	require.NoError(t, json.Unmarshal(b, &results))
 	compared := 0
 	for name, x := range results.Combined {
-		if strings.HasPrefix(x.Type, "dare") || x.Clamp != nil || strings.HasPrefix(name, "resnet/") {
-			continue // convolutions are refused, which bad input tests
+		if strings.HasPrefix(x.Type, "dare") || x.Clamp != nil {
+			continue
 		}
 		t.Run(name, func(t *testing.T) {
 			var list []lorakit.Adapter
@@ -111,8 +111,8 @@ func TestCombineAsPEFT(t *testing.T) {
 			require.NoError(t, err)
 			got := numbers(t, filepath.Join(out, "adapter_model.safetensors"))
 			want := numbers(t, filepath.Join(adapterFixtures, "combined", name+".safetensors"))
-			for k := range got { // the base's own matrices go with it
-				if strings.Contains(k, ".base_layer.") {
+			for k := range got { // what replaces parts of the base goes with it
+				if !strings.Contains(k, ".lora_") {
 					delete(got, k)
 				}
 			}
@@ -123,7 +123,10 @@ func TestCombineAsPEFT(t *testing.T) {
 				if !b {
 					continue
 				}
-				r, in := int(shape[k][0]), int(shape[k][1])
+				r, in := int(shape[k][0]), 1
+				for _, d := range shape[k][1:] {
+					in *= int(d)
+				}
 				w, g := product(want[k], want[a+"B.weight"], in), product(got[k], got[a+"B.weight"], in)
 				require.Len(t, g, len(w))
 				require.Len(t, got[k], r*in)
@@ -138,4 +141,102 @@ func TestCombineAsPEFT(t *testing.T) {
 		compared++
 	}
 	require.Greater(t, compared, 15)
+}
+
+// mergedNumbers are the weights of a base with adapters.
+func mergedNumbers(t *testing.T, base string, adapters ...lorakit.Adapter) map[string][]float32 {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "out")
+	_, err := lorakit.Merge(t.Context(), baseOf(base), adapters, out, lorakit.ConvertOptions{DType: "f32"})
+	require.NoError(t, err)
+	return numbers(t, out)
+}
+
+// sameNumbers allows for an SVD and another order of sums.
+func sameNumbers(t *testing.T, want, got map[string][]float32) {
+	t.Helper()
+	require.Equal(t, slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got)))
+	for k := range want {
+		require.Len(t, got[k], len(want[k]), k)
+		var apart, all float64
+		for i, w := range want[k] {
+			apart += float64(w-got[k][i]) * float64(w-got[k][i])
+			all += float64(w) * float64(w)
+		}
+		require.LessOrEqual(t, apart, 1e-11*all, k)
+	}
+}
+
+// A combination that keeps whole deltas, merged, is what merging its adapters is: of stacks of
+// experts, convolutions and embeddings too.
+func TestCombineIsMerge(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct{ base, one, two string }{
+		{"llama", "llama/attention", "llama/rslora"},
+		{"llama", "llama/embedding-head", "llama/attention"},
+		{"tiny-qwen3", "tiny-qwen3/tied-both-ensured", "tiny-qwen3/tied-both-ensured"},
+		{"tiny-qwen3", "tiny-qwen3/tied-embedding-ensured", "tiny-qwen3/attention"},
+		{"tiny-gpt2", "tiny-gpt2/attention", "tiny-gpt2/attention-b"},
+		{"tiny-mixtral", "tiny-mixtral/experts", "tiny-mixtral/all-linear"},
+		{"tiny-mixtral", "tiny-mixtral/per-expert", "tiny-mixtral/experts"},
+		{"qwen3-moe", "qwen3-moe/experts", "qwen3-moe/down-only"},
+		{"resnet", "resnet/convolutions-b", "resnet/convolutions-b"},
+	} {
+		t.Run(x.one+" and "+x.two, func(t *testing.T) {
+			t.Parallel()
+			path := func(name string) string { return filepath.Join(adapterFixtures, name) }
+			list := []lorakit.Adapter{{Path: path(x.one), Weight: 0.7}, {Path: path(x.two), Weight: -0.4}}
+			both := filepath.Join(t.TempDir(), "both")
+			_, err := lorakit.Combine(t.Context(), both, list, lorakit.CombineOptions{Type: "cat"})
+			require.NoError(t, err)
+			sameNumbers(t, mergedNumbers(t, x.base, list...), mergedNumbers(t, x.base, lorakit.Adapter{Path: both}))
+		})
+	}
+}
+
+// An adapter of its own energy and more of rank keeps its function: parts without a rank go along.
+func TestResizeKeeps(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"llama/attention", "llama/dora", "llama/tokens", "llama/saved-head", "llama/grown", "llama/embedding-head",
+		"tiny-gpt2/attention", "tiny-mixtral/experts", "qwen3-moe/all-linear", "resnet/convolutions", "tiny-qwen3/tied-embedding-ensured"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			base, _, _ := strings.Cut(name, "/")
+			a := lorakit.Adapter{Path: filepath.Join(adapterFixtures, name)}
+			out := filepath.Join(t.TempDir(), "out")
+			_, err := lorakit.Resize(t.Context(), a, out, 0, 1, false)
+			require.NoError(t, err)
+			sameNumbers(t, mergedNumbers(t, base, a), mergedNumbers(t, base, lorakit.Adapter{Path: out}))
+		})
+	}
+}
+
+// An adapter that was extracted with all of the energy leads from the base to the tuned checkpoint:
+// experts, routers, embeddings and what is tied to them among it.
+func TestExtractIsDifference(t *testing.T) {
+	t.Parallel()
+	for name, left := range map[string]int{
+		"llama/attention": 0, "llama/embedding-head": 0, "tiny-gpt2/attention": 0, "phi3/fused": 0, "tiny-gemma3/language": 0, "tiny-mixtral/experts": 0, "tiny-mixtral/all-linear": 0,
+		"qwen3-moe/experts": 0, "qwen3-moe/down-only": 0, "qwen3-moe/gate-up-only": 0, "tiny-qwen3/tied-both-ensured": 0,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			base, _, _ := strings.Cut(name, "/")
+			dir := t.TempDir()
+			tuned, plain, out := filepath.Join(dir, "tuned"), filepath.Join(dir, "plain"), filepath.Join(dir, "adapter")
+			o := lorakit.ConvertOptions{DType: "f32"}
+			_, err := lorakit.Convert(t.Context(), baseOf(base), plain, o)
+			require.NoError(t, err)
+			_, err = lorakit.Merge(t.Context(), baseOf(base), []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, name)}}, tuned, o)
+			require.NoError(t, err)
+			r, err := lorakit.Extract(t.Context(), plain, tuned, out, lorakit.ExtractOptions{Energy: 1})
+			require.NoError(t, err)
+			require.Len(t, r.Left, left)
+			require.InDelta(t, 1, r.Explained, 1e-5)
+			again := filepath.Join(dir, "again")
+			_, err = lorakit.Merge(t.Context(), plain, []lorakit.Adapter{{Path: out}}, again, lorakit.ConvertOptions{MinKept: -1})
+			require.NoError(t, err)
+			sameNumbers(t, numbers(t, tuned), numbers(t, again))
+		})
+	}
 }

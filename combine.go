@@ -30,6 +30,7 @@ type Combination struct {
 	Destination string   `json:"destination"`
 	Rank        int      `json:"rank"`
 	Modules     []string `json:"modules"`
+	Notices     []string `json:"notices"`
 }
 
 // Combine writes to out the adapter whose delta is the combination of those of others. It has
@@ -47,9 +48,21 @@ func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptio
 		return nil, err
 	}
 	defer closeAll()
-	return writeAdapter(ctx, list, out, o.Force, func(emit func(lora.Trained) error) error {
-		return lora.Combine(ctx, list, lo, emit)
+	carried, notices, err := lora.Carried(list)
+	if err != nil {
+		return nil, err
+	}
+	r, err := writeAdapter(ctx, list[0].Adapter, lora.Tied(list), out, o.Force, func(emit func(lora.Trained) error) ([]*lora.Module, error) {
+		if err := lora.Combine(ctx, list, lo, emit); err != nil {
+			return nil, err
+		}
+		return carried, nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	r.Notices = append(r.Notices, notices...)
+	return r, nil
 }
 
 // Resize writes an adapter of another rank: the given one, or with rank 0 the smallest of each
@@ -64,49 +77,33 @@ func Resize(ctx context.Context, adapter Adapter, out string, rank int, energy f
 		return nil, err
 	}
 	defer closeAll()
-	return writeAdapter(ctx, list, out, force, func(emit func(lora.Trained) error) error {
+	return writeAdapter(ctx, list[0].Adapter, lora.Tied(list), out, force, func(emit func(lora.Trained) error) ([]*lora.Module, error) {
 		return lora.Resize(ctx, list[0].Adapter, rank, energy, emit)
 	})
 }
 
-// writeAdapter writes the modules that produce emits, and what goes with the adapters they are
-// made of, as a PEFT folder.
-func writeAdapter(ctx context.Context, from []lora.Weighted, out string, force bool, produce func(emit func(lora.Trained) error) error) (*Combination, error) {
-	copies, err := lora.BaseCopies(from)
-	if err != nil {
-		return nil, err
-	}
-	w, err := pipeline.NewAdapterWriter(from[0].Path, out, force)
+// writeAdapter writes as a PEFT folder the modules that produce emits and those that it returns, which
+// were made of an adapter; tied where they promise that a head stays tied to its embedding.
+func writeAdapter(ctx context.Context, like *lora.Adapter, tied bool, out string, force bool, produce func(emit func(lora.Trained) error) ([]*lora.Module, error)) (*Combination, error) {
+	w, err := pipeline.NewAdapterWriter(like.Path, out, force)
 	if err != nil {
 		return nil, err
 	}
 	defer w.Abort()
-	s := lora.Settings{Like: &from[0].Config, Ranks: map[string]int{}, Alphas: map[string]float64{}}
-	ranks := map[string]int{}
-	err = produce(func(t lora.Trained) error {
-		ranks[t.Name] = t.A.Rows
-		s.Rank = max(s.Rank, t.A.Rows)
-		return w.Add(t)
+	var modules []*lora.Module
+	r := &Combination{Destination: out, Modules: []string{}, Notices: []string{}}
+	rest, err := produce(func(t lora.Trained) error {
+		m, err := w.Spool(t)
+		modules = append(modules, m)
+		r.Rank = max(r.Rank, t.Rank)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range copies {
-		if err := w.Copy(m.BaseKey(), m.Value); err != nil {
-			return nil, err
-		}
-	}
-	s.Alpha = float64(s.Rank)
-	for name, r := range ranks {
-		if r != s.Rank {
-			s.Ranks[name], s.Alphas[name] = r, float64(r)
-		}
-	}
-	config, err := lora.PEFTConfig(s, w.Modules())
-	if err != nil {
-		return nil, err
-	}
-	return &Combination{Destination: out, Rank: s.Rank, Modules: w.Modules()}, w.Finish(ctx, config)
+	a := lora.New(out, lora.Settings{Like: &like.Config, Base: like.Config.Base, EnsureTie: tied}, append(modules, rest...))
+	r.Modules = a.Names()
+	return r, w.Write(ctx, a)
 }
 
 // CombineTypes lists the types of combination.

@@ -46,12 +46,13 @@ type Extraction struct {
 	Destination string            `json:"destination"`
 	Explained   float64           `json:"explained"`
 	Modules     []ExtractedModule `json:"modules"`
-	// Left are tensors that differ and cannot be part of an adapter of linear layers.
+	// Left are tensors that differ and have no part in the adapter: norms, biases, convolutions.
 	Left []string `json:"left"`
 }
 
 // Extract writes the adapter that leads from base to tuned: the truncated singular value
-// decomposition of the difference of every linear layer.
+// decomposition of the difference of every linear layer, router, expert and embedding. A module
+// that does not differ is left out.
 func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*Extraction, error) {
 	if (o.Rank > 0) == (o.Energy > 0) || o.Rank < 0 || o.Energy < 0 || o.Energy > 1 {
 		return nil, fmt.Errorf("%w: rank is %d and energy %v, expected one of them: a rank of 1 or more, or an energy above 0 and at most 1", ErrOption, o.Rank, o.Energy)
@@ -73,21 +74,56 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	defer w.Abort()
 
 	r := &Extraction{Destination: out, Modules: []ExtractedModule{}, Left: []string{}}
+	jobs, err := r.compare(ctx, a, b)
+	if err != nil {
+		return nil, err
+	}
+	modules, err := decompose(ctx, jobs, o, w, r)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Modules) == 0 {
+		return nil, fmt.Errorf("%s: %w: no linear layer, expert or embedding differs from that of %s", tuned, ErrRefused, base)
+	}
+	s := lora.Settings{Base: base, FanInFanOut: slices.ContainsFunc(jobs, func(j extraction) bool { return j.flip })}
+	if a.Config != nil && strings.HasSuffix(a.Config.Architecture, "ForCausalLM") {
+		s.TaskType = "CAUSAL_LM"
+	}
+	for _, j := range jobs {
+		s.EnsureTie = s.EnsureTie || j.head != "" && j.changed
+	}
+	return r, w.Write(ctx, lora.New(out, s, modules))
+}
+
+// compare finds what differs: modules to be decomposed, and the rest.
+func (r *Extraction) compare(ctx context.Context, a, b *pipeline.Checkpoint) ([]extraction, error) {
 	other := map[string]*pipeline.Weight{}
 	for _, x := range b.Weights {
 		other[x.Name] = x
 	}
 	var jobs []extraction
-	conv1D := false
 	for _, x := range a.Weights {
 		y := other[x.Name]
 		delete(other, x.Name)
 		if y == nil || !slices.Equal(x.Shape, y.Shape) {
-			return nil, fmt.Errorf("%s: %w: tensor %s of shape %v has no counterpart of that shape in %s", base, ErrRefused, tensor.Quote(x.Name), x.Shape, tuned)
+			return nil, fmt.Errorf("%s: %w: tensor %s of shape %v has no counterpart of that shape in %s", a.Path, ErrRefused, tensor.Quote(x.Name), x.Shape, b.Path)
 		}
-		if module, ok := linear(x); ok {
-			jobs = append(jobs, extraction{module: module, base: x, tuned: y})
-			conv1D = conv1D || x.Role.Kind == models.Conv1D
+		if parts := matrices(x); len(parts) > 0 {
+			for _, p := range parts {
+				p.base, p.tuned = x, y
+				if p.form == lora.Embedding {
+					p.head = tiedHead(a.Model, p.module, x.Shape)
+				}
+				jobs = append(jobs, p)
+				// A head that tuned has of its own leads away from the base's embedding.
+				if y := other[p.head+".weight"]; p.head != "" && y != nil && slices.Equal(x.Shape, y.Shape) {
+					delete(other, y.Name)
+					head := p
+					head.module, head.form, head.head, head.tuned = p.head, lora.Linear, "", y
+					jobs[len(jobs)-1].head = ""
+					jobs = append(jobs, head)
+				}
+			}
 			continue
 		}
 		same, err := pipeline.SameValues(ctx, x, y)
@@ -103,30 +139,31 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 			r.Left = append(r.Left, y.Name)
 		}
 	}
-	if err := decompose(ctx, jobs, o, w, r); err != nil {
-		return nil, err
+	return jobs, nil
+}
+
+// extraction is a matrix of the two checkpoints that an adapter can have a module for.
+type extraction struct {
+	module      string
+	form        lora.Form
+	parameter   bool   // see lora.Module
+	head        string // of an embedding: the output head that is tied to it
+	base, tuned *pipeline.Weight
+	flip        bool  // GPT-2's Conv1D lies the other way round
+	first       int64 // element of the weights
+	rows, cols  int
+
+	d       *svd.Decomposition
+	changed bool
+	done    chan struct{}
+}
+
+// matrix reads the part of a weight.
+func (j *extraction) matrix(w *pipeline.Weight) *pipeline.Matrix {
+	if j.flip {
+		return pipeline.NewMatrix(w, true)
 	}
-	if len(r.Modules) == 0 {
-		return nil, fmt.Errorf("%s: %w: no linear layer differs from that of %s", tuned, ErrRefused, base)
-	}
-	s := lora.Settings{Base: base, FanInFanOut: conv1D, Ranks: map[string]int{}, Alphas: map[string]float64{}}
-	if a.Config != nil && strings.HasSuffix(a.Config.Architecture, "ForCausalLM") {
-		s.TaskType = "CAUSAL_LM"
-	}
-	for _, m := range r.Modules {
-		s.Rank = max(s.Rank, m.Rank)
-	}
-	s.Alpha = float64(s.Rank)
-	for _, m := range r.Modules {
-		if m.Rank != s.Rank {
-			s.Ranks[m.Name], s.Alphas[m.Name] = m.Rank, float64(m.Rank)
-		}
-	}
-	config, err := lora.PEFTConfig(s, w.Modules())
-	if err != nil {
-		return nil, err
-	}
-	return r, w.Finish(ctx, config)
+	return pipeline.NewMatrixAt(w, j.first, j.rows, j.cols)
 }
 
 // linear reports the run-time module of a weight that is the whole of a linear layer's.
@@ -139,15 +176,109 @@ func linear(w *pipeline.Weight) (string, bool) {
 	return strings.CutSuffix(s[0].Param, ".weight")
 }
 
-type extraction struct {
-	module      string
-	base, tuned *pipeline.Weight
-	d           *svd.Decomposition
-	done        chan struct{}
+// matrices lists what of a weight an adapter can have modules for: a linear layer, an embedding or a
+// router, the run-time modules that a fused tensor of the file holds, or experts, one by one.
+func matrices(w *pipeline.Weight) []extraction {
+	n := len(w.Shape)
+	if n < 2 || n > 3 || !w.DType.Float() && w.DType != tensor.F64 {
+		return nil
+	}
+	rows, cols := int(w.Shape[n-2]), int(w.Shape[n-1])
+	if rows == 0 || cols == 0 {
+		return nil
+	}
+	var list []extraction
+	for _, s := range w.Role.Runtime {
+		if s.Via != "" || s.Transposed || s.FileParts > 1 && s.FileDim != n-2 {
+			return nil
+		}
+		j := extraction{rows: rows / max(s.FileParts, 1), cols: cols, flip: w.Role.Kind == models.Conv1D}
+		j.first = int64(s.FilePart * j.rows * cols)
+		module, isWeight := strings.CutSuffix(s.Param, ".weight")
+		switch kind := w.Role.Kind; {
+		case kind == models.Expert:
+			experts := expertMatrices(w, s, j)
+			if experts == nil {
+				return nil
+			}
+			list = append(list, experts...)
+			continue
+		case !isWeight || n != 2 || s.Parts > 1:
+			return nil
+		case kind == models.Embedding:
+			j.form = lora.Embedding
+		case kind == models.Router:
+			j.parameter = true
+		case kind != models.Linear && kind != models.Conv1D:
+			return nil
+		}
+		if j.flip {
+			j.rows, j.cols = j.cols, j.rows
+		}
+		j.module = module
+		list = append(list, j)
+	}
+	return list
 }
 
-// decompose takes the modules apart, several at once, and writes them in their order.
-func decompose(ctx context.Context, jobs []extraction, o ExtractOptions, w *pipeline.AdapterWriter, r *Extraction) error {
+// expertMatrices lists the matrices of single experts that a tensor holds, under the names that an
+// adapter has for them.
+func expertMatrices(w *pipeline.Weight, s models.Slice, whole extraction) []extraction {
+	at := strings.LastIndexByte(s.Param, '.')
+	if at < 0 || s.FileParts > 1 || s.Parts > 1 && s.Dim != 0 && s.Dim != len(w.Shape)-2 {
+		return nil
+	}
+	stack, param := s.Param[:at], s.Param[at+1:]
+	projs := map[string][]string{"gate_up_proj": {"gate_proj", "up_proj"}, "down_proj": {"down_proj"}}[param]
+	if projs == nil || !strings.HasSuffix(stack, ".experts") {
+		return nil
+	}
+	if s.Parts > 1 {
+		if s.Parts != len(projs) {
+			return nil
+		}
+		projs = projs[s.Part : s.Part+1]
+	}
+	if whole.rows%len(projs) != 0 {
+		return nil
+	}
+	experts := []int{s.Expert}
+	if s.Expert < 0 {
+		if len(w.Shape) != 3 {
+			return nil
+		}
+		experts = experts[:0]
+		for e := range int(w.Shape[0]) {
+			experts = append(experts, e)
+		}
+	} else if len(w.Shape) != 2 {
+		return nil
+	}
+	var list []extraction
+	for i, e := range experts {
+		for k, proj := range projs {
+			j := whole
+			j.rows /= len(projs)
+			j.first = int64(i)*int64(whole.rows)*int64(whole.cols) + int64(k)*int64(j.rows)*int64(j.cols)
+			j.module = fmt.Sprintf("%s.%d.%s", stack, e, proj)
+			list = append(list, j)
+		}
+	}
+	return list
+}
+
+// tiedHead is the output head that takes its values from an embedding, or "".
+func tiedHead(m *models.Model, embedding string, shape tensor.Shape) string {
+	for _, head := range []string{"lm_head", "embed_out", "output"} {
+		if t := m.Tensor(head+".weight", shape); t.Tied == embedding+".weight" {
+			return head
+		}
+	}
+	return ""
+}
+
+// decompose takes the modules apart, several at once, and keeps them in their order.
+func decompose(ctx context.Context, jobs []extraction, o ExtractOptions, w *pipeline.AdapterWriter, r *Extraction) ([]*lora.Module, error) {
 	threads := o.Threads
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
@@ -169,28 +300,21 @@ func decompose(ctx context.Context, jobs []extraction, o ExtractOptions, w *pipe
 			ahead.Add(1)
 			g.Go(func() error {
 				defer ahead.Done()
-				j := &jobs[i]
-				flip := j.base.Role.Kind == models.Conv1D
-				m := pipeline.NewMatrix(j.tuned, flip).Minus(pipeline.NewMatrix(j.base, flip))
-				rows, cols := m.Dims()
-				var err error
-				if o.Rank > 0 {
-					if o.Rank > min(rows, cols) {
-						return fmt.Errorf("module %s: %w: rank %d is larger than its matrix of %d x %d allows", tensor.Quote(j.module), ErrRefused, o.Rank, rows, cols)
-					}
-					j.d, err = svd.Truncated(ctx, m, svd.Options{Rank: o.Rank, Seed: o.Seed})
-				} else {
-					j.d, err = svd.Energy(ctx, m, o.Energy, min(rows, cols), svd.Options{Seed: o.Seed})
+				if err := jobs[i].decompose(ctx, o); err != nil {
+					return fmt.Errorf("module %s: %w", tensor.Quote(jobs[i].module), err)
 				}
-				if err != nil {
-					return fmt.Errorf("module %s: %w", tensor.Quote(j.module), err)
-				}
-				close(j.done)
+				close(jobs[i].done)
 				return nil
 			})
 		}
 		return nil
 	})
+	var modules []*lora.Module
+	keep := func(t lora.Trained) error {
+		m, err := w.Spool(t)
+		modules = append(modules, m)
+		return err
+	}
 	g.Go(func() error {
 		var held, energy float64
 		for i := range jobs {
@@ -203,8 +327,8 @@ func decompose(ctx context.Context, jobs []extraction, o ExtractOptions, w *pipe
 			<-slots
 			d := j.d
 			j.d = nil
-			if len(d.S) == 0 {
-				continue // it does not differ
+			if j.changed = len(d.S) > 0; !j.changed {
+				continue
 			}
 			var sum float64
 			for _, s := range d.S {
@@ -212,16 +336,74 @@ func decompose(ctx context.Context, jobs []extraction, o ExtractOptions, w *pipe
 			}
 			held, energy = held+sum, energy+d.Energy
 			r.Modules = append(r.Modules, ExtractedModule{Name: j.module, Rank: len(d.S), Explained: sum / d.Energy, DeltaNorm: math.Sqrt(d.Energy), EffectiveRank: svd.EffectiveRank(d.S), Values: d.S})
-			if err := w.Add(split(j.module, d)); err != nil {
-				return err
+			for _, t := range j.trained(d) {
+				if err := keep(t); err != nil {
+					return err
+				}
 			}
 		}
 		if energy > 0 {
 			r.Explained = held / energy
 		}
+		for _, j := range unchangedExperts(jobs) {
+			if err := keep(lora.Trained{Name: j.module, Rank: 1, A: kernels.NewMat(1, j.cols), B: kernels.NewMat(j.rows, 1)}); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
-	return g.Wait()
+	return modules, g.Wait()
+}
+
+// decompose decomposes the change of one module.
+func (j *extraction) decompose(ctx context.Context, o ExtractOptions) (err error) {
+	m := j.matrix(j.tuned).Minus(j.matrix(j.base))
+	if o.Rank == 0 {
+		j.d, err = svd.Energy(ctx, m, o.Energy, min(j.rows, j.cols), svd.Options{Seed: o.Seed})
+		return err
+	}
+	if o.Rank > min(j.rows, j.cols) {
+		return fmt.Errorf("%w: rank %d is larger than its matrix of %d x %d allows", ErrRefused, o.Rank, j.rows, j.cols)
+	}
+	j.d, err = svd.Truncated(ctx, m, svd.Options{Rank: o.Rank, Seed: o.Seed})
+	return err
+}
+
+// trained makes modules of a decomposition: of an embedding the head that is tied to it as well.
+func (j *extraction) trained(d *svd.Decomposition) []lora.Trained {
+	t := split(j.module, d)
+	t.Parameter = j.parameter
+	if j.form != lora.Embedding {
+		return []lora.Trained{t}
+	}
+	// The delta (rows x width) is B·A here; an embedding's is (B·A) transposed.
+	e := lora.Trained{Name: t.Name, Form: lora.Embedding, Rank: t.Rank, A: t.B.T(), B: t.A.T()}
+	if j.head == "" {
+		return []lora.Trained{e}
+	}
+	t.Name = j.head
+	return []lora.Trained{e, t}
+}
+
+// unchangedExperts lists the experts that do not differ among others of their stack that do: a
+// stack has all of them, and gate and up together.
+func unchangedExperts(jobs []extraction) []extraction {
+	key := func(j extraction) string {
+		parts := strings.Split(j.module, ".")
+		n := len(parts)
+		if j.base.Role.Kind != models.Expert || n < 3 {
+			return ""
+		}
+		if parts[n-1] == "down_proj" {
+			return strings.Join(parts[:n-2], ".") + " down"
+		}
+		return strings.Join(parts[:n-2], ".")
+	}
+	changed := map[string]bool{}
+	for _, j := range jobs {
+		changed[key(j)] = changed[key(j)] || j.changed
+	}
+	return slices.DeleteFunc(slices.Clone(jobs), func(j extraction) bool { k := key(j); return k == "" || j.changed || !changed[k] })
 }
 
 // split makes a module of a decomposition: math.Sqrt(S) goes to each side.

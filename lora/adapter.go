@@ -73,6 +73,9 @@ type Module struct {
 	// Base is whether the new value of a Replace stands for the base's own (an
 	// embedding that PEFT stores beside its adapter), so that deltas are added to it.
 	Base bool
+	// Parameter says that PEFT adapts the parameter and no module: that of a router, which is of no class
+	// that it knows.
+	Parameter bool
 	// Experts is how many experts a stack has; 0 for what is none, and where only the base tells.
 	Experts int64
 	Order   ExpertOrder
@@ -126,6 +129,7 @@ type Adapter struct {
 	Options OpenOptions
 
 	container formats.Container
+	settings  *Settings // of one that was made by New
 }
 
 // Close closes the adapter's files.
@@ -135,6 +139,9 @@ func (a *Adapter) Close() error {
 	}
 	return a.container.Close()
 }
+
+// Names lists the modules that have factors, each once, in order.
+func (a *Adapter) Names() []string { return adapted(a.Modules) }
 
 // Stacked reports whether an adapter is for stacks of experts as PEFT has them.
 func (a *Adapter) Stacked() bool { return a.Dialect == PEFT && !empty(a.Config.Parameters) }

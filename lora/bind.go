@@ -725,6 +725,15 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 	if grown {
 		p.shape = slices.Clone(m.Value.Shape)
 	}
+	if c.Value != nil && m.Base && c.ValueOf.Module.Base { // both bring the base's own along
+		same, err := sameBytes(c.Value, m.Value)
+		if err != nil {
+			return err
+		}
+		if same {
+			return nil
+		}
+	}
 	if c.Value != nil {
 		return fmt.Errorf("module %s: %w: two adapters replace %s", tensor.Quote(m.String()), ErrUnsupported, tensor.Quote(p.name))
 	}

@@ -40,12 +40,12 @@ type contribution struct {
 }
 
 // Combine calls emit with each module of the combination, in the order of names. A
-// module that some adapters have not is combined of those that have it. Everything that
-// the headers tell is checked before the first module is emitted; the values of one
-// module at a time are in memory.
+// module that some adapters have not is combined of those that have it; stacks of experts are
+// combined expert by expert. Everything that the headers tell is checked before the first module
+// is emitted; the values of one module at a time are in memory.
 //
-// A weight may be zero or negative, as in PEFT: the sign goes to A. The base's own
-// matrices that PEFT stores beside an adapter of an embedding are not emitted: see BaseCopies.
+// A weight may be zero or negative, as in PEFT: the sign goes to A. What replaces a part of the base is
+// not emitted: see Carried.
 func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit func(Trained) error) error {
 	if len(adapters) == 0 {
 		return fmt.Errorf("%w: no adapter to combine, expected one or more", ErrUnsupported)
@@ -91,7 +91,8 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 				return fmt.Errorf("module %s: %w: the combination has the value %v, expected finite numbers; its weights or scalings are too large", tensor.Quote(name), ErrUnsupported, values[i])
 			}
 		}
-		t.Name, t.Form = name, sources[name][0].module.Form
+		m := sources[name][0].module
+		t.Name, t.Form, t.Kernel = name, m.Form, m.Kernel
 		if err := emit(t); err != nil {
 			return err
 		}
@@ -99,39 +100,53 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 	return nil
 }
 
-// BaseCopies lists the base's own matrices that adapters bring along, in the order of names: what
-// goes with a combination of them. Adapters that bring different ones are an error, since
-// one result cannot be for both.
-func BaseCopies(adapters []Weighted) ([]*Module, error) {
+// Carried lists what goes with a combination of adapters as it is: new values of the base's
+// weights and rows, and the base's own matrices that PEFT stores beside an adapter of an embedding.
+// Adapters that bring different ones are an error, since one result cannot be for both. A new value
+// is no delta, so it does not follow the weight of its adapter, which the notices say.
+func Carried(adapters []Weighted) (list []*Module, notices []string, err error) {
 	byName := map[string]*Module{}
 	for _, a := range adapters {
 		for _, m := range a.Modules {
-			if !m.Base {
+			if m.Form != Replace && m.Form != Rows {
 				continue
 			}
-			first := byName[m.Name]
+			if a.Weight != 1 && !m.Base {
+				notices = append(notices, fmt.Sprintf("%s of %s is taken as it is, whatever the weight %g of its adapter: %s", m.String(), a.Path, a.Weight, m.what()))
+			}
+			first := byName[m.String()]
 			if first == nil {
-				byName[m.Name] = m
+				byName[m.String()] = m
 				continue
 			}
 			same, err := sameBytes(first.Value, m.Value)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", a.Path, err)
+				return nil, nil, fmt.Errorf("%s: %w", a.Path, err)
 			}
-			if !same {
-				return nil, fmt.Errorf("%s: module %s: %w: it brings another matrix of the base than an adapter before it", a.Path, tensor.Quote(m.Name), ErrBase)
+			if !same || !slices.Equal(first.Indices, m.Indices) {
+				return nil, nil, fmt.Errorf("%s: module %s: %w: it brings another value than an adapter before it", a.Path, tensor.Quote(m.String()), ErrBase)
 			}
 		}
 	}
-	var list []*Module
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
 		list = append(list, byName[name])
 	}
-	return list, nil
+	return list, notices, nil
 }
 
-// BaseKey is the name that PEFT gives to a matrix of the base beside an adapter of it.
-func (m *Module) BaseKey() string { return peftPrefix + m.Name + ".base_layer." + m.Param }
+// Tied reports whether all of the adapters that adapt an embedding or an output head keep the two
+// tied, and one does.
+func Tied(adapters []Weighted) bool {
+	tied := false
+	for _, a := range adapters {
+		ends := slices.ContainsFunc(a.Modules, func(m *Module) bool { return m.Form == Embedding || m.isHead() })
+		if ends && !a.Config.EnsureTie {
+			return false
+		}
+		tied = tied || ends
+	}
+	return tied
+}
 
 // source is a module of the adapter with that number.
 type source struct {
@@ -162,7 +177,7 @@ func (o *CombineOptions) sources(adapters []Weighted) (map[string][]source, erro
 		}
 		for _, s := range byName[name][1:] {
 			n, other := s.module, adapters[s.adapter].Path
-			if n.Form != m.Form || n.A.Cols != m.A.Cols || n.B.Rows != m.B.Rows {
+			if n.Form != m.Form || !slices.Equal(n.Kernel, m.Kernel) || n.A.Cols != m.A.Cols || n.B.Rows != m.B.Rows {
 				return nil, fmt.Errorf("%s: module %s: %w: %s with lora_A %v and lora_B %v, where %s has %s with %v and %v", other, tensor.Quote(name), ErrBase, n.Form, n.A, n.B, path, m.Form, m.A, m.B)
 			}
 			if o.sameRank() && n.Rank != m.Rank {
@@ -229,28 +244,37 @@ func (o *CombineOptions) sameRank() bool {
 // dense reports whether the type works on whole deltas, not on factors.
 func (o *CombineOptions) dense() bool { return strings.HasSuffix(o.Type, "_svd") }
 
-// plainModules lists the modules of an adapter that is made of plain matrices; any other is
-// refused.
+// plainModules lists the modules of an adapter that are plain matrices, single experts of stacks among
+// them; what is carried along is left out, and any other is refused.
 func plainModules(a *Adapter) ([]*Module, error) {
 	if err := a.Config.plainBase(); err != nil {
 		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}
-	var list, bases []*Module
-	adapted := map[string]bool{}
-	for _, m := range a.Modules {
-		if err := combinable(a, m); err != nil {
-			return nil, err
-		}
-		if m.Base {
-			bases = append(bases, m)
-		} else {
-			list = append(list, m)
-			adapted[m.Name] = true
-		}
+	all, err := a.apart()
+	if err != nil {
+		return nil, err
 	}
-	for _, b := range bases {
-		if !adapted[b.Name] {
-			return nil, fmt.Errorf("%s: module %s: %w: a matrix of the base with no lora_A and lora_B beside it", a.Path, tensor.Quote(b.Name), ErrUnsupported)
+	var list []*Module
+	adapted := map[string]bool{}
+	for _, m := range all {
+		what := ""
+		switch {
+		case m.Form == Replace || m.Form == Rows:
+			continue
+		case m.Magnitude != nil:
+			what = "DoRA"
+		case m.A.T == nil:
+			what = m.what()
+		}
+		if what != "" {
+			return nil, fmt.Errorf("%s: module %s: %w: %s cannot be combined, expected plain matrices", a.Path, tensor.Quote(m.String()), ErrUnsupported, what)
+		}
+		list = append(list, m)
+		adapted[m.Name] = true
+	}
+	for _, m := range all {
+		if m.Base && !adapted[m.Name] {
+			return nil, fmt.Errorf("%s: module %s: %w: a matrix of the base with no lora_A and lora_B beside it", a.Path, tensor.Quote(m.Name), ErrUnsupported)
 		}
 	}
 	return list, nil
@@ -270,24 +294,6 @@ func factors(a *Adapter, m *Module) (fa, fb kernels.Mat, err error) {
 		*f.to = kernels.MatOf(v, int(f.from.Rows), int(f.from.Cols))
 	}
 	return fa, fb, nil
-}
-
-// combinable refuses what has no rule.
-func combinable(a *Adapter, m *Module) error {
-	what := ""
-	switch {
-	case m.Base && m.Form == Replace:
-	case m.Magnitude != nil:
-		what = "DoRA"
-	case m.Form != Linear && m.Form != Embedding:
-		what = "a part of the form " + m.Form.String()
-	case m.Rank == 0 || m.Nest > 0 || m.Experts > 0:
-		what = "an adapter of experts"
-	}
-	if what == "" {
-		return nil
-	}
-	return fmt.Errorf("%s: module %s: %w: %s cannot be combined or resized, expected plain matrices", a.Path, tensor.Quote(m.String()), ErrUnsupported, what)
 }
 
 // combine makes a module of its contributions; rank is for the svd types, and cut to what

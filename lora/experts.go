@@ -378,7 +378,7 @@ func (s stack) joined() (bool, error) {
 }
 
 // evenRanks gives all modules of single experts one rank, by rows and columns of zeros, and one scaling:
-// PEFT and those that serve such adapters look for one.
+// a stack has one, and PEFT and those that serve single experts look for one.
 func evenRanks(modules []*Module) []*Module {
 	var first *Module
 	rank := 0
@@ -392,6 +392,9 @@ func evenRanks(modules []*Module) []*Module {
 	}
 	list := slices.Clone(modules)
 	for i, m := range list {
+		if m == nil {
+			continue
+		}
 		if _, _, _, ok := splitExpert(m.Name); !ok || m.A.T == nil || m.Rank == rank && m.Scaling == first.Scaling {
 			continue
 		}
@@ -410,7 +413,7 @@ type family struct {
 }
 
 // families gathers modules of single experts, and returns the others. Each projection has to
-// be there for every expert, in one shape and rank.
+// be there for every expert, in one shape; what has a smaller rank is filled with zeros.
 func families(modules []*Module) (list []*family, rest []*Module, err error) {
 	byName := map[string]*family{}
 	most := map[string]int64{}
@@ -456,8 +459,10 @@ func families(modules []*Module) (list []*family, rest []*Module, err error) {
 				}
 				return nil, nil, fmt.Errorf("module %s: %w: it has %d experts, and number %d has no %s; a stack has all of them", tensor.Quote(f.name), ErrUnsupported, most[f.name], i, proj)
 			}
+			experts = evenRanks(experts)
+			f.projs[proj] = experts
 			for _, m := range experts[1:] {
-				if x := experts[0]; m.A.Cols != x.A.Cols || m.B.Rows != x.B.Rows || m.Rank != x.Rank {
+				if x := experts[0]; m.A.Cols != x.A.Cols || m.B.Rows != x.B.Rows {
 					return nil, nil, fmt.Errorf("module %s: %w: lora_A %v and lora_B %v, where expert 0 has %v and %v; a stack has one shape", tensor.Quote(m.Name), ErrUnsupported, m.A, m.B, x.A, x.B)
 				}
 			}

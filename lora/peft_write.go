@@ -120,12 +120,17 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 			break
 		}
 	}
-	s := Settings{Rank: common.rank, Alpha: common.alpha, Ranks: map[string]int{}, Alphas: map[string]float64{}, Targets: []string{}, Parameters: []string{}}
-	if a.Dialect == PEFT {
-		s.Like, s.Keep = &a.Config, slices.Concat(modelFields, []string{"modules_to_save", "trainable_token_indices", "bias", "use_dora", "lora_bias", "ensure_weight_tying", "lora_dropout"})
-	} else {
+	var s Settings
+	switch {
+	case a.settings != nil:
+		s = *a.settings
+	case a.Dialect == PEFT:
+		s.EnsureTie = a.Config.EnsureTie
+		s.Like, s.Keep = &a.Config, slices.Concat(modelFields, []string{"modules_to_save", "trainable_token_indices", "bias", "use_dora", "lora_bias", "ensure_weight_tying", "lora_dropout", "init_lora_weights"})
+	default:
 		s.Base = a.Config.Base
 	}
+	s.Rank, s.Alpha, s.Ranks, s.Alphas, s.Targets, s.Parameters = common.rank, common.alpha, map[string]int{}, map[string]float64{}, []string{}, []string{}
 	biases, ofAdapted, save := 0, 0, map[string]bool{}
 	names, copied := adapted(modules), map[string]bool{}
 	for _, m := range modules {
@@ -137,6 +142,15 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 		full := m.Name
 		switch {
 		case m.A.T == nil:
+			switch {
+			case m.Form == Bias:
+				s.LoraBias = true
+			case m.Form == Rows:
+				if s.Tokens == nil {
+					s.Tokens = map[string][]int64{}
+				}
+				s.Tokens[m.Name] = m.Indices
+			}
 			if m.Form == Replace && m.Param == "bias" {
 				biases++
 				if _, ok := slices.BinarySearch(names, m.Name); ok {
@@ -154,9 +168,10 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 				if !slices.Contains(s.Targets, leaf) {
 					s.Targets = append(s.Targets, leaf)
 				}
-			} else if !slices.Contains(s.Parameters, full+".weight") && a.parameterOnly(m) {
+			} else if !slices.Contains(s.Parameters, full+".weight") && (m.Parameter || a.parameterOnly(m)) {
 				s.Parameters = append(s.Parameters, full+".weight")
 				full += ".weight"
+			} else if s.EnsureTie && m.isHead() { // PEFT adapts it on its own
 			} else if _, end := cutLast(full); copied[full] && slices.Contains(savedEmbeddings, end) {
 				s.Targets = append(s.Targets, end)
 			} else {
@@ -214,6 +229,9 @@ type Settings struct {
 	ToSave     []string // modules_to_save
 	Bias       string   // "none" where empty
 	DoRA       bool
+	EnsureTie  bool // ensure_weight_tying
+	LoraBias   bool
+	Tokens     map[string][]int64 // trainable_token_indices
 }
 
 // PEFTConfig writes the adapter_config.json of an adapter of the named modules.
@@ -249,7 +267,7 @@ func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 	fields := map[string]any{
 		"peft_type": "LORA", "task_type": nil, "base_model_name_or_path": s.Base, "revision": nil, "auto_mapping": nil,
 		"r": s.Rank, "lora_alpha": s.Alpha, "lora_dropout": 0.0, "target_modules": names, "exclude_modules": nil, "modules_to_save": nil,
-		"bias": "none", "fan_in_fan_out": s.FanInFanOut, "inference_mode": true, "use_rslora": false, "use_dora": s.DoRA, "lora_bias": false,
+		"bias": "none", "fan_in_fan_out": s.FanInFanOut, "inference_mode": true, "use_rslora": false, "use_dora": s.DoRA, "lora_bias": s.LoraBias,
 		"init_lora_weights": true, "rank_pattern": ranks, "alpha_pattern": alphas, "layers_to_transform": nil, "layers_pattern": nil,
 	}
 	if len(s.Parameters) > 0 {
@@ -257,6 +275,12 @@ func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 	}
 	if len(s.ToSave) > 0 {
 		fields["modules_to_save"] = s.ToSave
+	}
+	if len(s.Tokens) > 0 {
+		fields["trainable_token_indices"] = s.Tokens
+	}
+	if s.EnsureTie {
+		fields["ensure_weight_tying"] = true
 	}
 	if s.Bias != "" {
 		fields["bias"] = s.Bias

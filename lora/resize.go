@@ -8,45 +8,58 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Resize calls emit with each module of a, in the order of names, at another rank: the given
-// one, or with rank 0 the smallest that keeps the share energy, above 0 and at most 1,
+// Resize calls emit with each module of a that has factors, in the order of names, at another rank: the
+// given one, or with rank 0 the smallest that keeps the share energy, above 0 and at most 1,
 // of the squared norm of its delta. It works on the factors alone, so memory is bounded
-// by them. The singular values are all on B, as in Combine.
+// by them. The singular values are all on B, as in Combine. Stacks of experts are resized expert by
+// expert; DoRA keeps its magnitudes. The rest is returned, to go along: what replaces parts of the
+// base as it is, and biases with their scaling in them.
 //
 // A rank above that of a module is filled with zeros, up to the smaller side of its
 // matrix; beyond it is an error.
-func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func(Trained) error) error {
+func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func(Trained) error) ([]*Module, error) {
 	switch {
 	case rank < 0:
-		return fmt.Errorf("%w: rank %d, expected 1 or more", ErrUnsupported, rank)
+		return nil, fmt.Errorf("%w: rank %d, expected 1 or more", ErrUnsupported, rank)
 	case rank == 0 && !(energy > 0 && energy <= 1):
-		return fmt.Errorf("%w: energy %v, expected more than 0 and at most 1", ErrUnsupported, energy)
+		return nil, fmt.Errorf("%w: energy %v, expected more than 0 and at most 1", ErrUnsupported, energy)
 	case rank > 0 && energy != 0:
-		return fmt.Errorf("%w: rank %d and energy %v, expected one of them", ErrUnsupported, rank, energy)
+		return nil, fmt.Errorf("%w: rank %d and energy %v, expected one of them", ErrUnsupported, rank, energy)
 	}
-	modules, err := plainModules(a)
+	if err := a.Config.plainBase(); err != nil {
+		return nil, fmt.Errorf("%s: %w", a.Path, err)
+	}
+	modules, err := a.apart()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, m := range modules {
+		if m.A.T == nil {
+			continue
+		}
 		if most := min(m.B.Rows, m.A.Cols); int64(rank) > most {
-			return fmt.Errorf("%s: module %s: %w: rank %d is larger than its matrix allows, %d", a.Path, tensor.Quote(m.Name), ErrBase, rank, most)
+			return nil, fmt.Errorf("%s: module %s: %w: rank %d is larger than its matrix allows, %d", a.Path, tensor.Quote(m.Name), ErrBase, rank, most)
 		}
 	}
+	var rest []*Module
 	for _, m := range modules {
 		if err := ctx.Err(); err != nil {
-			return err
+			return nil, err
+		}
+		if m.A.T == nil {
+			rest = append(rest, m.unscaled())
+			continue
 		}
 		fa, fb, err := factors(a, m)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for i := range fb.Data {
 			fb.Data[i] *= float32(m.Scaling)
 		}
 		d, err := svd.Product(fb, fa)
 		if err != nil {
-			return fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(m.Name), err)
+			return nil, fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(m.Name), err)
 		}
 		r := rank
 		if r == 0 {
@@ -54,10 +67,21 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 			r = max(1, min(svd.RankFor(d.S, d.Energy, energy), len(d.S)))
 		}
 		t := leading(d, r)
-		t.Name, t.Form = m.Name, m.Form
+		t.Name, t.Form, t.Kernel, t.Magnitude = m.Name, m.Form, m.Kernel, m.Magnitude
 		if err := emit(t); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return rest, nil
+}
+
+// unscaled is a bias with its scaling in its values; other modules are as they are.
+func (m *Module) unscaled() *Module {
+	if m.Form != Bias || m.Scaling == 1 {
+		return m
+	}
+	n := *m
+	n.Value = scaled(matrixOf(m.Value), m.Scaling).T
+	n.Scaling, n.Alpha = 1, float64(m.Rank)
+	return &n
 }

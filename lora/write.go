@@ -11,14 +11,61 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Trained is a module that was computed, as PEFT stores it: A (rank x in) and B (out x rank), whose
-// product B·A is the delta, with a scaling of 1. For an embedding A is rank x rows and
-// B width x rank.
+// Trained is a module that was computed: A (rank x in) and B (out x rank), whose product B·A, times
+// Scaling, is the delta. For an embedding A is rank x rows and B width x rank; for a
+// convolution in counts the elements of its kernel.
 type Trained struct {
-	Name string
-	Form Form
-	A, B kernels.Mat
-	Rank int
+	Name      string
+	Form      Form
+	A, B      kernels.Mat
+	Rank      int
+	Scaling   float64 // 0 stands for 1
+	Kernel    tensor.Shape
+	Magnitude *formats.Tensor // of DoRA, kept from the adapter that it was made of
+	Parameter bool            // see Module
+}
+
+// Module is t with its factors where they have been written: A and B by rows.
+func (t Trained) Module(a, b *formats.Tensor) *Module {
+	m := &Module{Name: t.Name, Param: "weight", Form: t.Form, A: matrixOf(a), B: matrixOf(b), Kernel: t.Kernel, Magnitude: t.Magnitude, Parameter: t.Parameter, Rank: t.Rank, Scaling: t.Scaling}
+	if m.Scaling == 0 {
+		m.Scaling = 1
+	}
+	m.Alpha = m.Scaling * float64(m.Rank)
+	return m
+}
+
+// New makes an adapter of modules, for PEFT: s says what does not follow from them. It has the path
+// for messages.
+func New(path string, s Settings, modules []*Module) *Adapter {
+	a := &Adapter{Path: path, Dir: path, Modules: modules, settings: &s}
+	if s.Like != nil {
+		a.Config.Base, a.Config.Mapping = s.Like.Base, s.Like.Mapping
+	} else {
+		a.Config.Base = s.Base
+	}
+	if s.EnsureTie {
+		tie(a.Modules)
+	}
+	a.sort()
+	return a
+}
+
+// tie gives an output head the factors of the embedding that it is tied to, the other way round, as
+// ensure_weight_tying has them.
+func tie(modules []*Module) {
+	for _, h := range modules {
+		for _, e := range modules {
+			if e.Form == Embedding && h.isHead() && h.B.Rows == e.A.Cols && h.A.Cols == e.B.Rows && h.A.Rows == e.A.Rows {
+				h.A, h.B = e.B.Transposed(), e.A.Transposed()
+			}
+		}
+	}
+}
+
+// isHead reports whether a module is an output head.
+func (m *Module) isHead() bool {
+	return m.Form == Linear && slices.Contains(heads, m.Name+"."+m.Param)
 }
 
 // Output is a tensor to be written. Info has the type in which its values lie now.

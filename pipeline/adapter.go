@@ -66,6 +66,18 @@ func WriteAdapter(ctx context.Context, e *lora.Encoded, src, dst string, cast te
 		return err
 	}
 	defer w.Abort()
+	return w.writeAs(ctx, format, name, e, cast)
+}
+
+func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.DType) error {
+	format, name, err := adapterFile(e, w.stage.dst)
+	if err != nil {
+		return err
+	}
+	return w.writeAs(ctx, format, name, e, cast)
+}
+
+func (w *AdapterWriter) writeAs(ctx context.Context, format formats.Format, name string, e *lora.Encoded, cast tensor.DType) error {
 	var values lora.Writer
 	for _, o := range e.Tensors {
 		if ctx.Err() != nil {
@@ -158,6 +170,34 @@ func (w *AdapterWriter) Add(t lora.Trained) error {
 		}
 	}
 	return nil
+}
+
+// Spool keeps the factors of a module that was computed until the adapter is written.
+func (w *AdapterWriter) Spool(t lora.Trained) (*lora.Module, error) {
+	var at [2]*formats.Tensor
+	for i, m := range []kernels.Mat{t.A, t.B} {
+		b := make([]byte, 0, 4*m.Rows*m.Cols)
+		for i := range m.Rows {
+			for j := range m.Cols {
+				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(m.Data[i*m.RowStride+j*m.ColStride]))
+			}
+		}
+		if _, err := w.spool.WriteAt(b, w.offset); err != nil {
+			return nil, err
+		}
+		at[i] = &formats.Tensor{Info: tensor.Info{Name: t.Name, DType: tensor.F32, Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, File: w.spool.Name(), Data: w.spool, Offset: w.offset, Bytes: int64(len(b))}
+		w.offset += int64(len(b))
+	}
+	return t.Module(at[0], at[1]), nil
+}
+
+// Write writes an adapter, as PEFT has it, and publishes it.
+func (w *AdapterWriter) Write(ctx context.Context, a *lora.Adapter) error {
+	e, err := a.Encode(lora.EncodeOptions{To: lora.PEFT})
+	if err != nil {
+		return err
+	}
+	return w.write(ctx, e, 0)
 }
 
 // Copy writes a tensor as it is.
@@ -255,15 +295,29 @@ func (w *AdapterWriter) shard(ctx context.Context, sh formats.Shard) error {
 // Matrix reads a weight as a matrix of float32, by rows: of the shape that its
 // parameter has at run time, (out, in), so Conv1D is turned round.
 type Matrix struct {
-	w    *Weight
-	s    scratch
-	flip bool
-	less *Matrix // is subtracted
+	w          *Weight
+	s          scratch
+	flip       bool
+	first      int64 // element of w
+	rows, cols int
+	less       *Matrix // is subtracted
 }
 
 // NewMatrix reads w, which has two dimensions.
 func NewMatrix(w *Weight, flip bool) *Matrix {
-	return &Matrix{w: w, s: scratch{compute: make(chan struct{}, 1)}, flip: flip}
+	rows, cols := w.Shape[0], w.Shape[1]
+	if flip {
+		rows, cols = cols, rows
+	}
+	m := NewMatrixAt(w, 0, int(rows), int(cols))
+	m.flip = flip
+	return m
+}
+
+// NewMatrixAt reads a part of w: a matrix that begins at an element and lies by rows, such as one
+// expert of a stack.
+func NewMatrixAt(w *Weight, first int64, rows, cols int) *Matrix {
+	return &Matrix{w: w, s: scratch{compute: make(chan struct{}, 1)}, first: first, rows: rows, cols: cols}
 }
 
 // Minus reads the difference of two weights of one shape.
@@ -274,17 +328,11 @@ func (m *Matrix) Minus(less *Matrix) *Matrix {
 }
 
 // Dims returns rows and columns.
-func (m *Matrix) Dims() (rows, cols int) {
-	if m.flip {
-		return int(m.w.Shape[1]), int(m.w.Shape[0])
-	}
-	return int(m.w.Shape[0]), int(m.w.Shape[1])
-}
+func (m *Matrix) Dims() (rows, cols int) { return m.rows, m.cols }
 
 // ReadRows fills dst with the rows from lo to hi.
 func (m *Matrix) ReadRows(dst []float32, lo, hi int) error {
-	_, cols := m.Dims()
-	values, err := m.w.read(&m.s, int64(lo*cols), int64(hi*cols), m.flip)
+	values, err := m.w.read(&m.s, m.first+int64(lo*m.cols), m.first+int64(hi*m.cols), m.flip)
 	if err != nil {
 		return m.w.failed(err)
 	}

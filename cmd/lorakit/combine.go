@@ -90,6 +90,9 @@ func printCombination(c *cobra.Command, r *lorakit.Combination, asJSON bool) err
 	if asJSON {
 		return printJSON(c.OutOrStdout(), r)
 	}
+	for _, n := range r.Notices {
+		fmt.Fprintln(c.ErrOrStderr(), "note: "+escape(n))
+	}
 	_, err := fmt.Fprintf(c.ErrOrStderr(), "%s: %s of rank up to %d\n", escape(r.Destination), count(len(r.Modules), "module"), r.Rank)
 	return err
 }

@@ -14,10 +14,10 @@ func extractCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "extract BASE TUNED OUT",
 		Short: "Make an adapter of the difference of two checkpoints",
-		Long: `extract decomposes TUNED - BASE of every linear layer into singular values and keeps the
-leading ones: --rank of them, or as many as hold the share --energy of the change. It
-says what share of each change the adapter holds, and which tensors differ that an
-adapter of linear layers cannot hold.`,
+		Long: `extract decomposes TUNED - BASE of every linear layer, expert, router and embedding into
+singular values and keeps the leading ones: --rank of them, or as many as hold the share
+--energy of the change. It says what share of each change the adapter holds, and which
+tensors differ that have no part in it (norms, biases, convolutions).`,
 		Example: `  lorakit extract llama llama-tuned my-lora --rank 16
   lorakit extract llama llama-tuned my-lora --energy 0.95`,
 		Args: cobra.ExactArgs(3),
@@ -35,7 +35,7 @@ adapter of linear layers cannot hold.`,
 			}
 			t.flush()
 			if len(r.Left) > 0 {
-				fmt.Fprintf(c.ErrOrStderr(), "note: %s differ and are no linear layers: they are not in the adapter, the first is %s\n", count(len(r.Left), "tensor"), escape(r.Left[0]))
+				fmt.Fprintf(c.ErrOrStderr(), "note: %s differ that have no part in the adapter, the first is %s\n", count(len(r.Left), "tensor"), escape(r.Left[0]))
 			}
 			fmt.Fprintf(c.ErrOrStderr(), "%s: %s, %.4f of the change\n", escape(r.Destination), count(len(r.Modules), "module"), r.Explained)
 			return nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -18,8 +19,8 @@ import (
 // is cut. --json has them whole.
 const longestName = 200
 
-// table prints rows in columns. On a terminal the second column, that of names, is cut
-// in the middle where a row would not fit; elsewhere only what is longer than longestName.
+// table prints rows in columns. On a terminal the widest column, that of names, is cut in the
+// middle where a row would not fit; elsewhere only what is longer than longestName.
 type table struct {
 	w    io.Writer
 	rows [][]string
@@ -43,9 +44,9 @@ func (t *table) flush() {
 		}
 		total += widths[i] + 2
 	}
-	const names = 1
-	if columns, ok := terminalWidth(t.w); ok && len(widths) > names && total > columns {
-		widths[names] = max(widths[names]-(total-columns), 16)
+	if columns, ok := terminalWidth(t.w); ok && total > columns {
+		names := slices.Index(widths, slices.Max(widths))
+		widths[names] = max(widths[names]-(total-columns), min(widths[names], 16))
 	}
 	var b strings.Builder
 	for _, r := range t.rows {
