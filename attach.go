@@ -3,20 +3,18 @@ package lorakit
 import (
 	"context"
 	"fmt"
-	"hash/fnv"
 	"math"
-	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
-	"time"
 
-	"github.com/dlclark/regexp2/v2"
+	"golang.org/x/sync/errgroup"
 
-	"github.com/lorakit/lorakit/internal/kernels"
-	"github.com/lorakit/lorakit/internal/svd"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/pipeline"
-	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -27,40 +25,113 @@ type AttachOptions struct {
 	// Target is "all-linear" (or empty), "attention", names joined by commas that match whole ends of
 	// module names, or a regular expression of Python that matches whole names.
 	Target string
-	// Init is "kaiming" (or empty), PEFT's default, "gaussian", or "compensate": the best
-	// answer of this rank to the error that NF4 with double quantisation makes of each
-	// weight.
-	Init  string
-	Seed  uint64
-	Force bool
+	// Init is what the adapter starts from:
+	//
+	//	kaiming     (or empty) A uniform, B zero: PEFT's default
+	//	gaussian    A normal, B zero
+	//	pissa       the leading singular values of each weight
+	//	olora       the first columns of a QR decomposition of each weight
+	//	loftq       what four bits take, alternating with a base in four bits that is written as well
+	//	compensate  what four bits take of each weight
+	Init string
+	// LoftQIterations is how often loftq alternates; 0 is 5.
+	LoftQIterations int
+	Seed            uint64
+	// Threads is how many modules are decomposed at once; 0 is one a processor.
+	Threads int
+	Force   bool
 }
 
 // AttachedModule is a module of a new adapter.
 type AttachedModule struct {
-	Name string `json:"name"`
-	In   int    `json:"in"`
-	Out  int    `json:"out"`
-	// Before and After are, for compensate, the relative error of the quantised weight
-	// without and with the adapter.
-	Before float64 `json:"error_before,omitempty"`
-	After  float64 `json:"error_after,omitempty"`
+	Name    string `json:"name"`
+	In      int    `json:"in"`
+	Out     int    `json:"out"`
+	Rank    int    `json:"rank"`
+	Experts int    `json:"experts,omitzero"` // how many there are of these, stacked
+	// Before and After are relative errors (Frobenius) of the weight in NF4, of blocks of 64:
+	// without the adapter, and with it. They are nil for inits whose delta is zero. For pissa and
+	// olora the adapter is taken out of the weight before it is quantised.
+	Before *float64 `json:"error_before,omitempty"`
+	After  *float64 `json:"error_after,omitempty"`
 }
 
 // Attachment says what Attach has done.
 type Attachment struct {
-	Destination string           `json:"destination"`
-	Rank        int              `json:"rank"`
-	Alpha       float64          `json:"alpha"`
-	Parameters  int64            `json:"parameters"`
-	Unchanged   bool             `json:"output_unchanged"` // every delta is zero
-	Modules     []AttachedModule `json:"modules"`
+	Destination string  `json:"destination"`
+	Init        string  `json:"init"`
+	Rank        int     `json:"rank"`
+	Alpha       float64 `json:"alpha"`
+	// Base is the checkpoint that the adapter is for: the one given, or what loftq has
+	// written beside the adapter.
+	Base       string `json:"base"`
+	Parameters int64  `json:"parameters"`
+	// Unchanged says that every delta is zero, so that the model's output is what it was.
+	Unchanged bool             `json:"output_unchanged"`
+	Modules   []AttachedModule `json:"modules"`
+	Notices   []string         `json:"notices"`
 }
 
-var inits = []string{"kaiming", "gaussian", "compensate"}
+var inits = []string{"kaiming", "gaussian", "pissa", "olora", "loftq", "compensate"}
+
+// loftqBase is the folder, in that of the adapter, of the base that loftq writes.
+const loftqBase = "base"
+
+// peftPrefix is what stands before the run-time names in PEFT's files.
+const peftPrefix = "base_model.model."
 
 // Attach writes a new adapter for base. With the inits kaiming and gaussian B is zero, so
-// that the model's output is what it was.
+// that the model's output is what it was; with pissa and olora it is so in PEFT, which takes the
+// adapter's part out of the base as it loads the adapter.
 func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	c, err := pipeline.Open(base)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	task := taskType(c)
+	t, err := chooseTargets(c, o, task)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", base, err)
+	}
+	for _, s := range t.sites {
+		if err := s.fits(o.Init); err != nil {
+			return nil, fmt.Errorf("%s: %w", base, err)
+		}
+	}
+	w, err := pipeline.NewAdapterWriter(base, out, o.Force)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Abort()
+	r := &Attachment{Destination: out, Init: o.Init, Rank: o.Rank, Alpha: o.Alpha, Base: base, Unchanged: true, Notices: append([]string{}, t.notices...)}
+	a := &attaching{AttachOptions: o, checkpoint: c, targets: t, out: w, result: r}
+	defer a.abort()
+	if err := a.modules(ctx); err != nil {
+		return nil, interrupted(ctx, err)
+	}
+	if o.Init == "loftq" {
+		if err := a.quantise(ctx, base); err != nil {
+			return nil, interrupted(ctx, err)
+		}
+		r.Base = filepath.Join(out, loftqBase)
+	}
+	if err := a.trainedWhole(task); err != nil {
+		return nil, err
+	}
+	a.notices(base)
+	config, err := a.config(task)
+	if err != nil {
+		return nil, err
+	}
+	return r, w.Finish(ctx, config)
+}
+
+// check fills in what is not set, and refuses what is wrong whatever the base.
+func (o *AttachOptions) check() error {
 	if o.Rank == 0 {
 		o.Rank = 8
 	}
@@ -70,204 +141,210 @@ func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment
 	if o.Init == "" {
 		o.Init = "kaiming"
 	}
-	known := false
-	for _, name := range inits {
-		known = known || name == o.Init
+	if o.LoftQIterations == 0 {
+		o.LoftQIterations = 5
 	}
-	if !known {
-		return nil, fmt.Errorf("%w: init %q is unknown; known are %s", ErrOption, o.Init, strings.Join(inits, ", "))
+	if o.Threads == 0 {
+		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if o.Rank < 0 || o.Alpha < 0 || math.IsNaN(o.Alpha) || math.IsInf(o.Alpha, 0) {
-		return nil, fmt.Errorf("%w: rank is %d and alpha %v, expected positive numbers", ErrOption, o.Rank, o.Alpha)
+	if !slices.Contains(inits, o.Init) {
+		return fmt.Errorf("%w: init %q is unknown; known are %s", ErrOption, o.Init, strings.Join(inits, ", "))
 	}
-	c, err := pipeline.Open(base)
-	if err != nil {
-		return nil, err
+	if o.Rank < 0 || !(o.Alpha > 0) || math.IsInf(o.Alpha, 0) {
+		return fmt.Errorf("%w: rank is %d and alpha %v, expected positive numbers", ErrOption, o.Rank, o.Alpha)
 	}
-	defer c.Close()
-	targets, err := attachTargets(c, o.Target)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", base, err)
+	if o.LoftQIterations < 0 || o.Threads < 0 {
+		return fmt.Errorf("%w: loftq iterations are %d and threads %d, expected positive numbers", ErrOption, o.LoftQIterations, o.Threads)
 	}
-	w, err := pipeline.NewAdapterWriter(base, out, o.Force)
-	if err != nil {
-		return nil, err
-	}
-	defer w.Abort()
-	r := &Attachment{Destination: out, Rank: o.Rank, Alpha: o.Alpha, Unchanged: true}
-	s := lora.Settings{Base: base, Rank: o.Rank, Alpha: o.Alpha}
-	for _, x := range targets {
-		if ctx.Err() != nil {
-			return nil, ErrInterrupted
-		}
-		name, _ := linear(x)
-		flip := x.Role.Kind == models.Conv1D
-		s.FanInFanOut = s.FanInFanOut || flip
-		rows, cols := pipeline.NewMatrix(x, flip).Dims()
-		if o.Rank > min(rows, cols) {
-			return nil, fmt.Errorf("module %s: %w: rank %d is larger than its matrix of %d x %d allows", tensor.Quote(name), ErrRefused, o.Rank, rows, cols)
-		}
-		m := AttachedModule{Name: name, In: cols, Out: rows}
-		t := lora.Trained{Name: name, Form: lora.Linear, Rank: o.Rank, A: kernels.NewMat(o.Rank, cols), B: kernels.NewMat(rows, o.Rank)}
-		if o.Init == "compensate" {
-			if err := compensate(ctx, x, flip, o, &t, &m); err != nil {
-				return nil, err
-			}
-		} else {
-			start(t.A.Data, name, o, cols)
-		}
-		for _, v := range t.B.Data {
-			r.Unchanged = r.Unchanged && v == 0
-		}
-		r.Parameters += int64(len(t.A.Data) + len(t.B.Data))
-		r.Modules = append(r.Modules, m)
-		if err := w.Add(t); err != nil {
-			return nil, err
-		}
-	}
-	if c.Config != nil && strings.HasSuffix(c.Config.Architecture, "ForCausalLM") {
-		s.TaskType = "CAUSAL_LM"
-	}
-	config, err := lora.PEFTConfig(s, w.Modules())
-	if err != nil {
-		return nil, err
-	}
-	return r, w.Finish(ctx, config)
+	return nil
 }
 
-// start fills A: from the same seed the same values, whatever other modules there are.
-func start(a []float32, module string, o AttachOptions, in int) {
-	h := fnv.New64a()
-	h.Write([]byte(module)) // never fails
-	random := rand.New(rand.NewPCG(o.Seed, h.Sum64()))
-	bound := 1 / math.Sqrt(float64(in)) // Kaiming's for a = sqrt(5)
-	for i := range a {
-		if o.Init == "gaussian" {
-			a[i] = float32(random.NormFloat64() / float64(o.Rank))
-		} else {
-			a[i] = float32((2*random.Float64() - 1) * bound)
-		}
-	}
+// attaching is an adapter that comes into being.
+type attaching struct {
+	AttachOptions
+	checkpoint *pipeline.Checkpoint
+	targets    *targets
+	out        *pipeline.AdapterWriter
+	result     *Attachment
+	previous   *pipeline.AdapterWriter // of loftq, what is taken out of the base
 }
 
-// compensate makes the adapter of the error that quantising a weight makes.
-func compensate(ctx context.Context, x *pipeline.Weight, flip bool, o AttachOptions, t *lora.Trained, m *AttachedModule) error {
-	if x.Decoder != nil {
-		return fmt.Errorf("module %s: %w: its weight is quantised already, and compensate needs what it was", tensor.Quote(t.Name), ErrRefused)
-	}
-	low, err := pipeline.Quantized(x, quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true})
-	if err != nil {
-		return err
-	}
-	whole := pipeline.NewMatrix(x, flip)
-	d, err := svd.Truncated(ctx, whole.Minus(pipeline.NewMatrix(low, flip)), svd.Options{Rank: o.Rank, Seed: o.Seed, Iterations: 6})
-	if err != nil {
-		return fmt.Errorf("module %s: %w", tensor.Quote(t.Name), err)
-	}
-	var kept float64
-	for _, s := range d.S {
-		kept += s * s
-	}
-	norm, err := whole.Energy()
-	if err != nil {
-		return err
-	}
-	if norm > 0 {
-		m.Before, m.After = math.Sqrt(d.Energy/norm), math.Sqrt(max(0, d.Energy-kept)/norm)
-	}
-	part := split(t.Name, d)
-	scale := float32(math.Sqrt(float64(o.Rank) / o.Alpha)) // on both sides, against alpha / rank
-	k := part.Rank
-	for q := range k {
-		for i := range part.B.Rows {
-			t.B.Data[i*o.Rank+q] = part.B.Data[i*k+q] * scale
+// modules makes the adapters of all targets and writes them in their order.
+func (a *attaching) modules(ctx context.Context) error {
+	if a.Init == "loftq" {
+		var err error
+		if a.previous, err = pipeline.NewAdapterWriter(a.checkpoint.Path, a.beside("previous"), false); err != nil {
+			return err
 		}
-		for i := range part.A.Cols {
-			t.A.Data[q*part.A.Cols+i] = part.A.Data[q*part.A.Cols+i] * scale
+	}
+	sites := a.targets.sites
+	return inOrder(ctx, len(sites), a.Threads, func(ctx context.Context, i int) (*initial, error) {
+		x, err := a.start(ctx, sites[i])
+		if err != nil {
+			return nil, fmt.Errorf("module %s: %w", tensor.Quote(sites[i].String()), err)
+		}
+		return x, nil
+	}, func(i int, x *initial) error { return a.add(sites[i], x) })
+}
+
+// add writes the adapter of a target.
+func (a *attaching) add(s *site, x *initial) error {
+	r := a.result
+	m := AttachedModule{Name: s.String(), In: s.in, Out: s.out, Rank: s.rank, Experts: s.experts}
+	if !math.IsNaN(x.before) {
+		m.Before, m.After = &x.before, &x.after
+	}
+	delta := x.B.Data
+	if x.Form == lora.Embedding {
+		delta = x.A.Data
+	}
+	for _, v := range delta {
+		r.Unchanged = r.Unchanged && v == 0
+	}
+	r.Parameters += int64(len(x.A.Data) + len(x.B.Data))
+	r.Modules = append(r.Modules, m)
+	if x.previous != nil {
+		if err := a.previous.Add(*x.previous); err != nil {
+			return err
+		}
+	}
+	x.Name = a.targets.key(s)
+	return a.out.Add(x.Trained)
+}
+
+// trainedWhole copies the modules that PEFT trains whole for a task: it looks for them in the file.
+func (a *attaching) trainedWhole(task string) error {
+	for _, w := range a.checkpoint.Weights {
+		if len(w.Role.Runtime) != 1 || !w.Role.Runtime[0].Whole() || !isWhole(w.Role.Runtime[0].Param, task) {
+			continue
+		}
+		param := w.Role.Runtime[0].Param
+		if w.Decoder != nil {
+			return fmt.Errorf("%s: tensor %s: %w: PEFT trains it whole for %s, and it is quantised", a.checkpoint.Path, tensor.Quote(w.Name), ErrRefused, task)
+		}
+		if err := a.out.Copy(peftPrefix+param, &w.Parts[0]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// attachTargets lists the linear layers that a target means, in the order of the file.
-func attachTargets(c *pipeline.Checkpoint, target string) ([]*pipeline.Weight, error) {
-	match, err := matcher(target)
+// beside is the path of something that is written beside the adapter.
+func (a *attaching) beside(name string) string { return filepath.Join(a.out.Dir(), name) }
+
+// abort removes what is left of loftq's own files.
+func (a *attaching) abort() {
+	if a.previous != nil {
+		a.previous.Abort()
+	}
+}
+
+// quantise writes the base that a loftq adapter is for: each weight less the adapter of the step
+// before the best, in four bits.
+func (a *attaching) quantise(ctx context.Context, base string) error {
+	o := ConvertOptions{Quantize: loftqNF4.Type, BlockSize: loftqNF4.BlockSize, DoubleQuant: loftqNF4.DoubleQuant, MinKept: -1, Threads: a.Threads}
+	previous := a.beside("previous")
+	if modules := a.previous.Modules(); len(modules) > 0 {
+		config, err := lora.PEFTConfig(lora.Settings{Base: base, Rank: a.Rank, Alpha: float64(a.Rank), FanInFanOut: a.conv1D()}, modules)
+		if err != nil {
+			return err
+		}
+		if err := a.previous.Finish(ctx, config); err != nil {
+			return err
+		}
+		o.Merge = []Adapter{{Path: previous, Weight: -1}}
+	}
+	r, err := Convert(ctx, base, a.beside(loftqBase), o)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	head := map[string]bool{}
-	for _, m := range c.Model.Skipped() {
-		head[m] = true
-	}
-	var list []*pipeline.Weight
-	var names []string
-	experts := false
-	for _, w := range c.Weights {
-		experts = experts || w.Role.Kind == models.Expert
-		name, ok := linear(w)
-		if !ok {
-			continue
-		}
-		names = append(names, name)
-		if (target == "" || target == "all-linear") && head[name] {
-			continue
-		}
-		hit, err := match(name)
-		if err != nil {
-			return nil, err
-		}
-		if hit {
-			list = append(list, w)
-		}
-	}
-	for _, w := range list {
-		if name, _ := linear(w); experts && !inAttention(name) {
-			return nil, fmt.Errorf("%w: target %s takes %s, and PEFT adapts the experts of such a model in its place, which attach does not; --target attention takes what it can", ErrRefused, tensor.Quote(target), name)
-		}
-	}
-	if len(list) == 0 {
-		if len(names) > 3 {
-			names = names[:3]
-		}
-		return nil, fmt.Errorf("%w: target %s matches none of its linear layers, such as %s", ErrRefused, tensor.Quote(target), strings.Join(names, ", "))
-	}
-	return list, nil
+	a.result.Notices = append(a.result.Notices, r.Notices...)
+	a.abort()
+	return os.RemoveAll(previous)
 }
 
-// inAttention reports whether a module belongs to an attention block.
-func inAttention(name string) bool {
-	inside := strings.ToLower(name[:max(0, strings.LastIndexByte(name, '.'))])
-	return strings.Contains(inside, "attn") || strings.Contains(inside, "attention")
+func (a *attaching) conv1D() bool {
+	return slices.ContainsFunc(a.targets.sites, func(s *site) bool { return s.kind == models.Conv1D })
 }
 
-// matcher prepares a target.
-func matcher(target string) (func(name string) (bool, error), error) {
-	switch {
-	case target == "" || target == "all-linear":
-		return func(string) (bool, error) { return true, nil }, nil
-	case target == "attention":
-		return func(name string) (bool, error) { return inAttention(name), nil }, nil
-	case strings.ContainsAny(target, `\*+?()[]{}|^$`):
-		re, err := regexp2.Compile(`\A(?:`+target+`)\z`, regexp2.None)
-		if err != nil {
-			return nil, fmt.Errorf("%w: target %s: %w", ErrOption, tensor.Quote(target), err)
+// notices says what has to be known of the adapter before it is used.
+func (a *attaching) notices(base string) {
+	r := a.result
+	say := func(format string, v ...any) { r.Notices = append(r.Notices, fmt.Sprintf(format, v...)) }
+	switch a.Init {
+	case "pissa", "olora":
+		say("PEFT takes the adapter's part out of %s as it loads %s; for another trainer, make the base without it by lorakit unmerge %s %s RESIDUAL, and set init_lora_weights to true for that one",
+			base, r.Destination, base, r.Destination)
+		if a.Init == "olora" && a.conv1D() {
+			say("PEFT 0.21 does not turn Conv1D weights round for olora, and so cannot load this adapter onto %s: use that RESIDUAL", base)
 		}
-		re.MatchTimeout = 250 * time.Millisecond
-		return func(name string) (bool, error) {
-			ok, err := re.MatchString(name)
-			if err != nil {
-				err = fmt.Errorf("%w: target %s takes too long on %s", ErrRefused, tensor.Quote(target), tensor.Quote(name))
-			}
-			return ok, err
-		}, nil
+	case "loftq":
+		say("the adapter is for %s, in NF4 of blocks of %d without double quantisation, and not for %s", r.Base, loftqNF4.BlockSize, base)
+	case "compensate":
+		say("the adapter is for %s in NF4 of blocks of %d with double quantisation: lorakit convert %s DST --quantize nf4", base, qloraNF4.BlockSize, base)
 	}
-	ends := strings.Split(target, ",")
-	return func(name string) (bool, error) {
-		for _, e := range ends {
-			if e = strings.TrimSpace(e); name == e || strings.HasSuffix(name, "."+e) {
-				return true, nil
+}
+
+// config makes the adapter_config.json.
+func (a *attaching) config(task string) ([]byte, error) {
+	s := lora.Settings{Base: a.result.Base, TaskType: task, FanInFanOut: a.conv1D(), Rank: a.Rank, Alpha: a.Alpha}
+	if a.Init == "pissa" || a.Init == "olora" {
+		s.Init = a.Init
+	}
+	s.Parameters, s.ToSave = a.targets.parameters, trainedWhole[task]
+	if a.targets.doubled {
+		s.Ranks, s.Alphas = map[string]int{gateUp: 2 * a.Rank}, map[string]float64{gateUp: 2 * a.Alpha}
+	}
+	return lora.PEFTConfig(s, a.targets.modules())
+}
+
+// interrupted is the error of a run, or that it was cancelled.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ErrInterrupted
+	}
+	return err
+}
+
+// inOrder runs n jobs, several at once, and takes what they make in their order.
+func inOrder[T any](ctx context.Context, n, threads int, job func(context.Context, int) (T, error), take func(int, T) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	slots := make(chan struct{}, threads)
+	made := make([]chan T, n)
+	for i := range made {
+		made[i] = make(chan T, 1)
+	}
+	g.Go(func() error {
+		for i := range n {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			g.Go(func() error {
+				x, err := job(ctx, i)
+				if err != nil {
+					return err
+				}
+				made[i] <- x
+				return nil
+			})
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for i := range n {
+			select {
+			case x := <-made[i]:
+				<-slots
+				if err := take(i, x); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
 			}
 		}
-		return false, nil
-	}, nil
+		return nil
+	})
+	return g.Wait()
 }

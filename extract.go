@@ -7,9 +7,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/svd"
@@ -111,8 +108,8 @@ func (r *Extraction) compare(ctx context.Context, a, b *pipeline.Checkpoint) ([]
 		if parts := matrices(x); len(parts) > 0 {
 			for _, p := range parts {
 				p.base, p.tuned = x, y
-				if p.form == lora.Embedding {
-					p.head = tiedHead(a.Model, p.module, x.Shape)
+				if head := a.Model.Head(); p.form == lora.Embedding && a.Model.Tensor(head+".weight", x.Shape).Tied == p.module+".weight" {
+					p.head = head
 				}
 				jobs = append(jobs, p)
 				// A head that tuned has of its own leads away from the base's embedding.
@@ -153,9 +150,7 @@ type extraction struct {
 	first       int64 // element of the weights
 	rows, cols  int
 
-	d       *svd.Decomposition
 	changed bool
-	done    chan struct{}
 }
 
 // matrix reads the part of a weight.
@@ -267,106 +262,66 @@ func expertMatrices(w *pipeline.Weight, s models.Slice, whole extraction) []extr
 	return list
 }
 
-// tiedHead is the output head that takes its values from an embedding, or "".
-func tiedHead(m *models.Model, embedding string, shape tensor.Shape) string {
-	for _, head := range []string{"lm_head", "embed_out", "output"} {
-		if t := m.Tensor(head+".weight", shape); t.Tied == embedding+".weight" {
-			return head
-		}
-	}
-	return ""
-}
-
 // decompose takes the modules apart, several at once, and keeps them in their order.
 func decompose(ctx context.Context, jobs []extraction, o ExtractOptions, w *pipeline.AdapterWriter, r *Extraction) ([]*lora.Module, error) {
-	threads := o.Threads
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
+	if o.Threads <= 0 {
+		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	for i := range jobs {
-		jobs[i].done = make(chan struct{})
-	}
-	slots := make(chan struct{}, threads)
-	var ahead sync.WaitGroup
-	g.Go(func() error {
-		defer ahead.Wait()
-		for i := range jobs {
-			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				return ErrInterrupted
-			}
-			ahead.Add(1)
-			g.Go(func() error {
-				defer ahead.Done()
-				if err := jobs[i].decompose(ctx, o); err != nil {
-					return fmt.Errorf("module %s: %w", tensor.Quote(jobs[i].module), err)
-				}
-				close(jobs[i].done)
-				return nil
-			})
-		}
-		return nil
-	})
 	var modules []*lora.Module
 	keep := func(t lora.Trained) error {
 		m, err := w.Spool(t)
 		modules = append(modules, m)
 		return err
 	}
-	g.Go(func() error {
-		var held, energy float64
-		for i := range jobs {
-			j := &jobs[i]
-			select {
-			case <-j.done:
-			case <-ctx.Done():
-				return ErrInterrupted
-			}
-			<-slots
-			d := j.d
-			j.d = nil
-			if j.changed = len(d.S) > 0; !j.changed {
-				continue
-			}
-			var sum float64
-			for _, s := range d.S {
-				sum += s * s
-			}
-			held, energy = held+sum, energy+d.Energy
-			r.Modules = append(r.Modules, ExtractedModule{Name: j.module, Rank: len(d.S), Explained: sum / d.Energy, DeltaNorm: math.Sqrt(d.Energy), EffectiveRank: svd.EffectiveRank(d.S), Values: d.S})
-			for _, t := range j.trained(d) {
-				if err := keep(t); err != nil {
-					return err
-				}
-			}
+	var held, energy float64
+	err := inOrder(ctx, len(jobs), o.Threads, func(ctx context.Context, i int) (*svd.Decomposition, error) {
+		d, err := jobs[i].decompose(ctx, o)
+		if err != nil {
+			err = fmt.Errorf("module %s: %w", tensor.Quote(jobs[i].module), err)
 		}
-		if energy > 0 {
-			r.Explained = held / energy
+		return d, err
+	}, func(i int, d *svd.Decomposition) error {
+		j := &jobs[i]
+		if j.changed = len(d.S) > 0; !j.changed {
+			return nil
 		}
-		for _, j := range unchangedExperts(jobs) {
-			if err := keep(lora.Trained{Name: j.module, Rank: 1, A: kernels.NewMat(1, j.cols), B: kernels.NewMat(j.rows, 1)}); err != nil {
+		var sum float64
+		for _, s := range d.S {
+			sum += s * s
+		}
+		held, energy = held+sum, energy+d.Energy
+		r.Modules = append(r.Modules, ExtractedModule{Name: j.module, Rank: len(d.S), Explained: sum / d.Energy, DeltaNorm: math.Sqrt(d.Energy), EffectiveRank: svd.EffectiveRank(d.S), Values: d.S})
+		for _, t := range j.trained(d) {
+			if err := keep(t); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	return modules, g.Wait()
+	if err != nil {
+		return nil, interrupted(ctx, err)
+	}
+	if energy > 0 {
+		r.Explained = held / energy
+	}
+	for _, j := range unchangedExperts(jobs) {
+		if err := keep(lora.Trained{Name: j.module, Rank: 1, A: kernels.NewMat(1, j.cols), B: kernels.NewMat(j.rows, 1)}); err != nil {
+			return nil, err
+		}
+	}
+	return modules, nil
 }
 
 // decompose decomposes the change of one module.
-func (j *extraction) decompose(ctx context.Context, o ExtractOptions) (err error) {
+func (j *extraction) decompose(ctx context.Context, o ExtractOptions) (*svd.Decomposition, error) {
 	m := j.matrix(j.tuned).Minus(j.matrix(j.base))
 	if o.Rank == 0 {
-		j.d, err = svd.Energy(ctx, m, o.Energy, min(j.rows, j.cols), svd.Options{Seed: o.Seed})
-		return err
+		return svd.Energy(ctx, m, o.Energy, min(j.rows, j.cols), svd.Options{Seed: o.Seed})
 	}
 	if o.Rank > min(j.rows, j.cols) {
-		return fmt.Errorf("%w: rank %d is larger than its matrix of %d x %d allows", ErrRefused, o.Rank, j.rows, j.cols)
+		return nil, fmt.Errorf("%w: rank %d is larger than its matrix of %d x %d allows", ErrRefused, o.Rank, j.rows, j.cols)
 	}
-	j.d, err = svd.Truncated(ctx, m, svd.Options{Rank: o.Rank, Seed: o.Seed})
-	return err
+	return svd.Truncated(ctx, m, svd.Options{Rank: o.Rank, Seed: o.Seed})
 }
 
 // trained makes modules of a decomposition: of an embedding the head that is tied to it as well.

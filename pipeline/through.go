@@ -70,7 +70,10 @@ func quantizedAndBack(s *scratch, w *Weight, spec quant.Spec) (*Weight, error) {
 		parts[i] = formats.Tensor{Info: o, File: w.Parts[0].File, Data: bytes.NewReader(bufs[i]), Bytes: size}
 	}
 	n := w.Count()
-	held := &carry{floats: make([]float32, e.Carry(0, n))}
+	var held *carry // nil where nothing outlives a tile
+	if all := e.Carry(0, n); all > 0 {
+		held = &carry{floats: make([]float32, all)}
+	}
 	step := max(largestTile/e.Unit()*e.Unit()/4, e.Unit())
 	for lo := int64(0); lo < n; lo += step {
 		hi := min(lo+step, n)

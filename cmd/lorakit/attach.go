@@ -2,11 +2,16 @@ package main
 
 import (
 	"fmt"
+	"runtime/debug"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lorakit/lorakit"
 )
+
+// attachMemory is what the garbage collector keeps to: some less than a conversion may use.
+const attachMemory = 224 << 20
 
 func attachCommand() *cobra.Command {
 	var o lorakit.AttachOptions
@@ -14,21 +19,32 @@ func attachCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "attach BASE OUT",
 		Short: "Make a new adapter for a checkpoint",
-		Long: `attach writes a new adapter for BASE, which PEFT loads. With --init kaiming (PEFT's
-default) or gaussian, A is random and B zero, so that the model's output is what it was.
-With --init compensate the adapter takes back as much of the error that NF4 makes as its
-rank allows: put beside BASE in NF4, the pair is closer to BASE than NF4 alone.
+		Long: `attach writes a new adapter for BASE, which PEFT loads. --init says what it starts from:
 
---target is all-linear (every linear layer but the output head), attention, names joined by
-commas, or a regular expression that matches whole names.`,
+  kaiming     A random, B zero: PEFT's default. The output is what it was.
+  gaussian    A normal with deviation 1/rank, B zero. The output is what it was.
+  pissa       The leading singular values of each weight. PEFT takes them out of BASE
+              as it loads OUT, so that the output is what it was; for other trainers
+              lorakit unmerge BASE OUT RESIDUAL makes that base.
+  olora       The same with the first columns of a QR decomposition.
+  loftq       What NF4 takes of each weight, alternating: the base in NF4 that the
+              adapter is for is written too, as OUT/base.
+  compensate  As much of the error that NF4 makes as the rank allows: put beside BASE
+              in NF4, the pair is closer to BASE than NF4 alone.
+
+For the last four the errors of NF4 without and with the adapter are printed.
+
+--target is all-linear (every linear layer but the output head, and experts as PEFT takes
+them), attention, names joined by commas, or a regular expression that matches whole names.`,
 		Example: `  lorakit attach llama my-lora --rank 8 --target attention
   lorakit attach llama my-lora --target q_proj,v_proj --init gaussian --seed 1
-  lorakit attach llama fix --init compensate --rank 16`,
+  lorakit attach llama qlora --init loftq --rank 16`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			if o.Rank <= 0 || o.Alpha <= 0 {
 				return usageError{fmt.Errorf("--rank is %d and --alpha %v, expected more than 0", o.Rank, o.Alpha)}
 			}
+			debug.SetMemoryLimit(attachMemory)
 			r, err := lorakit.Attach(c.Context(), args[0], args[1], o)
 			if err != nil {
 				return err
@@ -36,12 +52,20 @@ commas, or a regular expression that matches whole names.`,
 			if asJSON {
 				return printJSON(c.OutOrStdout(), r)
 			}
-			if o.Init == "compensate" {
+			measured := func(m lorakit.AttachedModule) bool { return m.Before != nil }
+			if slices.ContainsFunc(r.Modules, measured) {
 				t := newTable(c.OutOrStdout(), "MODULE", "ERROR OF NF4", "WITH ADAPTER")
 				for _, m := range r.Modules {
-					t.row(m.Name, fmt.Sprintf("%.5f", m.Before), fmt.Sprintf("%.5f", m.After))
+					if measured(m) {
+						t.row(m.Name, fmt.Sprintf("%.5f", *m.Before), fmt.Sprintf("%.5f", *m.After))
+					}
 				}
 				t.flush()
+			}
+			for _, n := range r.Notices {
+				if _, err := fmt.Fprintln(c.ErrOrStderr(), escape(n)); err != nil {
+					return err
+				}
 			}
 			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s: rank %d, alpha %g, %s, %d parameters\n", escape(r.Destination), r.Rank, r.Alpha, count(len(r.Modules), "module"), r.Parameters)
 			return err
@@ -51,11 +75,11 @@ commas, or a regular expression that matches whole names.`,
 	f.IntVar(&o.Rank, "rank", 8, "rank of every module")
 	f.Float64Var(&o.Alpha, "alpha", 16, "the delta is scaled by alpha / rank")
 	f.StringVar(&o.Target, "target", "all-linear", "all-linear, attention, NAME,NAME,... or a regular expression")
-	f.StringVar(&o.Init, "init", "kaiming", "kaiming, gaussian or compensate")
+	f.StringVar(&o.Init, "init", "kaiming", "kaiming, gaussian, pissa, olora, loftq or compensate")
 	f.Uint64Var(&o.Seed, "seed", 0, "for what is random")
 	f.BoolVar(&o.Force, "force", false, "replace OUT if it exists")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
-	complete(c, "init", "kaiming", "gaussian", "compensate")
+	complete(c, "init", "kaiming", "gaussian", "pissa", "olora", "loftq", "compensate")
 	complete(c, "target", "all-linear", "attention")
 	return c
 }

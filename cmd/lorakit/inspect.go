@@ -2,8 +2,10 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 
@@ -15,21 +17,35 @@ import (
 
 func inspectCommand() *cobra.Command {
 	var asJSON, tree bool
+	var parse func([]string) ([]lorakit.Adapter, error)
 	c := &cobra.Command{
 		Use:   "inspect PATH",
-		Short: "Show what is in a checkpoint: tensors, types, sizes, scheme, architecture",
+		Short: "Show what is in a checkpoint or an adapter",
 		Long: `inspect reads the headers of a checkpoint, a folder or a file, and lists its weights.
-A quantised weight is one line, companions included.`,
+A quantised weight is one line, companions included.
+
+Of an adapter it lists the modules with their factors, rank, alpha, scaling and the norm
+of what they add, and says what its config does.`,
 		Example: `  lorakit inspect llama-nf4
   lorakit inspect llama-nf4 --tree
-  lorakit inspect model.safetensors --json`,
+  lorakit inspect model.safetensors --json
+  lorakit inspect my-lora`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			w := c.OutOrStdout()
+			if lorakit.IsAdapter(args[0]) {
+				shown, err := inspectAdapter(c, args[0], parse, asJSON)
+				if shown || err != nil {
+					return err
+				}
+			}
+			if err := useless(c, "is for an adapter", "alpha", "expert-layout"); err != nil {
+				return err
+			}
 			r, err := lorakit.Inspect(args[0])
 			if err != nil {
 				return err
 			}
-			w := c.OutOrStdout()
 			switch {
 			case asJSON:
 				return printJSON(w, r)
@@ -42,9 +58,39 @@ A quantised weight is one line, companions included.`,
 			return nil
 		},
 	}
+	parse = adapterFlags(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	c.Flags().BoolVar(&tree, "tree", false, "show modules as a tree, equal layers once")
 	return c
+}
+
+// inspectAdapter shows an adapter. Of a file that is none by itself, such as the tensors of a PEFT folder without its
+// config, it says so and shows nothing: the tensors are shown in its place.
+func inspectAdapter(c *cobra.Command, path string, parse func([]string) ([]lorakit.Adapter, error), asJSON bool) (shown bool, err error) {
+	a, err := parse([]string{path})
+	if err != nil {
+		return false, err
+	}
+	a[0].Path = path // an equals sign in it is part of the name
+	r, err := lorakit.InspectAdapter(c.Context(), a[0])
+	if info, e := os.Stat(path); errors.Is(err, lorakit.ErrUnsupported) && e == nil && !info.IsDir() {
+		fmt.Fprintf(c.ErrOrStderr(), "note: its tensors are shown as they are: %s\n", escape(err.Error()))
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := useless(c, "is for checkpoints", "tree"); err != nil {
+		return false, err
+	}
+	if asJSON {
+		return true, printJSON(c.OutOrStdout(), r)
+	}
+	printAdapter(c.OutOrStdout(), r)
+	for _, n := range r.Notices {
+		fmt.Fprintln(c.ErrOrStderr(), "note: "+escape(n))
+	}
+	return true, nil
 }
 
 func printTensors(w io.Writer, r *lorakit.Inspection) {

@@ -101,7 +101,7 @@ model, and a destination appears whole or not at all.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(convertCommand(), mergeCommand(), unmergeCommand(), attachCommand(), extractCommand(), resizeCommand(), combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), formatsCommand(), versionCommand())
+	root.AddCommand(convertCommand(), mergeCommand(), unmergeCommand(), attachCommand(), extractCommand(), resizeCommand(), combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), formatsCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	wrongArgumentsAreUsage(root)

@@ -1,0 +1,79 @@
+package pipeline
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+
+	_ "github.com/lorakit/lorakit/quant/bnb" // registers the scheme
+)
+
+// matrixWeight is a weight of random values in memory.
+func matrixWeight(rows, cols int, d tensor.DType) *Weight {
+	r := rand.New(rand.NewPCG(1, 2))
+	var b []byte
+	for range rows * cols {
+		v := math.Float32bits(float32(r.NormFloat64()))
+		if d == tensor.BF16 {
+			b = binary.LittleEndian.AppendUint16(b, uint16(v>>16))
+		} else {
+			b = binary.LittleEndian.AppendUint32(b, v)
+		}
+	}
+	info := tensor.Info{Name: "w.weight", DType: d, Shape: tensor.Shape{int64(rows), int64(cols)}}
+	return &Weight{Info: info, Values: d, Role: models.Tensor{Kind: models.Linear}, Parts: []formats.Tensor{{Info: info, File: "f", Data: bytes.NewReader(b), Bytes: int64(len(b))}}}
+}
+
+// TestComputed: a computed weight reads as the matrix it is computed from, wherever a piece begins.
+func TestComputed(t *testing.T) {
+	for _, d := range []tensor.DType{tensor.F32, tensor.BF16} {
+		w := matrixWeight(37, 53, d)
+		c := Computed(w, NewMatrix(w, false))
+		want, err := io.ReadAll(io.NewSectionReader(w.Parts[0].Data, 0, w.Parts[0].Bytes))
+		require.NoError(t, err)
+		require.Equal(t, w.Parts[0].Bytes, c.Parts[0].Bytes)
+		width := d.Bits() / 8
+		for _, x := range [][2]int64{{0, 37 * 53}, {1, 2}, {52, 54}, {53, 106}, {100, 1900}, {37*53 - 1, 37 * 53}, {5, 5}} {
+			got := make([]byte, (x[1]-x[0])*width)
+			n, err := c.Parts[0].Data.ReadAt(got, x[0]*width)
+			require.NoError(t, err)
+			require.Len(t, got, n)
+			require.Equal(t, want[x[0]*width:x[1]*width], got)
+		}
+		for _, x := range [][2]int64{{1, 4}, {0, w.Parts[0].Bytes + width}, {-width, 0}} {
+			_, err := c.Parts[0].Data.ReadAt(make([]byte, max(0, x[1]-x[0])), x[0])
+			require.Error(t, err)
+		}
+	}
+}
+
+// TestQuantizedBySeveralTiles: what goes through a quantisation is the same computed or read, with
+// scales that are quantised as well and with plain ones.
+func TestQuantizedBySeveralTiles(t *testing.T) {
+	w := matrixWeight(700, 515, tensor.F32)
+	for _, double := range []bool{false, true} {
+		spec := quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: double}
+		a, err := Quantized(w, spec)
+		require.NoError(t, err)
+		b, err := Quantized(Computed(w, NewMatrix(w, false)), spec)
+		require.NoError(t, err)
+		whole, err := NewMatrix(w, false).Energy()
+		require.NoError(t, err)
+		apart, err := NewMatrix(a, false).Minus(NewMatrix(b, false)).Energy()
+		require.NoError(t, err)
+		require.Zero(t, apart)
+		lost, err := NewMatrix(w, false).Minus(NewMatrix(a, false)).Energy()
+		require.NoError(t, err)
+		require.InDelta(t, 0.092, math.Sqrt(lost/whole), 0.003)
+	}
+}
