@@ -46,10 +46,10 @@ type Analysis struct {
 	Norm    float64          `json:"norm"`
 	Modules []AnalyzedModule `json:"modules"`
 	Kinds   []AnalyzedKind   `json:"kinds"`
-	// Others are, of a change, the tensors that are no linear layer's and differ.
+	// Others are, of a change, the tensors that are no matrix of a layer, an expert or an embedding and differ.
 	Others []ChangedTensor `json:"others,omitempty"`
-	// Left are, of weights, the matrices of experts, of routers and of layers that the file holds in other pieces,
-	// which are not decomposed.
+	// Left are, of weights, the matrices of layers that the file holds in other pieces than the model, which are not
+	// decomposed.
 	Left []string `json:"left,omitempty"`
 	// Notices are what was assumed of an adapter.
 	Notices []string `json:"notices,omitempty"`
@@ -267,11 +267,19 @@ func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
 		return err
 	}
 	defer c.Close()
-	var list []*pipeline.Weight
+	var list []extraction
 	for _, w := range c.Weights {
-		if _, ok := linear(w); ok {
-			list = append(list, w)
-		} else if k := w.Role.Kind; k == models.Linear || k == models.Conv1D || k == models.Expert || k == models.Router {
+		if err := r.filled(r.Path, w); err != nil {
+			return err
+		}
+		parts := matrices(w)
+		for _, p := range parts {
+			if p.form != lora.Embedding {
+				p.base = w
+				list = append(list, p)
+			}
+		}
+		if k := w.Role.Kind; parts == nil && (k == models.Linear || k == models.Conv1D || k == models.Expert || k == models.Router) {
 			r.Left = append(r.Left, w.Name)
 		}
 	}
@@ -280,22 +288,19 @@ func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
 	}
 	r.Modules = make([]AnalyzedModule, len(list))
 	return each(ctx, len(list), o.Threads, func(ctx context.Context, i int) error {
-		w := list[i]
-		x, whole, err := r.module(w)
-		if err != nil {
-			return err
-		}
+		j := &list[i]
+		w, x, whole, err := j.base, j.analyzed(), j.matrix(j.base), error(nil)
 		if x.SpectrumFigures, err = spectrum(ctx, whole, o.Rank); err != nil {
 			return r.failed(r.Path, w, err)
 		}
 		norm := math.Sqrt(x.energy)
 		x.Norm = &norm
-		if w.Decoder == nil && w.DType.Float() {
+		if _, all := linear(w); all && w.Decoder == nil && w.DType.Float() {
 			low, err := pipeline.Quantized(w, quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true})
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.Path, err)
 			}
-			e, err := spectrum(ctx, whole.Minus(pipeline.NewMatrix(low, flipped(w))), o.Rank)
+			e, err := spectrum(ctx, whole.Minus(j.matrix(low)), o.Rank)
 			if err != nil {
 				return r.failed(r.Path, w, err)
 			}
@@ -322,7 +327,7 @@ func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
 	for _, y := range b.Weights {
 		other[y.Name] = y
 	}
-	var pairs [][2]*pipeline.Weight
+	var pairs []extraction
 	var rest, restTuned pipeline.Checkpoint // tensors of no linear layer
 	for _, x := range a.Weights {
 		y := other[x.Name]
@@ -333,9 +338,15 @@ func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
 			return fmt.Errorf("%s: %w: tensor %s has the shape %v, expected %v as in %s", r.Tuned, ErrRefused, tensor.Quote(x.Name), y.Shape, x.Shape, r.Path)
 		}
 		delete(other, x.Name)
-		if _, ok := linear(x); ok {
-			pairs = append(pairs, [2]*pipeline.Weight{x, y})
-		} else {
+		if err := r.filled(r.Path, x); err != nil {
+			return err
+		}
+		parts := matrices(x)
+		for _, p := range parts {
+			p.base, p.tuned = x, y
+			pairs = append(pairs, p)
+		}
+		if parts == nil {
 			rest.Weights, restTuned.Weights = append(rest.Weights, x), append(restTuned.Weights, y)
 		}
 	}
@@ -355,11 +366,8 @@ func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
 	}
 	r.Modules = make([]AnalyzedModule, len(pairs))
 	return each(ctx, len(pairs), o.Threads, func(ctx context.Context, i int) error {
-		w, y := pairs[i][0], pairs[i][1]
-		x, whole, err := r.module(w)
-		if err != nil {
-			return err
-		}
+		j := &pairs[i]
+		w, x, whole := j.base, j.analyzed(), j.matrix(j.base)
 		energy, err := whole.Energy()
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.Path, err)
@@ -367,7 +375,7 @@ func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
 		if energy-energy != 0 {
 			return r.failed(r.Path, w, svd.ErrNonFinite)
 		}
-		if x.SpectrumFigures, err = spectrum(ctx, pipeline.NewMatrix(y, flipped(w)).Minus(whole), o.Rank); err != nil {
+		if x.SpectrumFigures, err = spectrum(ctx, j.matrix(j.tuned).Minus(whole), o.Rank); err != nil {
 			return r.failed(r.Tuned, w, err)
 		}
 		norm := math.Sqrt(x.energy)
@@ -378,19 +386,22 @@ func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
 	})
 }
 
-// module begins a module of a checkpoint's weight.
-func (r *Analysis) module(w *pipeline.Weight) (AnalyzedModule, *pipeline.Matrix, error) {
-	name, _ := linear(w)
-	m := pipeline.NewMatrix(w, flipped(w))
-	rows, cols := m.Dims()
-	x := AnalyzedModule{Name: name, Form: w.Role.Kind.String(), Shape: tensor.Shape{int64(rows), int64(cols)}}
-	if rows == 0 || cols == 0 {
-		return x, nil, fmt.Errorf("%s: tensor %s: %w: its shape is %v, expected at least one element", r.Path, tensor.Quote(w.Name), ErrRefused, w.Shape)
+// filled refuses a linear layer without elements.
+func (r *Analysis) filled(path string, w *pipeline.Weight) error {
+	if _, ok := linear(w); ok && w.Count() == 0 {
+		return fmt.Errorf("%s: tensor %s: %w: its shape is %v, expected at least one element", path, tensor.Quote(w.Name), ErrRefused, w.Shape)
 	}
-	return x, m, nil
+	return nil
 }
 
-func flipped(w *pipeline.Weight) bool { return w.Role.Kind == models.Conv1D }
+// analyzed begins what is told of a matrix of a checkpoint.
+func (j *extraction) analyzed() AnalyzedModule {
+	form := j.form.String()
+	if j.flip {
+		form = models.Conv1D.String()
+	}
+	return AnalyzedModule{Name: j.module, Form: form, Shape: tensor.Shape{int64(j.rows), int64(j.cols)}}
+}
 
 func (r *Analysis) failed(path string, w *pipeline.Weight, err error) error {
 	return fmt.Errorf("%s: tensor %s: %w", path, tensor.Quote(w.Name), err)

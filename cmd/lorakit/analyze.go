@@ -74,7 +74,7 @@ effective rank is then a lower bound, marked ≥; of all others, and of adapters
 				fmt.Fprintf(w, "no linear layer: %s %s\n", shorten(escape(t.Name), longestName), what)
 			}
 			if len(r.Left) > 0 {
-				fmt.Fprintf(c.ErrOrStderr(), "note: %s of experts, routers or layers in pieces not looked at, the first is %s\n", count(len(r.Left), "matrix of the kind"), escape(r.Left[0]))
+				fmt.Fprintf(c.ErrOrStderr(), "note: %s, which the file holds in other pieces than the model, not looked at; the first is %s\n", count(len(r.Left), "tensor"), escape(r.Left[0]))
 			}
 			for _, n := range r.Notices {
 				fmt.Fprintln(c.ErrOrStderr(), "note: "+escape(n))
