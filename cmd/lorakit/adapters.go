@@ -54,7 +54,7 @@ func convertsAdapter(c *cobra.Command, src string) bool {
 }
 
 // ofAdapters are the flags of convert that it takes for an adapter.
-var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "force", "json", "progress", "memory", "threads"}
+var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "force", "json", "progress"}
 
 // convertAdapter writes an adapter in another dialect.
 func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lorakit.Adapter, error)) error {
