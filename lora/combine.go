@@ -69,13 +69,14 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 			rank = max(rank, a.largestRank())
 		}
 	}
+	var read Writer
 	for _, name := range slices.Sorted(maps.Keys(sources)) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		var list []contribution
 		for _, s := range sources[name] {
-			a, b, err := factors(adapters[s.adapter].Adapter, s.module)
+			a, b, err := read.factors(adapters[s.adapter].Adapter, s.module)
 			if err != nil {
 				return err
 			}
@@ -280,9 +281,9 @@ func plainModules(a *Adapter) ([]*Module, error) {
 	return list, nil
 }
 
-// factors reads A (r x in) and B (out x r) of a plain module, each by rows.
-func factors(a *Adapter, m *Module) (fa, fb kernels.Mat, err error) {
-	var w Writer
+// factors reads A (r x in) and B (out x r) of a plain module, each by rows. What w has read of the
+// tensors that experts share is not read again.
+func (w *Writer) factors(a *Adapter, m *Module) (fa, fb kernels.Mat, err error) {
 	for _, f := range []struct {
 		from Matrix
 		to   *kernels.Mat

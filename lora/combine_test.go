@@ -209,7 +209,7 @@ func TestMixAsPEFTWithItsMasks(t *testing.T) {
 				var as, bs, deltas [][]float32
 				var wa, wb, weights []float64
 				for _, s := range sources[module] {
-					a, b, err := factors(adapters[s.adapter].Adapter, s.module)
+					a, b, err := new(Writer).factors(adapters[s.adapter].Adapter, s.module)
 					require.NoError(t, err)
 					at := func(side string) string { return module + "." + side + "." + string(rune('0'+s.adapter)) }
 					weight := adapters[s.adapter].Weight

@@ -255,7 +255,7 @@ func TestKohyaConvolutions(t *testing.T) {
 	want := stored(t, filepath.Join(fixtures, "dialects", "kohya-unet.delta.safetensors"))
 	require.Len(t, a.Modules, len(want))
 	for _, m := range a.Modules {
-		fa, fb, err := factors(a, m)
+		fa, fb, err := new(Writer).factors(a, m)
 		require.NoError(t, err)
 		require.NotNil(t, want[m.Name], m.Name)
 		w, err := Floats(want[m.Name])

@@ -42,6 +42,7 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 		}
 	}
 	var rest []*Module
+	var read Writer
 	for _, m := range modules {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -50,7 +51,7 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 			rest = append(rest, m.unscaled())
 			continue
 		}
-		fa, fb, err := factors(a, m)
+		fa, fb, err := read.factors(a, m)
 		if err != nil {
 			return nil, err
 		}
