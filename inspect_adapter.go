@@ -1,6 +1,7 @@
 package lorakit
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -16,6 +17,7 @@ var ErrUnsupported = lora.ErrUnsupported
 type AdapterInspection struct {
 	Path    string `json:"path"`
 	Dialect string `json:"dialect"`
+	Type    string `json:"type"` // LORA, or another of PEFT's methods
 	// Base is the base's name as the adapter's config has it.
 	Base        string `json:"base,omitempty"`
 	PeftVersion string `json:"peft_version,omitempty"`
@@ -89,7 +91,7 @@ func InspectAdapter(ctx context.Context, adapter Adapter) (*AdapterInspection, e
 	}
 	c := &a.Config
 	r := &AdapterInspection{
-		Path: adapter.Path, Dialect: a.Dialect, Base: c.Base, PeftVersion: c.PeftVersion, Rank: c.Rank, Alpha: c.Alpha, RSLoRA: c.RSLoRA, DoRA: c.DoRA,
+		Path: adapter.Path, Dialect: a.Dialect, Type: cmp.Or(c.PeftType, "LORA"), Base: c.Base, PeftVersion: c.PeftVersion, Rank: c.Rank, Alpha: c.Alpha, RSLoRA: c.RSLoRA, DoRA: c.DoRA,
 		Bias: c.BiasMode, Starts: c.Starts(), Targets: stated(c.Targets), Parameters: stated(c.Parameters), ModulesToSave: stated(c.ToSave),
 		Patterns: []PatternedModule{}, Files: a.Files, Modules: make([]InspectedModule, len(a.Modules)), Notices: a.Notices,
 	}

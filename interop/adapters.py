@@ -213,8 +213,6 @@ def checks(lorakit):
                          ("tiny-mixtral", "attention"), ("qwen3-moe", "attention")):
         for rank, init in ((4, "kaiming"), (1, "gaussian")):
             yield f"attach {target} of rank {rank} to {base}, {init}", functools.partial(check_attach, lorakit, base, target, rank, init)
-    import attach  # it is made of what is above
-    yield from attach.checks(lorakit)
     for name, rank in (("llama/attention", 4), ("llama/rslora", 8), ("tiny-gpt2/attention", 4), ("tiny-gemma3/language", 4), ("phi3/fused", 4)):
         yield f"extract {name}", functools.partial(check_extract, lorakit, name, rank)
     for name, facts in RESULTS["combined"].items():

@@ -11,8 +11,10 @@ sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "fixtures", "generate"
 import peers  # noqa: F401  (sets the libraries up before anything else imports them)
 
 import adapters
+import attach
 import dialects
 import files
+import others
 import plain
 import pytorch
 import quantized
@@ -25,7 +27,7 @@ def main(binary, wanted):
     with tempfile.TemporaryDirectory(prefix="lorakit-interop-") as work:
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
-        for module in (quantized, plain, real, adapters, dialects, pytorch, files):
+        for module in (quantized, plain, real, adapters, attach, dialects, others, pytorch, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
                     continue

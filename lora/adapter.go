@@ -38,11 +38,12 @@ const (
 	Bias                  // Value (n): adds scaling * Value
 	Replace               // Value is the parameter's new value
 	Rows                  // Value (n, width) are the new values of the rows Indices
+	Scale                 // multiplies the outputs by Value, or where Inputs is set the inputs
 )
 
 // String returns the form's name.
 func (f Form) String() string {
-	return [...]string{"linear", "embedding", "conv", "bias", "replace", "rows"}[f]
+	return [...]string{"linear", "embedding", "conv", "bias", "replace", "rows", "scale"}[f]
 }
 
 // Module is one part of an adapter: what it does to one parameter of the base.
@@ -64,12 +65,20 @@ type Module struct {
 	// (experts*rank x in) and B (out x experts*rank), taken apart by expert.
 	A, B      Matrix
 	Kernel    tensor.Shape    // of Conv, which tells how in is made up
-	Value     *formats.Tensor // of Bias, Replace and Rows
+	Value     *formats.Tensor // of Bias, Replace, Rows and Scale
 	Magnitude *formats.Tensor // of DoRA, else nil
 	Indices   []int64         // of Rows
 	Rank      int
 	Alpha     float64
 	Scaling   float64 // alpha / rank, or alpha / sqrt(rank) with rsLoRA
+	// Hadamard, where not nil, are matrices whose element-wise product B·A is, and far smaller than those.
+	Hadamard []Tiled
+	made     []*formats.Tensor // the tensors of the file that A and B are computed of, where they are
+	// Reshaped is whether a convolution's kernels may be taken for the rows of the delta as they lie.
+	Reshaped bool
+	Inputs   bool // of Scale
+	// narrow, where not nil, makes A for a number of inputs that only the base tells: A itself has the most of any module.
+	narrow func(in int64) Matrix
 	// Base is whether the new value of a Replace stands for the base's own (an
 	// embedding that PEFT stores beside its adapter), so that deltas are added to it.
 	Base bool
@@ -154,6 +163,8 @@ func (a *Adapter) Subtractable() error {
 		switch {
 		case m.Magnitude != nil:
 			return fmt.Errorf("%s: module %s: %w: DoRA cannot be subtracted, since the norms of the base are not in a merged checkpoint", a.Path, tensor.Quote(m.String()), ErrUnsupported)
+		case m.Form == Scale:
+			return fmt.Errorf("%s: module %s: %w: IA3 scales weights, which cannot be subtracted", a.Path, tensor.Quote(m.String()), ErrUnsupported)
 		case m.Form == Replace && !m.Base, m.Form == Rows:
 			return fmt.Errorf("%s: module %s: %w: it has replaced weights of the base, which are not in a merged checkpoint", a.Path, tensor.Quote(m.String()), ErrUnsupported)
 		}

@@ -38,8 +38,13 @@ type Term struct {
 	Left, Right Matrix
 	Rank        int64
 	Scale       float32
-	// OutputRows says, for DoRA, that its magnitudes belong to rows of the rectangle, else to
-	// columns; FirstOutput is the magnitude of the first one.
+	// Hadamard, where not nil, are the matrices whose element-wise product stands for that of Left and
+	// Right.
+	Hadamard []Tiled
+	// Factor, of Form Scale, multiplies the rectangle's rows or columns, as OutputRows says.
+	Factor *formats.Tensor
+	// OutputRows says, for DoRA and Scale, that the magnitudes or factors belong to rows of the rectangle,
+	// else to columns; FirstOutput is that of the first one.
 	OutputRows  bool
 	FirstOutput int64
 }
@@ -246,7 +251,7 @@ func (b *binder) bind(i int, a Weighted) error {
 			}
 			continue
 		}
-		if m.Form == Linear && m.Param == "weight" && b.stack(m) {
+		if m.Form == Linear && m.Param == "weight" && !a.Config.otherMethod() && b.stack(m) {
 			if stacks[m.Name] == nil {
 				order = append(order, m.Name)
 			}
@@ -479,6 +484,7 @@ func (b *binder) place(t Term, at spot, pc piece, nth int64) {
 		return
 	}
 	t.Left, t.Right = t.Left.rows(lo-first, hi-first), t.Right.cols(c0, c1)
+	t.Hadamard = window(t.Hadamard, lo-first, c0)
 	if t.OutputRows {
 		t.FirstOutput += lo - first
 	} else {
@@ -490,6 +496,7 @@ func (b *binder) place(t Term, at spot, pc piece, nth int64) {
 		height, width = width, height
 		t.Row, t.Rows, t.Col, t.Cols = t.Col, t.Cols, t.Row, t.Rows
 		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
+		t.Hadamard = Transposed(t.Hadamard)
 		t.OutputRows = !t.OutputRows
 	}
 	parts := int64(1) // of the file's tensor, below each other and beside each other
@@ -573,6 +580,8 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 	switch m.Form {
 	case Replace, Rows:
 		return b.value(a, t, p)
+	case Scale:
+		return b.factor(a, t, s)
 	case Bias:
 		if n := m.Value.Count(); len(p.shape) != 1 || n != p.shape[0] {
 			return fmt.Errorf("module %s: %w: its bias has %d elements, expected %v", tensor.Quote(m.Name), ErrBase, n, p.shape)
@@ -603,10 +612,18 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 	for _, d := range p.shape[1:] {
 		cols *= d
 	}
+	if m.narrow != nil {
+		in := cols
+		if p.kind == models.Conv1D || rows != m.B.Rows && cols == m.B.Rows {
+			in = rows
+		}
+		m.A = m.narrow(in)
+	}
 	direct, turned := rows == m.B.Rows && cols == m.A.Cols, rows == m.A.Cols && cols == m.B.Rows && len(p.shape) == 2 && s.parts == 0
 	switch {
 	case m.Form == Conv && len(p.shape) > 2:
 		direct, turned = direct && slices.Equal(append(tensor.Shape{p.shape[1]}, m.Kernel...), p.shape[1:]), false
+	case m.Form == Linear && m.Reshaped:
 	case m.Form == Conv || len(p.shape) > 2: // kohya takes a linear layer for a convolution of one element, or the other way round
 		direct, turned = direct && points(m.Kernel) && points(p.shape[2:]), false
 	}
@@ -624,6 +641,12 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 		t.Left, t.Right, t.OutputRows = m.A.Transposed(), m.B.Transposed(), false
 	default:
 		t.Left, t.Right, t.OutputRows = m.B, m.A, true
+	}
+	if m.Hadamard != nil {
+		t.Left, t.Right, t.Hadamard = Matrix{}, Matrix{}, m.Hadamard
+		if turned {
+			t.Hadamard = Transposed(m.Hadamard)
+		}
 	}
 	if m.Magnitude != nil && m.Magnitude.Count() != m.B.Rows {
 		return fmt.Errorf("module %s: %w: its magnitude has %d elements, expected %d", tensor.Quote(m.Name), ErrMalformed, m.Magnitude.Count(), m.B.Rows)
@@ -659,6 +682,9 @@ func (b *binder) misfit(m *Module, s spot) error {
 	part := ""
 	if s.parts > 0 {
 		part = fmt.Sprintf("part %d of %d of ", s.part+1, s.parts)
+	}
+	if m.made != nil {
+		return fmt.Errorf("module %s: %w: its delta of %d x %d does not fit %s%s of shape %v", tensor.Quote(m.Name), ErrBase, m.B.Rows, m.A.Cols, part, tensor.Quote(s.p.name), s.p.shape)
 	}
 	return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v do not fit %s%s of shape %v", tensor.Quote(m.Name), ErrBase, m.A, m.B, part, tensor.Quote(s.p.name), s.p.shape)
 }
@@ -851,7 +877,7 @@ func sameChange(x, y *Change) (bool, error) {
 	}
 	for i := range x.Terms {
 		s, t := &x.Terms[i], &y.Terms[i]
-		if s.Module.Form == Rows || t.Module.Form == Rows || s.Module.Magnitude != nil || t.Module.Magnitude != nil || s.Adapter != t.Adapter || s.Scale != t.Scale || s.Rows != t.Rows || s.Cols != t.Cols {
+		if s.Left.T == nil || t.Left.T == nil || s.Module.Magnitude != nil || t.Module.Magnitude != nil || s.Adapter != t.Adapter || s.Scale != t.Scale || s.Rows != t.Rows || s.Cols != t.Cols {
 			return false, nil
 		}
 		if same, err := sameNumbers(s.Left, t.Left); !same || err != nil {

@@ -35,7 +35,9 @@ type Config struct {
 	Mapping     jsontext.Value `json:"auto_mapping"`
 
 	ranks, alphas []pattern
-	spent         time.Duration // matching patterns
+	kept          map[string][]bool // of AdaLoRA: which directions are left, by module
+	feedforward   jsontext.Value    // of IA3: the modules whose inputs are scaled
+	spent         time.Duration     // matching patterns
 	raw           []byte
 }
 
@@ -71,8 +73,8 @@ func parseConfig(b []byte) (Config, error) {
 	if err := json.Unmarshal(b, &all); err != nil {
 		return c, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	if c.PeftType != "LORA" {
-		return c, fmt.Errorf("%w: peft_type is %s, expected LORA", ErrUnsupported, tensor.Quote(c.PeftType))
+	if !slices.Contains(methods(), c.PeftType) {
+		return c, fmt.Errorf("%w: peft_type is %s; known are %s", ErrUnsupported, tensor.Quote(c.PeftType), strings.Join(methods(), ", "))
 	}
 	for _, name := range []string{"r", "lora_alpha"} {
 		if v, ok := all[name]; ok && v.Kind() != '0' {
@@ -86,6 +88,9 @@ func parseConfig(b []byte) (Config, error) {
 		if v, ok := all[name]; ok && !empty(v) {
 			return c, fmt.Errorf("%w: %s is %s, which changes what the adapter computes", ErrUnsupported, name, tensor.Quote(string(v)))
 		}
+	}
+	if c.otherMethod() {
+		return c, c.parseMethod(all)
 	}
 	if c.Rank <= 0 {
 		return c, fmt.Errorf("%w: r is %d, expected 1 or more", ErrMalformed, c.Rank)

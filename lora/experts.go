@@ -241,6 +241,9 @@ func ExpertChoices() []string { return []string{keepExperts, perExpert, fusedExp
 // apart returns the modules of an adapter with every stack of experts taken apart into modules
 // of single experts, which view the stack's tensors.
 func (a *Adapter) apart() ([]*Module, error) {
+	if err := a.plain(); err != nil {
+		return nil, err
+	}
 	stacks, err := a.stacks()
 	if err != nil {
 		return nil, err

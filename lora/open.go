@@ -199,6 +199,11 @@ func (a *Adapter) openFile(path string, o OpenOptions) error {
 
 // dialectOf tells from names of tensors of which dialect they are, and by which.
 func dialectOf(tensors []formats.Tensor) (dialect, example string) {
+	for i := range tensors { // as PEFT's AdaLoRA, whose lora_A is called as in loralib
+		if name, ok := strings.CutPrefix(tensors[i].Name, peftPrefix); ok && strange(strings.Split(name, ".")) {
+			return PEFT, tensors[i].Name
+		}
+	}
 	for i := range tensors {
 		name := tensors[i].Name
 		switch {

@@ -54,9 +54,13 @@ func checkOpened(t fataler, a *Adapter) {
 	names := map[string]bool{}
 	for _, m := range a.Modules {
 		require.NotEmpty(t, m.Name)
-		for _, x := range []*formats.Tensor{m.A.T, m.B.T, m.Value, m.Magnitude} {
+		own := []*formats.Tensor{m.A.T, m.B.T, m.Value, m.Magnitude}
+		if m.made != nil {
+			own = m.made
+		}
+		for _, x := range own {
 			if x != nil {
-				require.False(t, taken[x], x.Name)
+				require.False(t, taken[x] && !strings.Contains(x.Name, "vera_"), x.Name) // VeRA's are for all
 				taken[x], names[x.Name] = true, true
 			}
 		}
@@ -79,12 +83,17 @@ func checkOpened(t fataler, a *Adapter) {
 			require.Nil(t, m.A.T)
 			require.NotNil(t, m.Value)
 		}
+		for _, x := range m.Hadamard {
+			require.True(t, x.Left.within() && x.Right.within())
+			require.Positive(t, x.Row.Each)
+			require.Positive(t, x.Col.Each)
+		}
 	}
 	for _, x := range a.container.Tensors() {
 		if a.Dialect == Kohya && strings.HasSuffix(x.Name, ".alpha") {
 			continue // it has been read
 		}
-		if !strings.Contains(x.Name, ".original_module.") && !strings.Contains(x.Name, ".modules_to_save.") {
+		if pruned := a.Config.PeftType == adaLoRA && x.Count() == 0; !pruned && !strings.Contains(x.Name, ".original_module.") && !strings.Contains(x.Name, ".modules_to_save.") {
 			require.True(t, names[x.Name], "%s is in no module", x.Name)
 		}
 	}
@@ -101,12 +110,14 @@ func FuzzOpen(f *testing.F) {
 	for _, config := range []string{
 		plainConfig, `{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": true}`, `{"peft_type": "LORA", "r": 2, "lora_bias": true}`,
 		`{"peft_type": "LORA", "r": 2, "trainable_token_indices": [0, 1]}`, `{"peft_type": "LORA", "r": 2, "target_parameters": ["experts.down_proj"]}`,
+		`{"peft_type": "ADALORA", "init_r": 2}`, `{"peft_type": "ADALORA", "init_r": 3, "rank_pattern": {"q.lora_E": [true, false, true]}}`, `{"peft_type": "LOHA", "r": 2, "alpha": 3}`,
+		`{"peft_type": "LOKR", "r": 2, "alpha_pattern": {"q": 7}}`, `{"peft_type": "VERA", "r": 2}`, `{"peft_type": "IA3", "feedforward_modules": ["q"]}`, `{"peft_type": "OFT"}`,
 		`{"peft_type": "LORA", "r": 1, "rank_pattern": {".*q": 2}, "alpha_pattern": {"^x$": 3}}`, `{"peft_type": "LORA", "r": 1e9}`, `[]`, ``,
 	} {
 		for _, key := range []string{
 			"base_model.model.q.lora_A.weight", "base_model.model.q.lora_A.default.weight", "q.lora_embedding_A", "q.lora_magnitude_vector",
 			"q.base_layer.lora_A.weight", "q.token_adapter.trainable_tokens_delta", "q.modules_to_save.weight", "q.original_module.weight",
-			"q.base_layer.weight", "lora_A.weight", ".lora_A.weight", "base_model.model.", "q.lora_A.a.b.weight",
+			"q.base_layer.weight", "q.lora_A", "q.lora_E", "q.hada_w1_a", "q.lokr_w1", "q.lokr_w2_a.default", "q.vera_lambda_b", "base_model.vera_A", "q.ia3_l", "lora_A.weight", ".lora_A.weight", "base_model.model.", "q.lora_A.a.b.weight",
 		} {
 			f.Add([]byte(config), key, key[:len(key)/2], byte(2), byte(3))
 		}

@@ -80,6 +80,12 @@ func split(key string) (module string, r role, param string) {
 
 // readPEFT makes modules of the tensors of a PEFT file.
 func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
+	if a.Config.otherMethod() {
+		var err error
+		if tensors, err = a.readMethod(tensors); err != nil {
+			return err
+		}
+	}
 	type parts struct{ a, b, bias, magnitude *formats.Tensor }
 	values := map[string]*formats.Tensor{} // by module and parameter
 	for i := range tensors {

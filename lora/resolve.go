@@ -162,6 +162,8 @@ func (b *binder) fileParameter(i int) *parameter {
 // shapeOf is the shape that a module's parameter has by its own tensors.
 func (b *binder) shapeOf(m *Module) tensor.Shape {
 	switch {
+	case m.Form == Scale: // it tells one side alone
+		return tensor.Shape{m.Value.Count(), m.Value.Count()}
 	case m.A.T == nil:
 		return m.Value.Shape
 	case m.Form == Embedding:

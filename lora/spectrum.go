@@ -46,7 +46,7 @@ func (g *Spectrograph) Spectrum(a *Adapter, m *Module) (*Spectrum, error) {
 		if s.Norm, err = norm(m.Value); m.Form == Bias {
 			s.Norm *= math.Abs(m.Scaling)
 		}
-	case m.Rank == 0:
+	case m.Rank == 0 || m.narrow != nil:
 		s.Norm, s.NeedsBase = math.NaN(), true
 		return s, nil
 	case m.stackOf() > 0:
@@ -61,6 +61,8 @@ func (g *Spectrograph) Spectrum(a *Adapter, m *Module) (*Spectrum, error) {
 			sum += energy(values)
 		}
 		s.Norm = math.Sqrt(sum)
+	case m.Hadamard != nil && m.Rank > largestSpectrum:
+		s.Norm, err = m.hadamardNorm()
 	default:
 		if s.Values, err = g.values(m.A, m.B, m.Scaling); err == nil {
 			s.Norm = math.Sqrt(energy(s.Values))
@@ -182,8 +184,11 @@ func (m *Module) Contents() Contents {
 		return Contents{Shape: m.Value.Shape, DType: m.Value.DType}
 	}
 	c := Contents{A: m.A.T.Shape, B: m.B.T.Shape, DType: m.B.T.DType, Experts: m.stackOf()}
+	if m.made != nil {
+		c.A, c.B, c.DType = tensor.Shape{m.A.Rows, m.A.Cols}, tensor.Shape{m.B.Rows, m.B.Cols}, m.made[0].DType
+	}
 	switch {
-	case m.Rank == 0 || c.Experts > 0:
+	case m.Rank == 0 || c.Experts > 0 || m.narrow != nil:
 	case m.Form == Embedding:
 		c.Shape = tensor.Shape{m.A.Cols, m.B.Rows}
 	default:
@@ -201,7 +206,11 @@ func (m *Module) Contents() Contents {
 func (a *Adapter) Size() (trained, bytes int64) {
 	counted := map[*formats.Tensor]bool{}
 	for _, m := range a.Modules {
-		for _, t := range []*formats.Tensor{m.A.T, m.B.T, m.Value, m.Magnitude} {
+		list := []*formats.Tensor{m.A.T, m.B.T, m.Value, m.Magnitude}
+		if m.made != nil {
+			list = m.made
+		}
+		for _, t := range list {
 			if t == nil || counted[t] {
 				continue
 			}

@@ -161,6 +161,12 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 	if start := a.Config.residual(); start != "" && o.To != PEFT {
 		return nil, fmt.Errorf("%s: %w: init_lora_weights is %s, whose deltas are for the base without the part it started from, which only PEFT works out", a.Path, ErrUnsupported, tensor.Quote(start))
 	}
+	if a.Config.otherMethod() {
+		var err error
+		if a, err = a.asLoRA(); err != nil {
+			return nil, err
+		}
+	}
 	var e *Encoded
 	var err error
 	switch o.To {
@@ -203,6 +209,8 @@ func (m *Module) what() string {
 		return "a replaced weight"
 	case m.Form == Rows:
 		return "trained rows of an embedding"
+	case m.Form == Scale:
+		return "a vector of IA3"
 	}
 	return "a linear layer"
 }

@@ -15,8 +15,9 @@ import (
 type term struct {
 	*lora.Term
 	left, right kernels.Mat
-	magnitude   []float32 // of DoRA: magnitude / norm, once the norms are known
-	values      []float32 // of Rows
+	magnitude   []float32           // of DoRA: magnitude / norm, once the norms are known
+	values      []float32           // of Rows and Scale
+	tiles       []*lora.TiledValues // of an element-wise product
 	rows        map[int64]int
 }
 
@@ -68,6 +69,11 @@ func (m *merging) factorBytes() int64 {
 		if t.Module.Form == lora.Rows {
 			tensors = append(tensors, t.Module.Value)
 		}
+		tensors = append(tensors, t.Factor)
+		for _, x := range t.Hadamard {
+			tensors = append(tensors, x.Left.T, x.Right.T)
+			total += 4 * max(m.Width, chunk, x.Right.Cols) // other and row of mergeBuffers
+		}
 		for _, x := range tensors {
 			if x != nil && !seen[x] {
 				seen[x] = true
@@ -93,7 +99,20 @@ func (r *run) loadTerms(j *jobRun) error {
 	for i := range j.weight.merge.Terms {
 		t := &term{Term: &j.weight.merge.Terms[i]}
 		var err error
-		if t.Module.Form == lora.Rows {
+		switch {
+		case t.Module.Form == lora.Scale:
+			if t.values, err = r.factors.get(t.Factor); err != nil {
+				return err
+			}
+		case t.Hadamard != nil:
+			for _, h := range t.Hadamard {
+				x, err := h.Load(func(m lora.Matrix) (kernels.Mat, error) { return mat(m, m.Rows, m.Cols) })
+				if err != nil {
+					return err
+				}
+				t.tiles = append(t.tiles, x)
+			}
+		case t.Module.Form == lora.Rows:
 			if t.values, err = r.factors.get(t.Module.Value); err != nil {
 				return err
 			}
@@ -101,7 +120,7 @@ func (r *run) loadTerms(j *jobRun) error {
 			for k, row := range t.Module.Indices {
 				t.rows[row] = k
 			}
-		} else {
+		default:
 			if t.left, err = mat(t.Left, t.Rows, t.Rank); err != nil {
 				return err
 			}
@@ -141,6 +160,7 @@ func (j *jobRun) prepared() bool {
 // mergeBuffers is the memory in which a worker merges.
 type mergeBuffers struct {
 	base, x, delta, out, total, before []float32
+	other, row                         []float32 // of an element-wise product
 	deltas                             [][]float32
 }
 
@@ -158,7 +178,7 @@ func (j *jobRun) simple() *term {
 		return nil
 	}
 	t := j.terms[0]
-	if t.magnitude != nil || t.Module.Form == lora.Rows || t.Cols != j.weight.merge.Width || t.Rows*t.Cols != j.weight.Count() {
+	if !t.additive() || t.Cols != j.weight.merge.Width || t.Rows*t.Cols != j.weight.Count() {
 		return nil
 	}
 	return t
@@ -182,8 +202,7 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 		for row := lo / width; row < hi/width; row += rows {
 			end := min(row+rows, hi/width)
 			delta := floats(&s.merge.delta, int((end-row)*width))
-			clear(delta)
-			kernels.MulAdd(kernels.MatOf(delta, int(end-row), int(width)), t.left.Slice(int(row), int(end), 0, int(t.Rank)), t.right)
+			t.product(&s.merge, delta, row, end, 0, width)
 			for k := row; k < end; k++ {
 				at := k*width - lo
 				ed, dd := kernels.MergeRow(out[at*on:(at+width)*on], as, values[at*in:(at+width)*in], from, delta[(k-row)*width:(k-row+1)*width], t.Scale)
@@ -234,25 +253,20 @@ func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
 		if r0 >= r1 || c0 >= c1 {
 			continue
 		}
+		scale := t.Module.Form == lora.Scale
 		delta := floats(&s.merge.delta, int((r1-r0)*(c1-c0)))
-		clear(delta)
-		kernels.MulAdd(kernels.MatOf(delta, int(r1-r0), int(c1-c0)),
-			t.left.Slice(int(r0-t.Row), int(r1-t.Row), 0, int(t.Rank)), t.right.Slice(0, int(t.Rank), int(c0-t.Col), int(c1-t.Col)))
+		if !scale {
+			t.product(&s.merge, delta, r0-t.Row, r1-t.Row, c0-t.Col, c1-t.Col)
+		}
 		for k := r0; k < r1; k++ {
 			dst := piece[(k-row)*cols+c0-col : (k-row)*cols+c1-col]
+			if scale {
+				t.multiply(dst, t.values, k, c0)
+				continue
+			}
 			kernels.AddScaled(dst, dst, delta[(k-r0)*(c1-c0):(k-r0+1)*(c1-c0)], t.Scale)
-			switch {
-			case t.magnitude == nil || !j.ready:
-			case t.OutputRows:
-				f := t.magnitude[t.FirstOutput+k-t.Row]
-				for i := range dst {
-					dst[i] *= f
-				}
-			default:
-				f := t.magnitude[t.FirstOutput+c0-t.Col:]
-				for i := range dst {
-					dst[i] *= f[i]
-				}
+			if t.magnitude != nil && j.ready {
+				t.multiply(dst, t.magnitude, k, c0)
 			}
 		}
 	}

@@ -105,7 +105,7 @@ func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width
 	}
 	var deltas [][]float32
 	here := make([]int, 0, len(list))
-	one := len(j.terms) == 1 && j.weight.merge.ValueOf == nil && j.terms[0].magnitude == nil && j.terms[0].Module.Form != lora.Rows
+	one := len(j.terms) == 1 && j.weight.merge.ValueOf == nil && j.terms[0].additive()
 	for row := int64(0); row < n/width; row += step {
 		end := min(row+step, n/width)
 		lo, hi := row*width, end*width

@@ -118,6 +118,7 @@ func (m *merging) transposed(shape tensor.Shape) *merging {
 		t := &c.Terms[i]
 		t.Row, t.Rows, t.Col, t.Cols = t.Col, t.Cols, t.Row, t.Rows
 		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
+		t.Hadamard = lora.Transposed(t.Hadamard)
 		t.OutputRows = !t.OutputRows
 	}
 	return &merging{&c, m.base}

@@ -17,9 +17,12 @@ import (
 func TestResumeMerge(t *testing.T) {
 	const fixtures = "../fixtures/adapters/"
 	for name, o := range map[string]pipeline.Options{
-		"attention": {Quantize: "keep", MaxShardSize: 4 << 10},
-		"dora":      {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, MaxShardSize: 4 << 10},
-		"rslora":    {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Dequantized: true, MaxShardSize: 4 << 10},
+		"attention":            {Quantize: "keep", MaxShardSize: 4 << 10},
+		"dora":                 {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, MaxShardSize: 4 << 10},
+		"rslora":               {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Dequantized: true, MaxShardSize: 4 << 10},
+		"../others/llama-loha": {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Dequantized: true, MaxShardSize: 4 << 10},
+		"../others/llama-lokr": {Quantize: "keep", MaxShardSize: 4 << 10},
+		"../others/llama-ia3":  {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, MaxShardSize: 4 << 10},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, err := lora.Open(fixtures+"llama/"+name, lora.OpenOptions{})

@@ -33,7 +33,7 @@ func printAdapter(w io.Writer, r *lorakit.AdapterInspection) {
 		fmt.Fprintf(w, "%-13s %s\n", name, shorten(escape(fmt.Sprintf(format, args...)), longestName))
 	}
 	if r.PeftVersion != "" {
-		line("dialect", "%s, written by PEFT %s", r.Dialect, r.PeftVersion)
+		line("dialect", "%s, %s, written by PEFT %s", r.Dialect, r.Type, r.PeftVersion)
 	} else {
 		line("dialect", "%s", r.Dialect)
 	}
