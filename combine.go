@@ -43,6 +43,9 @@ func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptio
 	if err := lo.Check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrOption, err)
 	}
+	if err := pipeline.CheckSpared(out, paths(adapters)...); err != nil {
+		return nil, err
+	}
 	list, closeAll, err := openAdapters(adapters)
 	if err != nil {
 		return nil, err

@@ -101,6 +101,9 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	if err := pipeline.CheckDestination(src, dst, pipeline.RunOptions{Resume: o.Resume, Force: o.Force}); err != nil {
 		return nil, err
 	}
+	if err := pipeline.CheckSpared(dst, paths(o.Merge)...); err != nil {
+		return nil, err
+	}
 	c, err := pipeline.Open(src)
 	if err != nil {
 		return nil, err

@@ -65,6 +65,15 @@ func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapte
 	return err
 }
 
+// paths lists those of adapters.
+func paths(adapters []Adapter) []string {
+	var list []string
+	for _, a := range adapters {
+		list = append(list, a.Path)
+	}
+	return list
+}
+
 // openAdapters opens adapters; a weight of 0 stands for 1. What is said of them has to be
 // needed by one.
 func openAdapters(adapters []Adapter) ([]lora.Weighted, func(), error) {

@@ -43,6 +43,35 @@ func CheckDestination(src, dst string, o RunOptions) error {
 	return nil
 }
 
+// CheckSpared refuses a destination that would take the place of something else that a run reads, or
+// of a folder around it: an adapter that is merged, the other side of a comparison.
+func CheckSpared(dst string, sources ...string) error {
+	b, err := resolve(dst)
+	if err != nil {
+		return err
+	}
+	di, missing := os.Stat(b)
+	for _, src := range sources {
+		a, err := resolve(src)
+		if err != nil {
+			return err
+		}
+		si, err := os.Stat(a)
+		if err != nil {
+			return err
+		}
+		for _, at := range []string{b, b + stageSuffix} {
+			if within(at, a) {
+				return fmt.Errorf("%s: %w: %s is read, and would be replaced", dst, ErrRefused, src)
+			}
+		}
+		if missing == nil && os.SameFile(si, di) {
+			return fmt.Errorf("%s: %w: %s is read, and would be replaced", dst, ErrRefused, src)
+		}
+	}
+	return nil
+}
+
 // apart refuses a destination that is the source, or inside of it, or around it.
 func apart(src, dst string) error {
 	a, err := resolve(src)
