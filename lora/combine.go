@@ -204,7 +204,7 @@ func (o *CombineOptions) bounded(m *Module) error {
 // largestRank is the largest rank of an adapter or of its rank_pattern, used or not.
 func (a *Adapter) largestRank() int {
 	rank := a.Config.Rank
-	for _, p := range a.Config.ranks {
+	for _, p := range a.Config.ranks.list {
 		rank = max(rank, int(min(p.value, math.MaxInt32)))
 	}
 	for _, m := range a.Modules {
@@ -253,7 +253,7 @@ func plainModules(a *Adapter) ([]*Module, error) {
 	}
 	all, err := a.apart()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}
 	var list []*Module
 	adapted := map[string]bool{}

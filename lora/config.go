@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/dlclark/regexp2/v2"
 	"github.com/go-json-experiment/json"
@@ -34,18 +35,47 @@ type Config struct {
 	Base        string         `json:"-"` // base_model_name_or_path
 	Mapping     jsontext.Value `json:"auto_mapping"`
 
-	ranks, alphas []pattern
-	kept          map[string][]bool // of AdaLoRA: which directions are left, by module
-	feedforward   jsontext.Value    // of IA3: the modules whose inputs are scaled
-	spent         time.Duration     // matching patterns
-	raw           []byte
+	ranks, alphas       patterns
+	targets, parameters ends              // those of Targets and Parameters that are names
+	target              *regexp2.Regexp   // of Targets, once it was needed
+	kept                map[string][]bool // of AdaLoRA: which directions are left, by module
+	feedforward         jsontext.Value    // of IA3: the modules whose inputs are scaled
+	spent               time.Duration     // matching patterns
+	raw                 []byte
 }
 
 // pattern is an entry of rank_pattern or alpha_pattern, in the file's order.
 type pattern struct {
 	key   string
 	value float64
-	re    *regexp2.Regexp
+	re    *regexp2.Regexp // nil where key is a name
+}
+
+// patterns are those of a field, of which the first that matches a name counts.
+type patterns struct {
+	list    []pattern
+	names   map[string]int // the place of a key that stands for one name and all that end in it
+	longest int            // of those
+	others  []int          // the places of the rest
+}
+
+// add appends a pattern.
+func (l *patterns) add(p pattern) {
+	at := len(l.list)
+	l.list = append(l.list, p)
+	wild := strings.ContainsAny(strings.ReplaceAll(p.key, `\.`, ""), ".^")
+	if p.re != nil || wild {
+		l.others = append(l.others, at)
+		return
+	}
+	name := strings.ReplaceAll(p.key, `\.`, ".")
+	if l.names == nil {
+		l.names = map[string]int{}
+	}
+	if _, ok := l.names[name]; !ok {
+		l.names[name] = at
+		l.longest = max(l.longest, len(name))
+	}
 }
 
 // unsupported are the fields that change what an adapter computes and are not known
@@ -61,6 +91,7 @@ const (
 	matchTimeout = 250 * time.Millisecond
 	allMatches   = 10 * time.Second
 	longestRegex = 16 << 10
+	mostRegexes  = 10_000 // of a field; names that are written out are not counted
 )
 
 // parseConfig reads an adapter_config.json.
@@ -76,6 +107,10 @@ func parseConfig(b []byte) (Config, error) {
 	if !slices.Contains(methods(), c.PeftType) {
 		return c, fmt.Errorf("%w: peft_type is %s; known are %s", ErrUnsupported, tensor.Quote(c.PeftType), strings.Join(methods(), ", "))
 	}
+	if !empty(c.Parameters) && stringList(c.Parameters) == nil { // what is for stacks of experts would not be told
+		return c, fmt.Errorf("%w: target_parameters is %s, expected a list of names", ErrMalformed, tensor.Quote(string(c.Parameters)))
+	}
+	c.targets, c.parameters = endsOf(stringList(c.Targets)), endsOf(stringList(c.Parameters))
 	for _, name := range []string{"r", "lora_alpha"} {
 		if v, ok := all[name]; ok && v.Kind() != '0' {
 			return c, fmt.Errorf("%w: %s is %s, expected a number", ErrMalformed, name, tensor.Quote(string(v)))
@@ -110,43 +145,82 @@ func parseConfig(b []byte) (Config, error) {
 
 // empty reports whether a JSON value switches a field off.
 func empty(v jsontext.Value) bool {
-	switch string(v) {
-	case "", "null", "false", "[]", "{}", `""`:
-		return true
+	switch v.Kind() {
+	case '[', '{':
+		return strings.TrimSpace(string(v[1:len(v)-1])) == ""
+	case '"':
+		return string(v) == `""`
+	case 't', '0':
+		return false
 	}
-	return false
+	return true
 }
 
 // parsePatterns reads an object of regular expressions and numbers in its order, which
 // a map would lose.
-func parsePatterns(v jsontext.Value) ([]pattern, error) {
+func parsePatterns(v jsontext.Value) (list patterns, err error) {
 	if empty(v) {
-		return nil, nil
+		return list, nil
 	}
 	d := jsontext.NewDecoder(strings.NewReader(string(v)))
 	if t, err := d.ReadToken(); err != nil || t.Kind() != '{' {
-		return nil, fmt.Errorf("%w: expected a JSON object", ErrMalformed)
+		return list, fmt.Errorf("%w: expected a JSON object", ErrMalformed)
 	}
-	var list []pattern
+	regexes := 0
 	for d.PeekKind() == '"' {
 		key, err := d.ReadToken()
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+			return list, fmt.Errorf("%w: %w", ErrMalformed, err)
 		}
 		p := pattern{key: key.String()}
 		val, err := d.ReadToken()
 		if err != nil || val.Kind() != '0' {
-			return nil, fmt.Errorf("%w: the value of %s is no number", ErrMalformed, tensor.Quote(p.key))
+			return list, fmt.Errorf("%w: the value of %s is no number", ErrMalformed, tensor.Quote(p.key))
 		}
 		if p.value, err = val.Float(); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+			return list, fmt.Errorf("%w: %w", ErrMalformed, err)
 		}
-		if p.re, err = compile(`(.*\.)?(` + p.key + `)$`); err != nil {
-			return nil, err
+		if !isName(p.key) {
+			if regexes++; regexes > mostRegexes {
+				return list, fmt.Errorf("%w: more than %d regular expressions", ErrMalformed, mostRegexes)
+			}
+			if p.re, err = compile(`(.*\.)?(` + p.key + `)$`); err != nil {
+				return list, err
+			}
 		}
-		list = append(list, p)
+		list.add(p)
 	}
 	return list, nil
+}
+
+// isName reports whether a pattern is the name of a module or the end of one, written out, as nearly all
+// are: an adapter with a rank for each of its modules has thousands, and as regular expressions
+// they would take minutes.
+func isName(key string) bool {
+	key = strings.ReplaceAll(strings.TrimPrefix(key, "^"), `\.`, ".")
+	return key != "" && strings.Trim(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") == ""
+}
+
+// match reports whether a pattern matches a name as Python's re.match does with `(.*\.)?(key)$`.
+func (p *pattern) match(name string) (bool, error) {
+	if p.re != nil {
+		return p.re.MatchString(name)
+	}
+	key, fromStart := strings.CutPrefix(p.key, "^")
+	for key != "" {
+		c := key[len(key)-1]
+		key = key[:len(key)-1]
+		escaped := c == '.' && strings.HasSuffix(key, `\`)
+		if escaped {
+			key = key[:len(key)-1]
+		}
+		r, n := utf8.DecodeLastRuneInString(name)
+		if wild := c == '.' && !escaped; n == 0 || !wild && r != rune(c) {
+			return false, nil
+		}
+		name = name[:len(name)-n]
+	}
+	return name == "" || !fromStart && name[len(name)-1] == '.', nil
 }
 
 // compile prepares a regular expression of Python that is to match from the start of a
@@ -165,22 +239,36 @@ func compile(expr string) (*regexp2.Regexp, error) {
 
 // lookup returns the value of the first pattern that matches a name, or otherwise; field is
 // what the patterns are called.
-func (c *Config) lookup(field string, list []pattern, name string, otherwise float64) (float64, error) {
-	if len(list) == 0 {
-		return otherwise, nil
+func (c *Config) lookup(field string, in patterns, name string, otherwise float64) (float64, error) {
+	first := len(in.list)
+	for end, more := name, true; more && in.names != nil; _, end, more = strings.Cut(end, ".") {
+		if len(end) > in.longest {
+			continue
+		}
+		if at, ok := in.names[end]; ok {
+			first = min(first, at)
+		}
 	}
 	start := time.Now()
 	defer func() { c.spent += time.Since(start) }()
-	for _, p := range list {
-		ok, err := p.re.MatchString(name)
+	for _, at := range in.others {
+		if at > first {
+			break
+		}
+		p := in.list[at]
+		ok, err := p.match(name)
 		if err != nil || c.spent+time.Since(start) > allMatches {
 			return 0, fmt.Errorf("%s: %w: %s: the pattern %s takes too long on %s", configName, ErrMalformed, field, tensor.Quote(p.key), tensor.Quote(name))
 		}
 		if ok {
-			return p.value, nil
+			first = at
+			break
 		}
 	}
-	return otherwise, nil
+	if first == len(in.list) {
+		return otherwise, nil
+	}
+	return in.list[first].value, nil
 }
 
 // scale gives a module its rank, alpha and scaling, where have is the rank of its
@@ -208,34 +296,58 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 // where only target_parameters can mean it, as a router's "gate.weight".
 func (c *Config) patternName(m *Module) string {
 	full := m.Name + "." + m.Param
-	named := func(list []string, name string) bool {
-		return slices.ContainsFunc(list, func(t string) bool { return name == t || strings.HasSuffix(name, "."+t) })
-	}
-	if named(stringList(c.Parameters), full) && !named(stringList(c.Targets), m.Name) {
+	if c.parameters.of(full) && !c.targets.of(m.Name) {
 		return full
 	}
 	return m.Name
 }
 
+// ends are names, each of which stands for all that end in it as well, on whole parts.
+type ends struct {
+	names   map[string]bool
+	longest int
+}
+
+func endsOf(list []string) ends {
+	e := ends{names: map[string]bool{}}
+	for _, name := range list {
+		e.names[name] = true
+		e.longest = max(e.longest, len(name))
+	}
+	return e
+}
+
+// of reports whether a name ends in one of them.
+func (e ends) of(name string) bool {
+	for more := true; more; _, name, more = strings.Cut(name, ".") {
+		if len(name) <= e.longest && e.names[name] {
+			return true
+		}
+	}
+	return false
+}
+
 // targeted reports whether target_modules means a module.
 func (c *Config) targeted(name string) (bool, error) {
-	var list []string
-	if json.Unmarshal(c.Targets, &list) == nil {
-		return slices.ContainsFunc(list, func(t string) bool { return name == t || strings.HasSuffix(name, "."+t) }), nil
+	if c.Targets.Kind() == '[' {
+		return c.targets.of(name), nil
 	}
 	var expr string
 	if json.Unmarshal(c.Targets, &expr) != nil || expr == "" {
 		return false, nil
 	}
-	re, err := compile("(?:" + expr + `)\z`)
-	if err != nil {
-		return false, fmt.Errorf("%s: target_modules: %w", configName, err)
+	if c.target == nil {
+		var err error
+		if c.target, err = compile("(?:" + expr + `)\z`); err != nil {
+			return false, fmt.Errorf("%s: target_modules: %w", configName, err)
+		}
 	}
-	ok, err := re.MatchString(name)
-	if err != nil {
-		err = fmt.Errorf("%s: %w: target_modules takes too long on %s", configName, ErrMalformed, tensor.Quote(name))
+	start := time.Now()
+	ok, err := c.target.MatchString(name)
+	if c.spent += time.Since(start); err != nil || c.spent > allMatches {
+		return false, fmt.Errorf("%s: %w: target_modules takes too long on %s", configName, ErrMalformed, tensor.Quote(name))
 	}
-	return ok, err
+	return ok, nil
 }
 
 // order is how the columns of a stack's B lie.
@@ -277,7 +389,8 @@ var residuals = []string{"pissa", "olora", "corda", "loftq", "lora_ga"}
 // residual is the start of an adapter whose deltas are not for the base as it is, else "".
 func (c *Config) residual() string {
 	for _, start := range stringList(c.Init) {
-		if slices.ContainsFunc(residuals, func(r string) bool { return strings.HasPrefix(start, r) }) {
+		// PEFT takes some of them in any case: "OLoRA".
+		if slices.ContainsFunc(residuals, func(r string) bool { return strings.HasPrefix(strings.ToLower(start), r) }) {
 			return start
 		}
 	}

@@ -128,6 +128,10 @@ func (s stack) expert(e int64) (a, b Matrix) {
 	return a, b
 }
 
+// mostExperts is how many a stack has at most: each becomes a module, and the largest of models have a few
+// hundred.
+const mostExperts = 1 << 16
+
 // errStack says that a conversion needs what only the base knows.
 var errStack = errors.New("only its base tells which parameters of experts it is for")
 
@@ -147,7 +151,7 @@ func (a *Adapter) stacks() ([]stack, error) {
 		}
 		if ok, err := a.Config.targeted(m.Name); ok || err != nil {
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", a.Path, err)
+				return nil, err
 			}
 			continue
 		}
@@ -160,7 +164,7 @@ func (a *Adapter) stacks() ([]stack, error) {
 	for _, name := range order {
 		list, err := a.group(name, groups[name], parameters)
 		if err != nil {
-			return nil, fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(name), err)
+			return nil, fmt.Errorf("module %s: %w", tensor.Quote(name), err)
 		}
 		all = append(all, list...)
 	}
@@ -205,6 +209,9 @@ func (a *Adapter) group(name string, modules []*Module, parameters []string) ([]
 		rank := int64(r)
 		if rank < 1 || float64(rank) != r || m.A.Rows%rank != 0 {
 			return nil, fmt.Errorf("%w: its lora_A %v is no stack of the rank %g", ErrMalformed, m.A, r)
+		}
+		if n := m.A.Rows / rank; n > mostExperts {
+			return nil, fmt.Errorf("%w: its lora_A %v has %d experts of the rank %d, expected at most %d", ErrMalformed, m.A, n, rank, mostExperts)
 		}
 		if err := a.Config.scale(m, full, rank); err != nil {
 			return nil, err
@@ -259,13 +266,13 @@ func (a *Adapter) apart() ([]*Module, error) {
 		case ok:
 			parts, err := s.apart(a.mixtral())
 			if err != nil {
-				return nil, fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(m.Name), err)
+				return nil, fmt.Errorf("module %s: %w", tensor.Quote(m.Name), err)
 			}
 			list = append(list, parts...)
 		case m.Experts > 0:
 			block, proj, ok := switchStack(m.Name)
 			if !ok {
-				return nil, fmt.Errorf("%s: module %s: %w: a stack of experts of that name", a.Path, tensor.Quote(m.Name), ErrUnsupported)
+				return nil, fmt.Errorf("module %s: %w: a stack of experts of that name", tensor.Quote(m.Name), ErrUnsupported)
 			}
 			for e := range m.Experts {
 				x := m.single(block, e, proj, strings.Contains(block, ".block_sparse_moe."))
@@ -382,8 +389,9 @@ func (s stack) joined() (bool, error) {
 
 // evenRanks gives all modules of single experts one rank, by rows and columns of zeros, and one scaling:
 // a stack has one, and PEFT and those that serve single experts look for one.
-func evenRanks(modules []*Module) []*Module {
+func evenRanks(modules []*Module) ([]*Module, error) {
 	var first *Module
+	var experts []*Module
 	rank := 0
 	for _, m := range modules {
 		if _, _, _, ok := splitExpert(m.Name); ok && m.A.T != nil {
@@ -391,7 +399,11 @@ func evenRanks(modules []*Module) []*Module {
 				first = m
 			}
 			rank = max(rank, m.Rank)
+			experts = append(experts, m)
 		}
+	}
+	if err := paddable(experts, int64(rank)); err != nil {
+		return nil, err
 	}
 	list := slices.Clone(modules)
 	for i, m := range list {
@@ -406,7 +418,33 @@ func evenRanks(modules []*Module) []*Module {
 		n.Rank, n.Scaling, n.Alpha = rank, first.Scaling, first.Scaling*float64(rank)
 		list[i] = &n
 	}
-	return list
+	return list, nil
+}
+
+// What filling factors with zeros may make of an adapter: mostPadded elements of one factor, and of all mostPadding
+// times those that it has. A few megabytes with one huge rank would be terabytes.
+const (
+	mostPadded  = 1 << 28
+	mostPadding = 64
+)
+
+// paddable refuses modules that would become too large at the rank.
+func paddable(modules []*Module, rank int64) error {
+	var have, want int64
+	for _, m := range modules {
+		if m.A.T == nil {
+			continue
+		}
+		side := max(m.A.Cols, m.B.Rows)
+		if int64(m.Rank) < rank && side > mostPadded/rank {
+			return fmt.Errorf("module %s: %w: it has the rank %d, and filled with zeros to %d, the largest of the adapter, a factor has more than %d elements", tensor.Quote(m.Name), ErrUnsupported, m.Rank, rank, mostPadded)
+		}
+		have, want = have+int64(m.Rank)*(m.A.Cols+m.B.Rows), want+rank*(m.A.Cols+m.B.Rows)
+	}
+	if want > mostPadded && want/mostPadding > have {
+		return fmt.Errorf("%w: filled with zeros to %d, the largest of its ranks, it has %d elements instead of %d", ErrUnsupported, rank, want, have)
+	}
+	return nil
 }
 
 // family is the experts of one block: modules of single experts by projection.
@@ -462,7 +500,9 @@ func families(modules []*Module) (list []*family, rest []*Module, err error) {
 				}
 				return nil, nil, fmt.Errorf("module %s: %w: it has %d experts, and number %d has no %s; a stack has all of them", tensor.Quote(f.name), ErrUnsupported, most[f.name], i, proj)
 			}
-			experts = evenRanks(experts)
+			if experts, err = evenRanks(experts); err != nil {
+				return nil, nil, err
+			}
 			f.projs[proj] = experts
 			for _, m := range experts[1:] {
 				if x := experts[0]; m.A.Cols != x.A.Cols || m.B.Rows != x.B.Rows {

@@ -66,16 +66,34 @@ func (a *Adapter) readKohya(tensors []formats.Tensor) error {
 			if p.alpha.Count() != 1 {
 				return a.failed(p.alpha, fmt.Errorf("%w: its shape is %v, expected one number", ErrMalformed, p.alpha.Shape))
 			}
-			v, err := Floats(p.alpha)
-			if err != nil {
+			if m.Alpha, err = onlyNumber(p.alpha); err != nil {
 				return fmt.Errorf("%s: %w", a.Path, err)
 			}
-			m.Alpha = float64(v[0])
 		}
 		m.Scaling = m.Alpha / float64(m.Rank)
 		a.Modules = append(a.Modules, m)
 	}
 	return nil
+}
+
+// onlyNumber reads the number of a tensor that has one. sd-scripts makes the tensor of what it was given:
+// an integer of --network_alpha=4.
+func onlyNumber(t *formats.Tensor) (float64, error) {
+	if t.DType != tensor.I64 && t.DType != tensor.I32 {
+		v, err := Floats(t)
+		if err != nil {
+			return 0, err
+		}
+		return float64(v[0]), nil
+	}
+	b := make([]byte, t.Bytes)
+	if _, err := t.ReadAt(b, 0); err != nil {
+		return 0, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
+	}
+	if t.DType == tensor.I32 {
+		return float64(int32(binary.LittleEndian.Uint32(b))), nil
+	}
+	return float64(int64(binary.LittleEndian.Uint64(b))), nil
 }
 
 // pair makes a module of lora_A or lora_down (rank, in, kernel…) and lora_B or lora_up (out, rank, 1…).
@@ -144,6 +162,9 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 			down = append(down, m.Kernel...)
 		}
 		alpha := float32(m.Scaling * float64(m.Rank))
+		if alpha-alpha != 0 {
+			return nil, fmt.Errorf("module %s: %w: its alpha is %g, which float32 cannot hold", tensor.Quote(m.Name), ErrUnsupported, m.Scaling*float64(m.Rank))
+		}
 		e.Tensors = append(e.Tensors,
 			output(key+".lora_down.weight", m.A, down...), output(key+".lora_up.weight", m.B, up...),
 			asItIs(key+".alpha", number(m.A.T, alpha)))

@@ -117,6 +117,9 @@ func (a *Adapter) encodeLoRALib(experts string) (*Encoded, error) {
 		return nil, err
 	}
 	common := commonScales(modules)
+	if alpha := float32(common.alpha); alpha-alpha != 0 {
+		return nil, fmt.Errorf("%w: its alpha is %g, which float32 cannot hold", ErrUnsupported, common.alpha)
+	}
 	for _, m := range modules {
 		switch {
 		case m.Form == Replace:

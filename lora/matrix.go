@@ -51,14 +51,6 @@ func (m Matrix) rows(lo, hi int64) Matrix {
 // cols views the columns from lo to before hi.
 func (m Matrix) cols(lo, hi int64) Matrix { return m.Transposed().rows(lo, hi).Transposed() }
 
-// within reports whether all elements lie in the tensor.
-func (m Matrix) within() bool {
-	if m.T == nil || m.Rows == 0 || m.Cols == 0 {
-		return true
-	}
-	return m.Offset+(m.Rows-1)*m.RowStride+(m.Cols-1)*m.ColStride < m.T.Count()
-}
-
 // plain reports whether the view is all of its tensor, by rows.
 func (m Matrix) plain() bool {
 	return m.T != nil && m.Offset == 0 && m.ColStride == 1 && m.RowStride == m.Cols && m.Rows*m.Cols == m.T.Count()
@@ -111,7 +103,7 @@ func computedTensor(like *formats.Tensor, values computed, shape ...int64) *form
 // it is an error.
 func Floats(t *formats.Tensor) ([]float32, error) {
 	if !t.DType.Float() && t.DType != tensor.F64 {
-		return nil, fmt.Errorf("%s: tensor %s: %w: its type is %s, expected F32, F16, BF16 or F64", t.File, tensor.Quote(t.Name), ErrMalformed, t.DType)
+		return nil, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), wrongType(t))
 	}
 	if c, ok := t.Data.(computed); ok {
 		v, err := c()
@@ -143,6 +135,10 @@ func Floats(t *formats.Tensor) ([]float32, error) {
 	return out, nil
 }
 
+func wrongType(t *formats.Tensor) error {
+	return fmt.Errorf("%w: its type is %s, expected F32, F16, BF16 or F64", ErrMalformed, t.DType)
+}
+
 // checkFinite refuses a NaN or an infinity among the elements of t from number lo on.
 func checkFinite(t *formats.Tensor, v []float32, lo int64) error {
 	for i, f := range v {
@@ -155,26 +151,26 @@ func checkFinite(t *formats.Tensor, v []float32, lo int64) error {
 
 // reader reads matrices and keeps the tensors that they view for the next one: those of many
 // experts view the same.
-type reader map[*formats.Tensor][]float32
+type reader struct {
+	have map[*formats.Tensor][]float32
+	held int // elements of them
+}
 
 // mostKept is how many elements of tensors a reader keeps.
 const mostKept = 8 << 20
 
-func (r reader) matrix(m Matrix) (kernels.Mat, error) {
-	v, ok := r[m.T]
+func (r *reader) matrix(m Matrix) (kernels.Mat, error) {
+	v, ok := r.have[m.T]
 	if !ok {
 		var err error
 		if v, err = Floats(m.T); err != nil {
 			return kernels.Mat{}, err
 		}
-		held := len(v)
-		for _, o := range r {
-			held += len(o)
+		if r.have == nil || r.held+len(v) > mostKept {
+			r.have, r.held = map[*formats.Tensor][]float32{}, 0
 		}
-		if held > mostKept {
-			clear(r)
-		}
-		r[m.T] = v
+		r.have[m.T] = v
+		r.held += len(v)
 	}
 	return m.of(v), nil
 }

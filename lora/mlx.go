@@ -45,11 +45,11 @@ func (a *Adapter) readMLX(config []byte) error {
 	var scale float64
 	switch {
 	case c.Parameters.Scale != nil:
-		if err := json.Unmarshal(c.Parameters.Scale, &scale); err != nil {
+		if err := json.Unmarshal(c.Parameters.Scale, &scale); err != nil || c.Parameters.Scale.Kind() != '0' {
 			return fmt.Errorf("%s: %w: the scale in lora_parameters is %s, expected a number", name, ErrMalformed, tensor.Quote(string(c.Parameters.Scale)))
 		}
 	case c.Parameters.Alpha != nil: // of its first releases
-		if err := json.Unmarshal(c.Parameters.Alpha, &scale); err != nil || c.Parameters.Rank <= 0 {
+		if err := json.Unmarshal(c.Parameters.Alpha, &scale); err != nil || c.Parameters.Alpha.Kind() != '0' || c.Parameters.Rank <= 0 {
 			return fmt.Errorf("%s: %w: lora_parameters has the alpha %s and the rank %g, expected positive numbers", name, ErrMalformed, tensor.Quote(string(c.Parameters.Alpha)), c.Parameters.Rank)
 		}
 		scale /= c.Parameters.Rank
@@ -133,6 +133,9 @@ func mlxModule(name string, ta, tb *formats.Tensor) (*Module, error) {
 		if len(ta.Shape) == 3 && (ta.Shape[0] != e || ta.Shape[1] != r) || len(ta.Shape) == 2 && ta.Shape[0] != e*r || len(ta.Shape) < 2 || len(ta.Shape) > 3 {
 			return nil, bad
 		}
+		if e > mostExperts {
+			return nil, fmt.Errorf("%w: lora_b has the shape %v, expected at most %d experts", ErrMalformed, tb.Shape, mostExperts)
+		}
 		m.Experts, m.Order, m.Rank = e, Apart, int(r)
 		m.A = Matrix{T: ta, RowStride: in, ColStride: 1, Rows: e * r, Cols: in}
 		m.B = Matrix{T: tb, RowStride: r, ColStride: 1, Rows: out, Cols: e * r}
@@ -178,6 +181,9 @@ func (a *Adapter) encodeMLX(experts string) (*Encoded, error) {
 	rank, dora, keys := 0, false, map[string]bool{}
 	for _, m := range all {
 		rank, dora = max(rank, m.Rank), dora || m.Magnitude != nil
+	}
+	if err := paddable(all, int64(rank)); err != nil {
+		return nil, err
 	}
 	for _, m := range modules {
 		out, err := m.mlxOutputs(rank, common.scaling)

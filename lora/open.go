@@ -64,7 +64,7 @@ func Open(path string, o OpenOptions) (*Adapter, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Alpha < 0 || o.Alpha-o.Alpha != 0 {
+	if alpha := float32(o.Alpha); alpha < 0 || alpha-alpha != 0 {
 		return nil, fmt.Errorf("%s: %w: alpha is %v, expected a positive number", path, ErrMalformed, o.Alpha)
 	}
 	a := &Adapter{Path: path, Dir: path, Options: o}
@@ -77,12 +77,31 @@ func Open(path string, o OpenOptions) (*Adapter, error) {
 	if err == nil && len(a.Modules) == 0 {
 		err = fmt.Errorf("%s: %w: it has no tensors", a.Path, ErrMalformed)
 	}
+	if err == nil {
+		err = a.checkTypes()
+	}
 	if err != nil {
 		a.Close()
 		return nil, err
 	}
 	a.sort()
 	return a, nil
+}
+
+// checkTypes refuses factors that are no floating-point numbers.
+func (a *Adapter) checkTypes() error {
+	for _, m := range a.Modules {
+		list := []*formats.Tensor{m.A.T, m.B.T, m.Magnitude}
+		if m.Form == Bias {
+			list = append(list, m.Value)
+		}
+		for _, t := range list {
+			if t != nil && !t.DType.Float() && t.DType != tensor.F64 {
+				return a.failed(t, wrongType(t))
+			}
+		}
+	}
+	return nil
 }
 
 // IsAdapter reports whether a path looks like an adapter and not like a checkpoint. It

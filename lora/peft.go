@@ -33,49 +33,47 @@ const (
 // their keys, as ".default".
 func split(key string) (module string, r role, param string) {
 	name := strings.TrimPrefix(key, peftPrefix)
-	parts := strings.Split(name, ".")
-	for i := len(parts) - 1; i > 0; i-- {
-		rest := parts[i+1:]
-		at := strings.Join(parts[:i], ".")
-		last := ""
-		if len(rest) > 0 {
-			last = rest[len(rest)-1]
-		}
-		switch parts[i] {
+	first, last, behind := "", "", 0 // of the parts behind the one that is looked at, and how many they are
+	end := len(name)
+	for i := strings.LastIndexByte(name, '.'); i >= 0; i = strings.LastIndexByte(name[:i], '.') {
+		at, part := name[:i], name[i+1:end]
+		switch part {
 		case "lora_A":
-			if len(rest) <= 2 && last == "weight" || len(rest) == 0 {
+			if behind <= 2 && last == "weight" || behind == 0 {
 				return at, roleA, "weight"
 			}
 		case "lora_B":
-			if len(rest) <= 2 && last == "bias" {
+			if behind <= 2 && last == "bias" {
 				return at, roleBias, "bias"
 			}
-			if len(rest) <= 2 && last == "weight" || len(rest) == 0 {
+			if behind <= 2 && last == "weight" || behind == 0 {
 				return at, roleB, "weight"
 			}
 		case "lora_embedding_A":
-			if len(rest) <= 1 {
+			if behind <= 1 {
 				return at, roleEmbeddingA, "weight"
 			}
 		case "lora_embedding_B":
-			if len(rest) <= 1 {
+			if behind <= 1 {
 				return at, roleEmbeddingB, "weight"
 			}
 		case "lora_magnitude_vector":
-			if len(rest) <= 2 {
+			if behind <= 2 {
 				return at, roleMagnitude, "weight"
 			}
 		case "token_adapter":
-			if len(rest) >= 1 && rest[0] == "trainable_tokens_delta" {
+			if first == "trainable_tokens_delta" {
 				return at, roleTokens, "weight"
 			}
 		}
+		if behind == 0 {
+			last = part
+		}
+		first, end = part, i
+		behind++
 	}
-	at := strings.LastIndexByte(name, '.')
-	if at < 0 {
-		return "", roleValue, name
-	}
-	return name[:at], roleValue, name[at+1:]
+	module, param = cutLast(name)
+	return module, roleValue, param
 }
 
 // readPEFT makes modules of the tensors of a PEFT file.
@@ -115,6 +113,9 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 			}
 			*slot = t
 			return nil
+		}
+		if is, known := embedding[name]; r <= roleEmbeddingB && known && is != (r >= roleEmbeddingA) {
+			return a.failed(t, fmt.Errorf("%w: one factor is that of an embedding, the other is not", ErrMalformed))
 		}
 		var err error
 		switch r {
@@ -214,7 +215,7 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 		}
 	}
 	// What rank a stack of experts has, only its base tells.
-	plain := empty(a.Config.Parameters)
+	plain := empty(a.Config.Parameters) || m.Form != Linear
 	if !plain {
 		var err error
 		if plain, err = a.Config.targeted(m.Name); err != nil {
@@ -242,10 +243,15 @@ func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
 		if err := json.Unmarshal(a.Config.Tokens, &byName); err != nil {
 			return a.failed(t, fmt.Errorf("%w: trainable_token_indices lists no indices for it", ErrMalformed))
 		}
-		for key, l := range byName {
-			if name == key || strings.HasSuffix(name, "."+key) {
-				list = l
+		means := ""
+		for _, key := range slices.Sorted(maps.Keys(byName)) {
+			if name != key && !strings.HasSuffix(name, "."+key) {
+				continue
 			}
+			if list != nil && !slices.Equal(list, byName[key]) {
+				return a.failed(t, fmt.Errorf("%w: %s and %s of trainable_token_indices both mean it, with other indices", ErrMalformed, tensor.Quote(means), tensor.Quote(key)))
+			}
+			list, means = byName[key], key
 		}
 	}
 	if len(t.Shape) != 2 || int64(len(list)) != t.Shape[0] {

@@ -85,7 +85,9 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 			return nil, err
 		}
 		if experts == perExpert {
-			modules = evenRanks(modules)
+			if modules, err = evenRanks(modules); err != nil {
+				return nil, err
+			}
 		} else {
 			list, rest, err := families(modules)
 			if err != nil {

@@ -31,7 +31,7 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 	}
 	modules, err := a.apart()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}
 	for _, m := range modules {
 		if m.A.T == nil {

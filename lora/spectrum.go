@@ -33,9 +33,6 @@ type Spectrograph struct{ read reader }
 // the factors alone: those of scaling * B·A as a matrix, whatever it is added to, and for DoRA
 // without the magnitudes, which are about the base.
 func (g *Spectrograph) Spectrum(a *Adapter, m *Module) (*Spectrum, error) {
-	if g.read == nil {
-		g.read = reader{}
-	}
 	s := &Spectrum{}
 	var err error
 	switch {
@@ -158,7 +155,7 @@ func (a *Adapter) Parts() ([]*Module, error) {
 		list, err = a.Modules, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}
 	if named, err := dotted(list); err == nil {
 		list = named

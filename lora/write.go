@@ -102,9 +102,6 @@ type Writer struct{ read reader }
 
 // Values makes the values of an output, by rows.
 func (w *Writer) Values(o Output) ([]float32, error) {
-	if w.read == nil {
-		w.read = reader{}
-	}
 	m, err := w.read.matrix(o.From)
 	if err != nil {
 		return nil, err
