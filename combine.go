@@ -102,7 +102,7 @@ func writeAdapter(ctx context.Context, like *lora.Adapter, tied bool, out string
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, interrupted(ctx, err)
 	}
 	a := lora.New(out, lora.Settings{Like: &like.Config, Base: like.Config.Base, EnsureTie: tied}, append(modules, rest...))
 	r.Modules = a.Names()

@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/fnv"
@@ -106,8 +107,13 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 // Adapters that bring different ones are an error, since one result cannot be for both. A new value
 // is no delta, so it does not follow the weight of its adapter, which the notices say.
 func Carried(adapters []Weighted) (list []*Module, notices []string, err error) {
-	byName := map[string]*Module{}
-	for _, a := range adapters {
+	type part struct {
+		name string
+		form Form // rows may be trained beside a copy of the base's own matrix
+	}
+	from := map[*Module]int{}
+	byName := map[part]*Module{}
+	for i, a := range adapters {
 		for _, m := range a.Modules {
 			if m.Form != Replace && m.Form != Rows {
 				continue
@@ -115,9 +121,14 @@ func Carried(adapters []Weighted) (list []*Module, notices []string, err error) 
 			if a.Weight != 1 && !m.Base {
 				notices = append(notices, fmt.Sprintf("%s of %s is taken as it is, whatever the weight %g of its adapter: %s", m.String(), a.Path, a.Weight, m.what()))
 			}
-			first := byName[m.String()]
+			at := part{m.String(), m.Form}
+			from[m] = i
+			if o := byName[part{at.name, Replace + Rows - m.Form}]; o != nil && from[o] != i && !o.Base && !m.Base {
+				return nil, nil, fmt.Errorf("%s: module %s: %w: %s, where an adapter before it has %s", a.Path, tensor.Quote(at.name), ErrBase, m.what(), o.what())
+			}
+			first := byName[at]
 			if first == nil {
-				byName[m.String()] = m
+				byName[at] = m
 				continue
 			}
 			same, err := sameBytes(first.Value, m.Value)
@@ -129,8 +140,8 @@ func Carried(adapters []Weighted) (list []*Module, notices []string, err error) 
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		list = append(list, byName[name])
+	for _, at := range slices.SortedFunc(maps.Keys(byName), func(x, y part) int { return cmp.Or(strings.Compare(x.name, y.name), cmp.Compare(x.form, y.form)) }) {
+		list = append(list, byName[at])
 	}
 	return list, notices, nil
 }

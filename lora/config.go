@@ -55,7 +55,7 @@ type pattern struct {
 type patterns struct {
 	list    []pattern
 	names   map[string]int // the place of a key that stands for one name and all that end in it
-	longest int            // of those
+	lengths map[int]bool   // of those
 	others  []int          // the places of the rest
 }
 
@@ -70,11 +70,10 @@ func (l *patterns) add(p pattern) {
 	}
 	name := strings.ReplaceAll(p.key, `\.`, ".")
 	if l.names == nil {
-		l.names = map[string]int{}
+		l.names, l.lengths = map[string]int{}, map[int]bool{}
 	}
 	if _, ok := l.names[name]; !ok {
-		l.names[name] = at
-		l.longest = max(l.longest, len(name))
+		l.names[name], l.lengths[len(name)] = at, true
 	}
 }
 
@@ -242,7 +241,7 @@ func compile(expr string) (*regexp2.Regexp, error) {
 func (c *Config) lookup(field string, in patterns, name string, otherwise float64) (float64, error) {
 	first := len(in.list)
 	for end, more := name, true; more && in.names != nil; _, end, more = strings.Cut(end, ".") {
-		if len(end) > in.longest {
+		if !in.lengths[len(end)] {
 			continue
 		}
 		if at, ok := in.names[end]; ok {
@@ -305,14 +304,13 @@ func (c *Config) patternName(m *Module) string {
 // ends are names, each of which stands for all that end in it as well, on whole parts.
 type ends struct {
 	names   map[string]bool
-	longest int
+	lengths map[int]bool // of the names: a long name has many ends, and only those are looked up
 }
 
 func endsOf(list []string) ends {
-	e := ends{names: map[string]bool{}}
+	e := ends{map[string]bool{}, map[int]bool{}}
 	for _, name := range list {
-		e.names[name] = true
-		e.longest = max(e.longest, len(name))
+		e.names[name], e.lengths[len(name)] = true, true
 	}
 	return e
 }
@@ -320,11 +318,28 @@ func endsOf(list []string) ends {
 // of reports whether a name ends in one of them.
 func (e ends) of(name string) bool {
 	for more := true; more; _, name, more = strings.Cut(name, ".") {
-		if len(name) <= e.longest && e.names[name] {
+		if e.lengths[len(name)] && e.names[name] {
 			return true
 		}
 	}
 	return false
+}
+
+// inner lists those that others end in.
+func (e ends) inner() map[string]bool {
+	list := map[string]bool{}
+	for name := range e.names {
+		for {
+			var more bool
+			if _, name, more = strings.Cut(name, "."); !more {
+				break
+			}
+			if e.lengths[len(name)] && e.names[name] {
+				list[name] = true
+			}
+		}
+	}
+	return list
 }
 
 // targeted reports whether target_modules means a module.

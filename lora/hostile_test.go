@@ -88,7 +88,7 @@ func TestPatternOfEachModule(t *testing.T) {
 	var s strings.Builder
 	name := func(i int) string { return fmt.Sprintf("model.layers.%d.q_proj", i) }
 	for i := range n {
-		fmt.Fprintf(&s, `%q: %d,`, exactly(name(i)), i+1)
+		fmt.Fprintf(&s, `%q: %d,`, exactly(name(i), nil), i+1)
 	}
 	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {` + strings.TrimSuffix(s.String(), ",") + `}}`))
 	require.NoError(t, err)
@@ -208,4 +208,44 @@ func TestAlphaBeyondFloat32(t *testing.T) {
 		_, err = a.Encode(EncodeOptions{To: to})
 		require.ErrorContains(t, err, "float32 cannot hold", to)
 	}
+}
+
+// A name that another one ends in has a pattern that is for it alone, and one may have any characters.
+func TestPatternsAreForOneName(t *testing.T) {
+	shapes := map[string][]int64{"head.lora_a": {4, 1}, "head.lora_b": {1, 4}, "a(b.x.lora_a": {4, 3}, "a(b.x.lora_b": {3, 4}}
+	for _, name := range []string{"cls.head", "a.q", "b.q"} {
+		shapes[name+".lora_a"], shapes[name+".lora_b"] = []int64{4, 2}, []int64{2, 4}
+	}
+	a, err := Open(folder(t, `{"fine_tune_type": "lora", "lora_parameters": {"scale": 2}}`, shapes), OpenOptions{})
+	require.NoError(t, err)
+	defer a.Close()
+	e, err := a.Encode(EncodeOptions{To: PEFT})
+	require.NoError(t, err)
+	c, err := parseConfig(e.Config)
+	require.NoError(t, err)
+	for _, m := range a.Modules {
+		n := &Module{}
+		require.NoError(t, c.scale(n, m.Name, int64(m.Rank)))
+		require.Equal(t, m.Scaling, n.Scaling, m.Name)
+	}
+}
+
+// Rows that were trained beside a copy of the base's own matrix go along with it; rows and a new value of
+// two adapters do not go together.
+func TestCarriedRows(t *testing.T) {
+	const embed, config = "base_model.model.model.embed_tokens", `{"peft_type": "LORA", "r": 2, "trainable_token_indices": [1]}`
+	open := func(shapes map[string][]int64) Weighted {
+		a, err := Open(folder(t, config, shapes), OpenOptions{})
+		require.NoError(t, err)
+		t.Cleanup(func() { a.Close() })
+		return Weighted{a, 1}
+	}
+	rows := open(map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {1, 4}, embed + ".base_layer.weight": {10, 4}})
+	list, _, err := Carried([]Weighted{rows, rows})
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	whole := open(map[string][]int64{embed + ".weight": {10, 4}})
+	only := open(map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {1, 4}})
+	_, _, err = Carried([]Weighted{whole, only})
+	require.ErrorIs(t, err, ErrBase)
 }

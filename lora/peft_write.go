@@ -3,6 +3,7 @@ package lora
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -135,6 +136,7 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 	s.Rank, s.Alpha, s.Ranks, s.Alphas, s.Targets, s.Parameters = common.rank, common.alpha, map[string]int{}, map[string]float64{}, []string{}, []string{}
 	biases, ofAdapted, save := 0, 0, map[string]bool{}
 	names, copied := adapted(modules), map[string]bool{}
+	var looked []string
 	for _, m := range modules {
 		if m.Base {
 			copied[m.Name] = true
@@ -180,6 +182,7 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 				s.Targets = append(s.Targets, full)
 			}
 		}
+		looked = append(looked, full)
 		if m.Magnitude != nil {
 			s.DoRA = true
 		}
@@ -190,6 +193,7 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 			s.Alphas[full] = alpha
 		}
 	}
+	s.names = endsOf(looked)
 	if a.Dialect != PEFT {
 		switch s.ToSave = slices.Sorted(maps.Keys(save)); {
 		case biases > 0 && biases == ofAdapted:
@@ -234,6 +238,8 @@ type Settings struct {
 	EnsureTie  bool // ensure_weight_tying
 	LoraBias   bool
 	Tokens     map[string][]int64 // trainable_token_indices
+
+	names ends // that Ranks and Alphas are looked up with
 }
 
 // PEFTConfig writes the adapter_config.json of an adapter of the named modules.
@@ -260,11 +266,15 @@ func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 	names := slices.Clone(modules)
 	slices.Sort(names)
 	ranks, alphas := map[string]int{}, map[string]float64{}
+	if s.names.names == nil {
+		s.names = endsOf(modules)
+	}
+	within := s.names.inner()
 	for name, r := range s.Ranks {
-		ranks[exactly(name)] = r
+		ranks[exactly(name, within)] = r
 	}
 	for name, a := range s.Alphas {
-		alphas[exactly(name)] = a
+		alphas[exactly(name, within)] = a
 	}
 	fields := map[string]any{
 		"peft_type": "LORA", "task_type": nil, "base_model_name_or_path": s.Base, "revision": nil, "auto_mapping": nil,
@@ -303,5 +313,11 @@ func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
-// exactly is the regular expression of one name.
-func exactly(name string) string { return strings.ReplaceAll(name, ".", `\.`) }
+// exactly is the pattern of one name. Those in within are the end of another one too, which a start keeps
+// out.
+func exactly(name string, within map[string]bool) string {
+	if within[name] {
+		return "^" + regexp.QuoteMeta(name)
+	}
+	return regexp.QuoteMeta(name)
+}
