@@ -1,8 +1,10 @@
 package lorakit_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -49,4 +51,36 @@ func content(t *testing.T, dir string) map[string]string {
 		return err
 	}))
 	return all
+}
+
+// MLX's adapter of an embedding changes a head that is tied to it as well, so they stay one matrix; PEFT's
+// changes the embedding alone. A conversion says so.
+func TestTiedEmbeddingOfMLX(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	peft := filepath.Join("fixtures", "adapters", "tiny-qwen3", "tied-embedding")
+	base, mlx := filepath.Join("fixtures", "tiny-qwen3-f32"), filepath.Join(dir, "mlx")
+	r, err := lorakit.ConvertAdapter(ctx, lorakit.Adapter{Path: peft}, mlx, lorakit.AdapterOptions{To: "mlx"})
+	require.NoError(t, err)
+	require.Len(t, r.Notices, 1)
+	require.Contains(t, r.Notices[0], "an mlx adapter changes the head too, a peft adapter the embedding alone")
+	for path, tied := range map[string]bool{peft: false, mlx: true} {
+		out := filepath.Join(t.TempDir(), "merged")
+		_, err := lorakit.Merge(ctx, base, []lorakit.Adapter{{Path: path}}, out, lorakit.ConvertOptions{})
+		require.NoError(t, err)
+		config, err := os.ReadFile(filepath.Join(out, "config.json"))
+		require.NoError(t, err)
+		require.Equal(t, tied, !strings.Contains(string(config), `"tie_word_embeddings": false`), path)
+	}
+}
+
+func TestCombineIsInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	a := lorakit.Adapter{Path: filepath.Join("fixtures", "adapters", "llama", "attention")}
+	dir := t.TempDir()
+	_, err := lorakit.Combine(ctx, filepath.Join(dir, "out"), []lorakit.Adapter{a, a}, lorakit.CombineOptions{Type: "cat"})
+	require.ErrorIs(t, err, lorakit.ErrInterrupted)
+	_, err = lorakit.Resize(ctx, a, filepath.Join(dir, "out"), 1, 0, false)
+	require.ErrorIs(t, err, lorakit.ErrInterrupted)
+	require.Empty(t, content(t, dir))
 }

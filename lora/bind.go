@@ -862,8 +862,12 @@ func onlyRows(c *Change) bool {
 	return true
 }
 
-// ensured reports whether an adapter promises the tie.
-func (b *binder) ensured(t Term) bool { return b.adapters[t.Adapter].Config.EnsureTie }
+// ensured reports whether an adapter promises the tie. MLX has no head of its own on a tied model: its
+// LoRAEmbedding.as_linear, which stands for one, has the delta too.
+func (b *binder) ensured(t Term) bool {
+	a := b.adapters[t.Adapter]
+	return a.Config.EnsureTie || a.Dialect == MLX
+}
 
 // sameChange reports whether both ends of a tie get the same new value and the same deltas.
 func sameChange(x, y *Change) (bool, error) {

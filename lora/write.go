@@ -183,6 +183,15 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 	}
 	e.Dialect = o.To
 	e.Notices = append(slices.Clone(a.Notices), e.Notices...)
+	other := o.To
+	if o.To == MLX {
+		other = a.Dialect
+	}
+	for _, m := range a.Modules {
+		if m.Form == Embedding && !a.Config.EnsureTie && (a.Dialect == MLX) != (o.To == MLX) {
+			e.Notices = append(e.Notices, fmt.Sprintf("%s: on a model whose output head is tied to it, an mlx adapter changes the head too, a %s adapter the embedding alone", m.Name, other))
+		}
+	}
 	return e, nil
 }
 
