@@ -249,3 +249,12 @@ func TestCarriedRows(t *testing.T) {
 	_, _, err = Carried([]Weighted{whole, only})
 	require.ErrorIs(t, err, ErrBase)
 }
+
+// The end of a name of very many parts is looked for in one pass.
+func TestEndOfManyParts(t *testing.T) {
+	b := &binder{names: []string{"model.layers.0.q.weight"}, params: map[string]*parameter{}}
+	b.params[b.names[0]] = &parameter{name: b.names[0]}
+	require.Len(t, b.endingLike("wrapper.layers.0.q.weight"), 1)
+	full := strings.Repeat("a.", 10_000) + "weight"
+	require.Less(t, testing.AllocsPerRun(3, func() { b.endingLike(full) }), 10.0)
+}

@@ -243,7 +243,7 @@ func strange(words []string) bool {
 // asLoRA is an adapter of another method as one of LoRA, to be written.
 func (a *Adapter) asLoRA() (*Adapter, error) {
 	if err := a.plain(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}
 	n := *a
 	n.Dialect, n.Config.PeftType = "", plainLoRA
@@ -272,7 +272,7 @@ func (a *Adapter) plain() error {
 			err = fmt.Errorf("%w: VeRA's shared matrices are as wide as the widest module, and how many inputs this one has only its base tells", ErrUnsupported)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(m.String()), err)
+			return fmt.Errorf("module %s: %w", tensor.Quote(m.String()), err)
 		}
 	}
 	return nil

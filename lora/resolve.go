@@ -189,13 +189,22 @@ func (b *binder) endingLike(full string) []*parameter {
 	parts := strings.Split(full, ".")
 	last := len(parts) - 2 // a module and its parameter at least
 	for i, p := range parts {
-		if _, err := strconv.Atoi(p); err == nil {
+		if p != "" && strings.Trim(p, "0123456789") == "" {
 			last = max(i-1, 0) // and the list that the first number counts in
 			break
 		}
 	}
-	for i := 0; i <= last; i++ {
-		end := strings.Join(parts[i:], ".")
+	longest := 0
+	for _, name := range b.names {
+		longest = max(longest, len(name))
+	}
+	for i, end := 0, full; i <= last; i++ {
+		if i > 0 {
+			_, end, _ = strings.Cut(end, ".")
+		}
+		if len(end) > longest {
+			continue
+		}
 		var found []*parameter
 		for _, name := range b.names {
 			if name == end || strings.HasSuffix(name, "."+end) {
