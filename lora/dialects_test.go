@@ -50,6 +50,9 @@ func everyWay(t fataler, a *Adapter, path string) (made int) {
 				continue
 			}
 			made++
+			for _, m := range a.Modules { // one without would be lost
+				require.True(t, m.A.T == nil || m.Rank > 0 || to == PEFT && experts == keepExperts, m.String())
+			}
 			names := map[string]bool{}
 			var w Writer
 			for _, o := range e.Tensors {
@@ -81,6 +84,12 @@ func FuzzDialects(f *testing.F) {
 		{`{"peft_type": "LORA", "r": 2, "target_modules": ["q"], "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"]}`,
 			"l.0.mlp.experts.base_layer.lora_A.weight\nl.0.mlp.experts.base_layer.lora_B.weight\nl.0.mlp.experts.lora_A.weight\nl.0.mlp.experts.lora_B.weight\nl.0.mlp.gate.lora_A.weight\nl.0.mlp.gate.lora_B.weight", "43|44|42|34|23|42"},
 		{`{"peft_type": "LORA", "r": 2}`, "l.0.mlp.experts.0.gate_proj.lora_A.weight\nl.0.mlp.experts.0.gate_proj.lora_B.weight\nl.0.mlp.experts.0.up_proj.lora_A.weight\nl.0.mlp.experts.0.up_proj.lora_B.weight", "23|42|23|42"},
+		{`{"peft_type": "LORA", "r": 2, "target_parameters": [ ]}`, "l.0.q.lora_A.weight\nl.0.q.lora_B.weight", "23|42"},
+		{`{"peft_type": "LORA", "r": 2, "target_parameters": ["gate.weight"], "trainable_token_indices": {"embed": [1], "m.embed": [1]}}`,
+			"m.embed.lora_embedding_A\nm.embed.lora_embedding_B\nm.embed.base_layer.weight\nm.embed.token_adapter.trainable_tokens_delta", "25|42|54|14"},
+		{`{"peft_type": "LORA", "r": 1, "rank_pattern": {"^l\\.0\\.q": 2, "(k|v)": 3}, "alpha_pattern": {"q": 4}, "target_modules": "(?!k)."}`,
+			"l.0.q.lora_A.weight\nl.0.q.lora_B.weight\nl.0.k.lora_A.weight\nl.0.k.lora_B.weight", "23|42|33|43"},
+		{`{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": null}}`, "q.lora_a\nq.lora_b\nq.weight\nq.linear.weight\nembed_tokens.lora_a\nembed_tokens.lora_b", "32|24|43|43|52|23"},
 	} {
 		f.Add([]byte(s.config), s.names, s.shapes)
 	}

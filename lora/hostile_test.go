@@ -258,3 +258,29 @@ func TestEndOfManyParts(t *testing.T) {
 	full := strings.Repeat("a.", 10_000) + "weight"
 	require.Less(t, testing.AllocsPerRun(3, func() { b.endingLike(full) }), 10.0)
 }
+
+// listed is a container of tensors without data.
+type listed struct {
+	formats.Container
+	tensors []formats.Tensor
+}
+
+func (l listed) Tensors() []formats.Tensor { return l.tensors }
+
+// A file of torch.save may say that a tensor is a few elements again and again: an adapter does not.
+func TestExpandedTensors(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.pt")
+	require.NoError(t, os.WriteFile(path, make([]byte, 2000), 0o644))
+	of := func(bytes ...int64) *Adapter {
+		a := &Adapter{Path: path}
+		var l listed
+		for _, n := range bytes {
+			l.tensors = append(l.tensors, formats.Tensor{Info: tensor.Info{Name: "q.lora_A"}, Bytes: n})
+		}
+		a.container = l
+		return a
+	}
+	require.NoError(t, of(1000, 1000).expanded(path))
+	require.ErrorIs(t, of(8, 2<<30).expanded(path), ErrMalformed)
+	require.ErrorIs(t, of(1<<62, 1<<62).expanded(path), ErrMalformed)
+}

@@ -184,7 +184,7 @@ func (a *Adapter) openTensors(names ...string) error {
 			return err
 		}
 		a.Files = append(a.Files, name)
-		return nil
+		return a.expanded(file)
 	}
 	return fmt.Errorf("%s: %w: expected %s beside %s", a.Path, ErrMalformed, strings.Join(names, " or "), configName)
 }
@@ -202,6 +202,9 @@ func (a *Adapter) openFile(path string, o OpenOptions) error {
 		return err
 	}
 	a.Files = []string{filepath.Base(path)}
+	if err := a.expanded(path); err != nil {
+		return err
+	}
 	tensors := a.container.Tensors()
 	dialect, example := dialectOf(tensors)
 	a.Dialect = dialect
@@ -214,6 +217,26 @@ func (a *Adapter) openFile(path string, o OpenOptions) error {
 		return fmt.Errorf("%s: %w: tensor %s is of a %s adapter, whose %s lies beside it: give the folder", path, ErrUnsupported, tensor.Quote(example), dialect, configName)
 	}
 	return errNone(path, "no tensor of it belongs to an adapter")
+}
+
+// mostExpanded is how many times the size of a file its tensors may have. In those of torch.save tensors
+// may share their elements, and one of a few bytes may be expanded to gigabytes, which no adapter is.
+const mostExpanded = 4
+
+// expanded refuses a file whose tensors are far larger than it is: they are read whole.
+func (a *Adapter) expanded(file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	var total int64
+	for i := range a.container.Tensors() {
+		t := &a.container.Tensors()[i]
+		if total += t.Bytes; total < 0 || total/mostExpanded > info.Size()+1<<20 {
+			return a.failed(t, fmt.Errorf("%w: with it the tensors are %d bytes, in a file of %d", ErrMalformed, total, info.Size()))
+		}
+	}
+	return nil
 }
 
 // dialectOf tells from names of tensors of which dialect they are, and by which.
