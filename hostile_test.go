@@ -84,3 +84,32 @@ func TestCombineIsInterrupted(t *testing.T) {
 	require.ErrorIs(t, err, lorakit.ErrInterrupted)
 	require.Empty(t, content(t, dir))
 }
+
+// Adapters of every dialect can be combined and resized, to the delta that the merges of the adapters give.
+func TestCombineDialects(t *testing.T) {
+	ctx, dialects := t.Context(), filepath.Join("fixtures", "adapters", "dialects")
+	base := filepath.Join("fixtures", "adapters", "bases", "llama")
+	for _, a := range []lorakit.Adapter{{Path: filepath.Join(dialects, "kohya-llama.safetensors")}, {Path: filepath.Join(dialects, "mlx-llama")}, {Path: filepath.Join(dialects, "loralib-llama.pt"), Alpha: 8}} {
+		dir := t.TempDir()
+		merged := func(name string, list ...lorakit.Adapter) string {
+			out := filepath.Join(dir, name)
+			_, err := lorakit.Merge(ctx, base, list, out, lorakit.ConvertOptions{DType: "f32"})
+			require.NoError(t, err, a.Path)
+			return out
+		}
+		half := a
+		half.Weight = 0.5
+		sum, resized := filepath.Join(dir, "sum"), filepath.Join(dir, "resized")
+		_, err := lorakit.Combine(ctx, sum, []lorakit.Adapter{a, half}, lorakit.CombineOptions{Type: "cat"})
+		require.NoError(t, err, a.Path)
+		_, err = lorakit.Resize(ctx, a, resized, 0, 1, false)
+		require.NoError(t, err, a.Path)
+		for _, pair := range [][2]string{{merged("both", a, half), merged("of sum", lorakit.Adapter{Path: sum})}, {merged("one", a), merged("of resized", lorakit.Adapter{Path: resized})}} {
+			d, err := lorakit.Diff(ctx, pair[0], pair[1])
+			require.NoError(t, err)
+			require.Empty(t, d.Missing)
+			require.Empty(t, d.Extra)
+			require.Less(t, d.MaxAbs, 1e-4, a.Path)
+		}
+	}
+}

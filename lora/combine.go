@@ -263,6 +263,9 @@ func plainModules(a *Adapter) ([]*Module, error) {
 		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}
 	all, err := a.apart()
+	if err == nil {
+		all, err = dotted(all)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}

@@ -245,7 +245,7 @@ type Settings struct {
 // PEFTConfig writes the adapter_config.json of an adapter of the named modules.
 func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 	keep := map[string]jsontext.Value{}
-	if s.Like != nil {
+	if s.Like != nil && s.Like.raw != nil { // it has been in a PEFT folder
 		var all map[string]jsontext.Value
 		if err := json.Unmarshal(s.Like.raw, &all); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrMalformed, err)

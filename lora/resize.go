@@ -30,6 +30,9 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}
 	modules, err := a.apart()
+	if err == nil {
+		modules, err = dotted(modules)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", a.Path, err)
 	}
