@@ -351,16 +351,21 @@ func (c *Config) targeted(name string) (bool, error) {
 	if json.Unmarshal(c.Targets, &expr) != nil || expr == "" {
 		return false, nil
 	}
+	return c.matches("target_modules", expr, name)
+}
+
+// matches reports whether the regular expression of a field, which has one, matches a whole name.
+func (c *Config) matches(field, expr, name string) (bool, error) {
 	if c.target == nil {
 		var err error
 		if c.target, err = compile("(?:" + expr + `)\z`); err != nil {
-			return false, fmt.Errorf("%s: target_modules: %w", configName, err)
+			return false, fmt.Errorf("%s: %s: %w", configName, field, err)
 		}
 	}
 	start := time.Now()
 	ok, err := c.target.MatchString(name)
 	if c.spent += time.Since(start); err != nil || c.spent > allMatches {
-		return false, fmt.Errorf("%s: %w: target_modules takes too long on %s", configName, ErrMalformed, tensor.Quote(name))
+		return false, fmt.Errorf("%s: %w: %s takes too long on %s", configName, ErrMalformed, field, tensor.Quote(name))
 	}
 	return ok, nil
 }

@@ -48,15 +48,7 @@ func (c *Config) scalesInputs(name string) (bool, error) {
 	if json.Unmarshal(c.feedforward, &expr) != nil {
 		return false, fmt.Errorf("%w: feedforward_modules is %s, expected names or a regular expression", ErrMalformed, tensor.Quote(string(c.feedforward)))
 	}
-	re, err := compile("(?:" + expr + `)\z`)
-	if err != nil {
-		return false, fmt.Errorf("feedforward_modules: %w", err)
-	}
-	ok, err := re.MatchString(name)
-	if err != nil {
-		err = fmt.Errorf("%w: feedforward_modules takes too long", ErrMalformed)
-	}
-	return ok, err
+	return c.matches("feedforward_modules", expr, name)
 }
 
 // factor binds a vector that scales a weight, and its bias where it scales outputs.

@@ -3,7 +3,6 @@ package lora
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -235,25 +234,12 @@ func (a *Adapter) switchName(stack string) string {
 }
 
 // mixtral reports whether the base of an adapter is a Mixtral, whose file names its experts in its own
-// way: by the base's config where it is at hand, else by what it is called.
+// way: by the names of the adapter's modules, else by what its config calls the base. The base itself is not
+// looked for, so that the same adapter gives the same names everywhere.
 func (a *Adapter) mixtral() bool {
 	for _, m := range a.Modules {
 		if strings.Contains(m.Name, ".block_sparse_moe.") {
 			return true
-		}
-	}
-	if a.Config.Base != "" {
-		for _, dir := range []string{a.Config.Base, filepath.Join(a.Dir, a.Config.Base)} {
-			if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-				continue
-			}
-			b, err := readFile(dir, "config.json")
-			var c struct {
-				ModelType string `json:"model_type"`
-			}
-			if err == nil && json.Unmarshal(b, &c) == nil {
-				return c.ModelType == "mixtral"
-			}
 		}
 	}
 	return strings.Contains(strings.ToLower(a.Config.Base+string(a.Config.Mapping)), "mixtral")

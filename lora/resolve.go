@@ -27,6 +27,11 @@ func (b *binder) resolve(m *Module) (spot, error) {
 		return whole(b.headParam), nil
 	}
 	if i, ok := b.files[full]; ok {
+		if r := b.targets[i].Role.Runtime; len(r) == 1 && r[0].Expert >= 0 { // so that its other names are the same place
+			if s, ok := b.sliceSpot(r[0]); ok {
+				return s, nil
+			}
+		}
 		return whole(b.fileParameter(i)), nil
 	}
 	if r := b.model.Tensor(full, b.shapeOf(m)).Runtime; len(r) == 1 {

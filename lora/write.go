@@ -93,8 +93,14 @@ func (o Output) scaled(by float64) Output {
 	return o
 }
 
-// Plain reports whether the output is the bytes of its tensor.
-func (o Output) Plain() bool { return o.Scale == 1 && o.From.plain() && o.DType == o.From.T.DType }
+// Stored returns the tensor whose values the output has, as they lie in its file; nil where they have to be
+// made.
+func (o Output) Stored() *formats.Tensor {
+	if _, ok := o.From.T.Data.(computed); ok || o.Scale != 1 || !o.From.plain() {
+		return nil
+	}
+	return o.From.T
+}
 
 // Writer makes the values of outputs, one after the other. Its zero value is ready; it keeps what
 // it has read for those that follow.

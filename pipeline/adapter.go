@@ -116,8 +116,10 @@ func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
 
 // output writes a tensor in a type.
 func (w *AdapterWriter) output(values *lora.Writer, o lora.Output, to tensor.DType) error {
-	if o.Plain() && to == o.DType {
-		return w.Copy(o.Name, &formats.Tensor{Info: o.Info, File: o.From.T.File, Data: o.From.T.Data, Offset: o.From.T.Offset, Bytes: o.From.T.Bytes})
+	info := o.Info
+	info.DType = to
+	if t := o.Stored(); t != nil {
+		return w.copied(info, t)
 	}
 	v, err := values.Values(o)
 	if err != nil {
@@ -127,8 +129,6 @@ func (w *AdapterWriter) output(values *lora.Writer, o lora.Output, to tensor.DTy
 	if err := fromFloats(b, to, v); err != nil {
 		return fmt.Errorf("tensor %s: %w", tensor.Quote(o.Name), err)
 	}
-	info := o.Info
-	info.DType = to
 	return w.spooled(info, b)
 }
 
@@ -200,23 +200,50 @@ func (w *AdapterWriter) Write(ctx context.Context, a *lora.Adapter) error {
 	return w.write(ctx, e, 0)
 }
 
-// Copy writes a tensor as it is.
+// Copy writes a tensor as it is, under another name. A NaN or an infinity in it is an error.
 func (w *AdapterWriter) Copy(name string, t *formats.Tensor) error {
-	const piece = 1 << 20
-	b := make([]byte, min(piece, t.Bytes))
 	info := t.Info
 	info.Name = name
-	w.tensors = append(w.tensors, formats.Tensor{Info: info, Data: w.spool, Offset: w.offset, Bytes: t.Bytes})
-	for lo := int64(0); lo < t.Bytes; lo += piece {
-		b = b[:min(piece, t.Bytes-lo)]
-		if err := readPart(t, b, lo); err != nil {
+	return w.copied(info, t)
+}
+
+// copied writes the values of a tensor, in the type of info, in pieces.
+func (w *AdapterWriter) copied(info tensor.Info, t *formats.Tensor) error {
+	const piece = 256 << 10 // elements, of which bytes and bits are whole
+	from, to, n := t.DType.Bits(), info.DType.Bits(), t.Count()
+	b, x, cast := make([]byte, min(piece, n)*from/8+1), make([]float32, min(piece, n)), make([]byte, min(piece, n)*to/8+1)
+	out := formats.Tensor{Info: info, Data: w.spool, Offset: w.offset, Bytes: (n*to + 7) / 8}
+	if info.DType == t.DType {
+		out.Bytes = t.Bytes
+	}
+	for lo := int64(0); lo < n; lo += piece {
+		k := min(piece, n-lo)
+		raw := b[:min(t.Bytes-lo*from/8, (k*from+7)/8)]
+		if err := readPart(t, raw, lo*from/8); err != nil {
 			return err
 		}
-		if _, err := w.spool.WriteAt(b, w.offset+lo); err != nil {
+		if t.DType.Float() || t.DType == tensor.F64 {
+			if err := toFloats(x[:k], raw, t.DType); err != nil {
+				return err
+			}
+			for i, f := range x[:k] {
+				if !finite(f) {
+					return fmt.Errorf("%s: tensor %s: %w: element %d is %v, expected finite numbers", t.File, tensor.Quote(t.Name), lora.ErrMalformed, lo+int64(i), f)
+				}
+			}
+			if info.DType != t.DType {
+				raw = cast[:k*to/8]
+				if err := fromFloats(raw, info.DType, x[:k]); err != nil {
+					return err
+				}
+			}
+		}
+		if _, err := w.spool.WriteAt(raw, w.offset+lo*to/8); err != nil {
 			return err
 		}
 	}
-	w.offset += t.Bytes
+	w.tensors = append(w.tensors, out)
+	w.offset += out.Bytes
 	return nil
 }
 
