@@ -69,8 +69,18 @@ type Binding struct {
 	HeadName string
 	HeadFrom int
 	// Untie says that the config must no longer tie the head to the embedding.
-	Untie   bool
+	Untie bool
+	// Copies are other parameters that were tied by the same switch, and are tensors of their own from
+	// now on.
+	Copies  []Copy
 	Notices []string
+}
+
+// Copy is a parameter that was tied to Targets[From].
+type Copy struct {
+	Name   string
+	From   int
+	Change *Change // nil where it is what it was
 }
 
 // piece is the part of a run-time parameter that a tensor of the file holds.
@@ -153,7 +163,7 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 	if err := b.untie(); err != nil {
 		return nil, err
 	}
-	return b.out, nil
+	return b.out, b.sameRows()
 }
 
 // finiteScales refuses what float32 cannot scale by. The scaling of experts is known once
@@ -216,28 +226,35 @@ func (b *binder) add(i int, s models.Slice) {
 	p.pieces = append(p.pieces, piece{i, s})
 }
 
-// heads are the names that output heads have at run time.
+// heads are the names that output heads have at run time where the architecture is not known.
 var heads = []string{"lm_head.weight", "embed_out.weight", "output.weight"}
 
 // findHead finds the output head that is tied to an embedding.
 func (b *binder) findHead() {
-	for _, name := range heads {
-		for _, p := range b.params {
-			if p.kind != models.Embedding || len(p.shape) != 2 {
-				continue
-			}
-			if r := b.model.Tensor(name, p.shape); r.Tied == p.name {
-				b.head, b.embedding = name, p.name
-				if i, ok := b.files[name]; ok {
-					b.headTarget = i
-				}
-				if b.headParam = b.params[name]; b.headParam == nil {
-					b.headParam = &parameter{name: name, shape: slices.Clone(p.shape), kind: models.Linear}
-				}
-				return
-			}
-		}
+	name := b.model.Head() + ".weight"
+	p := b.params[b.model.HeadSource()]
+	if p == nil || p.kind != models.Embedding || len(p.shape) != 2 || len(p.pieces) != 1 || b.model.Tensor(name, p.shape).Tied != p.name {
+		return
 	}
+	b.head, b.embedding = name, p.name
+	if i, ok := b.files[name]; ok {
+		b.headTarget = i
+	}
+	if b.headParam = b.params[name]; b.headParam == nil {
+		b.headParam = &parameter{name: name, shape: slices.Clone(p.shape), kind: models.Linear}
+	}
+}
+
+// isHead reports whether a parameter is the weight of the output head.
+func (b *binder) isHead(p *parameter) bool {
+	return p == b.headParam || p.name == b.model.Head()+".weight" || b.model.Head() == "" && slices.Contains(heads, p.name)
+}
+
+// headBias reports whether a parameter is the bias of the output head, which BERT and its like have
+// beside it.
+func (b *binder) headBias(p *parameter) bool {
+	name := b.model.Head() + ".bias"
+	return len(p.shape) == 1 && (p.name == name || b.model.Tensor(name, p.shape).Tied == p.name)
 }
 
 // bind binds one adapter.
@@ -433,7 +450,7 @@ type claim struct {
 
 // claim refuses two modules of an adapter on one part of a parameter.
 func (b *binder) claim(i int, m *Module, s spot) error {
-	key := fmt.Sprint(i, m.Form == Replace, " ", s.p.name)
+	key := claimKey(i, m, s)
 	if len(s.p.shape) == 0 {
 		s.parts = 0
 	}
@@ -567,11 +584,16 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 	if m.Magnitude != nil && a.Weight != 1 {
 		return fmt.Errorf("module %s: %w: DoRA with the weight %g, expected 1", tensor.Quote(m.Name), ErrUnsupported, a.Weight)
 	}
+	if again, err := b.again(i, m, s); again || err != nil {
+		return err
+	}
 	if err := b.claim(i, m, s); err != nil {
 		return err
 	}
 	if p.name == b.head && b.head != "" && a.Config.EnsureTie && b.headTarget < 0 {
-		return b.sameAsEmbedding(a, m) // the embedding's module does it for both
+		if err := b.sameAsEmbedding(a, m); err != nil {
+			return err
+		}
 	}
 	t := Term{Adapter: i, Module: m, Name: p.name, Scale: float32(a.Weight * m.Scaling)}
 	if s.expert >= 0 || s.parts > 0 {
@@ -711,6 +733,24 @@ func (b *binder) loralibConv(a Weighted, t Term, p *parameter) bool {
 	return true
 }
 
+// again reports whether a value is one that another module has brought, of a parameter that goes by two
+// names.
+func (b *binder) again(i int, m *Module, s spot) (bool, error) {
+	if m.Form != Replace {
+		return false, nil
+	}
+	for _, o := range b.bound[claimKey(i, m, s)] {
+		if o.module.Form == Replace && o.module.Name != m.Name {
+			return sameBytes(o.module.Value, m.Value)
+		}
+	}
+	return false, nil
+}
+
+func claimKey(i int, m *Module, s spot) string {
+	return fmt.Sprint(i, m.Form == Replace, " ", s.p.name)
+}
+
 // value binds new values of a parameter, or of some of its rows.
 func (b *binder) value(a Weighted, t Term, p *parameter) error {
 	m := t.Module
@@ -718,6 +758,9 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 		return fmt.Errorf("module %s: %w: a value that replaces the base's, with the weight %g, expected 1", tensor.Quote(m.String()), ErrUnsupported, a.Weight)
 	}
 	t.Name = strings.TrimSuffix(t.Name, ".weight")
+	if m.Form == Replace && (len(p.pieces) > 1 || p.experts > 0) {
+		return b.pieces(t, p)
+	}
 	var c *Change
 	width := int64(1)
 	if n := len(p.shape); n > 0 {
@@ -741,7 +784,8 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 		c.Terms = append(c.Terms, t)
 		return nil
 	}
-	grown := len(p.shape) == 2 && len(m.Value.Shape) == 2 && m.Value.Shape[1] == p.shape[1] && (p.kind == models.Embedding || p == b.headParam || slices.Contains(heads, p.name))
+	grown := len(p.shape) == 2 && len(m.Value.Shape) == 2 && m.Value.Shape[1] == p.shape[1] && (p.kind == models.Embedding || b.isHead(p))
+	grown = grown || len(m.Value.Shape) == 1 && b.headBias(p)
 	if !slices.Equal(m.Value.Shape, p.shape) && !grown {
 		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase, m.Value.Shape, p.shape)
 	}
@@ -768,6 +812,44 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 	return nil
 }
 
+// pieces binds the new value of a parameter that the file holds in several tensors, or that is a stack of
+// experts: each of them takes its own bytes.
+func (b *binder) pieces(t Term, p *parameter) error {
+	m := t.Module
+	want, rows := p.shape, p.shape[0]
+	if p.experts > 0 {
+		want = append(tensor.Shape{p.experts}, p.shape...)
+	}
+	if !slices.Equal(m.Value.Shape, want) {
+		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase, m.Value.Shape, want)
+	}
+	for _, pc := range p.pieces {
+		s, target := pc.slice, b.targets[pc.target]
+		if s.Via != "" || s.Transposed || s.FileParts > 1 || s.Parts > 1 && (s.Dim != 0 || rows%int64(s.Parts) != 0) || s.Parts > 1 && s.Expert < 0 && p.experts > 0 {
+			return fmt.Errorf("module %s: %w: a new value of a parameter that its file holds in other pieces", tensor.Quote(m.String()), ErrUnsupported)
+		}
+		v, n := *m.Value, rows/int64(max(s.Parts, 1))
+		first := int64(s.Part) * n
+		if s.Expert >= 0 {
+			first += int64(s.Expert) * rows
+		} else {
+			n *= max(p.experts, 1)
+		}
+		v.Shape = slices.Clone(target.Shape)
+		v.Bytes = m.Value.Bytes / (max(p.experts, 1) * rows) * n
+		v.Offset += m.Value.Bytes / (max(p.experts, 1) * rows) * first
+		width := target.Shape[len(target.Shape)-1]
+		c := b.change(pc.target, width)
+		if c.Value != nil {
+			return fmt.Errorf("module %s: %w: two adapters replace %s", tensor.Quote(m.String()), ErrUnsupported, tensor.Quote(target.Name))
+		}
+		own := t
+		own.Rows, own.Cols = v.Count()/max(width, 1), width
+		c.Value, c.ValueOf = &v, &own
+	}
+	return nil
+}
+
 // headChange is the change of a head that has no tensor of its own yet.
 func (b *binder) headChange(width int64) *Change {
 	if b.out.Head == nil {
@@ -778,12 +860,14 @@ func (b *binder) headChange(width int64) *Change {
 	return b.out.Head
 }
 
-// sameAsEmbedding holds the head of a tied pair against the embedding.
+// sameAsEmbedding holds the head of a tied pair against the embedding, if that is adapted.
 func (b *binder) sameAsEmbedding(a Weighted, m *Module) error {
+	alone := true
 	for _, o := range a.Modules {
-		if o.Name+"."+o.Param != b.embedding && o.Name != strings.TrimSuffix(b.embedding, ".weight") {
+		if o.Name+"."+o.Param != b.embedding && o.Name != strings.TrimSuffix(b.embedding, ".weight") || o.Base {
 			continue
 		}
+		alone = alone && (o.Form == Rows || m.Form == Rows)
 		if m.Form == Replace && o.Form == Replace {
 			return nil
 		}
@@ -800,6 +884,9 @@ func (b *binder) sameAsEmbedding(a Weighted, m *Module) error {
 		if same {
 			return nil
 		}
+	}
+	if alone || m.Base {
+		return nil
 	}
 	return fmt.Errorf("module %s: %w: ensure_weight_tying is set, and it differs from that of the embedding", tensor.Quote(m.Name), ErrMalformed)
 }
@@ -820,20 +907,20 @@ func (b *binder) untie() error {
 		return nil
 	}
 	from := b.params[b.embedding].pieces[0].target
+	b.shareBase(from)
 	c := b.out.Changes[from]
-	var head *Change
-	if b.headTarget >= 0 {
-		head = b.out.Changes[b.headTarget]
-	} else {
-		head = b.out.Head
-	}
-	if same, err := sameChange(c, head); same || err != nil {
-		if same && b.headTarget < 0 {
-			b.out.Head = nil
-		}
+	head := b.headOwn()
+	same, err := sameChange(c, head)
+	if err != nil {
 		return err
 	}
-	follows := true // rows that were trained count for both; ensure_weight_tying was seen to
+	if same {
+		if b.headTarget < 0 {
+			b.out.Head = nil
+		}
+		return nil
+	}
+	follows := true // rows that were trained count for both
 	if c != nil {
 		for _, t := range c.Terms {
 			follows = follows && (t.Module.Form == Rows || b.ensured(t))
@@ -849,8 +936,122 @@ func (b *binder) untie() error {
 	if b.headTarget < 0 {
 		b.headChange(b.params[b.embedding].shape[1])
 	}
+	b.shareBase(from)
+	b.shareRows(from)
 	b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s is no longer tied to %s: the adapter changes one of them, and both keep what they did", strings.TrimSuffix(b.head, ".weight"), strings.TrimSuffix(b.embedding, ".weight")))
+	return b.copies(from)
+}
+
+// sameRows refuses a vocabulary that has grown at one end only: what the other had is not in the adapter.
+func (b *binder) sameRows() error {
+	rows := func(name string, c *Change) (int64, bool) {
+		i, ok := b.files[name]
+		if p := b.params[name]; p != nil && len(p.pieces) == 1 && p.pieces[0].slice.Whole() {
+			i, ok = p.pieces[0].target, true
+		}
+		switch {
+		case ok && b.out.Changes[i] != nil:
+			c = b.out.Changes[i]
+		case ok && len(b.targets[i].Shape) == 2:
+			return b.targets[i].Shape[0], false
+		}
+		if c == nil || c.Value == nil || len(c.Value.Shape) != 2 {
+			if ok && len(b.targets[i].Shape) == 2 {
+				return b.targets[i].Shape[0], false
+			}
+			return 0, false
+		}
+		return c.Value.Shape[0], true
+	}
+	head, source := b.model.Head()+".weight", b.model.HeadSource()
+	m, grownHead := rows(head, b.out.Head)
+	n, grown := rows(source, nil)
+	if m == 0 || n == 0 || m == n || !grown && !grownHead {
+		return nil
+	}
+	return fmt.Errorf("%w: %s has %d rows with the adapter and %s %d: the vocabulary that it was trained with had grown, and it brings one of the two", ErrBase, tensor.Quote(head), m, tensor.Quote(source), n)
+}
+
+// headOwn is the change of the head, nil where there is none.
+func (b *binder) headOwn() *Change {
+	if b.headTarget >= 0 {
+		return b.out.Changes[b.headTarget]
+	}
+	return b.out.Head
+}
+
+// shareBase gives the base's own matrix, which an adapter brings along for one end of a tie, to the other too
+// where that is to be changed.
+func (b *binder) shareBase(from int) {
+	c, head := b.out.Changes[from], b.headOwn()
+	switch {
+	case head != nil && head.Value != nil && head.ValueOf.Module.Base && (c == nil || c.Value == nil):
+		if c = b.change(from, head.Width); c.Value == nil {
+			c.Value, c.ValueOf = head.Value, head.ValueOf
+		}
+	case c != nil && c.Value != nil && c.ValueOf.Module.Base && head != nil && head.Value == nil:
+		head.Value, head.ValueOf = c.Value, c.ValueOf
+	}
+}
+
+// shareRows gives the rows of the embedding that were trained to the head too, unless it has its own.
+func (b *binder) shareRows(from int) {
+	c, head := b.out.Changes[from], b.headOwn()
+	isRows := func(t Term) bool { return t.Module.Form == Rows }
+	if c == nil || head == nil || slices.ContainsFunc(head.Terms, isRows) || head.Value != nil && !head.ValueOf.Module.Base {
+		return
+	}
+	rows := slices.DeleteFunc(slices.Clone(c.Terms), func(t Term) bool { return !isRows(t) })
+	head.Terms = append(rows, head.Terms...)
+}
+
+// copies makes tensors of all that the same switch ties, and the file does not have. Modules that share the
+// embedding keep what they look up: only rows that were trained, or have been added, are theirs too.
+func (b *binder) copies(from int) error {
+	shared := func(source string, i int, all bool) {
+		for _, name := range b.model.SharedBy(source) {
+			if _, ok := b.files[name]; ok || name == b.head {
+				continue
+			}
+			c := Copy{Name: name, From: i}
+			if change := b.out.Changes[i]; change != nil && all {
+				c.Change = change
+			} else if change != nil {
+				c.Change = change.common()
+			}
+			b.out.Copies = append(b.out.Copies, c)
+		}
+	}
+	changed := b.out.Changes[from] != nil && !onlyRows(b.out.Changes[from])
+	if changed || len(b.model.TieSwitches()) > 0 {
+		shared(b.embedding, from, false)
+	}
+	if len(b.model.TieSwitches()) == 0 {
+		return nil
+	}
+	for _, name := range b.names {
+		if p := b.params[name]; name != b.embedding && len(p.pieces) == 1 {
+			shared(name, p.pieces[0].target, true)
+		}
+	}
 	return nil
+}
+
+// common is what of a change holds for all that share the values.
+func (c *Change) common() *Change {
+	n := &Change{Width: c.Width}
+	if c.Value != nil && c.ValueOf.Module.Base {
+		n.Value, n.ValueOf = c.Value, c.ValueOf
+	}
+	for _, t := range c.Terms {
+		if t.Module.Form == Rows {
+			n.Terms = append(n.Terms, t)
+		}
+	}
+	if n.Value == nil && len(n.Terms) == 0 {
+		return nil
+	}
+	return n
 }
 
 func onlyRows(c *Change) bool {
@@ -862,11 +1063,13 @@ func onlyRows(c *Change) bool {
 	return true
 }
 
-// ensured reports whether an adapter promises the tie. MLX has no head of its own on a tied model: its
-// LoRAEmbedding.as_linear, which stands for one, has the delta too.
+// ensured reports whether an adapter promises the tie. PEFT heeds the promise where the embedding has
+// one of two names. MLX has no head of its own on a tied model: its LoRAEmbedding.as_linear, which stands
+// for one, has the delta too.
 func (b *binder) ensured(t Term) bool {
 	a := b.adapters[t.Adapter]
-	return a.Config.EnsureTie || a.Dialect == MLX
+	_, name := cutLast(t.Module.Name)
+	return a.Dialect == MLX || a.Config.EnsureTie && (name == "embed_tokens" || name == "lm_head")
 }
 
 // sameChange reports whether both ends of a tie get the same new value and the same deltas.
@@ -881,6 +1084,13 @@ func sameChange(x, y *Change) (bool, error) {
 	}
 	for i := range x.Terms {
 		s, t := &x.Terms[i], &y.Terms[i]
+		if s.Module.Form == Rows && t.Module.Form == Rows {
+			same, err := sameBytes(s.Module.Value, t.Module.Value)
+			if !same || err != nil || !slices.Equal(s.Module.Indices, t.Module.Indices) {
+				return false, err
+			}
+			continue
+		}
 		if s.Left.T == nil || t.Left.T == nil || s.Module.Magnitude != nil || t.Module.Magnitude != nil || s.Adapter != t.Adapter || s.Scale != t.Scale || s.Rows != t.Rows || s.Cols != t.Cols {
 			return false, nil
 		}

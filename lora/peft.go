@@ -128,6 +128,14 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 		case roleBias:
 			err = set(&p.bias)
 		case roleMagnitude:
+			if p.magnitude != nil { // PEFT saves those of an embedding that has grown under two names
+				if same, err := sameBytes(p.magnitude, t); same || err != nil {
+					if err != nil {
+						return a.failed(t, err)
+					}
+					continue
+				}
+			}
 			err = set(&p.magnitude)
 		case roleTokens:
 			err = a.addTokens(name, t)
@@ -139,7 +147,7 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 				continue
 			}
 			name = strings.TrimSuffix(name, ".modules_to_save")
-			m := &Module{Name: strings.TrimSuffix(name, ".base_layer"), Param: param, Form: Replace, Value: t}
+			m := &Module{Name: unwrapped(name), Param: param, Form: Replace, Value: t}
 			m.Base = m.Name != name && param == "weight"
 			a.Modules = append(a.Modules, m)
 		}
@@ -154,6 +162,17 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 		}
 	}
 	return nil
+}
+
+// unwrapped is the name of a module without those of the layers that PEFT has put around it.
+func unwrapped(name string) string {
+	for {
+		inner := strings.TrimSuffix(strings.TrimSuffix(name, ".base_layer"), ".token_adapter")
+		if inner == name {
+			return name
+		}
+		name = inner
+	}
 }
 
 // saidBefore reports whether a value is one of the copies that PEFT stores of a module that
@@ -236,6 +255,7 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 
 // addTokens adds the trained rows of an embedding.
 func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
+	name = unwrapped(name)
 	m := &Module{Name: name, Param: "weight", Form: Rows, Value: t}
 	var list []int64
 	if err := json.Unmarshal(a.Config.Tokens, &list); err != nil {
@@ -245,7 +265,7 @@ func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
 		}
 		means := ""
 		for _, key := range slices.Sorted(maps.Keys(byName)) {
-			if name != key && !strings.HasSuffix(name, "."+key) {
+			if name != key && !strings.HasSuffix(name, "."+key) && len(byName) > 1 { // a single one may be of a module that is tied to it
 				continue
 			}
 			if list != nil && !slices.Equal(list, byName[key]) {

@@ -34,6 +34,9 @@ func (b *binder) resolve(m *Module) (spot, error) {
 		}
 		return whole(b.fileParameter(i)), nil
 	}
+	if p := b.params[b.model.Tensor(full, b.shapeOf(m)).Tied]; p != nil && (len(p.shape) == 1 || b.repeats(m, p)) {
+		return whole(p), nil // one that goes by two names, as the bias of a head
+	}
 	if r := b.model.Tensor(full, b.shapeOf(m)).Runtime; len(r) == 1 {
 		if s, ok := b.sliceSpot(r[0]); ok {
 			return s, nil
@@ -53,6 +56,22 @@ func (b *binder) resolve(m *Module) (spot, error) {
 		}
 	}
 	return b.only(m, full, candidates)
+}
+
+// repeats reports whether a module is a new value that its adapter has under the name of p too.
+func (b *binder) repeats(m *Module, p *parameter) bool {
+	if m.Form != Replace {
+		return false
+	}
+	for _, claims := range b.bound {
+		for _, o := range claims {
+			if o.p == p && o.module.Form == Replace {
+				same, err := sameBytes(o.module.Value, m.Value)
+				return same && err == nil
+			}
+		}
+	}
+	return false
 }
 
 // only is the one candidate, or an error.

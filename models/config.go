@@ -193,6 +193,33 @@ func (c *Config) tied(t tie) bool {
 	return t.Default
 }
 
+// VocabularyPaths lists the dotted paths of the members vocab_size that are n, at the top and in
+// sections; where none is, that of the top.
+func (c *Config) VocabularyPaths(n int64) []string {
+	var found []string
+	var walk func(v jsontext.Value, prefix string, depth int)
+	walk = func(v jsontext.Value, prefix string, depth int) {
+		list, err := members(v, 0)
+		if err != nil {
+			return
+		}
+		for _, m := range list {
+			inner := v[m.value.from:m.value.to]
+			switch {
+			case m.name == "vocab_size" && string(inner) == strconv.FormatInt(n, 10):
+				found = append(found, prefix+m.name)
+			case inner.Kind() == '{' && depth > 0 && !strings.Contains(m.name, "."):
+				walk(inner, prefix+m.name+".", depth-1)
+			}
+		}
+	}
+	walk(c.root, "", 3)
+	if len(found) == 0 {
+		found = []string{"vocab_size"}
+	}
+	return found
+}
+
 // count returns the number at a path, if it is a whole one above zero.
 func (c *Config) count(path string) (int, bool) {
 	v, ok := c.value(path)

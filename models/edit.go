@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -15,12 +16,19 @@ type Edit struct {
 	value  jsontext.Value
 	remove bool
 	dtype  bool
+	nested bool
 }
 
 // Set gives the top-level member a value, any JSON, whose order of names and
 // spelling of numbers are kept. A member that is there keeps its place; a new one
 // goes where a file with sorted names has it, else to the end.
 func Set(name string, value jsontext.Value) Edit { return Edit{name: name, value: value} }
+
+// SetAt is Set at a dotted path of sections: "text_config.vocab_size". A section that is not there is
+// made.
+func SetAt(path string, value jsontext.Value) Edit {
+	return Edit{name: path, value: value, nested: true}
+}
 
 // Remove drops the top-level member, if it is there.
 func Remove(name string) Edit { return Edit{name: name, remove: true} }
@@ -64,6 +72,10 @@ func EditConfig(b []byte, edits ...Edit) ([]byte, error) {
 			}
 		case e.remove:
 			b = removed(b, v, top, e.name)
+		case e.nested:
+			if b, err = setAt(b, e.name, e.value); err != nil {
+				return nil, err
+			}
 		default:
 			b = set(b, v, top, e.name, e.value)
 		}
@@ -72,6 +84,32 @@ func EditConfig(b []byte, edits ...Edit) ([]byte, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+// setAt sets a member of a section.
+func setAt(b []byte, path string, value jsontext.Value) ([]byte, error) {
+	top, err := members(b, 0)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", plain(err))
+	}
+	name, rest, nested := strings.Cut(path, ".")
+	if !nested {
+		return set(b, b, top, name, value), nil
+	}
+	for _, m := range top {
+		if m.name == name && jsontext.Value(b[m.value.from:m.value.to]).Kind() == '{' {
+			inner, err := setAt(bytes.Clone(b[m.value.from:m.value.to]), rest, value)
+			if err != nil {
+				return nil, err
+			}
+			return slices.Replace(b, m.value.from, m.value.to, inner...), nil
+		}
+	}
+	inner, err := setAt([]byte("{}"), rest, value)
+	if err != nil {
+		return nil, err
+	}
+	return set(b, b, top, name, inner), nil
 }
 
 // dtypes collects the places of the values to replace, in the file's order.

@@ -121,6 +121,8 @@ type Model struct {
 	tied map[string]string // abstract target parameter -> abstract source, of the ties that are on
 	skip []string          // modules that the ties and the last parameter keep from being quantised
 
+	switches []string // members of the config that tie the head
+
 	// parts returns the models that this one is made of. The data has them as the
 	// class has them by default; a config may name others.
 	parts func() []part
@@ -180,6 +182,9 @@ func loadPart(c *Config) (*Model, bool) {
 	for _, t := range d.Ties {
 		if !c.tied(t) {
 			continue
+		}
+		if _, ok := t.Pairs[d.Head+".weight"]; ok && d.Head != "" {
+			m.switches = c.switches(t)
 		}
 		for target, source := range t.Pairs {
 			m.tied[target] = source

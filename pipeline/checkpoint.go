@@ -48,12 +48,13 @@ type Checkpoint struct {
 
 	container formats.Container
 	// What Merge has made of it.
-	adapters     []AdapterInput
-	head         string // an output head that becomes a tensor of its own, "" where none does
-	headFrom     string // what it was tied to
-	untied       bool   // the output head is no longer tied to the embedding
-	vocabulary   int64  // where an adapter brings another number of rows, else 0
-	mergeNotices []string
+	adapters      []AdapterInput
+	head          string // an output head that becomes a tensor of its own, "" where none does
+	headFrom      string // what it was tied to
+	untied        bool   // the output head is no longer tied to the embedding
+	vocabulary    int64  // where an adapter brings another number of rows, else 0
+	vocabularyWas int64
+	mergeNotices  []string
 
 	configJSON []byte
 	configInfo fs.FileInfo

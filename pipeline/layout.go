@@ -115,10 +115,14 @@ func (b *planner) editedConfig() ([]byte, error) {
 		edits = append(edits, models.SetDType(b.Options.DType.Torch()))
 	}
 	if b.untied {
-		edits = append(edits, models.Set("tie_word_embeddings", []byte("false")))
+		for _, path := range b.Model.TieSwitches() {
+			edits = append(edits, models.SetAt(path, []byte("false")))
+		}
 	}
 	if b.vocabulary > 0 {
-		edits = append(edits, models.Set("vocab_size", strconv.AppendInt(nil, b.vocabulary, 10)))
+		for _, path := range b.Config.VocabularyPaths(b.vocabularyWas) {
+			edits = append(edits, models.SetAt(path, strconv.AppendInt(nil, b.vocabulary, 10)))
+		}
 	}
 	switch {
 	case b.Quantize == "none":

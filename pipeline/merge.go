@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
@@ -84,6 +85,20 @@ func (c *Checkpoint) Merge(adapters []lora.Weighted) error {
 		weights = append(weights, c.changed(&from, b.Head))
 		c.head, c.headFrom = b.HeadName, c.Weights[b.HeadFrom].Name
 	}
+	for _, p := range b.Copies {
+		from := *c.Weights[p.From]
+		from.Name = p.Name
+		from.Role = c.Model.Tensor(p.Name, from.Shape)
+		from.Parts = slices.Clone(from.Parts)
+		if len(from.Parts) == 1 {
+			from.Parts[0].Name = p.Name
+		}
+		w := &from
+		if p.Change != nil || len(from.Parts) > 1 { // a quantised one is decoded
+			w = c.changed(w, cmp.Or(p.Change, &lora.Change{Width: from.Shape[len(from.Shape)-1]}))
+		}
+		weights = append(weights, w)
+	}
 	if b.Untie {
 		c.untied = true
 		for _, w := range weights {
@@ -102,7 +117,7 @@ func (c *Checkpoint) changed(w *Weight, change *lora.Change) *Weight {
 		n.Parts, n.Decoder, n.Values, n.Transposed = []formats.Tensor{*v}, nil, v.DType, false
 		n.Shape = v.Shape
 		if len(v.Shape) == 2 && v.Shape[0] != w.Shape[0] {
-			c.vocabulary = v.Shape[0]
+			c.vocabulary, c.vocabularyWas = v.Shape[0], w.Shape[0]
 		}
 	}
 	return &n
