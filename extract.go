@@ -78,6 +78,9 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	if err != nil {
 		return nil, err
 	}
+	if err := fits(jobs, o.Rank); err != nil {
+		return nil, err
+	}
 	modules, err := decompose(ctx, jobs, o, w, r)
 	if err != nil {
 		return nil, err
@@ -108,7 +111,7 @@ func (r *Extraction) compare(ctx context.Context, a, b *pipeline.Checkpoint) ([]
 		if y == nil || !slices.Equal(x.Shape, y.Shape) {
 			return nil, fmt.Errorf("%s: %w: tensor %s of shape %v has no counterpart of that shape in %s", a.Path, ErrRefused, tensor.Quote(x.Name), x.Shape, b.Path)
 		}
-		if parts := matrices(x); len(parts) > 0 {
+		if parts := matrices(x, kindFor(a, x)); len(parts) > 0 {
 			for _, p := range parts {
 				p.base, p.tuned = x, y
 				if head := a.Model.Head(); p.form == lora.Embedding && a.Model.Tensor(head+".weight", x.Shape).Tied == p.module+".weight" {
@@ -174,9 +177,25 @@ func linear(w *pipeline.Weight) (string, bool) {
 	return strings.CutSuffix(s[0].Param, ".weight")
 }
 
+// kindFor is what a weight is to PEFT. The experts of gpt-oss lie (in, out), with gate and up interleaved; an
+// adapter from here cannot hold those.
+func kindFor(c *pipeline.Checkpoint, w *pipeline.Weight) models.Kind {
+	kind := w.Role.Kind
+	switch {
+	case c.Config == nil:
+	case kind == models.Expert && c.Config.ModelType == "gpt_oss":
+		return models.Other
+	case len(w.Shape) == 2:
+		if own, ok := ownLinears[c.Config.ModelType]; ok && own == kind {
+			return models.Linear
+		}
+	}
+	return kind
+}
+
 // matrices lists what of a weight an adapter can have modules for: a linear layer, an embedding or a
 // router, the run-time modules that a fused tensor of the file holds, or experts, one by one.
-func matrices(w *pipeline.Weight) []extraction {
+func matrices(w *pipeline.Weight, kind models.Kind) []extraction {
 	n := len(w.Shape)
 	if n < 2 || n > 3 || !w.DType.Float() && w.DType != tensor.F64 {
 		return nil
@@ -190,10 +209,10 @@ func matrices(w *pipeline.Weight) []extraction {
 		if s.Via != "" || s.Transposed || s.FileParts > 1 && s.FileDim != n-2 {
 			return nil
 		}
-		j := extraction{rows: rows / max(s.FileParts, 1), cols: cols, flip: w.Role.Kind == models.Conv1D}
+		j := extraction{rows: rows / max(s.FileParts, 1), cols: cols, flip: kind == models.Conv1D}
 		j.first = int64(s.FilePart * j.rows * cols)
 		module, isWeight := strings.CutSuffix(s.Param, ".weight")
-		switch kind := w.Role.Kind; {
+		switch {
 		case kind == models.Expert:
 			experts := expertMatrices(w, s, j)
 			if experts == nil {
@@ -265,6 +284,20 @@ func expertMatrices(w *pipeline.Weight, s models.Slice, whole extraction) []extr
 	return list
 }
 
+// fits refuses a rank that none of the matrices has.
+func fits(jobs []extraction, rank int) error {
+	var largest *extraction
+	for i := range jobs {
+		if j := &jobs[i]; largest == nil || min(j.rows, j.cols) > min(largest.rows, largest.cols) {
+			largest = j
+		}
+	}
+	if largest != nil && rank > min(largest.rows, largest.cols) {
+		return fmt.Errorf("module %s: %w: rank %d is larger than its matrix of %d x %d allows, and no other is larger", tensor.Quote(largest.module), ErrRefused, rank, largest.rows, largest.cols)
+	}
+	return nil
+}
+
 // decompose takes the modules apart, several at once, and keeps them in their order.
 func decompose(ctx context.Context, jobs []extraction, o ExtractOptions, w *pipeline.AdapterWriter, r *Extraction) ([]*lora.Module, error) {
 	if o.Threads <= 0 {
@@ -321,10 +354,8 @@ func (j *extraction) decompose(ctx context.Context, o ExtractOptions) (*svd.Deco
 	if o.Rank == 0 {
 		return svd.Energy(ctx, m, o.Energy, min(j.rows, j.cols), svd.Options{Seed: o.Seed})
 	}
-	if o.Rank > min(j.rows, j.cols) {
-		return nil, fmt.Errorf("%w: rank %d is larger than its matrix of %d x %d allows", ErrRefused, o.Rank, j.rows, j.cols)
-	}
-	return svd.Truncated(ctx, m, svd.Options{Rank: o.Rank, Seed: o.Seed})
+	// All of a small matrix, as a router's, is of a lower rank.
+	return svd.Truncated(ctx, m, svd.Options{Rank: min(o.Rank, j.rows, j.cols), Seed: o.Seed})
 }
 
 // trained makes modules of a decomposition: of an embedding the head that is tied to it as well.
