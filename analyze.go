@@ -272,7 +272,7 @@ func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
 		if err := r.filled(r.Path, w); err != nil {
 			return err
 		}
-		parts := matrices(w)
+		parts := matrices(w, kindFor(c, w))
 		for _, p := range parts {
 			if p.form != lora.Embedding {
 				p.base = w
@@ -341,7 +341,7 @@ func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
 		if err := r.filled(r.Path, x); err != nil {
 			return err
 		}
-		parts := matrices(x)
+		parts := matrices(x, kindFor(a, x))
 		for _, p := range parts {
 			p.base, p.tuned = x, y
 			pairs = append(pairs, p)

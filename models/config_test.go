@@ -123,7 +123,10 @@ func TestEditConfig(t *testing.T) {
 			`{"dtype": "bfloat16", "text_config": {"torch_dtype": "bfloat16", "x": {"dtype": "float32"}, "audio_config": {"dtype": "bfloat16"}}, "vision_config": {"dtype": null}, "quantization_config": {"dtype": "float32"}, "torch_dtype": "bfloat16"}`,
 			[]Edit{SetDType("bfloat16")},
 		},
-		"several": {`{"a": 1, "dtype": "float32"}`, `{"b": 2, "dtype": "float16"}`, []Edit{SetDType("float16"), Set("b", []byte("2")), Remove("a")}},
+		"at a path":         {`{"a": {"x": {"n": 1}, "y": 2}, "b": 3}`, `{"a": {"x": {"n": 7}, "y": 2}, "b": 3}`, []Edit{SetAt("a.x.n", []byte("7"))}},
+		"at a path, new":    {"{\n  \"a\": {\n    \"y\": 2\n  }\n}", "{\n  \"a\": {\n    \"x\": false,\n    \"y\": 2\n  }\n}", []Edit{SetAt("a.x", []byte("false"))}},
+		"at a path of none": {`{"a": 1, "c": 2}`, `{"a": 1, "b": {"x": 7}, "c": 2}`, []Edit{SetAt("b.x", []byte("7"))}},
+		"several":           {`{"a": 1, "dtype": "float32"}`, `{"b": 2, "dtype": "float16"}`, []Edit{SetDType("float16"), Set("b", []byte("2")), Remove("a")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := []byte(c.in)

@@ -140,6 +140,36 @@ func TestFacts(t *testing.T) {
 	}
 }
 
+// TestTies asks what an output head is tied to, by what, and along with what.
+func TestTies(t *testing.T) {
+	for _, c := range []struct {
+		config, head, source string
+		switches, shared     []string
+	}{
+		{`{"architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`, "lm_head", "model.embed_tokens.weight", []string{"tie_word_embeddings"}, []string{"lm_head.weight"}},
+		{`{"architectures":["LlamaForCausalLM"]}`, "lm_head", "model.embed_tokens.weight", nil, nil},
+		{`{"architectures":["WhisperForConditionalGeneration"]}`, "proj_out", "model.decoder.embed_tokens.weight", []string{"tie_word_embeddings"}, []string{"proj_out.weight"}},
+		{`{"architectures":["BertForMaskedLM"]}`, "cls.predictions.decoder", "bert.embeddings.word_embeddings.weight", []string{"tie_word_embeddings"}, []string{"cls.predictions.decoder.weight"}},
+		{`{"architectures":["T5ForConditionalGeneration"]}`, "lm_head", "shared.weight", nil, []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight"}},
+		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"text_config":{"tie_word_embeddings":true}}`, "lm_head", "model.language_model.embed_tokens.weight", []string{"text_config.tie_word_embeddings"}, []string{"lm_head.weight"}},
+		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"tie_word_embeddings":true,"text_config":{"tie_word_embeddings":true}}`, "lm_head", "model.language_model.embed_tokens.weight", []string{"tie_word_embeddings", "text_config.tie_word_embeddings"}, []string{"lm_head.weight"}},
+	} {
+		m := load(t, c.config)
+		assert.Equal(t, c.head, m.Head(), c.config)
+		assert.Equal(t, c.source, m.HeadSource(), c.config)
+		assert.Equal(t, c.switches, m.TieSwitches(), c.config)
+		assert.Equal(t, c.shared, m.SharedBy(c.source), c.config)
+	}
+	require.Equal(t, []string{"cls.predictions.decoder.bias"}, load(t, `{"architectures":["BertForMaskedLM"]}`).SharedBy("cls.predictions.bias"))
+}
+
+func TestVocabularyPaths(t *testing.T) {
+	c, err := ParseConfig([]byte(`{"vocab_size": 64, "text_config": {"vocab_size": 64}, "audio_config": {"vocab_size": 32}}`))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"vocab_size", "text_config.vocab_size"}, c.VocabularyPaths(64))
+	assert.Equal(t, []string{"vocab_size"}, c.VocabularyPaths(7))
+}
+
 func TestSlices(t *testing.T) {
 	mixtral := load(t, `{"architectures":["MixtralForCausalLM"]}`)
 	with := func(f func(*Slice)) []Slice { s := whole(""); f(&s); return []Slice{s} }

@@ -1,0 +1,157 @@
+package lora
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// bound binds an adapter of zeros to a base.
+func bound(t *testing.T, model, config string, base map[string]tensor.Shape, order []string, adapter map[string][]int64) (*Binding, []Target, error) {
+	t.Helper()
+	c, err := models.ParseConfig([]byte(model))
+	require.NoError(t, err)
+	m, known := models.Load(c)
+	require.True(t, known)
+	var targets []Target
+	for _, name := range order {
+		targets = append(targets, Target{Name: name, Shape: base[name], Role: m.Tensor(name, base[name])})
+	}
+	dir := t.TempDir()
+	writeFolder(t, dir, config, adapter)
+	a, err := Open(dir, OpenOptions{})
+	require.NoError(t, err)
+	t.Cleanup(func() { a.Close() })
+	b, err := Bind([]Weighted{{a, 1}}, targets, m)
+	return b, targets, err
+}
+
+const (
+	prefix    = "base_model.model."
+	tiedLlama = `{"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": true}`
+	embed     = "model.embed_tokens"
+)
+
+// tieEnds are the factors of an embedding of n x 4 and of a head of its shape.
+func tieEnds(head, embedding string, n int64) map[string][]int64 {
+	shapes := map[string][]int64{}
+	if head != "" {
+		shapes[prefix+head+".lora_A.weight"], shapes[prefix+head+".lora_B.weight"] = []int64{2, 4}, []int64{n, 2}
+	}
+	if embedding != "" {
+		shapes[prefix+embedding+".lora_embedding_A"], shapes[prefix+embedding+".lora_embedding_B"] = []int64{2, n}, []int64{4, 2}
+	}
+	return shapes
+}
+
+func with(shapes map[string][]int64, more map[string][]int64) map[string][]int64 {
+	for name, shape := range more {
+		shapes[prefix+name] = shape
+	}
+	return shapes
+}
+
+// TestTiedHead binds adapters of either end of a tie, of both, and of what is tied along with
+// them, under the names that architectures give them.
+func TestTiedHead(t *testing.T) {
+	t.Parallel()
+	word, bias := "bert.embeddings.word_embeddings", "cls.predictions.bias"
+	llama := map[string]tensor.Shape{embed + ".weight": {6, 4}}
+	bert := map[string]tensor.Shape{word + ".weight": {6, 4}, bias: {6}}
+	t5 := map[string]tensor.Shape{"shared.weight": {6, 4}}
+	plain := `{"peft_type": "LORA", "r": 2, "lora_alpha": 4`
+	for name, x := range map[string]struct {
+		model, config string
+		base          map[string]tensor.Shape
+		adapter       map[string][]int64
+		head          string // that becomes a tensor of its own
+		copies        []string
+		headTerms     int
+		says          string
+	}{
+		"the head":                       {tiedLlama, plain + `}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
+		"the embedding":                  {tiedLlama, plain + `}`, llama, tieEnds("", embed, 6), "lm_head.weight", nil, 0, ""},
+		"both, ensured":                  {tiedLlama, plain + `, "ensure_weight_tying": true}`, llama, tieEnds("lm_head", embed, 6), "", nil, 0, ""},
+		"both, ensured, other scaling":   {tiedLlama, plain + `, "ensure_weight_tying": true, "alpha_pattern": {"lm_head": 9}}`, llama, tieEnds("lm_head", embed, 6), "lm_head.weight", nil, 1, ""},
+		"both, ensured, DoRA":            {tiedLlama, plain + `, "ensure_weight_tying": true, "use_dora": true}`, llama, with(tieEnds("lm_head", embed, 6), map[string][]int64{"lm_head.lora_magnitude_vector": {6}, embed + ".lora_magnitude_vector": {4}}), "lm_head.weight", nil, 1, ""},
+		"an embedding that PEFT ignores": {`{"architectures": ["GPT2LMHeadModel"]}`, plain + `, "ensure_weight_tying": true}`, map[string]tensor.Shape{"transformer.wte.weight": {6, 4}}, tieEnds("", "transformer.wte", 6), "lm_head.weight", nil, 0, ""},
+		"rows for both":                  {tiedLlama, plain + `, "trainable_token_indices": [1, 5]}`, llama, with(tieEnds("", "", 6), map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {2, 4}}), "", nil, 0, ""},
+		"the head, and rows for both":    {tiedLlama, plain + `, "trainable_token_indices": [1, 5]}`, llama, with(tieEnds("lm_head", "", 6), map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {2, 4}}), "lm_head.weight", nil, 2, ""},
+		"rows of a pair that has grown": {tiedLlama, plain + `, "trainable_token_indices": {"embed_tokens": [1, 7]}}`, llama, with(tieEnds("", "", 6), map[string][]int64{
+			embed + ".token_adapter.trainable_tokens_delta": {2, 4}, "lm_head.token_adapter.trainable_tokens_delta": {2, 4},
+			embed + ".token_adapter.base_layer.weight": {8, 4}, "lm_head.token_adapter.base_layer.weight": {8, 4}}), "", nil, 0, ""},
+		"a head that has grown":            {tiedLlama, plain + `}`, llama, with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "lm_head.weight", nil, 1, ""},
+		"BERT's head":                      {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert, tieEnds("cls.predictions.decoder", "", 6), "cls.predictions.decoder.weight", []string{"cls.predictions.decoder.bias"}, 1, ""},
+		"BERT's bias, which has two names": {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert, with(tieEnds("", "", 6), map[string][]int64{"cls.predictions.decoder.bias": {6}, bias: {6}}), "", nil, 0, ""},
+		"T5's head":                        {`{"architectures": ["T5ForConditionalGeneration"]}`, plain + `}`, t5, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
+		"T5's embedding":                   {`{"architectures": ["T5ForConditionalGeneration"]}`, plain + `}`, t5, tieEnds("", "shared", 6), "lm_head.weight", []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight"}, 0, ""},
+		"a module that is not meant":       {tiedLlama, plain + `, "target_modules": ["q_proj"]}`, llama, tieEnds("lm_head", "", 6), "", nil, 0, `module "lm_head": malformed adapter: it has lora_A and lora_B, and is none of adapter_config.json's target_modules`},
+		"one that an expression means":     {tiedLlama, plain + `, "target_modules": ".*(?<!x)_head|lm_head"}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
+		"grown at one end": {`{"architectures": ["LlamaForCausalLM"]}`, plain + `}`, map[string]tensor.Shape{embed + ".weight": {6, 4}, "lm_head.weight": {6, 4}},
+			with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "", nil, 0, `"lm_head.weight" has 8 rows with the adapter and "model.embed_tokens.weight" 6`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var order []string
+			for _, n := range []string{embed + ".weight", "lm_head.weight", word + ".weight", bias, "shared.weight", "transformer.wte.weight"} {
+				if x.base[n] != nil {
+					order = append(order, n)
+				}
+			}
+			b, targets, err := bound(t, x.model, x.config, x.base, order, x.adapter)
+			if x.says != "" {
+				require.ErrorContains(t, err, x.says)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, x.head != "", b.Untie)
+			require.Equal(t, x.head, b.HeadName)
+			var copies []string
+			for _, c := range b.Copies {
+				copies = append(copies, c.Name)
+			}
+			require.Equal(t, x.copies, copies)
+			if x.head == "" {
+				require.Nil(t, b.Head)
+				return
+			}
+			require.Len(t, b.Head.Terms, x.headTerms)
+			require.Equal(t, order[0], targets[b.HeadFrom].Name)
+			if b.Head.Value != nil { // and the embedding has it too
+				require.Equal(t, b.Head.Value, b.Changes[b.HeadFrom].Value)
+			}
+		})
+	}
+}
+
+// TestNewExperts replaces a stack of experts: each of the file's tensors takes its own bytes.
+func TestNewExperts(t *testing.T) {
+	t.Parallel()
+	stack := "model.layers.0.mlp.experts."
+	base := map[string]tensor.Shape{}
+	var order []string
+	for _, name := range []string{"0.gate_proj", "0.up_proj", "0.down_proj", "1.gate_proj", "1.up_proj", "1.down_proj"} {
+		base[stack+name+".weight"] = tensor.Shape{3, 4}
+		if name[2:] == "down_proj" {
+			base[stack+name+".weight"] = tensor.Shape{4, 3}
+		}
+		order = append(order, stack+name+".weight")
+	}
+	b, _, err := bound(t, `{"architectures": ["Qwen3MoeForCausalLM"]}`, plainConfig, base, order, with(map[string][]int64{}, map[string][]int64{stack + "gate_up_proj": {2, 6, 4}, stack + "down_proj": {2, 4, 3}}))
+	require.NoError(t, err)
+	first := map[bool]int64{}
+	for i, want := range []int64{0, 12, 0, 24, 36, 12} { // elements from the first
+		v, down := b.Changes[i].Value, i%3 == 2
+		if i == 0 || i == 2 {
+			first[down] = v.Offset
+		}
+		require.Equal(t, 4*want, v.Offset-first[down], order[i])
+		require.Equal(t, base[order[i]], v.Shape)
+		require.EqualValues(t, 48, v.Bytes)
+	}
+	_, _, err = bound(t, `{"architectures": ["Qwen3MoeForCausalLM"]}`, plainConfig, base, order, with(map[string][]int64{}, map[string][]int64{stack + "down_proj": {3, 4, 3}}))
+	require.ErrorContains(t, err, "its new value has the shape [3, 4, 3], expected [2, 4, 3]")
+}
