@@ -590,7 +590,7 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 	if err := b.claim(i, m, s); err != nil {
 		return err
 	}
-	if p.name == b.head && b.head != "" && a.Config.EnsureTie && b.headTarget < 0 {
+	if p.name == b.head && b.head == "lm_head.weight" && strings.HasSuffix(b.embedding, ".embed_tokens.weight") && a.Config.EnsureTie && b.headTarget < 0 {
 		if err := b.sameAsEmbedding(a, m); err != nil {
 			return err
 		}

@@ -122,6 +122,7 @@ type Model struct {
 	skip []string          // modules that the ties and the last parameter keep from being quantised
 
 	switches []string // members of the config that tie the head
+	width    int64    // hidden_size, or 0
 
 	// parts returns the models that this one is made of. The data has them as the
 	// class has them by default; a config may name others.
@@ -169,6 +170,11 @@ func loadPart(c *Config) (*Model, bool) {
 		return m, false
 	}
 	m.Known, m.data = true, d
+	for _, path := range []string{"hidden_size", "text_config.hidden_size"} {
+		if n, ok := c.count(path); ok {
+			m.width = int64(n)
+		}
+	}
 	m.parts = sync.OnceValue(func() []part {
 		var parts []part
 		for _, s := range c.sections() {
@@ -197,11 +203,33 @@ func loadPart(c *Config) (*Model, bool) {
 // Tensor says what the file's tensor of that name and shape is.
 func (m *Model) Tensor(name string, shape tensor.Shape) Tensor {
 	if t, ok := m.lookUp(name, len(shape)); ok {
+		m.turn(t.Runtime, shape)
 		return t
 	}
 	t := rule(name, shape)
 	t.Runtime = []Slice{whole(m.renamed(name))}
 	return t
+}
+
+// turn settles by its shape whether a stack of experts lies as at run time or transposed: transformers
+// reads both, and has written both.
+func (m *Model) turn(places []Slice, shape tensor.Shape) {
+	for i := range places {
+		s := &places[i]
+		if s.Via != "Transpose" || len(shape) != 3 || m.width == 0 {
+			continue
+		}
+		own := 2 // the dimension that is as wide as the model
+		if strings.HasSuffix(s.Param, ".down_proj") {
+			own = 1
+		}
+		switch m.width {
+		case shape[own]:
+			s.Via = ""
+		case shape[3-own]:
+			s.Via, s.Transposed = "", true
+		}
+	}
 }
 
 // Module returns the run-time name of the module that the file's tensor belongs

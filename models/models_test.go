@@ -163,6 +163,27 @@ func TestTies(t *testing.T) {
 	require.Equal(t, []string{"cls.predictions.decoder.bias"}, load(t, `{"architectures":["BertForMaskedLM"]}`).SharedBy("cls.predictions.bias"))
 }
 
+// TestTransposedExperts tells by the shape how a stack of experts lies.
+func TestTransposedExperts(t *testing.T) {
+	m := load(t, `{"architectures":["Qwen3VLMoeForConditionalGeneration"],"text_config":{"hidden_size":32}}`)
+	for _, c := range []struct {
+		name  string
+		shape tensor.Shape
+		want  bool
+	}{
+		{"gate_up_proj", tensor.Shape{4, 48, 32}, false},
+		{"gate_up_proj", tensor.Shape{4, 32, 48}, true},
+		{"gate_up_proj", tensor.Shape{4, 32, 32}, false},
+		{"down_proj", tensor.Shape{4, 32, 24}, false},
+		{"down_proj", tensor.Shape{4, 24, 32}, true},
+	} {
+		name := "model.language_model.layers.1.mlp.experts." + c.name
+		want := whole(name)
+		want.Transposed = c.want
+		assert.Equal(t, []Slice{want}, m.Tensor(name, c.shape).Runtime, c.shape)
+	}
+}
+
 func TestVocabularyPaths(t *testing.T) {
 	c, err := ParseConfig([]byte(`{"vocab_size": 64, "text_config": {"vocab_size": 64}, "audio_config": {"vocab_size": 32}}`))
 	require.NoError(t, err)
