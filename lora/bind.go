@@ -133,7 +133,8 @@ type binder struct {
 	embedding  string                  // the run-time parameter that the head is tied to
 	head       string
 	headParam  *parameter
-	headTarget int // of the file, or -1
+	headTarget int             // of the file, or -1
+	ends       map[string]*end // others that are tied to the embedding, where they are adapted
 	adapters   []Weighted
 }
 
@@ -141,7 +142,7 @@ type binder struct {
 // adapter takes part, or Bind fails and names it.
 func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding, error) {
 	b := &binder{targets: targets, model: model, params: map[string]*parameter{}, files: map[string]int{},
-		out: &Binding{Changes: make([]*Change, len(targets)), HeadFrom: -1}, bound: map[string][]claim{}, headTarget: -1, adapters: adapters}
+		out: &Binding{Changes: make([]*Change, len(targets)), HeadFrom: -1}, bound: map[string][]claim{}, ends: map[string]*end{}, headTarget: -1, adapters: adapters}
 	for i, t := range targets {
 		b.files[t.Name] = i
 		for _, s := range t.Role.Runtime {
@@ -243,6 +244,40 @@ func (b *binder) findHead() {
 	if b.headParam = b.params[name]; b.headParam == nil {
 		b.headParam = &parameter{name: name, shape: slices.Clone(p.shape), kind: models.Linear}
 	}
+}
+
+// end is a module that shares the embedding's values, has no tensor of its own in the file, and is adapted: the
+// embedding of an encoder or a decoder.
+type end struct {
+	*parameter
+	change *Change
+}
+
+// end finds such a module.
+func (b *binder) end(name string) *parameter {
+	if b.embedding == "" || name == b.head || !slices.Contains(b.model.SharedBy(b.embedding), name) {
+		return nil
+	}
+	if b.ends[name] == nil {
+		b.ends[name] = &end{parameter: &parameter{name: name, shape: slices.Clone(b.params[b.embedding].shape), kind: models.Embedding}}
+	}
+	return b.ends[name].parameter
+}
+
+// ownChange is the change of a parameter that has no tensor in the file: of a head or another end of the tie. It is
+// nil for all others.
+func (b *binder) ownChange(p *parameter, width int64) *Change {
+	if p == b.headParam && b.headTarget < 0 {
+		return b.headChange(width)
+	}
+	e := b.ends[p.name]
+	if e == nil || e.parameter != p {
+		return nil
+	}
+	if e.change == nil {
+		e.change = &Change{Width: width}
+	}
+	return e.change
 }
 
 // isHead reports whether a parameter is the weight of the output head.
@@ -685,9 +720,9 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 	if p.experts > 0 && s.expert < 0 {
 		return fmt.Errorf("module %s: %w: one module for the stack of experts %s", tensor.Quote(m.Name), ErrBase, tensor.Quote(p.name))
 	}
-	if p == b.headParam && b.headTarget < 0 {
+	if c := b.ownChange(p, cols); c != nil {
 		t.Rows, t.Cols, t.Name = rows, cols, strings.TrimSuffix(t.Name, ".weight")
-		b.headChange(cols).Terms = append(b.headChange(cols).Terms, t)
+		c.Terms = append(c.Terms, t)
 		return nil
 	}
 	b.spread(t, s)
@@ -766,9 +801,7 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 	if n := len(p.shape); n > 0 {
 		width = p.shape[n-1]
 	}
-	if p == b.headParam && b.headTarget < 0 {
-		c = b.headChange(width)
-	} else {
+	if c = b.ownChange(p, width); c == nil {
 		if len(p.pieces) != 1 || !p.pieces[0].slice.Whole() {
 			return fmt.Errorf("module %s: %w: a new value of a parameter that its file holds in pieces", tensor.Quote(m.String()), ErrUnsupported)
 		}
@@ -914,7 +947,7 @@ func (b *binder) untie() error {
 	if err != nil {
 		return err
 	}
-	if same {
+	if same && len(b.ends) == 0 {
 		if b.headTarget < 0 {
 			b.out.Head = nil
 		}
@@ -929,7 +962,7 @@ func (b *binder) untie() error {
 			follows = follows && c.ValueOf.Module.Base && onlyRows(c)
 		}
 	}
-	if head == nil && follows {
+	if head == nil && follows && len(b.ends) == 0 {
 		return nil
 	}
 	b.out.Untie = true
@@ -1014,7 +1047,9 @@ func (b *binder) copies(from int) error {
 				continue
 			}
 			c := Copy{Name: name, From: i}
-			if change := b.out.Changes[i]; change != nil && all {
+			if e := b.ends[name]; e != nil && e.change != nil {
+				c.Change = e.change
+			} else if change := b.out.Changes[i]; change != nil && all {
 				c.Change = change
 			} else if change != nil {
 				c.Change = change.common()
@@ -1023,7 +1058,7 @@ func (b *binder) copies(from int) error {
 		}
 	}
 	changed := b.out.Changes[from] != nil && !onlyRows(b.out.Changes[from])
-	if changed || len(b.model.TieSwitches()) > 0 {
+	if changed || len(b.ends) > 0 || len(b.model.TieSwitches()) > 0 {
 		shared(b.embedding, from, false)
 	}
 	if len(b.model.TieSwitches()) == 0 {

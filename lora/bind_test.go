@@ -88,6 +88,7 @@ func TestTiedHead(t *testing.T) {
 		"BERT's bias, which has two names": {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert, with(tieEnds("", "", 6), map[string][]int64{"cls.predictions.decoder.bias": {6}, bias: {6}}), "", nil, 0, ""},
 		"T5's head":                        {`{"architectures": ["T5ForConditionalGeneration"]}`, plain + `}`, t5, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
 		"T5's embedding":                   {`{"architectures": ["T5ForConditionalGeneration"]}`, plain + `}`, t5, tieEnds("", "shared", 6), "lm_head.weight", []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight"}, 0, ""},
+		"T5's encoder":                     {`{"architectures": ["T5ForConditionalGeneration"]}`, plain + `}`, t5, tieEnds("", "encoder.embed_tokens", 6), "lm_head.weight", []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight"}, 0, ""},
 		"a module that is not meant":       {tiedLlama, plain + `, "target_modules": ["q_proj"]}`, llama, tieEnds("lm_head", "", 6), "", nil, 0, `module "lm_head": malformed adapter: it has lora_A and lora_B, and is none of adapter_config.json's target_modules`},
 		"one that an expression means":     {tiedLlama, plain + `, "target_modules": ".*(?<!x)_head|lm_head"}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
 		"grown at one end": {`{"architectures": ["LlamaForCausalLM"]}`, plain + `}`, map[string]tensor.Shape{embed + ".weight": {6, 4}, "lm_head.weight": {6, 4}},

@@ -37,6 +37,9 @@ func (b *binder) resolve(m *Module) (spot, error) {
 	if p := b.params[b.model.Tensor(full, b.shapeOf(m)).Tied]; p != nil && (len(p.shape) == 1 || b.repeats(m, p)) {
 		return whole(p), nil // one that goes by two names, as the bias of a head
 	}
+	if p := b.end(full); p != nil {
+		return whole(p), nil
+	}
 	if r := b.model.Tensor(full, b.shapeOf(m)).Runtime; len(r) == 1 {
 		if s, ok := b.sliceSpot(r[0]); ok {
 			return s, nil
