@@ -949,7 +949,7 @@ func (b *binder) untie() error {
 	}
 	if same && len(b.ends) == 0 {
 		if b.headTarget < 0 {
-			b.out.Head = nil
+			b.out.Head, b.out.HeadName = nil, ""
 		}
 		return nil
 	}
