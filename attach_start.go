@@ -7,9 +7,6 @@ import (
 	"math"
 	"math/rand/v2"
 
-	"gonum.org/v1/gonum/blas/blas64"
-	"gonum.org/v1/gonum/lapack/lapack64"
-
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/svd"
 	"github.com/lorakit/lorakit/lora"
@@ -126,59 +123,12 @@ func (o *AttachOptions) pissa(ctx context.Context, s *site, x *initial) error {
 // "OLoRA", 2024): of its QR decomposition B is the first columns of Q and A the first
 // rows of R, which those columns and one product give.
 func (o *AttachOptions) olora(ctx context.Context, s *site, x *initial) error {
-	w, r := s.matrix(), s.rank
-	q := blas64.General{Rows: s.out, Cols: r, Stride: r, Data: make([]float64, s.out*r)}
-	err := tiles(ctx, w, func(tile kernels.Mat, lo int) error {
-		for i := range tile.Rows {
-			for j, v := range tile.Data[i*tile.RowStride:][:tile.Cols] {
-				if v-v != 0 {
-					return fmt.Errorf("%w: row %d, column %d is %v", svd.ErrNonFinite, lo+i, j, v)
-				}
-				if j < r {
-					q.Data[(lo+i)*r+j] = float64(v)
-				}
-			}
-		}
-		return nil
-	})
+	q, r, err := svd.QR(ctx, s.matrix(), s.rank)
 	if err != nil {
 		return err
 	}
-	corner := orthogonal(q)
-	for i, v := range q.Data {
-		x.B.Data[i] = float32(v)
-	}
-	err = tiles(ctx, w, func(tile kernels.Mat, lo int) error {
-		kernels.MulAdd(x.A, x.B.Slice(lo, lo+tile.Rows, 0, r).T(), tile)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for i := range r {
-		for j := range r {
-			x.A.Data[i*s.in+j] = float32(corner[i*r+j])
-		}
-	}
+	x.B, x.A = q, r
 	return residual(ctx, s, x)
-}
-
-// orthogonal makes the columns of q orthonormal and returns R of its QR decomposition, by
-// LAPACK's Householder reflections and so with its signs.
-func orthogonal(q blas64.General) []float64 {
-	r := q.Cols
-	tau, size := make([]float64, r), make([]float64, 1)
-	lapack64.Geqrf(q, tau, size, -1)
-	work := make([]float64, int(size[0]))
-	lapack64.Geqrf(q, tau, work, len(work))
-	upper := make([]float64, r*r)
-	for i := range r {
-		copy(upper[i*r+i:(i+1)*r], q.Data[i*q.Stride+i:i*q.Stride+r])
-	}
-	lapack64.Orgqr(q, tau, size, -1)
-	work = make([]float64, int(size[0]))
-	lapack64.Orgqr(q, tau, work, len(work))
-	return upper
 }
 
 // residual measures what is left of a base in four bits whose adapter has been taken out before,

@@ -100,6 +100,24 @@ const (
 	Apart                        // each expert has a matrix of its own
 )
 
+// channels is how many inputs a module has: of a convolution for one element of its kernel.
+func (m *Module) channels() int64 {
+	in := m.A.Cols
+	for _, d := range m.Kernel {
+		in /= max(d, 1)
+	}
+	return in
+}
+
+// factorShapes are the shapes in which PEFT and kohya store A and B: those of a convolution are kernels.
+func (m *Module) factorShapes() (a, b tensor.Shape) {
+	a, b = append(tensor.Shape{m.A.Rows, m.channels()}, m.Kernel...), tensor.Shape{m.B.Rows, m.B.Cols}
+	for range m.Kernel {
+		b = append(b, 1)
+	}
+	return a, b
+}
+
 // expert views A and B of one expert of n.
 func (m *Module) expert(e, n int64) (a, b Matrix) {
 	r := m.A.Rows / n

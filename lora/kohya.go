@@ -153,14 +153,7 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 			return nil, fmt.Errorf("module %s: %w: with underscores for dots it has the name of %s", tensor.Quote(m.Name), ErrUnsupported, tensor.Quote(other))
 		}
 		seen[key] = m.Name
-		down, up := tensor.Shape{m.A.Rows, m.A.Cols}, tensor.Shape{m.B.Rows, m.B.Cols}
-		if m.Form == Conv {
-			for _, d := range m.Kernel {
-				down[1] /= max(d, 1)
-				up = append(up, 1)
-			}
-			down = append(down, m.Kernel...)
-		}
+		down, up := m.factorShapes()
 		alpha := float32(m.Scaling * float64(m.Rank))
 		if alpha-alpha != 0 {
 			return nil, fmt.Errorf("module %s: %w: its alpha is %g, which float32 cannot hold", tensor.Quote(m.Name), ErrUnsupported, m.Scaling*float64(m.Rank))

@@ -57,14 +57,7 @@ func (m *Module) peftOutputs(adapted []string) []Output {
 	if m.Form == Embedding {
 		end = [2]string{".lora_embedding_A", ".lora_embedding_B"}
 	}
-	shapeA, shapeB := tensor.Shape{m.A.Rows, m.A.Cols}, tensor.Shape{m.B.Rows, m.B.Cols}
-	if m.Form == Conv {
-		for _, d := range m.Kernel {
-			shapeA[1] /= max(d, 1)
-			shapeB = append(shapeB, 1)
-		}
-		shapeA = append(shapeA, m.Kernel...)
-	}
+	shapeA, shapeB := m.factorShapes()
 	out := []Output{output(name+end[0], m.A, shapeA...), output(name+end[1], m.B, shapeB...)}
 	if m.Magnitude != nil {
 		out = append(out, asItIs(name+".lora_magnitude_vector", m.Magnitude))

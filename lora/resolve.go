@@ -195,14 +195,8 @@ func (b *binder) shapeOf(m *Module) tensor.Shape {
 		return m.Value.Shape
 	case m.Form == Embedding:
 		return tensor.Shape{m.A.Cols, m.B.Rows}
-	case m.Form == Conv:
-		in := m.A.Cols
-		for _, d := range m.Kernel {
-			in /= max(d, 1)
-		}
-		return append(tensor.Shape{m.B.Rows, in}, m.Kernel...)
 	}
-	return tensor.Shape{m.B.Rows, m.A.Cols}
+	return append(tensor.Shape{m.B.Rows, m.channels()}, m.Kernel...)
 }
 
 func (b *binder) fits(m *Module, p *parameter) bool {

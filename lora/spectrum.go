@@ -189,11 +189,7 @@ func (m *Module) Contents() Contents {
 	case m.Form == Embedding:
 		c.Shape = tensor.Shape{m.A.Cols, m.B.Rows}
 	default:
-		in := m.A.Cols
-		for _, k := range m.Kernel {
-			in /= max(k, 1)
-		}
-		c.Shape = append(tensor.Shape{m.B.Rows, in}, m.Kernel...)
+		c.Shape = append(tensor.Shape{m.B.Rows, m.channels()}, m.Kernel...)
 	}
 	return c
 }
