@@ -219,7 +219,7 @@ func (a *Adapter) gather(tensors []formats.Tensor) (modules map[string]parts, re
 			continue
 		}
 		module := strings.Join(words[:at], ".")
-		if module == "" {
+		if unwrapped(module) == "" {
 			return nil, nil, a.failed(t, fmt.Errorf("%w: no module is named", ErrMalformed))
 		}
 		if modules[module] == nil {

@@ -125,7 +125,7 @@ func FuzzOpen(f *testing.F) {
 		for _, key := range []string{
 			"base_model.model.q.lora_A.weight", "base_model.model.q.lora_A.default.weight", "q.lora_embedding_A", "q.lora_magnitude_vector",
 			"q.base_layer.lora_A.weight", "q.token_adapter.trainable_tokens_delta", "q.modules_to_save.weight", "q.original_module.weight",
-			"q.base_layer.weight", "q.lora_A", "q.lora_E", "q.hada_w1_a", "q.lokr_w1", "q.lokr_w2_a.default", "q.vera_lambda_b", "base_model.vera_A", "q.ia3_l", "lora_A.weight", ".lora_A.weight", "base_model.model.", "q.lora_A.a.b.weight",
+			"q.base_layer.weight", "q.lora_A", "q.lora_E", "q.hada_w1_a", "q.lokr_w1", "q.lokr_w2_a.default", "q.vera_lambda_b", "base_model.vera_A", "q.ia3_l", "lora_A.weight", ".lora_A.weight", "base_model.model.", ".base_layer.", ".base_layer.lora_A", ".modules_to_save.weight", "q.lora_A.a.b.weight",
 		} {
 			f.Add([]byte(config), key, key[:len(key)/2], byte(2), byte(3))
 		}

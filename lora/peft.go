@@ -96,7 +96,7 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 	for i := range tensors {
 		t := &tensors[i]
 		name, r, param := split(t.Name)
-		if name == "" {
+		if unwrapped(strings.TrimSuffix(name, ".modules_to_save")) == "" {
 			return a.failed(t, fmt.Errorf("%w: no module is named", ErrMalformed))
 		}
 		if strings.Contains(t.Name, "lora_") && r == roleValue {
