@@ -216,7 +216,7 @@ func each(ctx context.Context, n, threads int, f func(ctx context.Context, i int
 
 // adapter looks at each module of an adapter.
 func (r *Analysis) adapter(ctx context.Context, o AnalyzeOptions) error {
-	list, closeAll, err := openAdapters([]Adapter{{Path: r.Path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout}})
+	list, closeAll, err := openAlone([]Adapter{{Path: r.Path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout}})
 	if err != nil {
 		return err
 	}

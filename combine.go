@@ -46,7 +46,7 @@ func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptio
 	if err := pipeline.CheckSpared(out, paths(adapters)...); err != nil {
 		return nil, err
 	}
-	list, closeAll, err := openAdapters(adapters)
+	list, closeAll, err := openAlone(adapters)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func Resize(ctx context.Context, adapter Adapter, out string, rank int, energy f
 	if (rank > 0) == (energy > 0) || rank < 0 || energy < 0 || energy > 1 {
 		return nil, fmt.Errorf("%w: rank is %d and energy %v, expected one of them: a rank of 1 or more, or an energy above 0 and at most 1", ErrOption, rank, energy)
 	}
-	list, closeAll, err := openAdapters([]Adapter{adapter})
+	list, closeAll, err := openAlone([]Adapter{adapter})
 	if err != nil {
 		return nil, err
 	}

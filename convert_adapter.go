@@ -52,7 +52,7 @@ func ConvertAdapter(ctx context.Context, src Adapter, dst string, o AdapterOptio
 	if src.Weight != 0 && src.Weight != 1 {
 		return nil, fmt.Errorf("%w: an adapter is converted with the weight %g, expected 1; combine scales it", ErrOption, src.Weight)
 	}
-	list, closeAll, err := openAdapters([]Adapter{src})
+	list, closeAll, err := openAlone([]Adapter{src})
 	if err != nil {
 		return nil, err
 	}

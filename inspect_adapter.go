@@ -80,7 +80,7 @@ type InspectedModule struct {
 // InspectAdapter opens an adapter, whose Weight plays no part, and says what is in it. Its values are
 // read, for the norms.
 func InspectAdapter(ctx context.Context, adapter Adapter) (*AdapterInspection, error) {
-	list, closeAll, err := openAdapters([]Adapter{adapter})
+	list, closeAll, err := openAlone([]Adapter{adapter})
 	if err != nil {
 		return nil, err
 	}

@@ -111,6 +111,21 @@ func openAdapters(adapters []Adapter) ([]lora.Weighted, func(), error) {
 	return list, closeAll, nil
 }
 
+// openAlone opens adapters that are used without their base.
+func openAlone(adapters []Adapter) ([]lora.Weighted, func(), error) {
+	list, closeAll, err := openAdapters(adapters)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, a := range list {
+		if err := a.CheckTargets(); err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+	}
+	return list, closeAll, nil
+}
+
 // merge opens adapters and adds them to a checkpoint, or subtracts them.
 func merge(c *pipeline.Checkpoint, adapters []Adapter, subtract bool) (func(), error) {
 	list, closeAll, err := openAdapters(adapters)

@@ -319,7 +319,10 @@ func (b *binder) bind(i int, a Weighted) error {
 			return err
 		}
 	}
-	return nil
+	if a.Dialect != PEFT {
+		return nil
+	}
+	return b.checkTargets(i, a)
 }
 
 // stack reports whether a module has no weight of its own but parameters of experts.

@@ -29,19 +29,22 @@ type Config struct {
 	Tokens      jsontext.Value `json:"trainable_token_indices"`
 	BLayout     string         `json:"lora_B_layout"` // of unsloth: rank_major or grouped_by_expert
 	Targets     jsontext.Value `json:"target_modules"`
+	Exclude     jsontext.Value `json:"exclude_modules"`
+	Layers      jsontext.Value `json:"layers_to_transform"`
+	LayerLists  jsontext.Value `json:"layers_pattern"`
 	Parameters  jsontext.Value `json:"target_parameters"`
 	ToSave      jsontext.Value `json:"modules_to_save"`
 	Init        jsontext.Value `json:"init_lora_weights"`
 	Base        string         `json:"-"` // base_model_name_or_path
 	Mapping     jsontext.Value `json:"auto_mapping"`
 
-	ranks, alphas       patterns
-	targets, parameters ends              // those of Targets and Parameters that are names
-	target              *regexp2.Regexp   // of Targets, once it was needed
-	kept                map[string][]bool // of AdaLoRA: which directions are left, by module
-	feedforward         jsontext.Value    // of IA3: the modules whose inputs are scaled
-	spent               time.Duration     // matching patterns
-	raw                 []byte
+	ranks, alphas patterns
+	targets       targets
+	kept          map[string][]bool          // of AdaLoRA: which directions are left, by module
+	feedforward   jsontext.Value             // of IA3: the modules whose inputs are scaled
+	regexes       map[string]*regexp2.Regexp // those of whole names, by their expression
+	spent         time.Duration              // matching patterns
+	raw           []byte
 }
 
 // pattern is an entry of rank_pattern or alpha_pattern, in the file's order.
@@ -106,10 +109,10 @@ func parseConfig(b []byte) (Config, error) {
 	if !slices.Contains(methods(), c.PeftType) {
 		return c, fmt.Errorf("%w: peft_type is %s; known are %s", ErrUnsupported, tensor.Quote(c.PeftType), strings.Join(methods(), ", "))
 	}
-	if !empty(c.Parameters) && stringList(c.Parameters) == nil { // what is for stacks of experts would not be told
-		return c, fmt.Errorf("%w: target_parameters is %s, expected a list of names", ErrMalformed, tensor.Quote(string(c.Parameters)))
+	var err error
+	if c.targets, err = c.parseTargets(); err != nil {
+		return c, err
 	}
-	c.targets, c.parameters = endsOf(stringList(c.Targets)), endsOf(stringList(c.Parameters))
 	for _, name := range []string{"r", "lora_alpha"} {
 		if v, ok := all[name]; ok && v.Kind() != '0' {
 			return c, fmt.Errorf("%w: %s is %s, expected a number", ErrMalformed, name, tensor.Quote(string(v)))
@@ -132,7 +135,6 @@ func parseConfig(b []byte) (Config, error) {
 	if !slices.Contains(append(ExpertLayouts(), ""), c.BLayout) {
 		return c, fmt.Errorf("%w: lora_B_layout is %s, expected rank_major or grouped_by_expert", ErrUnsupported, tensor.Quote(c.BLayout))
 	}
-	var err error
 	if c.ranks, err = parsePatterns(all["rank_pattern"]); err != nil {
 		return c, fmt.Errorf("rank_pattern: %w", err)
 	}
@@ -289,85 +291,6 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 		m.Scaling = m.Alpha / math.Sqrt(r)
 	}
 	return nil
-}
-
-// patternName is the name that the patterns are matched with: that of a module, or of a parameter
-// where only target_parameters can mean it, as a router's "gate.weight".
-func (c *Config) patternName(m *Module) string {
-	full := m.Name + "." + m.Param
-	if c.parameters.of(full) && !c.targets.of(m.Name) {
-		return full
-	}
-	return m.Name
-}
-
-// ends are names, each of which stands for all that end in it as well, on whole parts.
-type ends struct {
-	names   map[string]bool
-	lengths map[int]bool // of the names: a long name has many ends, and only those are looked up
-}
-
-func endsOf(list []string) ends {
-	e := ends{map[string]bool{}, map[int]bool{}}
-	for _, name := range list {
-		e.names[name], e.lengths[len(name)] = true, true
-	}
-	return e
-}
-
-// of reports whether a name ends in one of them.
-func (e ends) of(name string) bool {
-	for more := true; more; _, name, more = strings.Cut(name, ".") {
-		if e.lengths[len(name)] && e.names[name] {
-			return true
-		}
-	}
-	return false
-}
-
-// inner lists those that others end in.
-func (e ends) inner() map[string]bool {
-	list := map[string]bool{}
-	for name := range e.names {
-		for {
-			var more bool
-			if _, name, more = strings.Cut(name, "."); !more {
-				break
-			}
-			if e.lengths[len(name)] && e.names[name] {
-				list[name] = true
-			}
-		}
-	}
-	return list
-}
-
-// targeted reports whether target_modules means a module.
-func (c *Config) targeted(name string) (bool, error) {
-	if c.Targets.Kind() == '[' {
-		return c.targets.of(name), nil
-	}
-	var expr string
-	if json.Unmarshal(c.Targets, &expr) != nil || expr == "" {
-		return false, nil
-	}
-	return c.matches("target_modules", expr, name)
-}
-
-// matches reports whether the regular expression of a field, which has one, matches a whole name.
-func (c *Config) matches(field, expr, name string) (bool, error) {
-	if c.target == nil {
-		var err error
-		if c.target, err = compile("(?:" + expr + `)\z`); err != nil {
-			return false, fmt.Errorf("%s: %s: %w", configName, field, err)
-		}
-	}
-	start := time.Now()
-	ok, err := c.target.MatchString(name)
-	if c.spent += time.Since(start); err != nil || c.spent > allMatches {
-		return false, fmt.Errorf("%s: %w: %s takes too long on %s", configName, ErrMalformed, field, tensor.Quote(name))
-	}
-	return ok, nil
 }
 
 // order is how the columns of a stack's B lie.

@@ -1,0 +1,363 @@
+package lora
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dlclark/regexp2/v2"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// targets is what a config says of the modules that are adapted. All of it is matched with
+// run-time names.
+type targets struct {
+	list       []string // target_modules, where it is a list; each stands for all names that end in it
+	names      ends     // list
+	expr       string   // target_modules, where it is a regular expression
+	parameters ends     // target_parameters
+	owners     ends     // the modules of those
+	anyOwner   bool     // one of them names no module
+	exclude    ends     // exclude_modules, where it is a list
+	excluded   string   // or a regular expression
+	layers     []int64  // layers_to_transform, which narrows a list; nil is all
+	layerLists []string // layers_pattern, regular expressions of the lists of layers
+}
+
+// parseTargets reads the fields that select modules.
+func (c *Config) parseTargets() (t targets, err error) {
+	wrong := func(field string, v jsontext.Value, expected string) error {
+		return fmt.Errorf("%w: %s is %s, expected %s", ErrMalformed, field, tensor.Quote(string(v)), expected)
+	}
+	// A list, a regular expression, or nothing.
+	selection := func(field string, v jsontext.Value) (list []string, expr string, err error) {
+		if empty(v) {
+			return nil, "", nil
+		}
+		if json.Unmarshal(v, &list) != nil && json.Unmarshal(v, &expr) != nil {
+			err = wrong(field, v, "a list of names or a regular expression")
+		}
+		return list, expr, err
+	}
+	if t.list, t.expr, err = selection("target_modules", c.Targets); err != nil {
+		return t, err
+	}
+	exclude, excluded, err := selection("exclude_modules", c.Exclude)
+	if err != nil {
+		return t, err
+	}
+	t.names, t.exclude, t.excluded = endsOf(t.list), endsOf(exclude), excluded
+	if !empty(c.Parameters) && stringList(c.Parameters) == nil { // what is for stacks of experts would not be told
+		return t, wrong("target_parameters", c.Parameters, "a list of names")
+	}
+	t.parameters = endsOf(stringList(c.Parameters))
+	var owners []string
+	for _, parameter := range stringList(c.Parameters) {
+		owner, _ := cutLast(parameter)
+		owners = append(owners, owner)
+		t.anyOwner = t.anyOwner || owner == ""
+	}
+	t.owners = endsOf(owners)
+	if !empty(c.Layers) {
+		var one int64
+		if json.Unmarshal(c.Layers, &one) == nil {
+			t.layers = []int64{one}
+		} else if json.Unmarshal(c.Layers, &t.layers) != nil {
+			return t, wrong("layers_to_transform", c.Layers, "a number or a list of numbers")
+		}
+	}
+	if t.layerLists = stringList(c.LayerLists); t.layerLists == nil && !empty(c.LayerLists) {
+		return t, wrong("layers_pattern", c.LayerLists, "a list of names")
+	}
+	return t, nil
+}
+
+// ends are names, each of which stands for all that end in it as well, on whole parts.
+type ends struct {
+	names   map[string]bool
+	lengths map[int]bool // of the names: a long name has many ends, and only those are looked up
+}
+
+func endsOf(list []string) ends {
+	e := ends{map[string]bool{}, map[int]bool{}}
+	for _, name := range list {
+		e.names[name], e.lengths[len(name)] = true, true
+	}
+	return e
+}
+
+// of is the longest of them that a name ends in.
+func (e ends) of(name string) (end string, ok bool) {
+	for more := true; more; _, name, more = strings.Cut(name, ".") {
+		if e.lengths[len(name)] && e.names[name] {
+			return name, true
+		}
+	}
+	return "", false
+}
+
+// have reports whether a name ends in one of them.
+func (e ends) have(name string) bool {
+	_, ok := e.of(name)
+	return ok
+}
+
+// inner lists those that others end in.
+func (e ends) inner() map[string]bool {
+	list := map[string]bool{}
+	for name := range e.names {
+		for {
+			var more bool
+			if _, name, more = strings.Cut(name, "."); !more {
+				break
+			}
+			if e.lengths[len(name)] && e.names[name] {
+				list[name] = true
+			}
+		}
+	}
+	return list
+}
+
+// targeted reports whether target_modules means a module.
+func (c *Config) targeted(name string) (bool, error) {
+	if c.targets.expr != "" {
+		return c.matches("target_modules", c.targets.expr, name)
+	}
+	return c.targets.names.have(name), nil
+}
+
+// selects reports whether PEFT adapts a module: target_modules means it, and neither exclude_modules nor
+// layers_to_transform leaves it out.
+func (c *Config) selects(name string) (bool, error) {
+	if ok, err := c.targeted(name); !ok || err != nil {
+		return false, err
+	}
+	if c.targets.exclude.have(name) {
+		return false, nil
+	}
+	if c.targets.excluded != "" {
+		if out, err := c.matches("exclude_modules", c.targets.excluded, name); out || err != nil {
+			return false, err
+		}
+	}
+	if c.targets.layers == nil || c.targets.expr != "" || c.targets.names.names[name] {
+		return true, nil
+	}
+	layer, ok, err := c.layerOf(name)
+	return ok && slices.Contains(c.targets.layers, layer), err
+}
+
+// layerOf is the number of the layer that a module is in: the first number behind a name that layers_pattern
+// matches, or behind any.
+func (c *Config) layerOf(name string) (layer int64, ok bool, err error) {
+	lists := []string{`.*?\.[^.]*`}
+	if len(c.targets.layerLists) > 0 {
+		lists = nil
+		for _, p := range c.targets.layerLists {
+			lists = append(lists, `(?:^|.*?\.)`+p)
+		}
+	}
+	for _, list := range lists {
+		m, err := c.find("layers_pattern", list+`\.(?<layer>\d+)\.`, name)
+		if err != nil {
+			return 0, false, err
+		}
+		if m != nil {
+			n, err := strconv.ParseInt(m.GroupByName("layer").String(), 10, 64)
+			return n, err == nil, nil
+		}
+	}
+	return 0, false, nil
+}
+
+// matches reports whether the regular expression of a field matches a whole name.
+func (c *Config) matches(field, expr, name string) (bool, error) {
+	m, err := c.find(field, "(?:"+expr+`)\z`, name)
+	return m != nil, err
+}
+
+// find matches a regular expression of a field from the start of a name.
+func (c *Config) find(field, expr, name string) (*regexp2.Match, error) {
+	re := c.regexes[expr]
+	if re == nil {
+		var err error
+		if re, err = compile(expr); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", configName, field, err)
+		}
+		if c.regexes == nil {
+			c.regexes = map[string]*regexp2.Regexp{}
+		}
+		c.regexes[expr] = re
+	}
+	start := time.Now()
+	m, err := re.FindStringMatch(name)
+	if c.spent += time.Since(start); err != nil || c.spent > allMatches {
+		return nil, fmt.Errorf("%s: %w: %s takes too long on %s", configName, ErrMalformed, field, tensor.Quote(name))
+	}
+	return m, nil
+}
+
+// patternName is the name that rank_pattern and alpha_pattern are matched with: that of a module, or of a
+// parameter where only target_parameters can mean it, as a router's "gate.weight".
+func (c *Config) patternName(m *Module) string {
+	full := m.Name + "." + m.Param
+	if c.targets.parameters.have(full) && !c.targets.names.have(m.Name) {
+		return full
+	}
+	return m.Name
+}
+
+// wrappers are what the classes that models are loaded with put before the names of their modules. An adapter
+// whose keys were renamed from one to the other keeps the expressions that were written for the first.
+var wrappers = []string{"model.language_model.", "language_model.model.", "language_model.", "model."}
+
+// rewrapped lists the names that a module has within the wrappers, its own first.
+func rewrapped(name string) []string {
+	inner := name
+	for _, w := range wrappers {
+		if rest, ok := strings.CutPrefix(name, w); ok {
+			inner = rest
+			break
+		}
+	}
+	list := []string{name, inner}
+	for _, w := range wrappers {
+		list = append(list, w+inner)
+	}
+	return list
+}
+
+// silent reports whether a config does not say which modules are adapted.
+func (t *targets) silent() bool {
+	return len(t.list) == 0 && t.expr == "" && len(t.parameters.names) == 0 || strings.EqualFold(t.expr, "all-linear")
+}
+
+// CheckTargets refuses an adapter with tensors of modules that its config leaves out: PEFT would not look at
+// them. Bind does so too, and knows more of the parameters of experts.
+func (a *Adapter) CheckTargets() error {
+	owner := func(name, _ string) bool { return a.Config.targets.anyOwner || a.Config.targets.owners.have(name) }
+	if err := a.checkTargets(owner); err != nil {
+		return fmt.Errorf("%s: %w", a.Path, err)
+	}
+	return nil
+}
+
+// checkTargets is CheckTargets, where parameter reports whether target_parameters means a parameter of a module.
+func (a *Adapter) checkTargets(parameter func(module, param string) bool) error {
+	c := &a.Config
+	if c.targets.silent() {
+		return nil
+	}
+	for _, m := range a.Modules {
+		if m.A.T == nil && m.Form != Scale {
+			continue
+		}
+		meant := false
+		for _, name := range rewrapped(m.Name) {
+			selected, err := c.selects(name)
+			if err != nil {
+				return err
+			}
+			if meant = selected || parameter(name, m.Param); meant {
+				break
+			}
+		}
+		if !meant && !a.ensuredEnd(m) {
+			return c.errNotMeant(m)
+		}
+	}
+	return nil
+}
+
+// checkTargets refuses modules that have tensors and that the config leaves out, and modules that it means by a
+// name by which no tensors are there. Single ones without tensors are told of: those of another part
+// of the base may have the same names.
+func (b *binder) checkTargets(i int, a Weighted) error {
+	c := &a.Config
+	err := a.checkTargets(func(module, param string) bool { return c.targets.parameters.have(module + "." + param) })
+	if err != nil || c.otherMethod() || len(c.targets.list) == 0 {
+		return err
+	}
+	used := map[string]bool{}
+	for _, m := range a.Modules {
+		if end, ok := c.targets.names.of(m.Name); ok && m.A.T != nil {
+			used[end] = true
+		}
+	}
+	var missing []string
+	for _, full := range b.names {
+		p := b.params[full]
+		name, weight := strings.CutSuffix(full, ".weight")
+		if !weight || p.kind != models.Linear && p.kind != models.Conv1D && p.kind != models.Embedding || b.bound[claimKey(i, &Module{}, whole(p))] != nil {
+			continue
+		}
+		if ok, err := c.selects(name); !ok || err != nil || c.savesWhole(name) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if end, _ := c.targets.names.of(name); !used[end] {
+			return fmt.Errorf("module %s: %w: target_modules means it by %s, and the file has no lora_A and lora_B of any such module", tensor.Quote(name), ErrMalformed, tensor.Quote(end))
+		}
+		missing = append(missing, name)
+	}
+	if n := len(missing); n > 0 {
+		b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s: target_modules also means %d modules of the base that it has no tensors of, and leaves as they are: %s%s", a.Path, n, strings.Join(missing[:min(n, 3)], ", "), map[bool]string{true: ", ..."}[n > 3]))
+	}
+	return nil
+}
+
+// savesWhole reports whether modules_to_save means a module or one that it is in: it has no factors then.
+func (c *Config) savesWhole(name string) bool {
+	return slices.ContainsFunc(stringList(c.ToSave), func(saved string) bool {
+		return strings.Contains("."+name+".", "."+saved+".")
+	})
+}
+
+// errNotMeant says that a config leaves out a module that has tensors.
+func (c *Config) errNotMeant(m *Module) error {
+	var meant []string
+	for _, list := range [][]string{c.targets.list, stringList(c.Parameters)} {
+		for _, entry := range list {
+			meant = append(meant, tensor.Quote(entry))
+		}
+	}
+	if c.targets.expr != "" {
+		meant = append(meant, tensor.Quote(c.targets.expr))
+	}
+	if n := len(meant); n > 4 {
+		meant = append(meant[:4], fmt.Sprintf("and %d more", n-4))
+	}
+	fields := "target_modules"
+	for _, f := range []struct {
+		name  string
+		value jsontext.Value
+	}{{"target_parameters", c.Parameters}, {"exclude_modules", c.Exclude}, {"layers_to_transform", c.Layers}} {
+		if !empty(f.value) {
+			fields += ", " + f.name
+		}
+	}
+	return fmt.Errorf("module %s: %w: it has tensors, and by %s's %s it is not adapted, expected one of %s", tensor.Quote(m.String()), ErrMalformed, configName, fields, strings.Join(meant, ", "))
+}
+
+// ensuredEnd reports whether a module is an end of a tie of which another end is adapted too: with
+// ensure_weight_tying PEFT adapts all, and names one.
+func (a *Adapter) ensuredEnd(m *Module) bool {
+	return a.Config.EnsureTie && slices.ContainsFunc(a.Modules, func(o *Module) bool {
+		switch {
+		case o == m || o.A.T == nil:
+			return false
+		case o.Form == Embedding && m.Form == Embedding:
+			return o.A.Cols == m.A.Cols && o.B.Rows == m.B.Rows
+		}
+		return (o.Form == Embedding || m.Form == Embedding) && o.A.Cols == m.B.Rows && o.B.Rows == m.A.Cols
+	})
+}
