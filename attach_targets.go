@@ -412,6 +412,7 @@ func inAttention(name string) bool {
 
 // targetPattern is what a target says.
 type targetPattern struct {
+	target                string
 	everything, attention bool
 	regex                 *regexp2.Regexp
 	names                 []string
@@ -429,7 +430,7 @@ func newTargetPattern(target string) (targetPattern, error) {
 			return targetPattern{}, fmt.Errorf("%w: target %s: %w", ErrOption, tensor.Quote(target), err)
 		}
 		re.MatchTimeout = 250 * time.Millisecond
-		return targetPattern{regex: re}, nil
+		return targetPattern{target: target, regex: re}, nil
 	}
 	var p targetPattern
 	for name := range strings.SplitSeq(target, ",") {
@@ -451,7 +452,7 @@ func (p *targetPattern) match(module string, used map[string]bool) (bool, error)
 	case p.regex != nil:
 		ok, err := p.regex.MatchString(module)
 		if err != nil {
-			err = fmt.Errorf("%w: target %s takes too long on %s", ErrRefused, tensor.Quote(p.regex.String()), tensor.Quote(module))
+			err = fmt.Errorf("%w: target %s takes too long on %s", ErrRefused, tensor.Quote(p.target), tensor.Quote(module))
 		}
 		return ok, err
 	}

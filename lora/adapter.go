@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
@@ -156,7 +157,8 @@ type Adapter struct {
 	Options OpenOptions
 
 	container formats.Container
-	settings  *Settings // of one that was made by New
+	tensors   []formats.Tensor // of container
+	settings  *Settings        // of one that was made by New
 }
 
 // Close closes the adapter's files.
@@ -193,5 +195,13 @@ func (a *Adapter) Subtractable() error {
 }
 
 func (a *Adapter) failed(t *formats.Tensor, err error) error {
-	return fmt.Errorf("%s: %s: tensor %s: %w", a.Path, t.File, tensor.Quote(t.Name), err)
+	return fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
+}
+
+// named says which adapter an error is of, unless it does so itself.
+func (a *Adapter) named(err error) error {
+	if strings.HasPrefix(err.Error(), a.Path) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", a.Path, err)
 }

@@ -152,13 +152,13 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 	b.findHead()
 	for i, a := range adapters {
 		if err := a.finiteScales(); err != nil {
-			return nil, fmt.Errorf("%s: %w", a.Path, err)
+			return nil, a.named(err)
 		}
 		if err := a.Config.plainBase(); err != nil {
-			return nil, fmt.Errorf("%s: %w", a.Path, err)
+			return nil, a.named(err)
 		}
 		if err := b.bind(i, a); err != nil {
-			return nil, fmt.Errorf("%s: %w", a.Path, err)
+			return nil, a.named(err)
 		}
 	}
 	if err := b.untie(); err != nil {

@@ -133,7 +133,7 @@ func Carried(adapters []Weighted) (list []*Module, notices []string, err error) 
 			}
 			same, err := sameBytes(first.Value, m.Value)
 			if err != nil {
-				return nil, nil, fmt.Errorf("%s: %w", a.Path, err)
+				return nil, nil, a.named(err)
 			}
 			if !same || !slices.Equal(first.Indices, m.Indices) {
 				return nil, nil, fmt.Errorf("%s: module %s: %w: it brings another value than an adapter before it", a.Path, tensor.Quote(m.String()), ErrBase)
@@ -260,14 +260,14 @@ func (o *CombineOptions) dense() bool { return strings.HasSuffix(o.Type, "_svd")
 // them; what is carried along is left out, and any other is refused.
 func plainModules(a *Adapter) ([]*Module, error) {
 	if err := a.Config.plainBase(); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.Path, err)
+		return nil, a.named(err)
 	}
 	all, err := a.apart()
 	if err == nil {
 		all, err = dotted(all)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a.Path, err)
+		return nil, a.named(err)
 	}
 	var list []*Module
 	adapted := map[string]bool{}
@@ -304,7 +304,7 @@ func (w *Writer) factors(a *Adapter, m *Module) (fa, fb kernels.Mat, err error) 
 	}{{m.A, &fa}, {m.B, &fb}} {
 		v, err := w.Values(Output{Info: f.from.T.Info, From: f.from, Scale: 1})
 		if err != nil {
-			return fa, fb, fmt.Errorf("%s: %w", a.Path, err)
+			return fa, fb, a.named(err)
 		}
 		*f.to = kernels.MatOf(v, int(f.from.Rows), int(f.from.Cols))
 	}

@@ -259,28 +259,34 @@ func TestEndOfManyParts(t *testing.T) {
 	require.Less(t, testing.AllocsPerRun(3, func() { b.endingLike(full) }), 10.0)
 }
 
-// listed is a container of tensors without data.
-type listed struct {
-	formats.Container
-	tensors []formats.Tensor
-}
-
-func (l listed) Tensors() []formats.Tensor { return l.tensors }
-
 // A file of torch.save may say that a tensor is a few elements again and again: an adapter does not.
 func TestExpandedTensors(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.pt")
 	require.NoError(t, os.WriteFile(path, make([]byte, 2000), 0o644))
 	of := func(bytes ...int64) *Adapter {
 		a := &Adapter{Path: path}
-		var l listed
 		for _, n := range bytes {
-			l.tensors = append(l.tensors, formats.Tensor{Info: tensor.Info{Name: "q.lora_A"}, Bytes: n})
+			a.tensors = append(a.tensors, formats.Tensor{Info: tensor.Info{Name: "q.lora_A"}, Bytes: n})
 		}
-		a.container = l
 		return a
 	}
 	require.NoError(t, of(1000, 1000).expanded(path))
 	require.ErrorIs(t, of(8, 2<<30).expanded(path), ErrMalformed)
 	require.ErrorIs(t, of(1<<62, 1<<62).expanded(path), ErrMalformed)
+}
+
+// Several adapters have files of one name: messages say of which it is.
+func TestErrorsNameTheFolder(t *testing.T) {
+	dir := folder(t, `{"peft_type": "LORA", "r": 2}`, map[string][]int64{"q.lora_A.weight": {2, 3}, "q.lora_B.weight": {4, 2}})
+	file := filepath.Join(dir, "adapter_model.safetensors")
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	copy(b[len(b)-4:], []byte{0, 0, 0xc0, 0x7f}) // NaN
+	require.NoError(t, os.WriteFile(file, b, 0o644))
+	a, err := Open(dir, OpenOptions{})
+	require.NoError(t, err)
+	defer a.Close()
+	_, err = a.Modules[0].B.Read()
+	require.ErrorIs(t, err, ErrMalformed)
+	require.ErrorContains(t, err, file+`: tensor "q.lora_B.weight": malformed adapter: element 7 is NaN`)
 }

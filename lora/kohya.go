@@ -67,7 +67,7 @@ func (a *Adapter) readKohya(tensors []formats.Tensor) error {
 				return a.failed(p.alpha, fmt.Errorf("%w: its shape is %v, expected one number", ErrMalformed, p.alpha.Shape))
 			}
 			if m.Alpha, err = onlyNumber(p.alpha); err != nil {
-				return fmt.Errorf("%s: %w", a.Path, err)
+				return a.named(err)
 			}
 		}
 		m.Scaling = m.Alpha / float64(m.Rank)
@@ -88,7 +88,7 @@ func onlyNumber(t *formats.Tensor) (float64, error) {
 	}
 	b := make([]byte, t.Bytes)
 	if _, err := t.ReadAt(b, 0); err != nil {
-		return 0, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
+		return 0, err
 	}
 	if t.DType == tensor.I32 {
 		return float64(int32(binary.LittleEndian.Uint32(b))), nil

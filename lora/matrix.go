@@ -120,7 +120,7 @@ func Floats(t *formats.Tensor) ([]float32, error) {
 		part := out[lo:min(lo+piece, int64(len(out)))]
 		n := int64(len(part))
 		if _, err := t.ReadAt(raw[:n*width], lo*width); err != nil {
-			return nil, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
+			return nil, err
 		}
 		if err := tensor.Convert(b[:4*n], tensor.F32, raw[:n*width], t.DType); err != nil {
 			return nil, err

@@ -243,7 +243,7 @@ func strange(words []string) bool {
 // asLoRA is an adapter of another method as one of LoRA, to be written.
 func (a *Adapter) asLoRA() (*Adapter, error) {
 	if err := a.plain(); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.Path, err)
+		return nil, a.named(err)
 	}
 	n := *a
 	n.Dialect, n.Config.PeftType = "", plainLoRA

@@ -57,7 +57,7 @@ func (a *Adapter) readMLX(config []byte) error {
 	}
 	type parts struct{ a, b, m *formats.Tensor }
 	byName := map[string]*parts{}
-	tensors := a.container.Tensors()
+	tensors := a.tensors
 	for i := range tensors { // those with lora_a say what a name that ends in m is
 		if n, ok := strings.CutSuffix(tensors[i].Name, ".lora_a"); ok {
 			byName[n] = &parts{a: &tensors[i]}

@@ -158,12 +158,12 @@ func (a *Adapter) openFolder(o OpenOptions) error {
 		return fmt.Errorf("%s: %w", filepath.Join(a.Path, configName), err)
 	}
 	if err := a.Config.setLayout(o.ExpertLayout); err != nil {
-		return fmt.Errorf("%s: %w", a.Path, err)
+		return a.named(err)
 	}
 	if err := a.openTensors(adapterFiles...); err != nil {
 		return err
 	}
-	return a.readPEFT(a.container.Tensors())
+	return a.readPEFT(a.tensors)
 }
 
 // openTensors opens the first of the files that is there.
@@ -180,13 +180,25 @@ func (a *Adapter) openTensors(names ...string) error {
 		if err != nil {
 			return err
 		}
-		if a.container, err = f.Open(file); err != nil {
+		if err := a.openContainer(f, file, filepath.Join(a.Dir, name)); err != nil {
 			return err
 		}
 		a.Files = append(a.Files, name)
-		return a.expanded(file)
+		return nil
 	}
 	return fmt.Errorf("%s: %w: expected %s beside %s", a.Path, ErrMalformed, strings.Join(names, " or "), configName)
+}
+
+// openContainer opens the file of the adapter's tensors. Messages have its whole name: several adapters have files of one.
+func (a *Adapter) openContainer(f formats.Format, file, name string) (err error) {
+	if a.container, err = f.Open(file); err != nil {
+		return err
+	}
+	a.tensors = slices.Clone(a.container.Tensors())
+	for i := range a.tensors {
+		a.tensors[i].File = name
+	}
+	return a.expanded(file)
 }
 
 // openFile reads a kohya or a loralib file.
@@ -198,14 +210,11 @@ func (a *Adapter) openFile(path string, o OpenOptions) error {
 	if err != nil {
 		return err
 	}
-	if a.container, err = f.Open(path); err != nil {
+	if err := a.openContainer(f, path, path); err != nil {
 		return err
 	}
 	a.Files = []string{filepath.Base(path)}
-	if err := a.expanded(path); err != nil {
-		return err
-	}
-	tensors := a.container.Tensors()
+	tensors := a.tensors
 	dialect, example := dialectOf(tensors)
 	a.Dialect = dialect
 	switch dialect {
@@ -230,8 +239,8 @@ func (a *Adapter) expanded(file string) error {
 		return err
 	}
 	var total int64
-	for i := range a.container.Tensors() {
-		t := &a.container.Tensors()[i]
+	for i := range a.tensors {
+		t := &a.tensors[i]
 		if total += t.Bytes; total < 0 || total/mostExpanded > info.Size()+1<<20 {
 			return a.failed(t, fmt.Errorf("%w: with it the tensors are %d bytes, in a file of %d", ErrMalformed, total, info.Size()))
 		}

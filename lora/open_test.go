@@ -97,7 +97,7 @@ func checkOpened(t fataler, a *Adapter) {
 			require.Positive(t, x.Col.Each)
 		}
 	}
-	for _, x := range a.container.Tensors() {
+	for _, x := range a.tensors {
 		if a.Dialect == Kohya && strings.HasSuffix(x.Name, ".alpha") {
 			continue // it has been read
 		}

@@ -238,12 +238,12 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 	if !plain {
 		var err error
 		if plain, err = a.Config.targeted(m.Name); err != nil {
-			return fmt.Errorf("%s: %w", a.Path, err)
+			return a.named(err)
 		}
 	}
 	if plain {
 		if err := a.Config.scale(m, m.Name, ta.Shape[0]); err != nil {
-			return fmt.Errorf("%s: %w", a.Path, err)
+			return a.named(err)
 		}
 	}
 	a.Modules = append(a.Modules, m)

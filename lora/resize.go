@@ -27,14 +27,14 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 		return nil, fmt.Errorf("%w: rank %d and energy %v, expected one of them", ErrUnsupported, rank, energy)
 	}
 	if err := a.Config.plainBase(); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.Path, err)
+		return nil, a.named(err)
 	}
 	modules, err := a.apart()
 	if err == nil {
 		modules, err = dotted(modules)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a.Path, err)
+		return nil, a.named(err)
 	}
 	for _, m := range modules {
 		if m.A.T == nil {

@@ -130,7 +130,7 @@ func norm(t *formats.Tensor) (float64, error) {
 	for lo := int64(0); lo < t.Count(); lo += piece {
 		n := min(piece, t.Count()-lo)
 		if _, err := t.ReadAt(raw[:n*width], lo*width); err != nil {
-			return 0, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
+			return 0, err
 		}
 		if err := tensor.Convert(b[:4*n], tensor.F32, raw[:n*width], t.DType); err != nil {
 			return 0, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), err)
@@ -155,7 +155,7 @@ func (a *Adapter) Parts() ([]*Module, error) {
 		list, err = a.Modules, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a.Path, err)
+		return nil, a.named(err)
 	}
 	if named, err := dotted(list); err == nil {
 		list = named

@@ -244,7 +244,7 @@ func (t *targets) silent() bool {
 func (a *Adapter) CheckTargets() error {
 	owner := func(name, _ string) bool { return a.Config.targets.anyOwner || a.Config.targets.owners.have(name) }
 	if err := a.checkTargets(owner); err != nil {
-		return fmt.Errorf("%s: %w", a.Path, err)
+		return a.named(err)
 	}
 	return nil
 }

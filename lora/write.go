@@ -185,7 +185,7 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 		return nil, fmt.Errorf("%w: dialect %s; known are %s", ErrUnsupported, tensor.Quote(o.To), strings.Join(Dialects(), ", "))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a.Path, err)
+		return nil, a.named(err)
 	}
 	e.Dialect = o.To
 	e.Notices = append(slices.Clone(a.Notices), e.Notices...)

@@ -37,7 +37,7 @@ func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, erro
 			if i := strings.LastIndexByte(text, '='); i >= 0 && err != nil {
 				w, err := strconv.ParseFloat(text[i+1:], 64)
 				if err != nil || math.IsNaN(w) || math.IsInf(w, 0) || w == 0 {
-					return nil, usageError{fmt.Errorf("%q: the weight is no number but 0, expected ADAPTER=WEIGHT such as my-lora=0.7", text)}
+					return nil, usageError{fmt.Errorf("%q: expected ADAPTER=WEIGHT with a number other than 0, such as my-lora=0.7", text)}
 				}
 				a.Path, a.Weight = text[:i], w
 			}
