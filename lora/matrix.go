@@ -1,10 +1,12 @@
 package lora
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
@@ -219,4 +221,26 @@ func padded(m Matrix, rows int64) Matrix {
 		}
 		return v, nil
 	}, rows, m.Cols))
+}
+
+// sameBytes reports whether two tensors are the same.
+func sameBytes(x, y *formats.Tensor) (bool, error) {
+	if !slices.Equal(x.Shape, y.Shape) || x.DType != y.DType {
+		return false, nil
+	}
+	const step = 1 << 20
+	p, q := make([]byte, step), make([]byte, step)
+	for off := int64(0); off < x.Bytes; off += step {
+		n := min(step, x.Bytes-off)
+		if _, err := x.ReadAt(p[:n], off); err != nil {
+			return false, err
+		}
+		if _, err := y.ReadAt(q[:n], off); err != nil {
+			return false, err
+		}
+		if !bytes.Equal(p[:n], q[:n]) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
