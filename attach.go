@@ -77,9 +77,6 @@ var inits = []string{"kaiming", "gaussian", "pissa", "olora", "loftq", "compensa
 // loftqBase is the folder, in that of the adapter, of the base that loftq writes.
 const loftqBase = "base"
 
-// peftPrefix is what stands before the run-time names in PEFT's files.
-const peftPrefix = "base_model.model."
-
 // Attach writes a new adapter for base. With the inits kaiming and gaussian B is zero, so
 // that the model's output is what it was; with pissa and olora it is so in PEFT, which takes the
 // adapter's part out of the base as it loads the adapter.
@@ -110,7 +107,7 @@ func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment
 	r := &Attachment{Destination: out, Init: o.Init, Rank: o.Rank, Alpha: o.Alpha, Base: base, Unchanged: true, Notices: append([]string{}, t.notices...)}
 	a := &attaching{AttachOptions: o, checkpoint: c, targets: t, out: w, result: r}
 	defer a.abort()
-	if err := a.modules(ctx); err != nil {
+	if err := a.startAll(ctx); err != nil {
 		return nil, interrupted(ctx, err)
 	}
 	if o.Init == "loftq" {
@@ -127,7 +124,7 @@ func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment
 	if err != nil {
 		return nil, err
 	}
-	return r, w.Finish(ctx, config)
+	return r, w.Write(ctx, lora.EncodePEFT(a.modules, config))
 }
 
 // check fills in what is not set, and refuses what is wrong whatever the base.
@@ -165,12 +162,14 @@ type attaching struct {
 	checkpoint *pipeline.Checkpoint
 	targets    *targets
 	out        *pipeline.AdapterWriter
+	modules    []*lora.Module
 	result     *Attachment
 	previous   *pipeline.AdapterWriter // of loftq, what is taken out of the base
+	taken      []*lora.Module          // its modules
 }
 
-// modules makes the adapters of all targets and writes them in their order.
-func (a *attaching) modules(ctx context.Context) error {
+// startAll makes the adapters of all targets and spools them in their order.
+func (a *attaching) startAll(ctx context.Context) error {
 	if a.Init == "loftq" {
 		var err error
 		if a.previous, err = pipeline.NewAdapterWriter(a.checkpoint.Path, a.beside("previous"), false); err != nil {
@@ -187,7 +186,7 @@ func (a *attaching) modules(ctx context.Context) error {
 	}, func(i int, x *initial) error { return a.add(sites[i], x) })
 }
 
-// add writes the adapter of a target.
+// add takes up the adapter of a target.
 func (a *attaching) add(s *site, x *initial) error {
 	r := a.result
 	m := AttachedModule{Name: s.String(), In: s.in, Out: s.out, Rank: s.rank, Experts: s.experts}
@@ -204,15 +203,19 @@ func (a *attaching) add(s *site, x *initial) error {
 	r.Parameters += int64(len(x.A.Data) + len(x.B.Data))
 	r.Modules = append(r.Modules, m)
 	if x.previous != nil {
-		if err := a.previous.Add(*x.previous); err != nil {
+		m, err := a.previous.Spool(*x.previous)
+		if err != nil {
 			return err
 		}
+		a.taken = append(a.taken, m)
 	}
 	x.Name = a.targets.key(s)
-	return a.out.Add(x.Trained)
+	spooled, err := a.out.Spool(x.Trained)
+	a.modules = append(a.modules, spooled)
+	return err
 }
 
-// trainedWhole copies the modules that PEFT trains whole for a task: it looks for them in the file.
+// trainedWhole takes up the modules that PEFT trains whole for a task: it looks for them in the file.
 func (a *attaching) trainedWhole(task string) error {
 	for _, w := range a.checkpoint.Weights {
 		if len(w.Role.Runtime) != 1 || !w.Role.Runtime[0].Whole() || !isWhole(w.Role.Runtime[0].Param, task) {
@@ -222,9 +225,11 @@ func (a *attaching) trainedWhole(task string) error {
 		if w.Decoder != nil {
 			return fmt.Errorf("%s: tensor %s: %w: PEFT trains it whole for %s, and it is quantised", a.checkpoint.Path, tensor.Quote(w.Name), ErrRefused, task)
 		}
-		if err := a.out.Copy(peftPrefix+param, &w.Parts[0]); err != nil {
-			return err
+		m := &lora.Module{Form: lora.Replace, Value: &w.Parts[0]}
+		if i := strings.LastIndexByte(param, '.'); i >= 0 {
+			m.Name, m.Param = param[:i], param[i+1:]
 		}
+		a.modules = append(a.modules, m)
 	}
 	return nil
 }
@@ -244,12 +249,12 @@ func (a *attaching) abort() {
 func (a *attaching) quantise(ctx context.Context, base string) error {
 	o := ConvertOptions{Quantize: loftqNF4.Type, BlockSize: loftqNF4.BlockSize, DoubleQuant: loftqNF4.DoubleQuant, MinKept: -1, Threads: a.Threads}
 	previous := a.beside("previous")
-	if modules := a.previous.Modules(); len(modules) > 0 {
-		config, err := lora.PEFTConfig(lora.Settings{Base: base, Rank: a.Rank, Alpha: float64(a.Rank), FanInFanOut: a.conv1D()}, modules)
+	if len(a.taken) > 0 {
+		e, err := lora.New(previous, lora.Settings{Base: base, FanInFanOut: a.conv1D()}, a.taken).Encode(lora.EncodeOptions{To: lora.PEFT})
 		if err != nil {
 			return err
 		}
-		if err := a.previous.Finish(ctx, config); err != nil {
+		if err := a.previous.Write(ctx, e); err != nil {
 			return err
 		}
 		o.Merge = []Adapter{{Path: previous, Weight: -1}}

@@ -106,7 +106,11 @@ func writeAdapter(ctx context.Context, like *lora.Adapter, tied bool, out string
 	}
 	a := lora.New(out, lora.Settings{Like: &like.Config, Base: like.Config.Base, EnsureTie: tied}, append(modules, rest...))
 	r.Modules = a.Names()
-	return r, w.Write(ctx, a)
+	e, err := a.Encode(lora.EncodeOptions{To: lora.PEFT})
+	if err != nil {
+		return nil, err
+	}
+	return r, w.Write(ctx, e)
 }
 
 // CombineTypes lists the types of combination.

@@ -95,7 +95,11 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	for _, j := range jobs {
 		s.EnsureTie = s.EnsureTie || j.head != "" && j.changed
 	}
-	return r, w.Write(ctx, lora.New(out, s, modules))
+	e, err := lora.New(out, s, modules).Encode(lora.EncodeOptions{To: lora.PEFT})
+	if err != nil {
+		return nil, err
+	}
+	return r, w.Write(ctx, e)
 }
 
 // compare finds what differs: modules to be decomposed, and the rest.

@@ -115,7 +115,7 @@ func FuzzDialects(f *testing.F) {
 			writeTensors(t, path, all)
 		case strings.Contains(string(config), "peft_type"):
 			require.NoError(t, os.WriteFile(filepath.Join(dir, configName), config, 0o644))
-			writeTensors(t, filepath.Join(dir, AdapterFile), all)
+			writeTensors(t, filepath.Join(dir, adapterFiles[0]), all)
 		default:
 			require.NoError(t, os.WriteFile(filepath.Join(dir, configName), config, 0o644))
 			writeTensors(t, filepath.Join(dir, mlxFile), all)

@@ -30,7 +30,7 @@ func folder(t *testing.T, config string, shapes map[string][]int64) string {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, configName), []byte(config), 0o644))
 	file := mlxFile
 	if strings.Contains(config, "peft_type") {
-		file = AdapterFile
+		file = adapterFiles[0]
 	}
 	writeTensors(t, filepath.Join(dir, file), shapes)
 	return dir

@@ -9,31 +9,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
-
-	"github.com/lorakit/lorakit/internal/kernels"
-	"github.com/lorakit/lorakit/tensor"
 )
-
-// AdapterFile is the name of the file of a PEFT adapter's tensors.
-const AdapterFile = "adapter_model.safetensors"
-
-// PEFTTensor is a tensor as PEFT names it.
-type PEFTTensor struct {
-	tensor.Info
-	Values kernels.Mat
-}
-
-// PEFTTensors are the tensors that PEFT stores for a module, in float32.
-func PEFTTensors(t Trained) []PEFTTensor {
-	a, b := ".lora_A.weight", ".lora_B.weight"
-	if t.Form == Embedding {
-		a, b = ".lora_embedding_A", ".lora_embedding_B"
-	}
-	named := func(end string, m kernels.Mat) PEFTTensor {
-		return PEFTTensor{tensor.Info{Name: peftPrefix + t.Name + end, DType: tensor.F32, Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, m}
-	}
-	return []PEFTTensor{named(a, t.A), named(b, t.B)}
-}
 
 // peftOutputs are the tensors that PEFT stores for a module of another adapter. adapted has the modules
 // that have factors: PEFT keeps what replaces a part of them one name deeper.
@@ -67,8 +43,7 @@ func (m *Module) peftOutputs(adapted []string) []Output {
 
 // encodePEFT writes the folder that PEFT loads.
 func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
-	e := &Encoded{Format: "safetensors", File: AdapterFile, Metadata: map[string]string{"format": "pt"}, Config: a.Config.raw}
-	modules := a.Modules
+	modules, config := a.Modules, a.Config.raw
 	rebuilt := a.Dialect != PEFT || experts != keepExperts
 	if rebuilt {
 		var err error
@@ -96,15 +71,21 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 				modules = append(modules, parts...)
 			}
 		}
-		if e.Config, err = a.peftConfig(modules); err != nil {
+		if config, err = a.peftConfig(modules); err != nil {
 			return nil, err
 		}
 	}
+	return EncodePEFT(modules, config), nil
+}
+
+// EncodePEFT makes the folder that PEFT loads of modules and an adapter_config.json that means them.
+func EncodePEFT(modules []*Module, config []byte) *Encoded {
+	e := &Encoded{Dialect: PEFT, Format: "safetensors", File: adapterFiles[0], Metadata: map[string]string{"format": "pt"}, Config: config}
 	names := adapted(modules)
 	for _, m := range modules {
 		e.Tensors = append(e.Tensors, m.peftOutputs(names)...)
 	}
-	return e, nil
+	return e
 }
 
 // peftConfig is the adapter_config.json for modules that were made of those of an adapter.

@@ -17,16 +17,14 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// AdapterWriter writes an adapter, tensor by tensor: none is held in
-// memory. What is written appears at its destination by Finish, whole, or not
-// at all.
+// AdapterWriter writes an adapter: what is computed of it is spooled, module by module, and nothing is held in
+// memory. It appears at its destination by Write, whole, or not at all.
 type AdapterWriter struct {
 	stage   *stage
 	force   bool
 	spool   *os.File
 	offset  int64
 	tensors []formats.Tensor
-	modules []string
 }
 
 // NewAdapterWriter begins a PEFT folder at dst, which must not exist unless force is set, and
@@ -54,11 +52,13 @@ func newAdapterWriter(src, dst string, single, force bool) (*AdapterWriter, erro
 	return w, nil
 }
 
+// Dir is the folder that becomes the adapter's, for what is put beside it.
+func (w *AdapterWriter) Dir() string { return w.stage.out() }
+
 // WriteAdapter writes an adapter of any dialect to dst, apart from src, in the types that its tensors
 // have, or cast to a type.
 func WriteAdapter(ctx context.Context, e *lora.Encoded, src, dst string, cast tensor.DType, force bool) error {
-	format, name, err := adapterFile(e, dst)
-	if err != nil {
+	if _, _, err := adapterFile(e, dst); err != nil {
 		return err
 	}
 	w, err := newAdapterWriter(src, dst, e.File == "", force)
@@ -66,18 +66,17 @@ func WriteAdapter(ctx context.Context, e *lora.Encoded, src, dst string, cast te
 		return err
 	}
 	defer w.Abort()
-	return w.writeAs(ctx, format, name, e, cast)
+	return w.write(ctx, e, cast)
 }
+
+// Write writes an adapter in the types that its tensors have, and publishes it.
+func (w *AdapterWriter) Write(ctx context.Context, e *lora.Encoded) error { return w.write(ctx, e, 0) }
 
 func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.DType) error {
 	format, name, err := adapterFile(e, w.stage.dst)
 	if err != nil {
 		return err
 	}
-	return w.writeAs(ctx, format, name, e, cast)
-}
-
-func (w *AdapterWriter) writeAs(ctx context.Context, format formats.Format, name string, e *lora.Encoded, cast tensor.DType) error {
 	var values lora.Writer
 	for _, o := range e.Tensors {
 		if ctx.Err() != nil {
@@ -91,7 +90,7 @@ func (w *AdapterWriter) writeAs(ctx context.Context, format formats.Format, name
 			return err
 		}
 	}
-	return w.finish(ctx, format, name, e.Metadata, e.Config)
+	return w.finish(ctx, format, name, e)
 }
 
 // adapterFile says in which format, and under which name, the tensors of an adapter are written.
@@ -119,6 +118,10 @@ func (w *AdapterWriter) output(values *lora.Writer, o lora.Output, to tensor.DTy
 	info := o.Info
 	info.DType = to
 	if t := o.Stored(); t != nil {
+		if t.Data == w.spool && t.DType == to {
+			w.tensors = append(w.tensors, formats.Tensor{Info: info, Data: w.spool, Offset: t.Offset, Bytes: t.Bytes})
+			return nil
+		}
 		return w.copied(info, t)
 	}
 	v, err := values.Values(o)
@@ -129,20 +132,45 @@ func (w *AdapterWriter) output(values *lora.Writer, o lora.Output, to tensor.DTy
 	if err := fromFloats(b, to, v); err != nil {
 		return fmt.Errorf("tensor %s: %w", tensor.Quote(o.Name), err)
 	}
-	return w.spooled(info, b)
+	t, err := w.spooled(info, b)
+	w.tensors = append(w.tensors, t)
+	return err
 }
 
 // spooled takes up the bytes of a tensor.
-func (w *AdapterWriter) spooled(info tensor.Info, b []byte) error {
+func (w *AdapterWriter) spooled(info tensor.Info, b []byte) (formats.Tensor, error) {
+	t := formats.Tensor{Info: info, File: w.spool.Name(), Data: w.spool, Offset: w.offset, Bytes: int64(len(b))}
 	if _, err := w.spool.WriteAt(b, w.offset); err != nil {
-		return err
+		return t, err
 	}
-	w.tensors = append(w.tensors, formats.Tensor{Info: info, Data: w.spool, Offset: w.offset, Bytes: int64(len(b))})
-	w.offset += int64(len(b))
-	return nil
+	w.offset += t.Bytes
+	return t, nil
 }
 
-// Abort removes what has been written, as far as it can. It does nothing after Finish.
+// Spool keeps the factors of a module that was computed until the adapter is written. A NaN or an infinity in them
+// is an error.
+func (w *AdapterWriter) Spool(t lora.Trained) (*lora.Module, error) {
+	var at [2]formats.Tensor
+	for i, m := range []kernels.Mat{t.A, t.B} {
+		b := make([]byte, 0, 4*m.Rows*m.Cols)
+		for i := range m.Rows {
+			for j := range m.Cols {
+				v := m.Data[i*m.RowStride+j*m.ColStride]
+				if !finite(v) {
+					return nil, fmt.Errorf("module %s: a factor of it came out as %v at (%d, %d), expected finite numbers", tensor.Quote(t.Name), v, i, j)
+				}
+				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
+			}
+		}
+		var err error
+		if at[i], err = w.spooled(tensor.Info{Name: t.Name, DType: tensor.F32, Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, b); err != nil {
+			return nil, err
+		}
+	}
+	return t.Module(&at[0], &at[1]), nil
+}
+
+// Abort removes what has been written, as far as it can. It does nothing after Write.
 func (w *AdapterWriter) Abort() {
 	if w.stage == nil {
 		return
@@ -152,59 +180,6 @@ func (w *AdapterWriter) Abort() {
 		w.stage.removeParents()
 	}
 	w.stage = nil
-}
-
-// Add writes a module.
-func (w *AdapterWriter) Add(t lora.Trained) error {
-	w.modules = append(w.modules, t.Name)
-	for _, p := range lora.PEFTTensors(t) {
-		m := p.Values
-		b := make([]byte, 0, 4*m.Rows*m.Cols)
-		for i := range m.Rows {
-			for j := range m.Cols {
-				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(m.Data[i*m.RowStride+j*m.ColStride]))
-			}
-		}
-		if err := w.spooled(p.Info, b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Spool keeps the factors of a module that was computed until the adapter is written.
-func (w *AdapterWriter) Spool(t lora.Trained) (*lora.Module, error) {
-	var at [2]*formats.Tensor
-	for i, m := range []kernels.Mat{t.A, t.B} {
-		b := make([]byte, 0, 4*m.Rows*m.Cols)
-		for i := range m.Rows {
-			for j := range m.Cols {
-				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(m.Data[i*m.RowStride+j*m.ColStride]))
-			}
-		}
-		if _, err := w.spool.WriteAt(b, w.offset); err != nil {
-			return nil, err
-		}
-		at[i] = &formats.Tensor{Info: tensor.Info{Name: t.Name, DType: tensor.F32, Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, File: w.spool.Name(), Data: w.spool, Offset: w.offset, Bytes: int64(len(b))}
-		w.offset += int64(len(b))
-	}
-	return t.Module(at[0], at[1]), nil
-}
-
-// Write writes an adapter, as PEFT has it, and publishes it.
-func (w *AdapterWriter) Write(ctx context.Context, a *lora.Adapter) error {
-	e, err := a.Encode(lora.EncodeOptions{To: lora.PEFT})
-	if err != nil {
-		return err
-	}
-	return w.write(ctx, e, 0)
-}
-
-// Copy writes a tensor as it is, under another name. A NaN or an infinity in it is an error.
-func (w *AdapterWriter) Copy(name string, t *formats.Tensor) error {
-	info := t.Info
-	info.Name = name
-	return w.copied(info, t)
 }
 
 // copied writes the values of a tensor, in the type of info, in pieces.
@@ -247,24 +222,13 @@ func (w *AdapterWriter) copied(info tensor.Info, t *formats.Tensor) error {
 	return nil
 }
 
-// Modules lists what has been added.
-func (w *AdapterWriter) Modules() []string { return w.modules }
-
-// Finish lays the tensors out, writes the config and publishes the folder.
-func (w *AdapterWriter) Finish(ctx context.Context, config []byte) error {
-	f, err := formats.Lookup("safetensors")
-	if err != nil {
-		return err
-	}
-	return w.finish(ctx, f, lora.AdapterFile, map[string]string{"format": "pt"}, config)
-}
-
-func (w *AdapterWriter) finish(ctx context.Context, f formats.Format, name string, metadata map[string]string, config []byte) error {
+// finish lays the tensors out, writes the config and publishes the adapter.
+func (w *AdapterWriter) finish(ctx context.Context, f formats.Format, name string, e *lora.Encoded) error {
 	infos := make([]tensor.Info, len(w.tensors))
 	for i, t := range w.tensors {
 		infos[i] = t.Info
 	}
-	layout, err := f.Layout(infos, formats.Options{SingleFile: name, Metadata: metadata})
+	layout, err := f.Layout(infos, formats.Options{SingleFile: name, Metadata: e.Metadata})
 	if err != nil {
 		return err
 	}
@@ -273,8 +237,8 @@ func (w *AdapterWriter) finish(ctx context.Context, f formats.Format, name strin
 			return err
 		}
 	}
-	if config != nil {
-		if err := writeFile(filepath.Join(w.stage.out(), "adapter_config.json"), config); err != nil {
+	if e.Config != nil {
+		if err := writeFile(filepath.Join(w.stage.out(), "adapter_config.json"), e.Config); err != nil {
 			return err
 		}
 	}
@@ -317,82 +281,4 @@ func (w *AdapterWriter) shard(ctx context.Context, sh formats.Shard) error {
 		return err
 	}
 	return errors.Join(out.Sync(), out.Close())
-}
-
-// Matrix reads a weight as a matrix of float32, by rows: of the shape that its
-// parameter has at run time, (out, in), so Conv1D is turned round.
-type Matrix struct {
-	w          *Weight
-	s          scratch
-	flip       bool
-	first      int64 // element of w
-	rows, cols int
-	less       *Matrix // is subtracted
-}
-
-// NewMatrix reads w, which has two dimensions.
-func NewMatrix(w *Weight, flip bool) *Matrix {
-	rows, cols := w.Shape[0], w.Shape[1]
-	if flip {
-		rows, cols = cols, rows
-	}
-	m := NewMatrixAt(w, 0, int(rows), int(cols))
-	m.flip = flip
-	return m
-}
-
-// NewMatrixAt reads a part of w: a matrix that begins at an element and lies by rows, such as one
-// expert of a stack.
-func NewMatrixAt(w *Weight, first int64, rows, cols int) *Matrix {
-	return &Matrix{w: w, s: scratch{compute: make(chan struct{}, 1)}, first: first, rows: rows, cols: cols}
-}
-
-// Minus reads the difference of two weights of one shape.
-func (m *Matrix) Minus(less *Matrix) *Matrix {
-	n := *m
-	n.less = less
-	return &n
-}
-
-// Dims returns rows and columns.
-func (m *Matrix) Dims() (rows, cols int) { return m.rows, m.cols }
-
-// ReadRows fills dst with the rows from lo to hi.
-func (m *Matrix) ReadRows(dst []float32, lo, hi int) error {
-	values, err := m.w.read(&m.s, m.first+int64(lo*m.cols), m.first+int64(hi*m.cols), m.flip)
-	if err != nil {
-		return m.w.failed(err)
-	}
-	if err := toFloats(dst, values, m.w.Values); err != nil {
-		return m.w.failed(err)
-	}
-	if m.less == nil {
-		return nil
-	}
-	other := floats(&m.s.merge.x, len(dst))
-	if err := m.less.ReadRows(other, lo, hi); err != nil {
-		return err
-	}
-	for i, v := range other {
-		dst[i] -= v
-	}
-	return nil
-}
-
-// Energy is the sum of the squares of all elements.
-func (m *Matrix) Energy() (float64, error) {
-	rows, cols := m.Dims()
-	step := max(1, (256<<10)/max(cols, 1))
-	x := make([]float32, min(step, rows)*cols)
-	var sum float64
-	for lo := 0; lo < rows; lo += step {
-		hi := min(lo+step, rows)
-		if err := m.ReadRows(x[:(hi-lo)*cols], lo, hi); err != nil {
-			return 0, err
-		}
-		for i := range hi - lo {
-			sum += kernels.SquaredNorm(x[i*cols : (i+1)*cols])
-		}
-	}
-	return sum, nil
 }

@@ -102,9 +102,6 @@ func (s *Set) Kept(out, base, all, delta []float32) (ed, dd float64) {
 }
 
 // Dot returns the sum of x[i]·y[i] in float64, summed as MergeRow sums.
-func Dot(x, y []float32) float64 { return active.Dot(x, y) }
-
-// Dot is the function Dot by this set.
 func (s *Set) Dot(x, y []float32) float64 {
 	if len(x) != len(y) {
 		panic(fmt.Sprintf("kernels: a product of %d elements and %d", len(x), len(y)))

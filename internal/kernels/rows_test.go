@@ -186,7 +186,7 @@ func TestRowsPanic(t *testing.T) {
 		func() { Kept(f, f, f[:15], f) },
 		func() { Kept(f, f, f, f[:15]) },
 		func() { Kept(f[:15], f, f, f) },
-		func() { Dot(f, f[:15]) },
+		func() { active.Dot(f, f[:15]) },
 	} {
 		require.Panics(t, run)
 	}

@@ -6,12 +6,88 @@ import (
 	"math"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Dir is the folder that becomes the adapter's, for what is put beside it.
-func (w *AdapterWriter) Dir() string { return w.stage.out() }
+// Matrix reads a weight as a matrix of float32, by rows: of the shape that its
+// parameter has at run time, (out, in), so Conv1D is turned round.
+type Matrix struct {
+	w          *Weight
+	s          scratch
+	flip       bool
+	first      int64 // element of w
+	rows, cols int
+	less       *Matrix // is subtracted
+}
+
+// NewMatrix reads w, which has two dimensions.
+func NewMatrix(w *Weight, flip bool) *Matrix {
+	rows, cols := w.Shape[0], w.Shape[1]
+	if flip {
+		rows, cols = cols, rows
+	}
+	m := NewMatrixAt(w, 0, int(rows), int(cols))
+	m.flip = flip
+	return m
+}
+
+// NewMatrixAt reads a part of w: a matrix that begins at an element and lies by rows, such as one
+// expert of a stack.
+func NewMatrixAt(w *Weight, first int64, rows, cols int) *Matrix {
+	return &Matrix{w: w, s: scratch{compute: make(chan struct{}, 1)}, first: first, rows: rows, cols: cols}
+}
+
+// Minus reads the difference of two weights of one shape.
+func (m *Matrix) Minus(less *Matrix) *Matrix {
+	n := *m
+	n.less = less
+	return &n
+}
+
+// Dims returns rows and columns.
+func (m *Matrix) Dims() (rows, cols int) { return m.rows, m.cols }
+
+// ReadRows fills dst with the rows from lo to hi.
+func (m *Matrix) ReadRows(dst []float32, lo, hi int) error {
+	values, err := m.w.read(&m.s, m.first+int64(lo*m.cols), m.first+int64(hi*m.cols), m.flip)
+	if err != nil {
+		return m.w.failed(err)
+	}
+	if err := toFloats(dst, values, m.w.Values); err != nil {
+		return m.w.failed(err)
+	}
+	if m.less == nil {
+		return nil
+	}
+	other := floats(&m.s.merge.x, len(dst))
+	if err := m.less.ReadRows(other, lo, hi); err != nil {
+		return err
+	}
+	for i, v := range other {
+		dst[i] -= v
+	}
+	return nil
+}
+
+// Energy is the sum of the squares of all elements.
+func (m *Matrix) Energy() (float64, error) {
+	rows, cols := m.Dims()
+	step := max(1, (256<<10)/max(cols, 1))
+	x := make([]float32, min(step, rows)*cols)
+	var sum float64
+	for lo := 0; lo < rows; lo += step {
+		hi := min(lo+step, rows)
+		if err := m.ReadRows(x[:(hi-lo)*cols], lo, hi); err != nil {
+			return 0, err
+		}
+		for i := range hi - lo {
+			sum += kernels.SquaredNorm(x[i*cols : (i+1)*cols])
+		}
+	}
+	return sum, nil
+}
 
 // Rows is a matrix of float32 that is read by rows, as Matrix is.
 type Rows interface {
