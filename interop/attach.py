@@ -100,6 +100,24 @@ def check_decomposed(lorakit, base, init):
     return f"logits {error:.0e} from the base's, B A {worst:.0e} from PEFT's"
 
 
+def check_trained(lorakit, base, init):
+    """What PEFT computes once such an adapter has been trained is what the plain one makes of the base, that is combined of it and its start."""
+    start, _ = make(lorakit, base, init, "all-linear")
+    model = beside(base, start)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data += 0.3 * p.data.std() * peers.random(name, p.shape)
+    trained, difference, merged = new(lorakit), new(lorakit), new(lorakit)
+    model.save_pretrained(trained)
+    want = peers.outputs(beside(base, trained), IDS)[1]
+    run(lorakit, "combine", difference, f"{trained}=1", f"{start}=-1", "--type", "cat")
+    run(lorakit, "merge", base_folder(base), difference, merged)
+    errors = [apart(peers.outputs(beside(base, difference), IDS)[1], want), apart(adapters.checkpoint(merged), want)]
+    if not max(errors) <= SAME:
+        raise Failure(f"logits {errors} from PEFT's, at most {SAME:.0e}")
+    return f"logits {max(errors):.0e} from PEFT's, combined and merged"
+
+
 def check_conv1d_olora(lorakit):
     """PEFT's own olora does not turn Conv1D round; with the part taken out beforehand the output is the base's."""
     folder, config = make(lorakit, "tiny-gpt2", "olora", "all-linear")
@@ -220,6 +238,8 @@ def checks(lorakit):
         yield f"attach all-linear to a {name}", functools.partial(check_architecture, lorakit, name)
     for base, init in (("tiny-llama", "pissa"), ("tiny-llama", "olora"), ("tiny-gpt2", "pissa"), ("tiny-gemma3", "pissa"), ("tiny-gemma3", "olora"), ("phi3", "olora")):
         yield f"attach --init {init} to {base}", functools.partial(check_decomposed, lorakit, base, init)
+    for base, init in (("tiny-llama-f32", "pissa"), ("tiny-llama-f32", "olora")):
+        yield f"trained from {init} on {base}, less its start", functools.partial(check_trained, lorakit, base, init)
     yield "attach --init olora to tiny-gpt2", functools.partial(check_conv1d_olora, lorakit)
     for base in ("tiny-llama", "tiny-gpt2", "tiny-gemma3"):
         yield f"attach --init loftq to {base}", functools.partial(check_loftq, lorakit, base)

@@ -169,6 +169,9 @@ type source struct {
 // sources finds the modules to combine, by name, and checks that they go together.
 func (o *CombineOptions) sources(adapters []Weighted) (map[string][]source, error) {
 	byName := map[string][]source{}
+	if err := o.plainBase(adapters); err != nil {
+		return nil, err
+	}
 	for i, a := range adapters {
 		if w := a.Weight; math.IsNaN(w) || math.IsInf(w, 0) {
 			return nil, fmt.Errorf("%s: %w: weight %v, expected a finite number", a.Path, ErrUnsupported, w)
@@ -256,12 +259,27 @@ func (o *CombineOptions) sameRank() bool {
 // dense reports whether the type works on whole deltas, not on factors.
 func (o *CombineOptions) dense() bool { return strings.HasSuffix(o.Type, "_svd") }
 
+// plainBase refuses adapters whose combination would not be for the base as it is. Where one has taken its start
+// out of the base, that is so if the weights, of the start among them, sum up to zero: what it took out, it adds again.
+func (o *CombineOptions) plainBase(adapters []Weighted) error {
+	var sum, size float64
+	for _, a := range adapters {
+		sum, size = sum+a.Weight, size+math.Abs(a.Weight)
+	}
+	if math.Abs(sum) <= 1e-9*size && (o.Type == "cat" || o.Type == "svd") { // the other types are no sums
+		return nil
+	}
+	for _, a := range adapters {
+		if err := a.Config.plainBase(); err != nil {
+			return a.named(err)
+		}
+	}
+	return nil
+}
+
 // plainModules lists the modules of an adapter that are plain matrices, single experts of stacks among
 // them; what is carried along is left out, and any other is refused.
 func plainModules(a *Adapter) ([]*Module, error) {
-	if err := a.Config.plainBase(); err != nil {
-		return nil, a.named(err)
-	}
 	all, err := a.apart()
 	if err == nil {
 		all, err = dotted(all)

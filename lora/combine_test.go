@@ -446,6 +446,16 @@ func TestCombineRefuses(t *testing.T) {
 		require.ErrorIs(t, err, c.kind, says)
 		require.NotContains(t, err.Error(), "\n")
 	}
+	// Less its start, what was taken out of the base is in it again.
+	pissa := func(_ *Module, a *Adapter) { a.Config.Init = []byte(`"pissa"`) }
+	for o, weight := range map[CombineOptions]float64{{Type: "cat"}: -1, {Type: "svd"}: -1, {Type: "linear"}: -1, {Type: "ties", Density: 1}: -1, {Type: "cat", Seed: 1}: -0.5} {
+		err := Combine(t.Context(), []Weighted{with("one", 1, pissa), with("two", weight, same)}, o, func(Trained) error { return nil })
+		if sums := o.Type == "cat" || o.Type == "svd"; sums && weight == -1 {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, ErrUnsupported, o)
+		}
+	}
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
 	require.ErrorIs(t, Combine(stopped, []Weighted{one, two}, linear, func(Trained) error { return nil }), context.Canceled)

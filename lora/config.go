@@ -343,7 +343,7 @@ func (c *Config) residual() string {
 // plainBase refuses an adapter whose deltas are not for the base as it is.
 func (c *Config) plainBase() error {
 	if start := c.residual(); start != "" {
-		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from; save it with path_initial_model_for_weight_conversion, which makes a plain one", ErrUnsupported, tensor.Quote(start))
+		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from; lorakit combine PLAIN TRAINED=1 START=-1 --type cat makes a plain one of it and the adapter it started as", ErrUnsupported, tensor.Quote(start))
 	}
 	return nil
 }
