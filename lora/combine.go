@@ -266,11 +266,9 @@ func (o *CombineOptions) plainBase(adapters []Weighted) error {
 	for _, a := range adapters {
 		sum, size = sum+a.Weight, size+math.Abs(a.Weight)
 	}
-	if math.Abs(sum) <= 1e-9*size && (o.Type == "cat" || o.Type == "svd") { // the other types are no sums
-		return nil
-	}
+	whole := math.Abs(sum) <= 1e-9*size && (o.Type == "cat" || o.Type == "svd") // the other types are no sums
 	for _, a := range adapters {
-		if err := a.Config.plainBase(); err != nil {
+		if err := a.Config.plainBase(); err != nil && !(whole && a.Config.subtracts()) {
 			return a.named(err)
 		}
 	}

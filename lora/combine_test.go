@@ -456,6 +456,8 @@ func TestCombineRefuses(t *testing.T) {
 			require.ErrorIs(t, err, ErrUnsupported, o)
 		}
 	}
+	loftq := func(_ *Module, a *Adapter) { a.Config.Init = []byte(`"loftq"`) }
+	require.ErrorContains(t, Combine(t.Context(), []Weighted{with("one", 1, loftq), with("two", -1, same)}, CombineOptions{Type: "cat"}, nil), "in four bits")
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
 	require.ErrorIs(t, Combine(stopped, []Weighted{one, two}, linear, func(Trained) error { return nil }), context.Canceled)

@@ -340,9 +340,16 @@ func (c *Config) residual() string {
 	return ""
 }
 
+// subtracts reports whether the start has been taken out of the base as it is. LoftQ's base is in four bits besides.
+func (c *Config) subtracts() bool { return !strings.HasPrefix(strings.ToLower(c.residual()), "loftq") }
+
 // plainBase refuses an adapter whose deltas are not for the base as it is.
 func (c *Config) plainBase() error {
-	if start := c.residual(); start != "" {
+	start := c.residual()
+	if start != "" && !c.subtracts() {
+		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base that PEFT makes as it loads the adapter: in four bits, and without the part it started from", ErrUnsupported, tensor.Quote(start))
+	}
+	if start != "" {
 		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from; lorakit combine PLAIN TRAINED=1 START=-1 --type cat makes a plain one of it and the adapter it started as", ErrUnsupported, tensor.Quote(start))
 	}
 	return nil
