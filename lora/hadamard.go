@@ -269,6 +269,16 @@ const (
 	largestNorm = 1 << 36
 )
 
+// kronecker reports whether the element-wise product is the Kronecker product of the two smaller matrices.
+func (m *Module) kronecker() bool {
+	if len(m.Hadamard) != 2 {
+		return false
+	}
+	x, y, one := m.Hadamard[0], m.Hadamard[1], Tiling{Each: 1}
+	return y.Row == one && y.Col == one && x.Row == Tiling{Each: y.Left.Rows} && x.Col == Tiling{Each: y.Right.Cols} &&
+		m.B.Rows == x.Left.Rows*y.Left.Rows && m.A.Cols == x.Right.Cols*y.Right.Cols
+}
+
 // hadamardNorm is the Frobenius norm of a delta that is an element-wise product, by rows.
 func (m *Module) hadamardNorm() (float64, error) {
 	rows, cols := m.B.Rows, m.A.Cols

@@ -3,6 +3,7 @@ package lora
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -378,4 +379,42 @@ func TestScaledGroups(t *testing.T) {
 		require.ErrorIs(t, err, ErrBase)
 		require.ErrorContains(t, err, "does not fit")
 	}
+}
+
+// The singular values of a Kronecker product are those of the matrix that it is.
+func TestKroneckerValues(t *testing.T) {
+	dirs, err := filepath.Glob(fixtures + "/others/*-lokr*")
+	require.NoError(t, err)
+	found := 0
+	for _, dir := range dirs {
+		if strings.HasSuffix(dir, ".safetensors") {
+			continue
+		}
+		a, err := Open(dir, OpenOptions{})
+		require.NoError(t, err)
+		defer a.Close()
+		for _, m := range a.Modules {
+			if !m.kronecker() {
+				continue
+			}
+			found++
+			var g Spectrograph
+			s, err := g.Spectrum(a, m)
+			require.NoError(t, err)
+			want, err := g.values(m.A, m.B, m.Scaling)
+			require.NoError(t, err)
+			for i := range max(len(want), len(s.Values)) {
+				x, y := 0.0, 0.0
+				if i < len(want) {
+					x = want[i]
+				}
+				if i < len(s.Values) {
+					y = s.Values[i]
+				}
+				require.InDelta(t, x, y, 1e-5*want[0], "%s %s %d", dir, m.Name, i)
+			}
+			require.InEpsilon(t, math.Sqrt(energy(want)), s.Norm, 1e-5)
+		}
+	}
+	require.Greater(t, found, 10)
 }

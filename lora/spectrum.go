@@ -1,10 +1,12 @@
 package lora
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
@@ -58,6 +60,10 @@ func (g *Spectrograph) Spectrum(a *Adapter, m *Module) (*Spectrum, error) {
 			sum += energy(values)
 		}
 		s.Norm = math.Sqrt(sum)
+	case m.kronecker():
+		if s.Values, err = g.kroneckerValues(m); err == nil {
+			s.Norm = math.Sqrt(energy(s.Values))
+		}
 	case m.Hadamard != nil && m.Rank > largestSpectrum:
 		s.Norm, err = m.hadamardNorm()
 	default:
@@ -94,6 +100,34 @@ func (g *Spectrograph) values(a, b Matrix, scaling float64) ([]float64, error) {
 			values = append(values, v)
 		}
 	}
+	return values, nil
+}
+
+// kroneckerValues finds the singular values of a Kronecker product: all products of one of either factor with one
+// of the other.
+func (g *Spectrograph) kroneckerValues(m *Module) ([]float64, error) {
+	var of [2][]float64
+	for i, t := range m.Hadamard {
+		for _, f := range []*Matrix{&t.Left, &t.Right} {
+			if f.T == nil { // the identity
+				n := f.Rows
+				*f = matrixOf(computedTensor(m.made[0], func() ([]float32, error) { return identity(n) }, n, n))
+			}
+		}
+		var err error
+		if of[i], err = g.values(t.Right, t.Left, 1); err != nil {
+			return nil, err
+		}
+	}
+	values := make([]float64, 0, len(of[0])*len(of[1]))
+	for _, x := range of[0] {
+		for _, y := range of[1] {
+			if v := math.Abs(m.Scaling) * x * y; v != 0 {
+				values = append(values, v)
+			}
+		}
+	}
+	slices.SortFunc(values, func(x, y float64) int { return cmp.Compare(y, x) })
 	return values, nil
 }
 
