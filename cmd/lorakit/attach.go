@@ -2,16 +2,12 @@ package main
 
 import (
 	"fmt"
-	"runtime/debug"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lorakit/lorakit"
 )
-
-// attachMemory is what the garbage collector keeps to: some less than a conversion may use.
-const attachMemory = 224 << 20
 
 func attachCommand() *cobra.Command {
 	var o lorakit.AttachOptions
@@ -44,7 +40,6 @@ them), attention, names joined by commas, or a regular expression that matches w
 			if o.Rank <= 0 || o.Alpha <= 0 {
 				return usageError{fmt.Errorf("--rank is %d and --alpha %v, expected more than 0", o.Rank, o.Alpha)}
 			}
-			debug.SetMemoryLimit(attachMemory)
 			r, err := lorakit.Attach(c.Context(), args[0], args[1], o)
 			if err != nil {
 				return err

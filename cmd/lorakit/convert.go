@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"runtime/debug"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -69,7 +68,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	var experts, progress string
 	var asJSON bool
 	var minKept float64
-	shard, memory := size{5_000_000_000, "5GB"}, size{256 << 20, "256MiB"}
+	shard, memory := size{5_000_000_000, "5GB"}, size{defaultMemory, "256MiB"}
 	run := func(src, dst string, adapters []lorakit.Adapter, merge merging) error {
 		switch experts {
 		case "keep", "per-expert":
@@ -98,7 +97,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 			return usageError{fmt.Errorf("--threads is %d, expected 1 or more", o.Threads)}
 		}
 		o.MaxShardSize, o.Memory = shard.bytes, memory.bytes
-		debug.SetMemoryLimit(o.Memory - o.Memory/8)
+		limitMemory(o.Memory)
 		p, err := newProgress(progress, c.ErrOrStderr(), dst)
 		if err != nil {
 			return usageError{err}

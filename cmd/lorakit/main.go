@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -33,6 +34,12 @@ type usageError struct{ error }
 
 // errFound makes the command exit with exitFound; all has been said.
 var errFound = errors.New("found")
+
+// defaultMemory is what --memory is where it is not given, or where a command has no such flag.
+const defaultMemory = 256 << 20
+
+// limitMemory has the garbage collector keep to some less than the process may use.
+func limitMemory(bytes int64) { debug.SetMemoryLimit(bytes - bytes/8) }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -60,6 +67,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 				})
 			})
 		}
+		limitMemory(defaultMemory)
 		_, err := lorakit.Kernels()
 		return err
 	}
