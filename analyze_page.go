@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/lorakit/lorakit/pipeline"
@@ -21,7 +22,8 @@ import (
 //go:embed analyze.html
 var analyzePage string
 
-var analyzeTemplate = template.Must(template.New("analyze").Parse(analyzePage))
+// analyzeTemplate is parsed when it is first used, as all that most commands can start without.
+var analyzeTemplate = sync.OnceValue(func() *template.Template { return template.Must(template.New("analyze").Parse(analyzePage)) })
 
 // checkPage refuses a page that may not be written, before any work is done.
 func checkPage(src, file string, force bool) error {
@@ -41,7 +43,7 @@ func checkPage(src, file string, force bool) error {
 // at all.
 func (r *Analysis) writePage(file string, force bool) (err error) {
 	var page bytes.Buffer
-	if err := analyzeTemplate.Execute(&page, r.page()); err != nil {
+	if err := analyzeTemplate().Execute(&page, r.page()); err != nil {
 		return err
 	}
 	f, err := os.Create(file + ".partial")

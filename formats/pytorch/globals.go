@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -45,7 +46,7 @@ type elements struct {
 }
 
 // globals has the closed list by "module.name".
-var globals = func() map[string]*global {
+var globals = sync.OnceValue(func() map[string]*global {
 	all := map[string]*global{}
 	add := func(r role, names ...string) {
 		for _, name := range names {
@@ -108,7 +109,7 @@ var globals = func() map[string]*global {
 		all[class] = &global{class, asStorage, all["torch.uint8"].dtype}
 	}
 	return all
-}()
+})
 
 // renamed are modules that have other names today.
 var renamed = map[string]string{"__builtin__": "builtins", "torch.tensor": "torch._tensor"}
@@ -118,7 +119,7 @@ func (m *machine) pushGlobal(module, name string) error {
 		module = now
 	}
 	full := module + "." + name
-	g, ok := globals[full]
+	g, ok := globals()[full]
 	switch {
 	case !ok:
 		return fmt.Errorf("global %s is %w, expected only tensors in dicts", tensor.Quote(full), ErrUnsafe)

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/lorakit/lorakit/formats"
 )
@@ -21,10 +22,14 @@ var preferred = []string{
 }
 
 // trainingState are files that a trainer leaves beside the weights.
-var trainingState = regexp.MustCompile(`^(?:training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(?:bin|pt|pth|pkl)$`)
+var trainingState = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(?:bin|pt|pth|pkl)$`)
+})
 
 // shardName matches pytorch_model-00001-of-00003.bin, also with a variant in it.
-var shardName = regexp.MustCompile(`-\d{5}-of-\d{5}\.`)
+var shardName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`-\d{5}-of-\d{5}\.`)
+})
 
 // errSeveral says that it is not known which of a folder's files is meant.
 var errSeveral = errors.New("expected one of them alone, or a " + preferred[0])
@@ -49,8 +54,8 @@ func locate(dir string) (string, error) {
 			return "", nil
 		case isIndex(name):
 			indices = append(indices, name)
-		case !isWeights(name) || trainingState.MatchString(name):
-		case shardName.MatchString(name):
+		case !isWeights(name) || trainingState().MatchString(name):
+		case shardName().MatchString(name):
 			shards = append(shards, name)
 		default:
 			files = append(files, name)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/lorakit/lorakit/formats"
@@ -25,7 +26,9 @@ const (
 
 // generatorState matches the state of a random number generator, a tensor that
 // stands beside a wrapped state dict and is no weight.
-var generatorState = regexp.MustCompile(`(?:^|_)rng(?:_|$)`)
+var generatorState = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?:^|_)rng(?:_|$)`)
+})
 
 // The names in Metadata that are not from the file.
 const (
@@ -90,7 +93,7 @@ func (s *stateDict) unwrap(d *dict) (*dict, error) {
 			}
 			dicts = append(dicts, name)
 		case *tensorRef:
-			if len(name) > mostState || !generatorState.MatchString(name) {
+			if len(name) > mostState || !generatorState().MatchString(name) {
 				tensors = append(tensors, name)
 			}
 		}

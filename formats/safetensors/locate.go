@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/lorakit/lorakit/formats"
 )
@@ -22,7 +23,9 @@ var preferred = []string{
 
 // shardName matches model-00001-of-00003.safetensors, also with a variant in
 // it.
-var shardName = regexp.MustCompile(`-\d{5}-of-\d{5}\.(?:.*\.)?safetensors$`)
+var shardName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`-\d{5}-of-\d{5}\.(?:.*\.)?safetensors$`)
+})
 
 // locate returns the name of the one file of a folder to begin with: the
 // weights or their index.
@@ -39,7 +42,7 @@ func locate(dir string) (string, error) {
 		case isIndex(name):
 			indices = append(indices, name)
 		case !isWeights(name):
-		case shardName.MatchString(name):
+		case shardName().MatchString(name):
 			shards = append(shards, name)
 		default:
 			files = append(files, name)
