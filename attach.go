@@ -278,8 +278,8 @@ func (a *attaching) notices(base string) {
 	say := func(format string, v ...any) { r.Notices = append(r.Notices, fmt.Sprintf(format, v...)) }
 	switch a.Init {
 	case "pissa", "olora":
-		say("PEFT takes the adapter's part out of %s as it loads %s; for another trainer, make the base without it by lorakit unmerge %s %s RESIDUAL, and set init_lora_weights to true for that one",
-			base, r.Destination, base, r.Destination)
+		say("PEFT takes the adapter's part out of %s as it loads %s; for another trainer, make the base without it by lorakit unmerge %s %s RESIDUAL, and set init_lora_weights to true for that one. Once trained, lorakit combine PLAIN TRAINED=1 %s=-1 --type cat makes an adapter for %s",
+			base, r.Destination, base, r.Destination, r.Destination, base)
 		if a.Init == "olora" && a.conv1D() {
 			say("PEFT 0.21 does not turn Conv1D weights round for olora, and so cannot load this adapter onto %s: use that RESIDUAL", base)
 		}

@@ -21,7 +21,8 @@ func attachCommand() *cobra.Command {
   gaussian    A normal with deviation 1/rank, B zero. The output is what it was.
   pissa       The leading singular values of each weight. PEFT takes them out of BASE
               as it loads OUT, so that the output is what it was; for other trainers
-              lorakit unmerge BASE OUT RESIDUAL makes that base.
+              lorakit unmerge BASE OUT RESIDUAL makes that base. Of what is trained,
+              lorakit combine PLAIN TRAINED=1 OUT=-1 --type cat makes a plain adapter.
   olora       The same with the first columns of a QR decomposition.
   loftq       What NF4 takes of each weight, alternating: the base in NF4 that the
               adapter is for is written too, as OUT/base.

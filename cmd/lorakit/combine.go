@@ -17,9 +17,13 @@ func combineCommand() *cobra.Command {
 		Short: "Make one adapter of several",
 		Long: `combine makes one adapter of several by the rules of PEFT's add_weighted_adapter. The
 result has alpha = rank and no rsLoRA, so that its delta is the true combination also
-where PEFT scales it wrongly.`,
+where PEFT scales it wrongly.
+
+An adapter that was trained from pissa, olora or corda is for a base that PEFT makes as it
+loads it. Less the adapter that it started as, by cat or svd, it is one for the plain base.`,
 		Example: `  lorakit combine both style=0.7 facts=0.4 --type cat
-  lorakit combine both style=0.7 facts=0.4 --type ties --density 0.5`,
+  lorakit combine both style=0.7 facts=0.4 --type ties --density 0.5
+  lorakit combine plain trained=1 start=-1 --type cat`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			adapters, err := parse(args[1:])
