@@ -32,6 +32,7 @@ func bound(t *testing.T, model, config string, base map[string]tensor.Shape, ord
 const (
 	prefix    = "base_model.model."
 	tiedLlama = `{"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": true}`
+	tiedT5    = `{"architectures": ["T5ForConditionalGeneration"]}`
 	embed     = "model.embed_tokens"
 )
 
@@ -62,6 +63,14 @@ func TestTiedHead(t *testing.T) {
 	llama := map[string]tensor.Shape{embed + ".weight": {6, 4}}
 	bert := map[string]tensor.Shape{word + ".weight": {6, 4}, bias: {6}}
 	t5 := map[string]tensor.Shape{"shared.weight": {6, 4}}
+	ends := []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight"}
+	tokens := func(modules ...string) map[string][]int64 {
+		shapes := map[string][]int64{}
+		for _, m := range modules {
+			shapes[prefix+m+".token_adapter.trainable_tokens_delta"] = []int64{2, 4}
+		}
+		return shapes
+	}
 	plain := `{"peft_type": "LORA", "r": 2, "lora_alpha": 4`
 	for name, x := range map[string]struct {
 		model, config string
@@ -86,9 +95,14 @@ func TestTiedHead(t *testing.T) {
 		"a head that has grown":            {tiedLlama, plain + `}`, llama, with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "lm_head.weight", nil, 1, ""},
 		"BERT's head":                      {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert, tieEnds("cls.predictions.decoder", "", 6), "cls.predictions.decoder.weight", []string{"cls.predictions.decoder.bias"}, 1, ""},
 		"BERT's bias, which has two names": {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert, with(tieEnds("", "", 6), map[string][]int64{"cls.predictions.decoder.bias": {6}, bias: {6}}), "", nil, 0, ""},
-		"T5's head":                        {`{"architectures": ["T5ForConditionalGeneration"]}`, plain + `}`, t5, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
-		"T5's embedding":                   {`{"architectures": ["T5ForConditionalGeneration"]}`, plain + `}`, t5, tieEnds("", "shared", 6), "lm_head.weight", []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight"}, 0, ""},
-		"T5's encoder":                     {`{"architectures": ["T5ForConditionalGeneration"]}`, plain + `}`, t5, tieEnds("", "encoder.embed_tokens", 6), "lm_head.weight", []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight"}, 0, ""},
+		"T5's head":                        {tiedT5, plain + `}`, t5, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
+		"T5's embedding":                   {tiedT5, plain + `}`, t5, tieEnds("", "shared", 6), "lm_head.weight", ends, 0, ""},
+		"T5's encoder":                     {tiedT5, plain + `}`, t5, tieEnds("", "encoder.embed_tokens", 6), "lm_head.weight", ends, 0, ""},
+		"T5's rows, for all":               {tiedT5, plain + `, "trainable_token_indices": [1, 5]}`, t5, tokens("shared"), "", nil, 0, ""},
+		"T5's rows, others for the head":   {tiedT5, plain + `, "trainable_token_indices": {"shared": [1, 5], "lm_head": [0, 2]}}`, t5, tokens("shared", "lm_head"), "lm_head.weight", ends, 1, ""},
+		"T5's rows, others for an end":     {tiedT5, plain + `, "trainable_token_indices": {"shared": [1, 5], "encoder.embed_tokens": [0, 2]}}`, t5, tokens("shared", "encoder.embed_tokens"), "lm_head.weight", ends, 0, ""},
+		"T5's embedding, trained whole":    {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {6, 4}}, "lm_head.weight", ends, 0, ""},
+		"T5's embedding, as it has grown":  {tiedT5, plain + `, "modules_to_save": ["shared", "lm_head"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "", nil, 0, ""},
 		"one that an expression means":     {tiedLlama, plain + `, "target_modules": ".*(?<!x)_head|lm_head"}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
 		"grown at one end": {`{"architectures": ["LlamaForCausalLM"]}`, plain + `}`, map[string]tensor.Shape{embed + ".weight": {6, 4}, "lm_head.weight": {6, 4}},
 			with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "", nil, 0, `"lm_head.weight" has 8 rows with the adapter and "model.embed_tokens.weight" 6`},
@@ -112,6 +126,9 @@ func TestTiedHead(t *testing.T) {
 			var copies []string
 			for _, c := range b.Copies {
 				copies = append(copies, c.Name)
+				if c.Change != nil { // what is another's is not copied
+					require.Equal(t, c.Name, c.Change.Terms[0].Module.Name+".weight")
+				}
 			}
 			require.Equal(t, x.copies, copies)
 			if x.head == "" {

@@ -147,7 +147,7 @@ func (b *binder) untie() error {
 	follows := true // rows that were trained count for both
 	if c != nil {
 		for _, t := range c.Terms {
-			follows = follows && (t.Module.Form == Rows || b.ensured(t))
+			follows = follows && (b.everywhere(t) || b.ensured(t))
 		}
 		if c.Value != nil && !b.ensured(*c.ValueOf) {
 			follows = follows && c.ValueOf.Module.Base && onlyRows(c)
@@ -225,8 +225,29 @@ func (b *binder) shareRows(from int) {
 	if c == nil || head == nil || slices.ContainsFunc(head.Terms, isRows) || head.Value != nil && !head.ValueOf.Module.Base {
 		return
 	}
-	rows := slices.DeleteFunc(slices.Clone(c.Terms), func(t Term) bool { return !isRows(t) })
+	rows := slices.DeleteFunc(slices.Clone(c.Terms), func(t Term) bool { return !b.everywhere(t) })
 	head.Terms = append(rows, head.Terms...)
+}
+
+// everywhere reports whether a term of the embedding holds for all that share its values. Rows that were trained
+// do, unless their adapter has others for another end: then PEFT ties nothing, and each of its modules has
+// the rows that are under its own name.
+func (b *binder) everywhere(t Term) bool {
+	if t.Module.Form != Rows {
+		return false
+	}
+	others := []*Change{b.headOwn()}
+	for _, e := range b.ends {
+		others = append(others, e.change)
+	}
+	for _, c := range others {
+		if c != nil && slices.ContainsFunc(c.Terms, func(o Term) bool {
+			return o.Adapter == t.Adapter && o.Module.Form == Rows && !slices.Equal(o.Module.Indices, t.Module.Indices)
+		}) {
+			return false
+		}
+	}
+	return true
 }
 
 // copies makes tensors of all that the same switch ties, and the file does not have. Modules that share the
@@ -243,12 +264,13 @@ func (b *binder) copies(from int) error {
 			} else if change := b.out.Changes[i]; change != nil && all {
 				c.Change = change
 			} else if change != nil {
-				c.Change = change.common()
+				c.Change = b.common(change)
 			}
 			b.out.Copies = append(b.out.Copies, c)
 		}
 	}
-	changed := b.out.Changes[from] != nil && !onlyRows(b.out.Changes[from])
+	c := b.out.Changes[from]
+	changed := c != nil && (!b.valueEverywhere(c) || slices.ContainsFunc(c.Terms, func(t Term) bool { return !b.everywhere(t) }))
 	if changed || len(b.ends) > 0 || len(b.model.TieSwitches()) > 0 {
 		shared(b.embedding, from, false)
 	}
@@ -264,13 +286,13 @@ func (b *binder) copies(from int) error {
 }
 
 // common is what of a change holds for all that share the values.
-func (c *Change) common() *Change {
+func (b *binder) common(c *Change) *Change {
 	n := &Change{Width: c.Width}
-	if c.Value != nil && c.ValueOf.Module.Base {
+	if c.Value != nil && b.valueEverywhere(c) {
 		n.Value, n.ValueOf = c.Value, c.ValueOf
 	}
 	for _, t := range c.Terms {
-		if t.Module.Form == Rows {
+		if b.everywhere(t) {
 			n.Terms = append(n.Terms, t)
 		}
 	}
@@ -278,6 +300,17 @@ func (c *Change) common() *Change {
 		return nil
 	}
 	return n
+}
+
+// valueEverywhere reports whether the new value of the embedding, if it has one, holds for the embeddings of an
+// encoder and a decoder too. modules_to_save trains a copy for one module; but rows that the vocabulary
+// has grown by are nowhere else.
+func (b *binder) valueEverywhere(c *Change) bool {
+	if c.Value == nil || c.ValueOf.Module.Base {
+		return true
+	}
+	was := b.params[b.embedding].pieces[0].target
+	return !b.adapters[c.ValueOf.Adapter].Config.savesWhole(c.ValueOf.Module.Name) || c.Value.Shape[0] != b.targets[was].Shape[0]
 }
 
 func onlyRows(c *Change) bool {
