@@ -13,6 +13,7 @@ import peers  # noqa: F401  (sets the libraries up before anything else imports 
 import adapters
 import attach
 import dialects
+import encoders
 import files
 import others
 import plain
@@ -27,7 +28,7 @@ def main(binary, wanted):
     with tempfile.TemporaryDirectory(prefix="lorakit-interop-") as work:
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
-        for module in (quantized, plain, real, adapters, attach, dialects, others, pytorch, files):
+        for module in (quantized, plain, real, adapters, attach, dialects, encoders, others, pytorch, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
                     continue

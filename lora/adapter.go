@@ -74,6 +74,7 @@ type Module struct {
 	Scaling   float64 // alpha / rank, or alpha / sqrt(rank) with rsLoRA
 	// Hadamard, where not nil, are matrices whose element-wise product B·A is, and far smaller than those.
 	Hadamard []Tiled
+	before   *formats.Tensor   // for Replace: what a module whose copy was trained had before, where the file says so
 	made     []*formats.Tensor // the tensors of the file that A and B are computed of, where they are
 	// Reshaped is whether a convolution's kernels may be taken for the rows of the delta as they lie.
 	Reshaped bool

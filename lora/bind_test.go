@@ -103,6 +103,8 @@ func TestTiedHead(t *testing.T) {
 		"T5's rows, others for an end":     {tiedT5, plain + `, "trainable_token_indices": {"shared": [1, 5], "encoder.embed_tokens": [0, 2]}}`, t5, tokens("shared", "encoder.embed_tokens"), "lm_head.weight", ends, 0, ""},
 		"T5's embedding, trained whole":    {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {6, 4}}, "lm_head.weight", ends, 0, ""},
 		"T5's embedding, as it has grown":  {tiedT5, plain + `, "modules_to_save": ["shared", "lm_head"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "", nil, 0, ""},
+		"T5's embedding, as it was too":    {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "shared.original_module.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "lm_head.weight", ends, 0, ""},
+		"grown at an end that was tied":    {tiedLlama, plain + `, "modules_to_save": ["embed_tokens"]}`, llama, map[string][]int64{prefix + embed + ".weight": {8, 4}}, "", nil, 0, `"lm_head.weight" has 6 rows with the adapter and "model.embed_tokens.weight" 8`},
 		"one that an expression means":     {tiedLlama, plain + `, "target_modules": ".*(?<!x)_head|lm_head"}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
 		"grown at one end": {`{"architectures": ["LlamaForCausalLM"]}`, plain + `}`, map[string]tensor.Shape{embed + ".weight": {6, 4}, "lm_head.weight": {6, 4}},
 			with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "", nil, 0, `"lm_head.weight" has 8 rows with the adapter and "model.embed_tokens.weight" 6`},
@@ -126,7 +128,9 @@ func TestTiedHead(t *testing.T) {
 			var copies []string
 			for _, c := range b.Copies {
 				copies = append(copies, c.Name)
-				if c.Change != nil { // what is another's is not copied
+				if c.Change != nil && c.Change.Value != nil { // the adapter says what the others had
+					require.Equal(t, prefix+"shared.original_module.weight", c.Change.Value.Name)
+				} else if c.Change != nil { // what is another's is not copied
 					require.Equal(t, c.Name, c.Change.Terms[0].Module.Name+".weight")
 				}
 			}
@@ -137,7 +141,7 @@ func TestTiedHead(t *testing.T) {
 			}
 			require.Len(t, b.Head.Terms, x.headTerms)
 			require.Equal(t, order[0], targets[b.HeadFrom].Name)
-			if b.Head.Value != nil { // and the embedding has it too
+			if b.Head.Value != nil && b.Head.ValueOf.Module.Base { // and the embedding has it too
 				require.Equal(t, b.Head.Value, b.Changes[b.HeadFrom].Value)
 			}
 		})

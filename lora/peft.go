@@ -147,7 +147,7 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 				continue
 			}
 			name = strings.TrimSuffix(name, ".modules_to_save")
-			m := &Module{Name: unwrapped(name), Param: param, Form: Replace, Value: t}
+			m := &Module{Name: unwrapped(name), Param: param, Form: Replace, Value: t, before: values[name+".original_module."+param]}
 			m.Base = m.Name != name && param == "weight"
 			a.Modules = append(a.Modules, m)
 		}

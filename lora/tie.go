@@ -138,7 +138,7 @@ func (b *binder) untie() error {
 	if err != nil {
 		return err
 	}
-	if same && len(b.ends) == 0 {
+	if same && len(b.ends) == 0 && (c == nil || b.valueEverywhere(c)) {
 		if b.headTarget < 0 {
 			b.out.Head, b.out.HeadName = nil, ""
 		}
@@ -178,6 +178,9 @@ func (b *binder) sameRows() error {
 			c = b.out.Changes[i]
 		case ok && len(b.targets[i].Shape) == 2:
 			return b.targets[i].Shape[0], false
+		}
+		if !ok && c != nil {
+			i, ok = b.out.HeadFrom, true // it has had the rows of the embedding
 		}
 		if c == nil || c.Value == nil || len(c.Value.Shape) != 2 {
 			if ok && len(b.targets[i].Shape) == 2 {
@@ -288,8 +291,11 @@ func (b *binder) copies(from int) error {
 // common is what of a change holds for all that share the values.
 func (b *binder) common(c *Change) *Change {
 	n := &Change{Width: c.Width}
-	if c.Value != nil && b.valueEverywhere(c) {
-		n.Value, n.ValueOf = c.Value, c.ValueOf
+	if c.Value != nil {
+		n.ValueOf = c.ValueOf
+		if n.Value = c.Value; !b.valueEverywhere(c) {
+			n.Value = c.ValueOf.Module.before
+		}
 	}
 	for _, t := range c.Terms {
 		if b.everywhere(t) {
@@ -303,14 +309,17 @@ func (b *binder) common(c *Change) *Change {
 }
 
 // valueEverywhere reports whether the new value of the embedding, if it has one, holds for the embeddings of an
-// encoder and a decoder too. modules_to_save trains a copy for one module; but rows that the vocabulary
-// has grown by are nowhere else.
+// encoder and a decoder too. modules_to_save trains a copy for one module, and the others keep what it was
+// before; of a vocabulary that has grown the file says what that is.
 func (b *binder) valueEverywhere(c *Change) bool {
 	if c.Value == nil || c.ValueOf.Module.Base {
 		return true
 	}
-	was := b.params[b.embedding].pieces[0].target
-	return !b.adapters[c.ValueOf.Adapter].Config.savesWhole(c.ValueOf.Module.Name) || c.Value.Shape[0] != b.targets[was].Shape[0]
+	m, was := c.ValueOf.Module, b.params[b.embedding].pieces[0].target
+	if !b.adapters[c.ValueOf.Adapter].Config.savesWhole(m.Name) || m.before == nil && c.Value.Shape[0] != b.targets[was].Shape[0] {
+		return true
+	}
+	return !slices.ContainsFunc(b.model.SharedBy(b.embedding), func(name string) bool { return name != b.head })
 }
 
 func onlyRows(c *Change) bool {

@@ -193,8 +193,8 @@ func (c *Config) tied(t tie) bool {
 	return t.Default
 }
 
-// VocabularyPaths lists the dotted paths of the members vocab_size that are n, at the top and in
-// sections; where none is, that of the top.
+// VocabularyPaths lists the dotted paths of the members vocab_size, and Marian's decoder_vocab_size, that are n, at
+// the top and in sections; where none is, vocab_size of the top.
 func (c *Config) VocabularyPaths(n int64) []string {
 	var found []string
 	var walk func(v jsontext.Value, prefix string, depth int)
@@ -206,7 +206,7 @@ func (c *Config) VocabularyPaths(n int64) []string {
 		for _, m := range list {
 			inner := v[m.value.from:m.value.to]
 			switch {
-			case m.name == "vocab_size" && string(inner) == strconv.FormatInt(n, 10):
+			case (m.name == "vocab_size" || m.name == "decoder_vocab_size") && string(inner) == strconv.FormatInt(n, 10):
 				found = append(found, prefix+m.name)
 			case inner.Kind() == '{' && depth > 0 && !strings.Contains(m.name, "."):
 				walk(inner, prefix+m.name+".", depth-1)

@@ -35,6 +35,19 @@ func (m *Model) HeadSource() string {
 	return ""
 }
 
+// LogitsBias returns the tensor that is added to all logits, a buffer of the model itself as BART and its like
+// have it, or "". It is as long as the vocabulary.
+func (m *Model) LogitsBias() string {
+	const name = "final_logits_bias" // by which transformers knows what it resizes with the vocabulary
+	if m.data == nil || m.data.Head == "" {
+		return ""
+	}
+	if _, ok := m.data.parameter(split(name), anyRank); !ok {
+		return ""
+	}
+	return name
+}
+
 // SharedBy lists the run-time parameters that are tied to param, in order.
 func (m *Model) SharedBy(param string) []string {
 	var list []string

@@ -189,6 +189,19 @@ func TestVocabularyPaths(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{"vocab_size", "text_config.vocab_size"}, c.VocabularyPaths(64))
 	assert.Equal(t, []string{"vocab_size"}, c.VocabularyPaths(7))
+	c, err = ParseConfig([]byte(`{"vocab_size": 64, "decoder_vocab_size": 64}`))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"vocab_size", "decoder_vocab_size"}, c.VocabularyPaths(64))
+}
+
+func TestLogitsBias(t *testing.T) {
+	for class, want := range map[string]string{"BartForConditionalGeneration": "final_logits_bias", "MarianMTModel": "final_logits_bias", "LEDForConditionalGeneration": "final_logits_bias",
+		"M2M100ForConditionalGeneration": "", "BartForSequenceClassification": "", "LlamaForCausalLM": "", "NotKnown": ""} {
+		c, err := ParseConfig([]byte(`{"architectures": ["` + class + `"]}`))
+		require.NoError(t, err)
+		m, _ := Load(c)
+		assert.Equal(t, want, m.LogitsBias(), class)
+	}
 }
 
 func TestSlices(t *testing.T) {

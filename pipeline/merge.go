@@ -3,6 +3,7 @@ package pipeline
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 
@@ -106,7 +107,54 @@ func (c *Checkpoint) Merge(adapters []lora.Weighted) error {
 		}
 	}
 	c.Weights, c.mergeNotices = weights, b.Notices
+	c.growLogitsBias()
 	return nil
+}
+
+// growLogitsBias makes the bias of the logits as long as a vocabulary that has grown, with zeros as
+// transformers does it. An adapter does not bring it.
+func (c *Checkpoint) growLogitsBias() {
+	if c.vocabulary <= c.vocabularyWas {
+		return
+	}
+	for i, w := range c.Weights {
+		last := len(w.Shape) - 1
+		if w.Name != c.Model.LogitsBias() || last < 0 || w.Count() != c.vocabularyWas || w.Shape[last] != c.vocabularyWas || w.merge != nil || w.Decoder != nil {
+			continue
+		}
+		n, part := *w, w.Parts[0]
+		n.Shape = slices.Clone(w.Shape)
+		n.Shape[last] = c.vocabulary
+		part.Shape, part.Bytes = n.Shape, w.Parts[0].Bytes/c.vocabularyWas*c.vocabulary
+		part.Data, part.Offset = padded{io.NewSectionReader(part.Data, part.Offset, w.Parts[0].Bytes), part.Bytes}, 0
+		n.Parts = []formats.Tensor{part}
+		c.Weights[i] = &n
+		c.mergeNotices = append(c.mergeNotices, fmt.Sprintf("%s grows from %d to %d values with the vocabulary: those that are new are 0", w.Name, c.vocabularyWas, c.vocabulary))
+	}
+}
+
+// padded are bytes with zeros behind them, n in all.
+type padded struct {
+	of *io.SectionReader
+	n  int64
+}
+
+// ReadAt reads both.
+func (p padded) ReadAt(b []byte, off int64) (int, error) {
+	if off < 0 || off >= p.n {
+		return 0, io.EOF
+	}
+	short := int64(len(b)) > p.n-off
+	b = b[:min(int64(len(b)), p.n-off)]
+	own := min(max(p.of.Size()-off, 0), int64(len(b)))
+	if n, err := p.of.ReadAt(b[:own], off); int64(n) < own {
+		return n, err
+	}
+	clear(b[own:])
+	if short {
+		return len(b), io.EOF
+	}
+	return len(b), nil
 }
 
 // changed is a weight with a change.
