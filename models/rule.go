@@ -66,8 +66,11 @@ func isNorm(p string) bool {
 	return strings.Contains(p, "norm") || ln && (number == "" || isNumber(number)) || strings.HasPrefix(p, "ln_") || strings.HasSuffix(p, "_ln")
 }
 
-// isTable knows tables of positions and biases, and what makes positions.
+// isTable knows tables of positions and biases, and what makes positions, from projections of either.
 func isTable(p string) bool {
+	if strings.HasSuffix(p, "_proj") {
+		return false
+	}
 	return strings.Contains(p, "position") || strings.Contains(p, "bias") || strings.Contains(p, "rotary") ||
 		strings.HasPrefix(p, "pos_") || strings.HasPrefix(p, "rel_pos") || strings.Contains(p, "rel_attn")
 }

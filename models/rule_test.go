@@ -67,6 +67,7 @@ func TestRule(t *testing.T) {
 		"qa_outputs.weight":                                                    {Linear, false},
 		"vocab_projector.weight":                                               {Linear, false},
 		"deberta.encoder.rel_embeddings.weight":                                {Embedding, false},
+		"encoder.layer.0.attention.self.pos_key_proj.weight":                   {Linear, true},
 		"encoder.block.0.layer.0.SelfAttention.q.weight":                       {Linear, true},
 		"encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": {Other, false},
 		"shared.weight":                                                        {Embedding, false},

@@ -150,3 +150,9 @@ CHOICES = {
     "num_local_experts": [0, 8],
     "num_labels": [3],
 }
+
+# Members that add parameters only together: set in every section of a config that has the last of them.
+TOGETHER = [
+    {"is_decoder": True, "add_cross_attention": True},
+    {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+]

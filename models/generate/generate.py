@@ -443,10 +443,10 @@ def flips(base, paths):
                 continue
             for x in values:
                 yield path + (name,), x
-    if any("add_cross_attention" in at(base, p) for p in paths):
-        for p in paths:
-            if "add_cross_attention" in at(base, p):
-                yield ((p + ("is_decoder",), True), (p + ("add_cross_attention",), True)), None
+    for members in configs.TOGETHER:
+        for path in paths:
+            if list(members)[-1] in at(base, path):
+                yield tuple((path + (name,), x) for name, x in members.items()), None
 
 
 # ----------------------------------------------------------------- one class
