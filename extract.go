@@ -43,8 +43,13 @@ type Extraction struct {
 	Destination string            `json:"destination"`
 	Explained   float64           `json:"explained"`
 	Modules     []ExtractedModule `json:"modules"`
-	// Left are tensors that differ and have no part in the adapter: norms, biases, convolutions.
-	Left []string `json:"left"`
+	// Whole are modules that the adapter has whole, in modules_to_save: embeddings of positions, which
+	// models read past what PEFT would put around them.
+	Whole []string `json:"whole,omitempty"`
+	// Left are tensors that differ and have no part in the adapter: norms, biases, convolutions. Matrices are
+	// those of them that are linear layers by their shape.
+	Left     []string `json:"left"`
+	Matrices []string `json:"left_matrices,omitempty"`
 }
 
 // Extract writes the adapter that leads from base to tuned: the truncated singular value
@@ -74,7 +79,7 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	defer w.Abort()
 
 	r := &Extraction{Destination: out, Modules: []ExtractedModule{}, Left: []string{}}
-	jobs, err := r.compare(ctx, a, b)
+	jobs, whole, err := r.compare(ctx, a, b)
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +90,7 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	if err != nil {
 		return nil, err
 	}
+	modules = append(modules, whole...)
 	if len(r.Modules) == 0 {
 		return nil, fmt.Errorf("%s: %w: no linear layer, expert or embedding differs from that of %s", tuned, ErrRefused, base)
 	}
@@ -93,7 +99,7 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 		s.TaskType = "CAUSAL_LM"
 	}
 	for _, j := range jobs {
-		s.EnsureTie = s.EnsureTie || j.head != "" && j.changed
+		s.EnsureTie = s.EnsureTie || j.ensured() && j.changed
 	}
 	e, err := lora.New(out, s, modules).Encode(lora.EncodeOptions{To: lora.PEFT})
 	if err != nil {
@@ -102,59 +108,113 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	return r, w.Write(ctx, e)
 }
 
-// compare finds what differs: modules to be decomposed, and the rest.
-func (r *Extraction) compare(ctx context.Context, a, b *pipeline.Checkpoint) ([]extraction, error) {
+// compare finds what differs: modules to be decomposed, those to be kept whole, and the rest.
+func (r *Extraction) compare(ctx context.Context, a, b *pipeline.Checkpoint) (jobs []extraction, whole []*lora.Module, err error) {
 	other := map[string]*pipeline.Weight{}
 	for _, x := range b.Weights {
 		other[x.Name] = x
 	}
-	var jobs []extraction
+	leave := func(w *pipeline.Weight) {
+		r.Left = append(r.Left, w.Name)
+		if len(w.Shape) > 1 && w.Shape[len(w.Shape)-1] > 1 && w.Shape[len(w.Shape)-2] > 1 && len(w.Shape) < 4 {
+			r.Matrices = append(r.Matrices, w.Name)
+		}
+	}
 	for _, x := range a.Weights {
 		y := other[x.Name]
 		delete(other, x.Name)
 		if y == nil || !slices.Equal(x.Shape, y.Shape) {
-			return nil, fmt.Errorf("%s: %w: tensor %s of shape %v has no counterpart of that shape in %s", a.Path, ErrRefused, tensor.Quote(x.Name), x.Shape, b.Path)
+			return nil, nil, fmt.Errorf("%s: %w: tensor %s of shape %v has no counterpart of that shape in %s", a.Path, ErrRefused, tensor.Quote(x.Name), x.Shape, b.Path)
 		}
-		if parts := matrices(x, kindFor(a, x)); len(parts) > 0 {
+		parts := matrices(x, kindFor(a, x))
+		table := len(parts) == 1 && parts[0].ofPositions() && y.Decoder == nil
+		if len(parts) > 0 && !table && !pastAdapters(a, parts) {
 			for _, p := range parts {
 				p.base, p.tuned = x, y
-				if head := a.Model.Head(); p.form == lora.Embedding && a.Model.Tensor(head+".weight", x.Shape).Tied == p.module+".weight" {
-					p.head = head
-				}
-				jobs = append(jobs, p)
-				// A head that tuned has of its own leads away from the base's embedding.
-				if y := other[p.head+".weight"]; p.head != "" && y != nil && slices.Equal(x.Shape, y.Shape) {
-					delete(other, y.Name)
-					head := p
-					head.module, head.form, head.head, head.tuned = p.head, lora.Linear, "", y
-					jobs[len(jobs)-1].head = ""
-					jobs = append(jobs, head)
-				}
+				p.parameter = p.parameter || byParameter(a, &p)
+				jobs = append(jobs, p.ends(a.Model, other)...)
 			}
 			continue
 		}
 		same, err := pipeline.SameValues(ctx, x, y)
-		if err != nil {
-			return nil, err
-		}
-		if !same {
-			r.Left = append(r.Left, x.Name)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case same:
+		case table:
+			r.Whole = append(r.Whole, parts[0].module)
+			whole = append(whole, &lora.Module{Name: parts[0].module, Param: "weight", Form: lora.Replace, Value: &y.Parts[0]})
+		default:
+			leave(x)
 		}
 	}
 	for _, y := range b.Weights {
 		if other[y.Name] != nil { // the base has none
-			r.Left = append(r.Left, y.Name)
+			leave(y)
 		}
 	}
-	return jobs, nil
+	return jobs, whole, nil
+}
+
+// ends lists a module and, for an embedding, those that share its values. What tuned has a tensor of its own for
+// leads away from the base's embedding; it is taken out of other.
+func (j extraction) ends(m *models.Model, other map[string]*pipeline.Weight) []extraction {
+	if j.form != lora.Embedding {
+		return []extraction{j}
+	}
+	var own []extraction
+	for _, name := range m.SharedBy(j.module + ".weight") {
+		end := j
+		end.module = strings.TrimSuffix(name, ".weight")
+		if y := other[name]; y != nil && slices.Equal(y.Shape, j.base.Shape) {
+			delete(other, name)
+			if end.tuned = y; end.module == m.Head() {
+				end.form = lora.Linear
+			}
+			own = append(own, end)
+		} else if end.module == m.Head() {
+			j.head = end.module
+		} else {
+			j.shared = append(j.shared, end.module)
+		}
+	}
+	return append([]extraction{j}, own...)
+}
+
+// ensured reports whether the head's factors follow from those of the embedding by ensure_weight_tying. PEFT
+// heeds it for these names alone.
+func (j *extraction) ensured() bool {
+	return j.head == "lm_head" && (j.module == "embed_tokens" || strings.HasSuffix(j.module, ".embed_tokens"))
+}
+
+// ofPositions reports whether the module is an embedding of positions: its class may take other inputs than one of
+// words, or none, when its weight is read as it is.
+func (j *extraction) ofPositions() bool {
+	name := j.module[strings.LastIndexByte(j.module, '.')+1:]
+	return j.form == lora.Embedding && (strings.Contains(name, "position") || strings.HasPrefix(name, "rel_"))
+}
+
+// byParameter reports whether PEFT finds a linear layer by target_parameters alone: it takes the names of experts
+// in target_modules for those of their stack, whatever module has them.
+func byParameter(c *pipeline.Checkpoint, j *extraction) bool {
+	if c.Config == nil || j.form != lora.Linear || j.base.Role.Kind == models.Expert {
+		return false
+	}
+	return fusedExperts[c.Config.ModelType][j.module[strings.LastIndexByte(j.module, '.')+1:]] != ""
+}
+
+// pastAdapters reports whether a weight goes to a kernel as it is, so that PEFT refuses an adapter.
+func pastAdapters(c *pipeline.Checkpoint, parts []extraction) bool {
+	return c.Config != nil && strings.HasSuffix(parts[0].module, ".out_proj") && slices.Contains(fusedKernels, c.Config.ModelType)
 }
 
 // extraction is a matrix of the two checkpoints that an adapter can have a module for.
 type extraction struct {
 	module      string
 	form        lora.Form
-	parameter   bool   // see lora.Module
-	head        string // of an embedding: the output head that is tied to it
+	parameter   bool     // see lora.Module
+	head        string   // of an embedding: the output head that is tied to it
+	shared      []string // and other embeddings that are
 	base, tuned *pipeline.Weight
 	flip        bool  // GPT-2's Conv1D lies the other way round
 	first       int64 // element of the weights
@@ -190,7 +250,8 @@ func kindFor(c *pipeline.Checkpoint, w *pipeline.Weight) models.Kind {
 	case kind == models.Expert && c.Config.ModelType == "gpt_oss":
 		return models.Other
 	case len(w.Shape) == 2:
-		if own, ok := ownLinears[c.Config.ModelType]; ok && own == kind {
+		// A router of an own class is no linear layer by what it returns.
+		if own, ok := ownLinears[c.Config.ModelType]; ok && own == kind && kind != models.Router {
 			return models.Linear
 		}
 	}
@@ -371,11 +432,16 @@ func (j *extraction) trained(d *svd.Decomposition) []lora.Trained {
 	}
 	// The delta (rows x width) is B·A here; an embedding's is (B·A) transposed.
 	e := lora.Trained{Name: t.Name, Form: lora.Embedding, Rank: t.Rank, A: t.B.T(), B: t.A.T()}
-	if j.head == "" {
-		return []lora.Trained{e}
+	list := []lora.Trained{e}
+	for _, name := range j.shared {
+		e.Name = name
+		list = append(list, e)
 	}
-	t.Name = j.head
-	return []lora.Trained{e, t}
+	if j.head != "" {
+		t.Name = j.head
+		list = append(list, t)
+	}
+	return list
 }
 
 // unchangedExperts lists the experts that do not differ among others of their stack that do: a

@@ -450,6 +450,7 @@ func paddable(modules []*Module, rank int64) error {
 // family is the experts of one block: modules of single experts by projection.
 type family struct {
 	name  string // "model.layers.0.mlp.experts"
+	older bool   // it has Mixtral's names of projections, and so may the block
 	projs map[string][]*Module
 }
 
@@ -467,12 +468,13 @@ func families(modules []*Module) (list []*family, rest []*Module, err error) {
 		if m.Form != Linear || m.Magnitude != nil {
 			return nil, nil, fmt.Errorf("module %s: %w: DoRA or another form than linear on an expert", tensor.Quote(m.Name), ErrUnsupported)
 		}
-		if u := usual[proj]; u != "" {
+		u, older := usual[proj]
+		if older {
 			proj = u
 		}
 		f := byName[name]
 		if f == nil {
-			f = &family{name, map[string][]*Module{}}
+			f = &family{name, older, map[string][]*Module{}}
 			byName[name] = f
 			list = append(list, f)
 		}
@@ -517,7 +519,10 @@ func families(modules []*Module) (list []*family, rest []*Module, err error) {
 // fuse makes of a family the modules for the parameters that hold all its experts, as PEFT has
 // them: gate and up get blocks of one matrix, unless they share their A.
 func (f *family) fuse() ([]*Module, error) {
-	name := runtimeBlock(f.name)
+	name := f.name
+	if f.older {
+		name = runtimeBlock(name)
+	}
 	gate, up, down := f.projs["gate_proj"], f.projs["up_proj"], f.projs["down_proj"]
 	var list []*Module
 	if gate != nil || up != nil {

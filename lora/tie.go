@@ -134,11 +134,11 @@ func (b *binder) untie() error {
 	b.shareBase(from)
 	c := b.out.Changes[from]
 	head := b.headOwn()
-	same, err := sameChange(c, head)
+	same, err := b.sameEnds(c, head)
 	if err != nil {
 		return err
 	}
-	if same && len(b.ends) == 0 && (c == nil || b.valueEverywhere(c)) {
+	if same {
 		if b.headTarget < 0 {
 			b.out.Head, b.out.HeadName = nil, ""
 		}
@@ -164,6 +164,27 @@ func (b *binder) untie() error {
 	b.shareRows(from)
 	b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s is no longer tied to %s: the adapter changes one of them, and both keep what they did", strings.TrimSuffix(b.head, ".weight"), strings.TrimSuffix(b.embedding, ".weight")))
 	return b.copies(from)
+}
+
+// sameEnds reports whether all that share the embedding's values become the same: c is the embedding's change.
+func (b *binder) sameEnds(c, head *Change) (bool, error) {
+	if same, err := sameChange(c, head); !same || err != nil {
+		return false, err
+	}
+	for _, name := range b.model.SharedBy(b.embedding) {
+		if _, own := b.files[name]; own || name == b.head {
+			continue
+		}
+		switch e := b.ends[name]; {
+		case e != nil && e.change != nil:
+			if same, err := sameChange(c, e.change); !same || err != nil {
+				return false, err
+			}
+		case c != nil && (!b.valueEverywhere(c) || slices.ContainsFunc(c.Terms, func(t Term) bool { return !b.everywhere(t) })):
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // sameRows refuses a vocabulary that has grown at one end only: what the other had is not in the adapter.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -34,6 +35,12 @@ tensors differ that have no part in it (norms, biases, convolutions).`,
 				t.row(m.Name, fmt.Sprint(m.Rank), fmt.Sprintf("%.4f", m.Explained), fmt.Sprintf("%.4g", m.DeltaNorm))
 			}
 			t.flush()
+			if len(r.Whole) > 0 {
+				fmt.Fprintf(c.ErrOrStderr(), "note: %s of positions in the adapter whole: %s\n", count(len(r.Whole), "embedding"), escape(strings.Join(r.Whole, ", ")))
+			}
+			if n := len(r.Matrices); n > 0 {
+				fmt.Fprintf(c.ErrOrStderr(), "note: %s of the change left out, which no LoRA module is made for: %s%s\n", map[bool]string{true: "1 matrix", false: fmt.Sprintf("%d matrices", n)}[n == 1], escape(strings.Join(r.Matrices[:min(n, 8)], ", ")), map[bool]string{true: ", ..."}[n > 8])
+			}
 			if len(r.Left) > 0 {
 				fmt.Fprintf(c.ErrOrStderr(), "note: %s differ that have no part in the adapter, the first is %s\n", count(len(r.Left), "tensor"), escape(r.Left[0]))
 			}
