@@ -30,6 +30,7 @@ type Term struct {
 	Adapter int // which of those that were bound
 	Module  *Module
 	Name    string // the run-time parameter, without ".weight"
+	Expert  int64  // which of a stack, from 1; 0 is none
 
 	Row, Rows, Col, Cols int64
 	// Left (Rows x Rank) times Right (Rank x Cols), times Scale, is added; not for Form

@@ -135,7 +135,7 @@ func (b *binder) expertTerms(i int, a Weighted, m *Module, p *parameter, older b
 	}
 	for e := range p.experts {
 		A, B := m.expert(e, p.experts)
-		t := Term{Adapter: i, Module: m, Name: p.name, Rank: int64(m.Rank), Scale: float32(a.Weight * m.Scaling), Left: B, Right: A}
+		t := Term{Adapter: i, Module: m, Name: p.name, Expert: e + 1, Rank: int64(m.Rank), Scale: float32(a.Weight * m.Scaling), Left: B, Right: A}
 		if turned {
 			t.Left, t.Right = A.Transposed(), B.Transposed()
 		}
@@ -163,7 +163,7 @@ func (b *binder) apart(i int, a Weighted, m *Module) error {
 		if err := b.claim(i, m, s); err != nil {
 			return err
 		}
-		b.spread(Term{Adapter: i, Module: m, Name: m.Name, Rank: int64(m.Rank), Scale: float32(a.Weight * m.Scaling), Left: B, Right: A, OutputRows: true}, s)
+		b.spread(Term{Adapter: i, Module: m, Name: m.Name, Expert: int64(e) + 1, Rank: int64(m.Rank), Scale: float32(a.Weight * m.Scaling), Left: B, Right: A, OutputRows: true}, s)
 	}
 	return nil
 }

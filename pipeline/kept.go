@@ -187,8 +187,26 @@ type KeptModule struct {
 	// Kept is <realised, delta> / <delta, delta>: 1 is all of it.
 	Kept  float64 `json:"kept"`
 	Delta float64 `json:"delta_norm"` // the Frobenius norm
+	// Least is, of a stack of experts, the one of which least is kept: the share of the stack hardly shows
+	// that one of many is lost.
+	Least *KeptExpert `json:"least,omitempty"`
 
 	error, square float64
+}
+
+// KeptExpert is what is left of an adapter in one expert of a stack, or in the one of its projections
+// that has kept least, where the file has a tensor for each.
+type KeptExpert struct {
+	Expert int64   `json:"expert"`
+	Kept   float64 `json:"kept"`
+}
+
+// Lowest is the least share that m's parts have kept, and what has kept it: m, or an expert of it.
+func (m KeptModule) Lowest() (name string, kept float64) {
+	if m.Least != nil && !(m.Least.Kept >= m.Kept) {
+		return fmt.Sprintf("%s, expert %d", m.Name, m.Least.Expert), m.Least.Kept
+	}
+	return m.Name, m.Kept
 }
 
 // KeptAdapter is what is left of an adapter.
@@ -223,9 +241,16 @@ func keptShares(adapters []AdapterInput, jobs []*jobRun) []KeptAdapter {
 				index[t.Adapter][t.Name] = at
 				a.Modules = append(a.Modules, KeptModule{Name: t.Name})
 			}
+			m := &a.Modules[at]
+			var e, d float64
 			for _, row := range j.shares[k].rows {
-				a.Modules[at].error += row[0]
-				a.Modules[at].square += row[1]
+				m.error += row[0]
+				m.square += row[1]
+				e += row[0]
+				d += row[1]
+			}
+			if share := kept(e, d); t.Expert > 0 && (m.Least == nil || share < m.Least.Kept) {
+				m.Least = &KeptExpert{t.Expert - 1, share}
 			}
 		}
 	}
@@ -243,12 +268,16 @@ func keptShares(adapters []AdapterInput, jobs []*jobRun) []KeptAdapter {
 	return out
 }
 
+// Finite reports whether m's kept share is a number: it is none where the base or the result holds NaN or
+// infinity.
+func (m KeptModule) Finite() bool { return !math.IsNaN(m.Kept) && !math.IsInf(m.Kept, 0) }
+
 // below lists the modules whose kept share is below least, or is no number.
 func below(adapters []KeptAdapter, least float64) []KeptModule {
 	var list []KeptModule
 	for _, a := range adapters {
 		for _, m := range a.Modules {
-			if !(m.Kept >= least) {
+			if _, kept := m.Lowest(); kept < least || !m.Finite() {
 				list = append(list, m)
 			}
 		}
@@ -331,17 +360,21 @@ func (r *run) checkKept() error {
 	if r.opts.MinKept <= 0 || len(short) == 0 {
 		return nil
 	}
-	least := short[0]
+	name, least := short[0].Lowest()
 	for _, m := range short {
-		if math.IsNaN(m.Kept) {
-			return fmt.Errorf("%w: module %s: its kept share is not a number, since the base or the result holds NaN or infinity; lorakit verify names the tensor", ErrLost, tensor.Quote(m.Name))
+		if !m.Finite() {
+			return fmt.Errorf("%w: module %s: its kept share is not a number, since the base or the result holds NaN or infinity; lorakit verify tells a base that does, and --dtype f32 has room for larger numbers", ErrLost, tensor.Quote(m.Name))
 		}
-		if m.Kept < least.Kept {
-			least = m
+		if n, kept := m.Lowest(); kept < least {
+			name, least = n, kept
 		}
 	}
-	return fmt.Errorf("%w: kept share of %s is %.4f, expected at least %g (%s below it); write 16 bit (--quantize none) or int8, or leave the 4-bit base as it is with the adapter beside it; --min-kept 0 writes it all the same",
-		ErrLost, tensor.Quote(least.Name), least.Kept, r.opts.MinKept, plural(len(short), "module"))
+	out := "write f32 (--dtype f32)"
+	if slices.ContainsFunc(r.merges, func(j *jobRun) bool { return j.Encode != nil }) {
+		out = "write 16 bit (--quantize none) or int8, or leave the 4-bit base as it is with the adapter beside it"
+	}
+	return fmt.Errorf("%w: kept share of %s is %.4f, expected at least %g (%s below it); %s; --min-kept 0 writes it all the same",
+		ErrLost, tensor.Quote(name), least, r.opts.MinKept, plural(len(short), "module"), out)
 }
 
 // ErrLost says that a merge would lose an adapter, or a part of one.

@@ -103,7 +103,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 			return usageError{err}
 		}
 		o.Progress = p.update
-		if minKept < 0 || minKept > 1 {
+		if !(minKept >= 0 && minKept <= 1) {
 			return usageError{fmt.Errorf("--min-kept is %v, expected 0 to 1", minKept)}
 		}
 		if o.MinKept = minKept; minKept == 0 {

@@ -62,16 +62,16 @@ refused.`,
 // least.
 func printKept(w io.Writer, adapters []lorakit.KeptAdapter) {
 	for _, a := range adapters {
-		least := -1
-		for i, m := range a.Modules {
-			if least < 0 || m.Kept < a.Modules[least].Kept {
-				least = i
+		if len(a.Modules) == 0 {
+			continue
+		}
+		name, least := a.Modules[0].Lowest()
+		for _, m := range a.Modules {
+			if n, kept := m.Lowest(); kept < least || !m.Finite() {
+				name, least = n, kept
 			}
 		}
-		if least >= 0 {
-			m := a.Modules[least]
-			fmt.Fprintf(w, "%s: kept %.4f of the delta of %s, least in %s: %.4f\n", escape(a.Path), a.Kept, count(len(a.Modules), "module"), shorten(escape(m.Name), longestName), m.Kept)
-		}
+		fmt.Fprintf(w, "%s: kept %.4f of the delta of %s, least in %s: %.4f\n", escape(a.Path), a.Kept, count(len(a.Modules), "module"), shorten(escape(name), longestName), least)
 	}
 }
 

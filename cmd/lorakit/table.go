@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -100,11 +101,20 @@ func escape(s string) string {
 	return b.String()
 }
 
+// printJSON writes v as one object. What is not finite, such as the kept share of a merge that has
+// overflowed, is null, since JSON has no number for it.
 func printJSON(w io.Writer, v any) error {
-	b, err := json.Marshal(v, jsontext.WithIndent("  "), jsontext.AllowInvalidUTF8(true), json.Deterministic(true))
+	b, err := json.Marshal(v, jsontext.WithIndent("  "), jsontext.AllowInvalidUTF8(true), json.Deterministic(true), json.WithMarshalers(json.MarshalToFunc(finiteOrNull)))
 	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(w, "%s\n", b)
 	return err
+}
+
+func finiteOrNull(e *jsontext.Encoder, x float64) error {
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		return e.WriteToken(jsontext.Null)
+	}
+	return e.WriteToken(jsontext.Float(x))
 }

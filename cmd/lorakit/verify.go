@@ -38,7 +38,7 @@ the modules that fell short of --min-kept.`,
 					return err
 				}
 			} else {
-				if minKept < 0 || minKept > 1 {
+				if !(minKept >= 0 && minKept <= 1) {
 					return usageError{fmt.Errorf("--min-kept is %v, expected 0 to 1", minKept)}
 				}
 				list, err := parse(adapters)
@@ -58,7 +58,11 @@ the modules that fell short of --min-kept.`,
 				}
 				var names []string
 				for _, m := range r.Short(minKept) {
-					names = append(names, fmt.Sprintf("%s (%.4f)", m.Name, m.Kept))
+					if minKept == 0 { // as of merge, 0 asks for nothing
+						break
+					}
+					name, kept := m.Lowest()
+					names = append(names, fmt.Sprintf("%s (%.4f)", name, kept))
 				}
 				if len(names) > 0 {
 					fmt.Fprintf(c.ErrOrStderr(), "%s: kept less than %g of the adapter: %s\n", escape(args[0]), minKept, escape(strings.Join(names, ", ")))
