@@ -90,6 +90,7 @@ func FuzzDialects(f *testing.F) {
 		{`{"peft_type": "LORA", "r": 1, "rank_pattern": {"^l\\.0\\.q": 2, "(k|v)": 3}, "alpha_pattern": {"q": 4}, "target_modules": "(?!k)."}`,
 			"l.0.q.lora_A.weight\nl.0.q.lora_B.weight\nl.0.k.lora_A.weight\nl.0.k.lora_B.weight", "23|42|33|43"},
 		{`{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": null}}`, "q.lora_a\nq.lora_b\nq.weight\nq.linear.weight\nembed_tokens.lora_a\nembed_tokens.lora_b", "32|24|43|43|52|23"},
+		{`{"lora_parameters": {"scale": 0}}`, "l.0.mlp.switch_mlp.gate_proj.lora_a\nl.0.mlp.switch_mlp.gate_proj.lora_b", "|111"},
 	} {
 		f.Add([]byte(s.config), s.names, s.shapes)
 	}

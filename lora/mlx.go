@@ -121,15 +121,13 @@ func mlxModule(name string, ta, tb *formats.Tensor) (*Module, error) {
 	}
 	m := &Module{Name: name, Param: "weight"}
 	bad := fmt.Errorf("%w: lora_a has the shape %v and lora_b %v, expected (in, rank) and (rank, out), or (experts, rank, in) and (experts, out, rank)", ErrMalformed, ta.Shape, tb.Shape)
-	for _, d := range append(slices.Clone(ta.Shape), tb.Shape...) {
-		if d == 0 {
-			return nil, bad
-		}
+	if len(ta.Shape) < 2 || slices.Contains(ta.Shape, 0) || slices.Contains(tb.Shape, 0) {
+		return nil, bad
 	}
 	if len(tb.Shape) == 3 {
 		e, out, r := tb.Shape[0], tb.Shape[1], tb.Shape[2]
 		in := ta.Shape[len(ta.Shape)-1]
-		if len(ta.Shape) == 3 && (ta.Shape[0] != e || ta.Shape[1] != r) || len(ta.Shape) == 2 && ta.Shape[0] != e*r || len(ta.Shape) < 2 || len(ta.Shape) > 3 {
+		if len(ta.Shape) == 3 && (ta.Shape[0] != e || ta.Shape[1] != r) || len(ta.Shape) == 2 && ta.Shape[0] != e*r || len(ta.Shape) > 3 {
 			return nil, bad
 		}
 		if e > mostExperts {
