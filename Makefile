@@ -33,7 +33,7 @@ fuzz:
 	for package in $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./...); do \
 	  for target in $$(go test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
 	    echo "== $$target in $${package#$(CURDIR)/}"; found=$$((found + 1)); \
-	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package"; \
+	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "$$package"; \
 	  done; \
 	done; \
 	echo "$$found fuzz targets ran"; test $$found -gt 0

@@ -272,6 +272,9 @@ func whole(p *parameter) spot { return spot{p: p, expert: -1} }
 
 // rows are the outputs of the parameter that the spot has.
 func (s spot) rows() (first, n int64) {
+	if len(s.p.shape) == 0 {
+		return 0, 1
+	}
 	if s.parts == 0 {
 		return 0, s.p.shape[0]
 	}
@@ -587,7 +590,7 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 	}
 	if m.Form == Rows {
 		for _, row := range m.Indices {
-			if row >= p.shape[0] || m.Value.Shape[1] != width {
+			if len(p.shape) != 2 || row >= p.shape[0] || m.Value.Shape[1] != width {
 				return fmt.Errorf("module %s: %w: row %d of %v values, expected rows of %s, %v", tensor.Quote(m.Name), ErrBase, row, m.Value.Shape, tensor.Quote(p.name), p.shape)
 			}
 		}

@@ -1,6 +1,9 @@
 package lora
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -175,4 +178,105 @@ func TestNewExperts(t *testing.T) {
 	}
 	_, _, err = bound(t, `{"architectures": ["Qwen3MoeForCausalLM"]}`, plainConfig, base, order, with(map[string][]int64{}, map[string][]int64{stack + "down_proj": {3, 4, 3}}))
 	require.ErrorContains(t, err, "its new value has the shape [3, 4, 3], expected [2, 4, 3]")
+}
+
+// FuzzBind binds adapters to bases that anyone may have written: names and shapes of both. What it finds lies within the
+// tensors of both.
+func FuzzBind(f *testing.F) {
+	architectures := []string{"LlamaForCausalLM", "MixtralForCausalLM", "Qwen3MoeForCausalLM", "GPT2LMHeadModel", "Phi3ForCausalLM", "BertForMaskedLM", "T5ForConditionalGeneration", "BartForConditionalGeneration",
+		"Gemma3ForConditionalGeneration", "GptOssForCausalLM", "MarianMTModel", "Unheard"}
+	var loaded []*models.Model
+	for _, name := range architectures {
+		c, err := models.ParseConfig([]byte(`{"architectures": ["` + name + `"], "tie_word_embeddings": true}`))
+		require.NoError(f, err)
+		m, _ := models.Load(c)
+		loaded = append(loaded, m)
+	}
+	for i, s := range []struct{ config, base, baseShapes, adapter, shapes string }{
+		{`{"peft_type": "LORA", "r": 2}`, "model.embed_tokens.weight\nmodel.layers.0.self_attn.q_proj.weight", "54|44", "model.layers.0.self_attn.q_proj.lora_A.weight\nmodel.layers.0.self_attn.q_proj.lora_B.weight", "24|42"},
+		{`{"peft_type": "LORA", "r": 2}`, "model.layers.0.block_sparse_moe.experts.0.w1.weight\nmodel.layers.0.block_sparse_moe.experts.1.w1.weight", "54|54", "model.layers.0.mlp.experts.0.w1.lora_A.weight\nmodel.layers.0.mlp.experts.0.w1.lora_B.weight", "24|52"},
+		{`{"peft_type": "LORA", "r": 2, "target_parameters": ["experts.gate_up_proj"]}`, "model.layers.0.mlp.experts.0.gate_proj.weight\nmodel.layers.0.mlp.experts.0.up_proj.weight", "54|54", "model.layers.0.mlp.experts.lora_A.weight\nmodel.layers.0.mlp.experts.lora_B.weight", "24|:2"},
+		{`{"peft_type": "LORA", "r": 2, "use_dora": true}`, "transformer.wte.weight\ntransformer.h.0.attn.c_attn.weight", "54|4:", "transformer.h.0.attn.c_attn.lora_A.weight\ntransformer.h.0.attn.c_attn.lora_B.weight\ntransformer.h.0.attn.c_attn.lora_magnitude_vector", "24|:2|:"},
+		{`{"peft_type": "LORA", "r": 2}`, "model.layers.0.mlp.gate_up_proj.weight", ":4", "model.layers.0.mlp.gate_up_proj.lora_A.weight\nmodel.layers.0.mlp.gate_up_proj.lora_B.weight", "24|:2"},
+		{`{"peft_type": "LORA", "r": 2}`, "bert.embeddings.word_embeddings.weight\ncls.predictions.bias", "54|5", "cls.predictions.decoder.lora_A.weight\ncls.predictions.decoder.lora_B.weight\ncls.predictions.bias", "24|52|5"},
+		{`{"peft_type": "LORA", "r": 2, "trainable_token_indices": {"shared": [1], "lm_head": [2]}}`, "shared.weight", "54", "shared.token_adapter.trainable_tokens_delta\nlm_head.token_adapter.trainable_tokens_delta", "14|14"},
+		{`{"peft_type": "LORA", "r": 2, "modules_to_save": ["shared"]}`, "model.shared.weight\nfinal_logits_bias", "54|15", "model.shared.weight\nmodel.encoder.embed_tokens.lora_embedding_A\nmodel.encoder.embed_tokens.lora_embedding_B", "74|27|42"},
+		{`{"lora_parameters": {"scale": 2}, "fine_tune_type": "lora"}`, "model.language_model.layers.0.mlp.experts.0.gate_proj.weight", "54", "model.layers.0.mlp.switch_mlp.gate_proj.lora_a\nmodel.layers.0.mlp.switch_mlp.gate_proj.lora_b", "124|152"},
+		{`{"peft_type": "IA3", "feedforward_modules": ["q"]}`, "q.weight\nq.bias", "54|5", "q.ia3_l", "14"},
+		{`{"peft_type": "LORA", "r": 2, "trainable_token_indices": [1]}`, "model.embed_tokens.weight", "", "model.embed_tokens.token_adapter.trainable_tokens_delta", "14"},
+		{`{"peft_type": "VERA", "r": 2}`, "q.weight", "54", "q.vera_lambda_b\nq.vera_lambda_d\nvera_A\nvera_B", "5|2|24|52"},
+	} {
+		f.Add(byte(i), []byte(s.config), s.base, s.baseShapes, s.adapter, s.shapes)
+	}
+	tensors := func(names, shapes string) (order []string, all map[string][]int64) {
+		all = map[string][]int64{}
+		list := strings.Split(shapes, "|")
+		for i, name := range strings.Split(names, "\n") {
+			shape := []int64{}
+			if i < len(list) {
+				for _, d := range []byte(list[i][:min(4, len(list[i]))]) {
+					shape = append(shape, int64(d-'0')%11)
+				}
+			}
+			if name != "" && len(all) < 8 && all[name] == nil {
+				all[name] = shape
+				order = append(order, name)
+			}
+		}
+		return order, all
+	}
+	f.Fuzz(func(t *testing.T, model byte, config []byte, baseNames, baseShapes, names, shapes string) {
+		order, base := tensors(baseNames, baseShapes)
+		_, adapter := tensors(names, shapes)
+		m := loaded[int(model)%len(loaded)]
+		var targets []Target
+		for _, name := range order {
+			targets = append(targets, Target{Name: name, Shape: base[name], Role: m.Tensor(name, base[name])})
+		}
+		dir := t.TempDir()
+		require.NoError(t, os.WriteFile(filepath.Join(dir, configName), config, 0o644))
+		file := adapterFiles[0]
+		if !strings.Contains(string(config), "peft_type") {
+			file = mlxFile
+		}
+		writeTensors(t, filepath.Join(dir, file), adapter)
+		a, err := Open(dir, OpenOptions{})
+		if err != nil {
+			return
+		}
+		defer a.Close()
+		b, err := Bind([]Weighted{{a, 1}}, targets, m)
+		if err != nil {
+			require.NotContains(t, err.Error(), "\n")
+			return
+		}
+		elements := func(t Target) int64 {
+			n := int64(1)
+			for _, d := range t.Shape {
+				n *= d
+			}
+			return n
+		}
+		inside := func(c *Change, count int64) {
+			if c.Value != nil {
+				count = c.Value.Count()
+			}
+			for _, x := range c.Terms {
+				require.LessOrEqual(t, (x.Row+x.Rows-1)*c.Width+x.Col+x.Cols, max(count, 1), x.Name)
+				if x.Hadamard == nil && x.Module.Form != Rows && x.Module.Form != Scale {
+					require.True(t, within(x.Left) && within(x.Right), x.Name)
+					require.True(t, x.Left.T == nil || x.Left.Rows == x.Rows && x.Left.Cols == x.Rank, x.Name)
+					require.True(t, x.Right.T == nil || x.Right.Cols == x.Cols && x.Right.Rows == x.Rank, x.Name)
+				}
+			}
+		}
+		for i, c := range b.Changes {
+			if c != nil {
+				inside(c, elements(targets[i]))
+			}
+		}
+		if b.Head != nil {
+			inside(b.Head, elements(targets[b.HeadFrom]))
+		}
+	})
 }
