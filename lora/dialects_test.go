@@ -3,6 +3,7 @@ package lora
 import (
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -254,6 +255,62 @@ func TestOpenBadDialects(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4.0, a.Modules[0].Scaling)
 	require.Equal(t, tensor.F32, a.Modules[0].A.T.DType)
+}
+
+// TestKohyaWithoutCopies leaves out what PEFT stores of the base beside a head's factors, and nothing else.
+func TestKohyaWithoutCopies(t *testing.T) {
+	const head = "base_model.model.lm_head."
+	for name, x := range map[string]struct {
+		more map[string][]int64
+		says string
+	}{
+		"its copy":              {map[string][]int64{head + "base_layer.weight": {6, 4}}, ""},
+		"its bias too":          {map[string][]int64{head + "base_layer.weight": {6, 4}, head + "base_layer.bias": {6}}, ""},
+		"a bias without it":     {map[string][]int64{head + "base_layer.bias": {6}}, "a replaced weight has no place in a kohya adapter"},
+		"a copy of other rows":  {map[string][]int64{head + "base_layer.weight": {8, 4}}, "has the shape [8, 4], and its factors are for [6, 4]"},
+		"a trained value":       {map[string][]int64{"base_model.model.score.weight": {6, 4}}, "a replaced weight has no place in a kohya adapter"},
+		"a copy of another one": {map[string][]int64{"base_model.model.embed.base_layer.weight": {6, 4}}, "a replaced weight has no place in a kohya adapter"},
+	} {
+		dir := t.TempDir()
+		x.more[head+"lora_A.weight"], x.more[head+"lora_B.weight"] = []int64{2, 4}, []int64{6, 2}
+		writeFolder(t, dir, `{"peft_type": "LORA", "r": 2, "lora_alpha": 4}`, x.more)
+		a, err := Open(dir, OpenOptions{})
+		require.NoError(t, err)
+		defer a.Close()
+		e, err := a.Encode(EncodeOptions{To: Kohya})
+		if x.says != "" {
+			require.ErrorContains(t, err, x.says, name)
+			continue
+		}
+		require.NoError(t, err, name)
+		require.Len(t, e.Tensors, 3)
+		require.Len(t, e.Notices, len(x.more)-2)
+		require.Contains(t, strings.Join(e.Notices, "\n"), "lm_head: the copy of its base's matrix of shape [6, 4] is left out")
+	}
+}
+
+// TestLoRALibAlpha writes alphas that are no positive numbers, and reads the files with what the note says.
+func TestLoRALibAlpha(t *testing.T) {
+	for alpha, want := range map[string]float64{"-6": -6, "0": 2, "5": 5} {
+		dir := t.TempDir()
+		writeFolder(t, dir, `{"peft_type": "LORA", "r": 2, "lora_alpha": `+alpha+`}`, map[string][]int64{"base_model.model.q.lora_A.weight": {2, 4}, "base_model.model.q.lora_B.weight": {6, 2}})
+		a, err := Open(dir, OpenOptions{})
+		require.NoError(t, err)
+		defer a.Close()
+		e, err := a.Encode(EncodeOptions{To: LoRALib})
+		require.NoError(t, err)
+		require.Equal(t, []string{fmt.Sprintf("a loralib state dict does not hold its alpha: it is %g", want)}, e.Notices)
+		require.Equal(t, map[bool]float64{true: 0, false: 1}[alpha == "0"], e.Tensors[1].Scale)
+
+		path := filepath.Join(t.TempDir(), "a.safetensors")
+		writeTensors(t, path, map[string][]int64{"q.lora_A": {2, 4}, "q.lora_B": {6, 2}})
+		back, err := Open(path, OpenOptions{Alpha: want})
+		require.NoError(t, err)
+		defer back.Close()
+		require.Equal(t, want/2, back.Modules[0].Scaling)
+	}
+	_, err := Open(filepath.Join("..", "fixtures", "adapters", "llama", "attention"), OpenOptions{Alpha: 1e39})
+	require.ErrorContains(t, err, "expected a number that float32 holds")
 }
 
 // TestKohyaConvolutions holds the deltas of a file for an image model and its text encoder against those

@@ -38,7 +38,10 @@ func dotted(modules []*Module) ([]*Module, error) {
 	if flats == nil {
 		return modules, nil
 	}
-	known := models.Unflatten(flats)
+	known := models.Unflatten(flats, func(flat string) bool {
+		_, ok := words(flat, imageParts)
+		return ok
+	})
 	taken := map[string]*Module{}
 	prefixOf, list := "", make([]*Module, len(modules))
 	for i, m := range modules {

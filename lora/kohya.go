@@ -135,19 +135,22 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 	if err != nil {
 		return nil, err
 	}
+	if modules, err = e.withoutCopies(modules, a.Dialect != PEFT || a.Config.BiasMode != "" && a.Config.BiasMode != "none"); err != nil {
+		return nil, err
+	}
 	if common := commonScales(modules); common.rank > 0 {
 		e.Metadata = map[string]string{
 			"ss_network_module": "networks.lora", "ss_network_dim": fmt.Sprint(common.rank), "ss_network_alpha": fmt.Sprint(common.alpha),
 		}
 	}
-	seen := map[string]string{}
+	seen, part := map[string]string{}, kohyaPart(modules)
 	for _, m := range modules {
 		if m.Form != Linear && m.Form != Conv || m.Magnitude != nil {
 			return nil, noPlace(m, m.what(), Kohya, "")
 		}
 		key := m.Name
 		if !m.Flat {
-			key = kohyaPrefix(m.Name) + "_" + flatten(m.Name)
+			key = part + "_" + flatten(m.Name)
 		}
 		if other, ok := seen[key]; ok {
 			return nil, fmt.Errorf("module %s: %w: with underscores for dots it has the name of %s", tensor.Quote(m.Name), ErrUnsupported, tensor.Quote(other))
@@ -165,6 +168,37 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 	return e, nil
 }
 
+// withoutCopies leaves out the copies of the base's own matrices that PEFT stores beside the factors of a head: they
+// are no part of the delta. One that has other rows than the factors is not of their base. A bias goes with its
+// matrix where none was trained.
+func (e *Encoded) withoutCopies(modules []*Module, biases bool) ([]*Module, error) {
+	factors, copied := map[string]*Module{}, map[string]bool{}
+	for _, m := range modules {
+		if m.A.T != nil && m.Form == Linear {
+			factors[m.Name] = m
+		}
+		copied[m.Name] = copied[m.Name] || m.Base
+	}
+	var rest []*Module
+	for _, m := range modules {
+		of := factors[m.Name]
+		bias := m.Param == "bias" && copied[m.Name] && !biases
+		if of == nil || m.Form != Replace || !m.Base && !bias {
+			rest = append(rest, m)
+			continue
+		}
+		if bias {
+			e.Notices = append(e.Notices, fmt.Sprintf("%s: the copy of its base's bias is left out, which is no part of the delta", m.Name))
+			continue
+		}
+		if want := (tensor.Shape{of.B.Rows, of.A.Cols}); !slices.Equal(m.Value.Shape, want) {
+			return nil, fmt.Errorf("module %s: %w: the copy of its base's matrix has the shape %v, and its factors are for %v", tensor.Quote(m.Name), ErrMalformed, m.Value.Shape, want)
+		}
+		e.Notices = append(e.Notices, fmt.Sprintf("%s: the copy of its base's matrix of shape %v is left out, which is no part of the delta: the base has to have the same", m.Name, m.Value.Shape))
+	}
+	return rest, nil
+}
+
 // number is a tensor of one number, in float32.
 func number(like *formats.Tensor, v float32) *formats.Tensor {
 	b := binary.LittleEndian.AppendUint32(nil, math.Float32bits(v))
@@ -172,11 +206,16 @@ func number(like *formats.Tensor, v float32) *formats.Tensor {
 	return t
 }
 
-// kohyaPrefix says which part of a pipeline a module is of: a U-Net or an image transformer by its
+// kohyaPart says which part of a pipeline modules are of: a U-Net or an image transformer if most have its
 // blocks, else a text encoder.
-func kohyaPrefix(name string) string {
-	first, _, _ := strings.Cut(name, ".")
-	if slices.Contains(imageParts, first) {
+func kohyaPart(modules []*Module) string {
+	image := 0
+	for _, m := range modules {
+		if first, _, _ := strings.Cut(m.Name, "."); slices.Contains(imageParts, first) {
+			image++
+		}
+	}
+	if 2*image > len(modules) {
 		return "lora_unet"
 	}
 	return "lora_te"

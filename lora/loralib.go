@@ -117,6 +117,9 @@ func (a *Adapter) encodeLoRALib(experts string) (*Encoded, error) {
 		return nil, err
 	}
 	common := commonScales(modules)
+	if common.alpha == 0 && common.rank > 0 { // B is zero instead: an alpha of 0 cannot be given
+		common.alpha = float64(common.rank)
+	}
 	if alpha := float32(common.alpha); alpha-alpha != 0 {
 		return nil, fmt.Errorf("%w: its alpha is %g, which float32 cannot hold", ErrUnsupported, common.alpha)
 	}

@@ -64,8 +64,8 @@ func Open(path string, o OpenOptions) (*Adapter, error) {
 	if err != nil {
 		return nil, err
 	}
-	if alpha := float32(o.Alpha); alpha < 0 || alpha-alpha != 0 {
-		return nil, fmt.Errorf("%s: %w: alpha is %v, expected a positive number", path, ErrMalformed, o.Alpha)
+	if alpha := float32(o.Alpha); alpha-alpha != 0 || alpha == 0 && o.Alpha != 0 {
+		return nil, fmt.Errorf("%s: %w: alpha is %v, expected a number that float32 holds", path, ErrMalformed, o.Alpha)
 	}
 	a := &Adapter{Path: path, Dir: path, Options: o}
 	if info.IsDir() {

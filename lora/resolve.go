@@ -141,6 +141,9 @@ func (b *binder) resolveFlat(m *Module) (spot, error) {
 	if list := b.flat[name]; len(list) > 0 {
 		return b.only(m, name, list)
 	}
+	if b.head != "" && flatten(strings.TrimSuffix(b.head, ".weight")) == name { // which is tied, and has no tensor
+		return whole(b.headParam), nil
+	}
 	if s, ok := b.flatExpert(name); ok {
 		return s, nil
 	}

@@ -10,16 +10,47 @@ import (
 // Unflatten finds the modules, of any architecture that has data, whose names become the given
 // ones when underscores are written for their dots: for "model_layers_0_self_attn_q_proj" it is
 // "model.layers.0.self_attn.q_proj". A name may have none, or several. Linear layers,
-// embeddings, routers and single experts are looked at.
-func Unflatten(names []string) map[string][]string {
-	found := map[string][]string{}
-	wanted := map[string][]string{} // by what is left when numbers are #
+// embeddings, routers and single experts are looked at; for a name that is none of theirs all other modules with a
+// weight, as convolutions; and at last a module of any name that occurs, in a place where others are, unless the caller
+// knows better what the name is.
+func Unflatten(names []string, known func(string) bool) map[string][]string {
+	u := unflattener{found: map[string][]string{}, wanted: map[string][]string{}, others: map[string]bool{}, places: map[string][]string{}, lasts: map[string][]string{}}
 	for _, n := range names {
 		key := flatKey(n)
-		if !slices.Contains(wanted[key], n) {
-			wanted[key] = append(wanted[key], n)
+		if !slices.Contains(u.wanted[key], n) {
+			u.wanted[key] = append(u.wanted[key], n)
 		}
 	}
+	u.read()
+	for module := range u.others {
+		u.try(module, func(n string) bool { return u.direct[n] })
+		u.place(module)
+	}
+	for _, n := range names {
+		if len(u.found[n]) == 0 && (known == nil || !known(n)) {
+			u.found[n] = u.compose(n)
+		}
+	}
+	for n, list := range u.found {
+		if slices.Sort(list); len(list) == 0 {
+			delete(u.found, n)
+		}
+	}
+	return u.found
+}
+
+// unflattener finds the names that are wanted.
+type unflattener struct {
+	found  map[string][]string
+	wanted map[string][]string // by what is left when numbers are #
+	direct map[string]bool     // those that are linear layers and the like
+	others map[string]bool     // modules of other kinds
+	places map[string][]string // what modules are in, by flatKey
+	lasts  map[string][]string // the last parts of their names, by flatKey
+}
+
+// read goes through the data of all architectures.
+func (u *unflattener) read() {
 	seen := map[string]bool{}
 	for _, class := range All() {
 		b, err := files.ReadFile("data/" + class + ".json")
@@ -33,37 +64,81 @@ func Unflatten(names []string) map[string][]string {
 		if err := json.Unmarshal(b, &a); err != nil {
 			panic(err) // so is its content
 		}
-		try := func(pattern string) {
+		note := func(pattern string, other bool) {
 			pattern, _, _ = strings.Cut(pattern, "[")
 			module, ok := strings.CutSuffix(pattern, ".weight")
-			if !ok || seen[module] {
-				return
-			}
-			seen[module] = true
-			for _, n := range wanted[flatKey(module)] {
-				if name, ok := unflatten(module, n); ok && !slices.Contains(found[n], name) {
-					found[n] = append(found[n], name)
-				}
+			switch {
+			case !ok || seen[module]:
+			case other:
+				u.others[module] = true
+			default:
+				seen[module] = true
+				u.try(module, nil)
+				u.place(module)
 			}
 		}
 		for words, lines := range a.Parameters {
-			if strings.HasPrefix(words, "other") {
-				continue // norms, biases, buffers
-			}
 			for _, line := range lines {
 				for pattern := range expand(line) {
-					try(pattern)
+					note(pattern, strings.HasPrefix(words, "other"))
 				}
 			}
 		}
 		for _, p := range a.Slices { // single experts
-			try(p.File)
+			note(p.File, false)
 		}
 	}
-	for _, list := range found {
-		slices.Sort(list)
+	u.direct = map[string]bool{}
+	for n := range u.found {
+		u.direct[n] = true
 	}
-	return found
+}
+
+// try takes a module for all that it may be, but for names that are to be passed over.
+func (u *unflattener) try(module string, pass func(string) bool) {
+	for _, n := range u.wanted[flatKey(module)] {
+		if pass != nil && pass(n) {
+			continue
+		}
+		if name, ok := unflatten(module, n); ok && !slices.Contains(u.found[n], name) {
+			u.found[n] = append(u.found[n], name)
+		}
+	}
+}
+
+// place keeps the parts of a module's name.
+func (u *unflattener) place(module string) {
+	add := func(m map[string][]string, name string) {
+		if key := flatKey(name); !slices.Contains(m[key], name) {
+			m[key] = append(m[key], name)
+		}
+	}
+	at := strings.LastIndexByte(module, '.')
+	add(u.lasts, module[at+1:])
+	for ; at > 0; at = strings.LastIndexByte(module[:at], '.') {
+		add(u.places, module[:at])
+	}
+}
+
+// compose takes a name for that of a place and a module in it.
+func (u *unflattener) compose(n string) []string {
+	var list []string
+	for at := strings.IndexByte(n, '_'); at >= 0 && at < len(n); {
+		place, last := n[:at], n[at+1:]
+		for _, l := range u.lasts[flatKey(last)] {
+			for _, p := range u.places[flatKey(place)] {
+				if name, ok := unflatten(p+"."+l, n); ok && !slices.Contains(list, name) {
+					list = append(list, name)
+				}
+			}
+		}
+		next := strings.IndexByte(last, '_')
+		if next < 0 {
+			break
+		}
+		at += 1 + next
+	}
+	return list
 }
 
 // flatKey is a name with underscores for dots and # for numbers.

@@ -23,8 +23,8 @@ func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, erro
 	c.Flags().StringVar(&layout, "expert-layout", "", "how a PEFT adapter that does not say it holds its experts: rank_major or grouped_by_expert")
 	complete(c, "expert-layout", lorakit.ExpertLayouts()...)
 	return func(list []string) ([]lorakit.Adapter, error) {
-		if c.Flags().Changed("alpha") && !(alpha > 0 && alpha <= math.MaxFloat32) {
-			return nil, usageError{fmt.Errorf("--alpha is %v, expected a positive number", alpha)}
+		if c.Flags().Changed("alpha") && (float32(alpha) == 0 || float32(alpha)-float32(alpha) != 0) {
+			return nil, usageError{fmt.Errorf("--alpha is %v, expected a number other than 0 that float32 holds", alpha)}
 		}
 		if layout != "" && !slices.Contains(lorakit.ExpertLayouts(), layout) {
 			return nil, usageError{fmt.Errorf("--expert-layout %q is unknown; known are %s", layout, strings.Join(lorakit.ExpertLayouts(), ", "))}

@@ -145,6 +145,7 @@ CHOICES = {
     "encoder_attention_type": ["global"],
     "attention_type": ["original_full"],
     "q_lora_rank": [None, 64],
+    "word_embed_proj_dim": [64],
     "n_routed_experts": [None],
     "num_experts": [0, 8],
     "num_local_experts": [0, 8],
