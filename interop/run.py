@@ -11,6 +11,7 @@ sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "fixtures", "generate"
 import peers  # noqa: F401  (sets the libraries up before anything else imports them)
 
 import adapters
+import architectures
 import attach
 import dialects
 import encoders
@@ -28,7 +29,7 @@ def main(binary, wanted):
     with tempfile.TemporaryDirectory(prefix="lorakit-interop-") as work:
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
-        for module in (quantized, plain, real, adapters, attach, dialects, encoders, others, pytorch, files):
+        for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
                     continue
