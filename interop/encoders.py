@@ -84,6 +84,11 @@ def checks(lorakit):
             dict(target_modules=["lm_head"], trainable_token_indices=one)):
         for name in ("t5", "bart"):
             yield f"merge into {name} of {settings}", functools.partial(check, lorakit, name, 0, settings, "auto")
+    for settings in (  # whose input embedding is the encoder's
+            dict(trainable_token_indices=one), dict(trainable_token_indices={"encoder.embed_tokens": one, "lm_head": other}),
+            dict(trainable_token_indices=one, target_modules=["shared"]), dict(trainable_token_indices=one, target_modules=["lm_head"]),
+            dict(trainable_token_indices={"decoder.embed_tokens": one}), dict(trainable_token_indices={"encoder.embed_tokens": one, "decoder.embed_tokens": other})):
+        yield f"merge into marian of {settings}", functools.partial(check, lorakit, "marian", 0, settings, "auto")
     for name in MODELS:
         for settings in (dict(modules_to_save=["shared", "lm_head"]), dict(modules_to_save=["shared"]), dict(target_modules=["shared"]), {}):
             yield f"merge into {name} with a grown vocabulary of {settings}", functools.partial(check, lorakit, name, 3, settings, True if not settings else "auto")

@@ -33,10 +33,11 @@ func bound(t *testing.T, model, config string, base map[string]tensor.Shape, ord
 }
 
 const (
-	prefix    = "base_model.model."
-	tiedLlama = `{"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": true}`
-	tiedT5    = `{"architectures": ["T5ForConditionalGeneration"]}`
-	embed     = "model.embed_tokens"
+	prefix     = "base_model.model."
+	tiedLlama  = `{"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": true}`
+	tiedMarian = `{"architectures": ["MarianMTModel"]}`
+	tiedT5     = `{"architectures": ["T5ForConditionalGeneration"]}`
+	embed      = "model.embed_tokens"
 )
 
 // tieEnds are the factors of an embedding of n x 4 and of a head of its shape.
@@ -66,6 +67,7 @@ func TestTiedHead(t *testing.T) {
 	llama := map[string]tensor.Shape{embed + ".weight": {6, 4}}
 	bert := map[string]tensor.Shape{word + ".weight": {6, 4}, bias: {6}}
 	t5 := map[string]tensor.Shape{"shared.weight": {6, 4}}
+	marian := map[string]tensor.Shape{"model.shared.weight": {6, 4}}
 	ends := []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight"}
 	tokens := func(modules ...string) map[string][]int64 {
 		shapes := map[string][]int64{}
@@ -104,18 +106,21 @@ func TestTiedHead(t *testing.T) {
 		"T5's rows, for all":               {tiedT5, plain + `, "trainable_token_indices": [1, 5]}`, t5, tokens("shared"), "", nil, 0, ""},
 		"T5's rows, others for the head":   {tiedT5, plain + `, "trainable_token_indices": {"shared": [1, 5], "lm_head": [0, 2]}}`, t5, tokens("shared", "lm_head"), "lm_head.weight", ends, 1, ""},
 		"T5's rows, others for an end":     {tiedT5, plain + `, "trainable_token_indices": {"shared": [1, 5], "encoder.embed_tokens": [0, 2]}}`, t5, tokens("shared", "encoder.embed_tokens"), "lm_head.weight", ends, 0, ""},
-		"T5's embedding, trained whole":    {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {6, 4}}, "lm_head.weight", ends, 0, ""},
-		"T5's embedding, as it has grown":  {tiedT5, plain + `, "modules_to_save": ["shared", "lm_head"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "", nil, 0, ""},
-		"T5's embedding, as it was too":    {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "shared.original_module.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "lm_head.weight", ends, 0, ""},
-		"grown at an end that was tied":    {tiedLlama, plain + `, "modules_to_save": ["embed_tokens"]}`, llama, map[string][]int64{prefix + embed + ".weight": {8, 4}}, "", nil, 0, `"lm_head.weight" has 6 rows with the adapter and "model.embed_tokens.weight" 8`},
-		"one that an expression means":     {tiedLlama, plain + `, "target_modules": ".*(?<!x)_head|lm_head"}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
+		"Marian's rows, for all":           {tiedMarian, plain + `, "trainable_token_indices": [1, 5]}`, marian, tokens("model.encoder.embed_tokens"), "", nil, 0, ""},
+		"Marian's rows, others for the head": {tiedMarian, plain + `, "trainable_token_indices": {"encoder.embed_tokens": [1, 5], "lm_head": [0, 2]}}`, marian, tokens("model.encoder.embed_tokens", "lm_head"), "lm_head.weight",
+			[]string{"model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"}, 1, ""},
+		"T5's embedding, trained whole":   {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {6, 4}}, "lm_head.weight", ends, 0, ""},
+		"T5's embedding, as it has grown": {tiedT5, plain + `, "modules_to_save": ["shared", "lm_head"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "", nil, 0, ""},
+		"T5's embedding, as it was too":   {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "shared.original_module.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "lm_head.weight", ends, 0, ""},
+		"grown at an end that was tied":   {tiedLlama, plain + `, "modules_to_save": ["embed_tokens"]}`, llama, map[string][]int64{prefix + embed + ".weight": {8, 4}}, "", nil, 0, `"lm_head.weight" has 6 rows with the adapter and "model.embed_tokens.weight" 8`},
+		"one that an expression means":    {tiedLlama, plain + `, "target_modules": ".*(?<!x)_head|lm_head"}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
 		"grown at one end": {`{"architectures": ["LlamaForCausalLM"]}`, plain + `}`, map[string]tensor.Shape{embed + ".weight": {6, 4}, "lm_head.weight": {6, 4}},
 			with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "", nil, 0, `"lm_head.weight" has 8 rows with the adapter and "model.embed_tokens.weight" 6`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var order []string
-			for _, n := range []string{embed + ".weight", "lm_head.weight", word + ".weight", bias, "shared.weight", "transformer.wte.weight"} {
+			for _, n := range []string{embed + ".weight", "lm_head.weight", word + ".weight", bias, "shared.weight", "model.shared.weight", "transformer.wte.weight"} {
 				if x.base[n] != nil {
 					order = append(order, n)
 				}

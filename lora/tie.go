@@ -132,6 +132,7 @@ func (b *binder) untie() error {
 	}
 	from := b.params[b.embedding].pieces[0].target
 	b.shareBase(from)
+	b.inputRows(from)
 	c := b.out.Changes[from]
 	head := b.headOwn()
 	same, err := b.sameEnds(c, head)
@@ -251,6 +252,33 @@ func (b *binder) shareRows(from int) {
 	}
 	rows := slices.DeleteFunc(slices.Clone(c.Terms), func(t Term) bool { return !b.everywhere(t) })
 	head.Terms = append(rows, head.Terms...)
+}
+
+// inputRows moves rows that were trained to the embedding that has the values, from another end that is the model's
+// input embedding, as Marian's encoder is: PEFT ties all to that one.
+func (b *binder) inputRows(from int) {
+	name := b.model.Embedding() + ".weight"
+	e := b.ends[name]
+	if e == nil || e.change == nil {
+		return
+	}
+	c := b.out.Changes[from]
+	var left []Term
+	for _, t := range e.change.Terms {
+		own := c != nil && slices.ContainsFunc(c.Terms, func(o Term) bool { return o.Adapter == t.Adapter && o.Module.Form == Rows })
+		if own || !b.everywhere(t) {
+			left = append(left, t)
+			continue
+		}
+		if c == nil {
+			c = b.change(from, e.change.Width)
+		}
+		c.Terms = append(c.Terms, t)
+	}
+	e.change.Terms = left
+	if len(left) == 0 && e.change.Value == nil {
+		delete(b.ends, name)
+	}
 }
 
 // everywhere reports whether a term of the embedding holds for all that share its values. Rows that were trained

@@ -35,6 +35,15 @@ func (m *Model) HeadSource() string {
 	return ""
 }
 
+// Embedding returns the run-time name of the module that is the model's input embedding, or "" where it is not
+// known.
+func (m *Model) Embedding() string {
+	if m.data == nil {
+		return ""
+	}
+	return m.data.Embedding
+}
+
 // LogitsBias returns the tensor that is added to all logits, a buffer of the model itself as BART and its like
 // have it, or "". It is as long as the vocabulary.
 func (m *Model) LogitsBias() string {
