@@ -114,12 +114,12 @@ func (c *Checkpoint) Merge(adapters []lora.Weighted) error {
 // growLogitsBias makes the bias of the logits as long as a vocabulary that has grown, with zeros as
 // transformers does it. An adapter does not bring it.
 func (c *Checkpoint) growLogitsBias() {
-	if c.vocabulary <= c.vocabularyWas {
+	if c.vocabularyWas == 0 || c.vocabulary <= c.vocabularyWas {
 		return
 	}
 	for i, w := range c.Weights {
 		last := len(w.Shape) - 1
-		if w.Name != c.Model.LogitsBias() || last < 0 || w.Count() != c.vocabularyWas || w.Shape[last] != c.vocabularyWas || w.merge != nil || w.Decoder != nil {
+		if w.Name != c.Model.LogitsBias() || last < 0 || w.Count() != c.vocabularyWas || w.Shape[last] != c.vocabularyWas || w.merge != nil || w.Decoder != nil || !numeric(w.DType) {
 			continue
 		}
 		n, part := *w, w.Parts[0]
