@@ -97,8 +97,10 @@ def check_extract(lorakit, name):
     want = answer(model)
     run(lorakit, "extract", f"{work}/base", f"{work}/tuned", f"{work}/adapter", "--energy", 1)
     run(lorakit, "merge", f"{work}/base", f"{work}/adapter", f"{work}/merged")
-    beside = peft.PeftModel.from_pretrained(load(model, f"{work}/base"), f"{work}/adapter").eval()
-    worst = max(apart(answer(beside), want), apart(answer(load(model, f"{work}/merged")), want))
+    run(lorakit, "resize", f"{work}/adapter", f"{work}/resized", "--energy", 1)
+    run(lorakit, "merge", f"{work}/base", f"{work}/resized", f"{work}/again")
+    beside = [peft.PeftModel.from_pretrained(load(model, f"{work}/base"), f"{work}/{adapter}").eval() for adapter in ("adapter", "resized")]
+    worst = max(apart(answer(m), want) for m in [*beside, load(model, f"{work}/merged"), load(model, f"{work}/again")])
     if not worst <= SVD:
         raise Failure(f"logits {worst:.1e} from the tuned model's, at most {SVD:.0e}")
     return f"logits {worst:.0e} from the tuned model's"

@@ -3,6 +3,7 @@ package lora
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -528,5 +529,40 @@ func TestResizeRefuses(t *testing.T) {
 		_, err := Resize(t.Context(), c.adapter, c.rank, c.energy, func(Trained) error { return nil })
 		require.ErrorContains(t, err, says)
 		require.NotContains(t, err.Error(), "\n")
+	}
+}
+
+// TestResizeKeepsParameters resizes modules that target_parameters alone means: PEFT would not find them by
+// target_modules.
+func TestResizeKeepsParameters(t *testing.T) {
+	dir := t.TempDir()
+	writeTensors(t, filepath.Join(dir, adapterFiles[0]), map[string][]int64{
+		prefix + "mlp.gate_proj.lora_A.weight": {2, 4}, prefix + "mlp.gate_proj.lora_B.weight": {6, 2}, prefix + "q_proj.lora_A.weight": {2, 4}, prefix + "q_proj.lora_B.weight": {6, 2},
+	})
+	require.NoError(t, os.WriteFile(filepath.Join(dir, configName), []byte(`{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "target_parameters": ["mlp.gate_proj.weight"]}`), 0o644))
+	a, err := Open(dir, OpenOptions{})
+	require.NoError(t, err)
+	defer a.Close()
+	got := map[string]bool{}
+	_, err = Resize(t.Context(), a, 1, 0, func(m Trained) error { got[m.Name] = m.Parameter; return nil })
+	require.NoError(t, err)
+	require.Equal(t, map[string]bool{"mlp.gate_proj": true, "q_proj": false}, got)
+}
+
+// TestStackNames joins single experts: Mixtral's older names lead to those that it has at run time, and a block of
+// Granite's keeps its own.
+func TestStackNames(t *testing.T) {
+	for proj, want := range map[string]string{"w2": "m.mlp.experts", "down_proj": "m.block_sparse_moe.experts"} {
+		var modules []*Module
+		for e := range 2 {
+			modules = append(modules, &Module{Name: fmt.Sprintf("m.block_sparse_moe.experts.%d.%s", e, proj), Param: "weight", Rank: 2, Scaling: 1,
+				A: matrixOf(&formats.Tensor{Info: tensor.Info{Shape: tensor.Shape{2, 4}}}), B: matrixOf(&formats.Tensor{Info: tensor.Info{Shape: tensor.Shape{6, 2}}})})
+		}
+		require.Equal(t, proj == "w2", (&Adapter{Modules: modules}).mixtral())
+		list, _, err := families(modules)
+		require.NoError(t, err)
+		stacks, err := list[0].fuse()
+		require.NoError(t, err)
+		require.Equal(t, want, stacks[0].Name)
 	}
 }

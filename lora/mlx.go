@@ -236,7 +236,9 @@ func (a *Adapter) switchName(stack string) string {
 // looked for, so that the same adapter gives the same names everywhere.
 func (a *Adapter) mixtral() bool {
 	for _, m := range a.Modules {
-		if strings.Contains(m.Name, ".block_sparse_moe.") {
+		_, within, ok := strings.Cut(m.Name, ".block_sparse_moe.")
+		_, _, proj, single := splitExpert(m.Name)
+		if ok && (within == "gate" || strings.HasPrefix(within, "switch_mlp.") || single && usual[proj] != "") { // Granite has such a block too
 			return true
 		}
 	}

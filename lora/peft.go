@@ -222,6 +222,7 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 		return fmt.Errorf("%s: %w: module %s has a lora_B.bias, and lora_bias is not set", a.Path, ErrMalformed, tensor.Quote(key))
 	}
 	m.A, m.B = matrixOf(ta), matrixOf(tb)
+	m.Parameter = a.Config.patternName(m) != m.Name
 	switch {
 	case embedding:
 		m.Form = Embedding

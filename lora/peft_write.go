@@ -146,7 +146,7 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 				if !slices.Contains(s.Targets, leaf) {
 					s.Targets = append(s.Targets, leaf)
 				}
-			} else if !slices.Contains(s.Parameters, full+".weight") && (m.Parameter || a.parameterOnly(m)) {
+			} else if !slices.Contains(s.Parameters, full+".weight") && m.Parameter {
 				s.Parameters = append(s.Parameters, full+".weight")
 				full += ".weight"
 			} else if s.EnsureTie && m.isHead() { // PEFT adapts it on its own
@@ -182,9 +182,6 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 // savedEmbeddings are the targets by whose bare name PEFT knows that an adapter brings the base's own
 // matrices along.
 var savedEmbeddings = []string{"embed_tokens", "lm_head"}
-
-// parameterOnly reports whether a plain module is named by target_parameters alone, as a router is.
-func (a *Adapter) parameterOnly(m *Module) bool { return a.Config.patternName(m) != m.Name }
 
 // modelFields are those of an adapter_config.json that tell of its model.
 var modelFields = []string{"task_type", "base_model_name_or_path", "revision", "fan_in_fan_out", "auto_mapping"}
