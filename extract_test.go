@@ -1,0 +1,112 @@
+package lorakit_test
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/go-json-experiment/json"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lorakit/lorakit"
+)
+
+// TestExtractTells changes tensors of every kind: each is in the adapter, or said not to be.
+func TestExtractTells(t *testing.T) {
+	t.Parallel()
+	changed := func(n int64) entry {
+		v := make([]float32, n*4)
+		for i := range v {
+			v[i] = 1 + float32(i%7)/8
+		}
+		return floats(v, n, 4)
+	}
+	vector := floats([]float32{2, 1, 1, 1}, 4)
+	for name, x := range map[string]struct {
+		config         string
+		same           map[string]entry
+		tuned          map[string]entry
+		modules, whole []string
+		left, matrices []string
+		targets        []string // of the adapter's config, where not those of modules
+		parameters     []string
+		ensured        bool
+	}{
+		"DeBERTa": {
+			config: `{"architectures": ["DebertaV2ForMaskedLM"], "model_type": "deberta-v2"}`,
+			same:   map[string]entry{"deberta.encoder.layer.0.attention.self.key_proj.weight": ones(4, 4)},
+			tuned: map[string]entry{
+				"deberta.encoder.layer.0.attention.self.pos_key_proj.weight": changed(4), "deberta.encoder.rel_embeddings.weight": changed(6),
+				"deberta.encoder.LayerNorm.weight": vector, "deberta.encoder.layer.0.attention.self.pos_key_proj.bias": vector,
+			},
+			modules: []string{"deberta.encoder.layer.0.attention.self.pos_key_proj"}, whole: []string{"deberta.encoder.rel_embeddings"},
+			left: []string{"deberta.encoder.LayerNorm.weight", "deberta.encoder.layer.0.attention.self.pos_key_proj.bias"},
+		},
+		"a Mamba's out_proj": {
+			config:  `{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}`,
+			tuned:   map[string]entry{"backbone.layers.0.mixer.in_proj.weight": changed(8), "backbone.layers.0.mixer.out_proj.weight": changed(4)},
+			modules: []string{"backbone.layers.0.mixer.in_proj"}, left: []string{"backbone.layers.0.mixer.out_proj.weight"}, matrices: []string{"backbone.layers.0.mixer.out_proj.weight"},
+		},
+		"a tied GPT-2": {
+			config:  `{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}`,
+			tuned:   map[string]entry{"transformer.wte.weight": changed(6)},
+			modules: []string{"transformer.wte"}, targets: []string{"lm_head", "transformer.wte"},
+		},
+		"a tied Llama": {
+			config:  `{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": true}`,
+			tuned:   map[string]entry{"model.embed_tokens.weight": changed(6)},
+			modules: []string{"model.embed_tokens"}, ensured: true,
+		},
+		"T5": {
+			config:  `{"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}`,
+			tuned:   map[string]entry{"shared.weight": changed(6)},
+			modules: []string{"shared"}, targets: []string{"decoder.embed_tokens", "encoder.embed_tokens", "lm_head", "shared"},
+		},
+		"a dense layer of DeepSeek": {
+			config:  `{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}`,
+			tuned:   map[string]entry{"model.layers.0.mlp.gate_proj.weight": changed(4), "model.layers.0.self_attn.o_proj.weight": changed(4)},
+			modules: []string{"model.layers.0.mlp.gate_proj", "model.layers.0.self_attn.o_proj"}, targets: []string{"model.layers.0.self_attn.o_proj"}, parameters: []string{"model.layers.0.mlp.gate_proj.weight"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			was := maps.Clone(x.same)
+			if was == nil {
+				was = map[string]entry{}
+			}
+			now := maps.Clone(was)
+			for tensor, e := range x.tuned {
+				was[tensor], now[tensor] = ones(e.Shape...), e
+			}
+			out := filepath.Join(t.TempDir(), "out")
+			r, err := lorakit.Extract(t.Context(), madeFolder(t, x.config, "model.safetensors", was), madeFolder(t, x.config, "model.safetensors", now), out, lorakit.ExtractOptions{Energy: 1})
+			require.NoError(t, err)
+			var modules []string
+			for _, m := range r.Modules {
+				modules = append(modules, m.Name)
+			}
+			require.Equal(t, x.modules, modules)
+			require.Equal(t, x.whole, r.Whole)
+			require.Equal(t, append([]string{}, x.left...), r.Left)
+			require.Equal(t, x.matrices, r.Matrices)
+			var config struct {
+				Targets    []string `json:"target_modules"`
+				Parameters []string `json:"target_parameters"`
+				ToSave     []string `json:"modules_to_save"`
+				Ensured    bool     `json:"ensure_weight_tying"`
+			}
+			b, err := os.ReadFile(filepath.Join(out, "adapter_config.json"))
+			require.NoError(t, err)
+			require.NoError(t, json.Unmarshal(b, &config))
+			want := x.targets
+			if want == nil {
+				want = x.modules
+			}
+			require.Equal(t, want, config.Targets)
+			require.Equal(t, x.parameters, config.Parameters)
+			require.Equal(t, x.whole, config.ToSave)
+			require.Equal(t, x.ensured, config.Ensured)
+		})
+	}
+}
