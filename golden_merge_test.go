@@ -445,6 +445,8 @@ var badAdapters = []badAdapter{
 		e.DType = tensor.I32
 		m[qProj+"lora_A.weight"] = e
 	}, says: []string{"lora_A", "I32", "expected"}, kind: lora.ErrMalformed},
+	{name: "a replaced module without a new value", adapter: "llama/attention", config: map[string]any{"modules_to_save": []string{"score", "lm_head"}}, says: []string{"lm_head", "modules_to_save"}, kind: lora.ErrMalformed},
+	{name: "tokens without values", adapter: "llama/attention", config: map[string]any{"trainable_token_indices": []int{1, 5}}, says: []string{"trainable_token_indices", "trainable_tokens_delta"}, kind: lora.ErrMalformed},
 	{name: "tokens past the vocabulary", adapter: "llama/tokens", config: map[string]any{"trainable_token_indices": []int{1, 5, 1000000}}, says: []string{"1000000", "embed_tokens"}, kind: lora.ErrBase},
 	{name: "the same token twice", adapter: "llama/tokens", config: map[string]any{"trainable_token_indices": []int{1, 5, 5}}, says: []string{"5"}, kind: lora.ErrMalformed},
 	{name: "too few tokens", adapter: "llama/tokens", config: map[string]any{"trainable_token_indices": []int{1}}, says: []string{"trainable_tokens_delta", "1 indices"}, kind: lora.ErrMalformed},

@@ -282,6 +282,9 @@ func (a *Adapter) checkTargets(parameter func(module, param string) bool) error 
 func (b *binder) checkTargets(i int, a Weighted) error {
 	c := &a.Config
 	err := a.checkTargets(func(module, param string) bool { return c.targets.parameters.have(module + "." + param) })
+	if err == nil {
+		err = b.checkReplaced(a)
+	}
 	if err != nil || c.otherMethod() || len(c.targets.list) == 0 {
 		return err
 	}
@@ -315,10 +318,33 @@ func (b *binder) checkTargets(i int, a Weighted) error {
 	return nil
 }
 
+// checkReplaced refuses an adapter whose config says that it replaces modules or rows, and which has none. Names in
+// modules_to_save that the base does not have mean nothing: PEFT lists two for every classifier.
+func (b *binder) checkReplaced(a Weighted) error {
+	c := &a.Config
+	if !empty(c.Tokens) && !slices.ContainsFunc(a.Modules, func(m *Module) bool { return m.Form == Rows }) {
+		return fmt.Errorf("%s: %w: trainable_token_indices is set, and the file has no trainable_tokens_delta", configName, ErrMalformed)
+	}
+	for _, saved := range stringList(c.ToSave) {
+		if slices.ContainsFunc(a.Modules, func(m *Module) bool { return isIn(m.Name, saved) && m.A.T == nil }) {
+			continue
+		}
+		for _, full := range b.names {
+			if name, _ := cutLast(full); isIn(name, saved) {
+				return fmt.Errorf("module %s: %w: modules_to_save means it by %s, and the file has no weight or bias of any such module", tensor.Quote(name), ErrMalformed, tensor.Quote(saved))
+			}
+		}
+	}
+	return nil
+}
+
+// isIn reports whether modules_to_save's entry means a module or one that it is in.
+func isIn(name, saved string) bool { return strings.Contains("."+name+".", "."+saved+".") }
+
 // savesWhole reports whether modules_to_save means a module or one that it is in: it has no factors then.
 func (c *Config) savesWhole(name string) bool {
 	return slices.ContainsFunc(stringList(c.ToSave), func(saved string) bool {
-		return strings.Contains("."+name+".", "."+saved+".")
+		return isIn(name, saved)
 	})
 }
 

@@ -118,7 +118,8 @@ func TestBindChecksTargets(t *testing.T) {
 		`"target_modules": ["q_proj", "v_proj"]`:                                         `module "model.layers.0.self_attn.v_proj": malformed adapter: target_modules means it by "v_proj", and the file has no lora_A and lora_B of any such module`,
 		`"target_modules": ["q_proj", "lm_head"]`:                                        `module "lm_head": malformed adapter: target_modules means it by "lm_head"`,
 		`"target_modules": ["q_proj", "c_attn"]`:                                         "", // the base has none
-		`"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]`:        "",
+		`"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]`:        `module "lm_head": malformed adapter: modules_to_save means it by "lm_head", and the file has no weight`,
+		`"target_modules": ["q_proj"], "modules_to_save": ["score"]`:                     "", // nor this
 		`"target_modules": ["q_proj", "v_proj"], "exclude_modules": "model.*v_proj"`:     "",
 		`"target_modules": ["q_proj", "v_proj"], "exclude_modules": "model.*layers.1.*"`: `means it by "v_proj"`,
 	} {
