@@ -31,6 +31,17 @@ type Combination struct {
 	Rank        int      `json:"rank"`
 	Modules     []string `json:"modules"`
 	Notices     []string `json:"notices"`
+	// Explained is, of Resize, the share of the squared norm of all deltas that the result holds, and Resized
+	// has it for each module.
+	Explained float64         `json:"explained,omitzero"`
+	Resized   []ResizedModule `json:"resized,omitempty"`
+}
+
+// ResizedModule is what a module has become, or an expert of one.
+type ResizedModule struct {
+	Name      string  `json:"name"`
+	Rank      int     `json:"rank"`
+	Explained float64 `json:"explained"` // 1 where there was nothing to hold
 }
 
 // Combine writes to out the adapter whose delta is the combination of those of others. It has
@@ -80,9 +91,27 @@ func Resize(ctx context.Context, adapter Adapter, out string, rank int, energy f
 		return nil, err
 	}
 	defer closeAll()
-	return writeAdapter(ctx, list[0].Adapter, lora.Tied(list), out, force, func(emit func(lora.Trained) error) ([]*lora.Module, error) {
-		return lora.Resize(ctx, list[0].Adapter, rank, energy, emit)
+	var resized []ResizedModule
+	var held, whole float64
+	r, err := writeAdapter(ctx, list[0].Adapter, lora.Tied(list), out, force, func(emit func(lora.Trained) error) ([]*lora.Module, error) {
+		return lora.Resize(ctx, list[0].Adapter, rank, energy, func(t lora.Trained) error {
+			m := ResizedModule{t.Name, t.Rank, 1}
+			if t.Energy > 0 {
+				m.Explained = t.Held / t.Energy
+			}
+			resized = append(resized, m)
+			held += t.Held
+			whole += t.Energy
+			return emit(t)
+		})
 	})
+	if err != nil {
+		return nil, err
+	}
+	if r.Resized, r.Explained = resized, 1; whole > 0 {
+		r.Explained = held / whole
+	}
+	return r, nil
 }
 
 // writeAdapter writes as a PEFT folder the modules that produce emits and those that it returns, which

@@ -23,6 +23,8 @@ type Trained struct {
 	Kernel    tensor.Shape
 	Magnitude *formats.Tensor // of DoRA, kept from the adapter that it was made of
 	Parameter bool            // see Module
+	// Held of Energy, the squared norm of what is decomposed, is in A and B; of Resize.
+	Held, Energy float64
 }
 
 // Module is t with its factors where they have been written: A and B by rows.

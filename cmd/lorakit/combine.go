@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,6 +27,9 @@ loads it. Less the adapter that it started as, by cat or svd, it is one for the 
   lorakit combine plain trained=1 start=-1 --type cat`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
+			if c.Flags().Changed("seed") && !strings.HasPrefix(o.Type, "dare_") {
+				return usageError{fmt.Errorf("--seed is for the dare types, which drop values at random")}
+			}
 			adapters, err := parse(args[1:])
 			if err != nil {
 				return err
@@ -97,6 +101,16 @@ func printCombination(c *cobra.Command, r *lorakit.Combination, asJSON bool) err
 	for _, n := range r.Notices {
 		fmt.Fprintln(c.ErrOrStderr(), "note: "+escape(n))
 	}
-	_, err := fmt.Fprintf(c.ErrOrStderr(), "%s: %s of rank up to %d\n", escape(r.Destination), count(len(r.Modules), "module"), r.Rank)
+	held := ""
+	if len(r.Resized) > 0 {
+		least := r.Resized[0]
+		for _, m := range r.Resized {
+			if m.Explained < least.Explained {
+				least = m
+			}
+		}
+		held = fmt.Sprintf(", %.4f of the delta, least in %s: %.4f", r.Explained, shorten(escape(least.Name), longestName), least.Explained)
+	}
+	_, err := fmt.Fprintf(c.ErrOrStderr(), "%s: %s of rank up to %d%s\n", escape(r.Destination), count(len(r.Modules), "module"), r.Rank, held)
 	return err
 }

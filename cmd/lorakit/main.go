@@ -136,6 +136,9 @@ func wrongArgumentsAreUsage(parent *cobra.Command) {
 			if err := check(c, args); err != nil {
 				return usageError{fmt.Errorf("%w; usage: %s", err, c.UseLine())}
 			}
+			if err := cmp.Or(c.ValidateRequiredFlags(), c.ValidateFlagGroups()); err != nil {
+				return usageError{err} // cobra itself would make it a failure
+			}
 			return nil
 		}
 		if c.HasSubCommands() && !c.Runnable() {

@@ -229,3 +229,18 @@ func writeBig(t *testing.T, dir string) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors"), file, 0o666))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 12}`), 0o666))
 }
+
+// TestFlagsThatAreMissingAreWrongUsage holds for those that cobra itself checks.
+func TestFlagsThatAreMissingAreWrongUsage(t *testing.T) {
+	for _, args := range [][]string{
+		{"combine", "out", "a=1", "b=1"},
+		{"combine", "out", "a=1", "b=1", "--type", "cat", "--seed", "3"},
+		{"resize", "a", "out"},
+		{"resize", "a", "out", "--rank", "2", "--energy", "0.5"},
+		{"extract", "a", "b", "out"},
+	} {
+		var stdout, stderr strings.Builder
+		assert.Equal(t, exitUsage, run(args, &stdout, &stderr), args)
+		assert.Equal(t, 1, strings.Count(stderr.String(), "\n"), &stderr)
+	}
+}
