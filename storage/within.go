@@ -45,6 +45,9 @@ func Within(dir, name string) (string, error) {
 		return "", err
 	}
 	path, err := filepath.EvalSymlinks(filepath.Join(root, filepath.FromSlash(name)))
+	if named := (*fs.PathError)(nil); err != nil && !errors.As(err, &named) { // links that lead to themselves
+		return "", fmt.Errorf("%s: %w", filepath.Join(dir, filepath.FromSlash(name)), err)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -156,3 +156,12 @@ func TestOpenRefusesWhatIsNoFile(t *testing.T) {
 	require.NoError(t, err)
 	assert.NoError(t, f.Close())
 }
+
+func TestWithinNamesALinkToItself(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink("loop.bin", filepath.Join(dir, "loop.bin")); err != nil {
+		t.Skip(err)
+	}
+	_, err := storage.Within(dir, "loop.bin")
+	require.ErrorContains(t, err, "loop.bin")
+}
