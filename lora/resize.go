@@ -73,9 +73,9 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 		t := leading(d, r)
 		t.Name, t.Form, t.Kernel, t.Magnitude, t.Parameter = m.Name, m.Form, m.Kernel, m.Magnitude, m.Parameter
 		for i, s := range d.S {
-			t.Energy += s * s
+			t.Energy += float64(s * s)
 			if i < r {
-				t.Held += s * s
+				t.Held += float64(s * s)
 			}
 		}
 		if err := emit(t); err != nil {

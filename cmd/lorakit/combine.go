@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -27,9 +26,6 @@ loads it. Less the adapter that it started as, by cat or svd, it is one for the 
   lorakit combine plain trained=1 start=-1 --type cat`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			if c.Flags().Changed("seed") && !strings.HasPrefix(o.Type, "dare_") {
-				return usageError{fmt.Errorf("--seed is for the dare types, which drop values at random")}
-			}
 			adapters, err := parse(args[1:])
 			if err != nil {
 				return err
