@@ -56,8 +56,9 @@ type (
 	Comparison = pipeline.Comparison
 	// KeptAdapter says what is kept of an adapter in a merge.
 	KeptAdapter = pipeline.KeptAdapter
-	// KeptModule is what is left of an adapter in one module, KeptExpert in one expert of a stack.
+	// KeptModule says what is kept of an adapter in one module.
 	KeptModule = pipeline.KeptModule
+	// KeptExpert says it of one expert of a stack.
 	KeptExpert = pipeline.KeptExpert
 	// Rounding says what roundings may have taken of a weight.
 	Rounding = pipeline.Rounding
