@@ -142,9 +142,12 @@ func (b *planner) job(w *Weight) (Job, error) {
 }
 
 // through is the type that a plain weight goes through before anything is added to it,
-// or nil.
+// or nil. Weights that are not quantised, as an output head, were not so when the adapter was trained either.
 func (b *planner) through(w *Weight) *quant.Spec {
 	if !b.Dequantized || w.merge == nil || w.Decoder != nil || len(w.merge.Terms) == 0 || len(w.Shape) < 2 {
+		return nil
+	}
+	if b.scheme == nil && !w.Role.Quantized || b.scheme != nil && !b.selected(w) {
 		return nil
 	}
 	return &quant.Spec{Type: "nf4", BlockSize: b.BlockSize, DoubleQuant: b.DoubleQuant, AllowNonFinite: b.AllowNonFinite}

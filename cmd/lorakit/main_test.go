@@ -234,7 +234,6 @@ func writeBig(t *testing.T, dir string) {
 func TestFlagsThatAreMissingAreWrongUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{"combine", "out", "a=1", "b=1"},
-		{"combine", "out", "a=1", "b=1", "--type", "cat", "--seed", "3"},
 		{"resize", "a", "out"},
 		{"resize", "a", "out", "--rank", "2", "--energy", "0.5"},
 		{"extract", "a", "b", "out"},
