@@ -349,8 +349,7 @@ func (o *CombineOptions) combine(ctx context.Context, name string, list []contri
 		if err != nil {
 			return Trained{}, err
 		}
-		// What pruning leaves has a flat tail, which wants more iterations than a delta.
-		d, err := svd.Truncated(ctx, svd.Dense(sum, rows, cols), svd.Options{Rank: rank, Iterations: 6})
+		d, err := svd.Truncated(ctx, svd.Dense(sum, rows, cols), svd.Options{Rank: rank})
 		if err != nil {
 			return Trained{}, err
 		}

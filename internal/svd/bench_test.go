@@ -19,16 +19,21 @@ func difference(rows, cols int) []float32 {
 
 func BenchmarkTruncated(b *testing.B) {
 	for _, shape := range llama {
-		for _, iterations := range []int{2, 3} {
-			b.Run(fmt.Sprintf("%dx%d/iterations=%d", shape[0], shape[1], iterations), func(b *testing.B) {
-				m := Dense(difference(shape[0], shape[1]), shape[0], shape[1])
-				b.SetBytes(int64(4 * shape[0] * shape[1]))
-				for b.Loop() {
-					if _, err := Truncated(background, m, Options{Rank: 16, Iterations: iterations}); err != nil {
-						b.Fatal(err)
+		for name, data := range map[string][]float32{
+			"difference": difference(shape[0], shape[1]),
+			"noise":      gaussian(1, shape[0]*shape[1], 0.02),
+		} {
+			for _, rank := range []int{16, 64} {
+				b.Run(fmt.Sprintf("%s/%dx%d/rank=%d", name, shape[0], shape[1], rank), func(b *testing.B) {
+					m := Dense(data, shape[0], shape[1])
+					b.SetBytes(int64(4 * shape[0] * shape[1]))
+					for b.Loop() {
+						if _, err := Truncated(background, m, Options{Rank: rank}); err != nil {
+							b.Fatal(err)
+						}
 					}
-				}
-			})
+				})
+			}
 		}
 	}
 }
@@ -37,7 +42,7 @@ func BenchmarkTruncated(b *testing.B) {
 func BenchmarkParts(b *testing.B) {
 	const rows, cols, width = 5632, 2048, 16
 	src, _ := open(Dense(difference(rows, cols), rows, cols))
-	x, _, _ := orthonormal(kernels.MatOf(gaussian(4, cols*width, 1), cols, width), nil)
+	x, _, _ := orthonormal(kernels.MatOf(gaussian(4, cols*width, 1), cols, width), nil, false)
 	for name, known := range map[string]bool{"first pass": false, "pass": true} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
@@ -53,7 +58,7 @@ func BenchmarkParts(b *testing.B) {
 		z := kernels.MatOf(gaussian(5, rows*n, 1), rows, n)
 		b.Run(fmt.Sprintf("orthonormal %d", n), func(b *testing.B) {
 			for b.Loop() {
-				if _, _, err := orthonormal(clone(z), nil); err != nil {
+				if _, _, err := orthonormal(clone(z), nil, false); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -41,10 +41,13 @@ func (d dense) ReadRows(dst []float32, lo, hi int) error {
 // A tile is about as large as a second-level cache, so that the second product
 // with it comes from there; but the skinny factor of the first one is packed again
 // for each tile, so a tile has not too few rows, and whole register tiles of them.
+//
+// A matrix of few elements is read once and held.
 const (
 	tileElements = 1 << 18
 	tileRows     = 64
 	registerRows = 8
+	heldElements = 1 << 20
 )
 
 // source reads a matrix by tiles of rows.
@@ -56,6 +59,54 @@ type source struct {
 	// exponent scales what is read by a power of two, so that a square neither
 	// overflows float32 nor vanishes in it.
 	exponent int
+	// held is the whole matrix, scaled, where it is held; on its side if it was wide.
+	held kernels.Mat
+	side bool
+}
+
+// hold reads a matrix of few elements once and for all, and turns a wide one on its
+// side, so that the basis is of the shorter vectors. It returns the energy.
+func (s *source) hold(ctx context.Context) (total float64, err error) {
+	all := kernels.NewMat(s.rows, s.cols)
+	err = s.tiles(ctx, func(tile kernels.Mat, lo int) error {
+		e, err := energy(tile, lo)
+		total += e
+		copy(all.Data[lo*s.cols:], tile.Data[:tile.Rows*s.cols])
+		return err
+	})
+	if err != nil || total == 0 {
+		return total, err
+	}
+	if s.exponent = scaling(total); s.exponent != 0 {
+		scale(all.Data, s.exponent)
+	}
+	if s.side = s.rows < s.cols; s.side {
+		all = all.T()
+		s.rows, s.cols = s.cols, s.rows
+		s.step = rowsOfTile(s.rows, s.cols)
+	}
+	s.held = all
+	return total, nil
+}
+
+// scaling is the exponent of the power of two that brings numbers of this energy to
+// where their squares are float32; 0 where they are.
+func scaling(energy float64) int {
+	if _, e := math.Frexp(math.Sqrt(energy)); e < -30 || e > 30 {
+		return -e
+	}
+	return 0
+}
+
+func scale(x []float32, exponent int) {
+	factor := math.Ldexp(1, exponent)
+	for i, v := range x {
+		x[i] = float32(float64(v) * factor)
+	}
+}
+
+func rowsOfTile(rows, cols int) int {
+	return min(rows, max(tileRows, tileElements/cols/registerRows*registerRows))
 }
 
 func open(m Matrix) (*source, error) {
@@ -66,7 +117,7 @@ func open(m Matrix) (*source, error) {
 	if rows > math.MaxInt/16/cols {
 		return nil, fmt.Errorf("svd: matrix of %d x %d: %w, too large", rows, cols, ErrShape)
 	}
-	return &source{matrix: m, rows: rows, cols: cols, step: min(rows, max(tileRows, tileElements/cols/registerRows*registerRows))}, nil
+	return &source{matrix: m, rows: rows, cols: cols, step: rowsOfTile(rows, cols)}, nil
 }
 
 // least is the smaller side.
@@ -82,16 +133,25 @@ func (s *source) read(dst []float32, lo, hi int) error {
 		return fmt.Errorf("svd: rows %d to %d: %w", lo, hi, err)
 	}
 	if s.exponent != 0 {
-		scale := math.Ldexp(1, s.exponent)
-		for i, v := range dst {
-			dst[i] = float32(float64(v) * scale)
-		}
+		scale(dst, s.exponent)
 	}
 	return nil
 }
 
 // tiles calls f for each tile, from the first row on.
 func (s *source) tiles(ctx context.Context, f func(tile kernels.Mat, lo int) error) error {
+	if s.held.Rows > 0 {
+		for lo := 0; lo < s.rows; lo += s.step {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			hi := min(lo+s.step, s.rows)
+			if err := f(s.held.Slice(lo, hi, 0, s.cols), lo); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	inMemory, _ := s.matrix.(dense)
 	direct := inMemory.data != nil && s.exponent == 0 // a tile is never written to
 	if s.buffer == nil && !direct {

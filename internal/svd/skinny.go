@@ -15,7 +15,8 @@ import (
 // orthonormal returns q with orthonormal columns, orthogonal to each of the
 // orthonormal bases, and, where there is no basis, r in z = q·r. Columns of z that
 // depend on the others may be missing from q. z is overwritten. It is an error if
-// rounding does not let it get there.
+// rounding does not let it get there. once says that z has been made orthogonal to the
+// bases before, as well as once can.
 //
 // It is the shifted Cholesky QR of Fukaya et al., "Shifted Cholesky QR for
 // computing the QR factorization of ill-conditioned matrices", 2020: the Gram
@@ -24,7 +25,7 @@ import (
 // Householder reflection in float64 is done; the shift keeps the factor from
 // failing on dependent columns, and each round takes back a factor of a thousand
 // of the condition.
-func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dense, err error) {
+func orthonormal(z kernels.Mat, bases []kernels.Mat, once bool) (q kernels.Mat, r *mat.Dense, err error) {
 	n := z.Cols
 	r = identity(n)
 	const (
@@ -32,8 +33,9 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dens
 		tolerance = 4e-6 // what float32 can hold
 		weak      = 1e-3 // a pivot below it asks for the shift
 	)
+	project := !once
 	for round := range rounds {
-		if round < 3 { // once takes the bulk, twice is enough; the third for columns that were noise
+		if project {
 			for _, b := range bases {
 				c := gram(b, z)
 				c.Scale(-1, c)
@@ -59,8 +61,12 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dens
 			scale[i] = 1 / math.Sqrt(g.At(a, a))
 			pick.Set(a, i, scale[i])
 		}
+		// Once takes the bulk, twice is enough unless it has taken the most of a column of
+		// unit length: what is left of that is rounding.
+		project = len(bases) > 0 && round == 0
 		worst := 0.0
 		for i, a := range keep {
+			project = project || len(bases) > 0 && g.At(a, a) < 0.5
 			for j, b := range keep {
 				v := g.At(a, b) * scale[i] * scale[j]
 				unit.Set(i, j, v)
@@ -71,7 +77,7 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat) (q kernels.Mat, r *mat.Dens
 				}
 			}
 		}
-		if worst < tolerance && (round > 0 || len(bases) == 0) {
+		if worst < tolerance && !project {
 			return z, r, nil
 		}
 		upper, ok := cholesky(unit, weak)
@@ -225,24 +231,14 @@ func columns(a kernels.Mat, lo, hi int) kernels.Mat {
 	return c
 }
 
-func clone(a kernels.Mat) kernels.Mat { return columns(a, 0, a.Cols) }
-
-// beside puts blocks of equal height side by side.
-func beside(blocks []kernels.Mat) kernels.Mat {
-	n := 0
-	for _, b := range blocks {
-		n += b.Cols
+// paste copies a over the columns of dst from at on.
+func paste(dst, a kernels.Mat, at int) {
+	for i := range a.Rows {
+		copy(dst.Data[i*dst.RowStride+at:][:a.Cols], a.Data[i*a.RowStride:])
 	}
-	all := kernels.NewMat(blocks[0].Rows, n)
-	at := 0
-	for _, b := range blocks {
-		for i := range b.Rows {
-			copy(all.Data[i*n+at:][:b.Cols], b.Data[i*b.RowStride:])
-		}
-		at += b.Cols
-	}
-	return all
 }
+
+func clone(a kernels.Mat) kernels.Mat { return columns(a, 0, a.Cols) }
 
 // fixSigns turns each pair of columns so that the largest entry of the left one
 // is positive.

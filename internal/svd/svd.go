@@ -7,8 +7,10 @@
 // singular value decomposition", 2015), the successor of the subspace iteration
 // of Halko, Martinsson and Tropp, "Finding structure with randomness", 2011.
 // For the same products with the matrix it captures more of a spectrum that
-// decays slowly, as that of a fine-tuned difference does. A small matrix, and a
-// product of thin factors, is decomposed by LAPACK in float64.
+// decays slowly, as that of a fine-tuned difference does. It goes on until what it
+// misses is estimated to be little, so a matrix of a few strong directions takes
+// three passes or four, and white noise twenty. A small matrix, and a product of thin
+// factors, is decomposed by LAPACK in float64.
 //
 // Everything runs on the caller's goroutine, apart from what gonum starts inside
 // one call, and each sum has one order: the same machine returns the same bits
@@ -20,7 +22,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/lorakit/lorakit/internal/kernels"
 )
@@ -59,55 +60,59 @@ func (d *Decomposition) cut(k int) *Decomposition {
 type Options struct {
 	// Rank is how many singular values are wanted.
 	Rank int
+	// Missing is the share of the energy that the best approximation of the rank
+	// holds, that may be missed: by default 1e-4. The process stops when it estimates
+	// to miss less than that, and less than a thousandth of what no approximation of
+	// the rank holds.
+	Missing float64
+	// Product, where it is not zero, is by how much the product U·S·Vᵀ may differ
+	// from the exact one, relative to the matrix (Frobenius). That takes longer: two
+	// vectors that the energy does not tell apart make different products.
+	Product float64
 	// Block is the width of the block that the Krylov process multiplies by the
-	// matrix. By default it is the rank up to 32 and half of it, but at least 32,
-	// above. There is no oversampling: the Krylov space is Iterations+1 blocks
-	// wide, so it has room.
+	// matrix. By default it is 16 up to rank 32, as wide as the kernels are fast, and
+	// 32 above.
 	Block int
-	// Iterations is how often a block is multiplied by MᵀM. The matrix is read
-	// Iterations+1 times and multiplied by a block 2·Iterations+1 times. By
-	// default 3: for rank 16 this takes 112 columns of products where
-	// torch.svd_lowrank(q=24, niter=2) takes 144. Of the energy that the best
-	// rank-16 approximation holds, it misses (measured) 1e-6 where the values fall
-	// as 1/i, 1e-3 where as 1/sqrt(i), 2e-4 to 2e-3 where eight strong directions
-	// hold 90 to 50 % of the energy above white noise; torch's misses about twice
-	// as much or more. One more iteration halves that on noise and divides it by seven
-	// or more elsewhere; a flat spectrum (a pretrained weight) deserves 5 to 8.
+	// Iterations is how often a block is multiplied by M and Mᵀ at most, by default
+	// 100. The matrix is read as often, and rarely once more.
 	Iterations int
 	// Seed picks the random start.
 	Seed uint64
 }
 
-const defaultIterations = 3
-
 // withDefaults fills in what is zero.
 func (o Options) withDefaults() (Options, error) {
-	if o.Rank < 1 || o.Block < 0 || o.Iterations < 0 {
-		return o, fmt.Errorf("svd: rank %d, block %d, iterations %d: %w, expected rank >= 1 and the others >= 0",
-			o.Rank, o.Block, o.Iterations, ErrRank)
+	if o.Rank < 1 || o.Block < 0 || o.Iterations < 0 || !(o.Missing >= 0 && o.Product >= 0) {
+		return o, fmt.Errorf("svd: rank %d, block %d, iterations %d, missing %v, product %v: %w, expected rank >= 1 and the others >= 0",
+			o.Rank, o.Block, o.Iterations, o.Missing, o.Product, ErrRank)
 	}
 	if o.Block == 0 {
-		o.Block = o.Rank
+		o.Block = 16
 		if o.Rank > 32 {
-			o.Block = max(32, (o.Rank+1)/2)
+			o.Block = 32
 		}
 	}
 	if o.Iterations == 0 {
-		o.Iterations = defaultIterations
+		o.Iterations = 100
+	}
+	if o.Missing == 0 {
+		o.Missing = 1e-4
 	}
 	return o, nil
 }
 
-// krylovWidth is how many columns the Krylov space has, at least rank.
-func (o Options) krylovWidth() int {
-	return max(o.Rank, (o.Iterations+1)*min(o.Block, math.MaxInt/(o.Iterations+1)))
+// widths are how many columns of a full basis are kept, and how many it may have.
+func (o Options) widths() (keep, limit int) {
+	keep = o.Rank + 2*o.Block
+	return keep, keep + max(5*o.Block, o.Rank)
 }
 
 // Truncated returns the o.Rank leading singular values and vectors of m.
 //
-// Where the Krylov space would be as wide as the matrix, or the matrix is small,
-// m is read once, held in float64 and decomposed by LAPACK. Else memory holds one tile of rows and
-// the skinny bases, (rows + cols) x (Iterations+1)·Block float32, a few times.
+// A small matrix, or one with no more than twice as many values, is read once, held in
+// float64 and decomposed by LAPACK. One of up to a million elements is read once and
+// held. Else memory holds one tile of rows and the basis, (rows + cols) x (2·Rank +
+// 7·Block) float32 for a small rank, whatever the iterations.
 //
 // Errors are ErrRank for a rank beyond the smaller side, ErrShape for an empty
 // matrix, ErrNonFinite, what m's ReadRows returns and what ctx says.
@@ -122,7 +127,7 @@ func Truncated(ctx context.Context, m Matrix, o Options) (*Decomposition, error)
 	if o, err = o.withDefaults(); err != nil {
 		return nil, err
 	}
-	if src.small(o.krylovWidth()) {
+	if src.small(2 * o.Rank) {
 		d, err := full(ctx, src)
 		if err != nil {
 			return nil, err
@@ -130,15 +135,10 @@ func Truncated(ctx context.Context, m Matrix, o Options) (*Decomposition, error)
 		return d.cut(o.Rank), nil
 	}
 	k := newKrylov(src, o.Seed)
-	width := (o.Rank + o.Iterations) / (o.Iterations + 1) // never too few columns for the rank
-	if err := k.expand(ctx, max(o.Block, width), o.Iterations); err != nil {
+	if err := k.converge(ctx, o); err != nil {
 		return nil, err
 	}
-	d, err := k.ritz(o.Rank)
-	if err != nil {
-		return nil, err
-	}
-	return d.cut(o.Rank), nil
+	return k.ritz(o.Rank)
 }
 
 // Energy returns the fewest leading singular values that hold the share, between
@@ -165,39 +165,39 @@ func Energy(ctx context.Context, m Matrix, share float64, maxRank int, o Options
 		return nil, err
 	}
 	k := newKrylov(src, o.Seed)
-	for rank, block := o.Rank, o.Block; ; {
-		if src.small(k.width() + (o.Iterations+1)*block) {
+	for {
+		if src.small(4 * o.Rank) {
 			d, err := full(ctx, src)
 			if err != nil {
 				return nil, err
 			}
 			return d.cut(min(maxRank, RankFor(d.S, d.Energy, share))), nil
 		}
-		if err := k.expand(ctx, block, o.Iterations); err != nil {
+		if err := k.converge(ctx, o); err != nil {
 			return nil, err
 		}
-		next := min(maxRank, 2*rank)
-		d, err := k.ritz(next)
+		d, err := k.ritz(o.Rank)
 		if err != nil {
 			return nil, err
 		}
 		need := RankFor(d.S, d.Energy, share)
 		// Fewer values than asked for: the matrix has no more.
-		if need <= min(rank, len(d.S)) || len(d.S) < rank || rank == maxRank {
-			return d.cut(min(rank, need)), nil
+		if need <= len(d.S) || len(d.S) < o.Rank || o.Rank == maxRank {
+			return d.cut(need), nil
 		}
-		// No later value is larger than the last one that has settled, so a jump to
-		// the rank that would hold the share if all were as large misses nothing.
-		if last := d.S[rank-1]; last > 0 {
+		// No later value is larger than the last one, so a jump to the rank that
+		// would hold the share if all were as large misses nothing.
+		next := min(maxRank, 2*o.Rank)
+		if last := d.S[o.Rank-1]; last > 0 {
 			kept := 0.0
-			for _, s := range d.S[:rank] {
+			for _, s := range d.S {
 				kept += s * s
 			}
-			if least := float64(rank) + (share*d.Energy-kept)/(last*last); least > float64(next) {
+			if least := float64(o.Rank) + (share*d.Energy-kept)/(last*last); least > float64(next) {
 				next = int(min(least, float64(maxRank)))
 			}
 		}
-		block = max(8, (next-rank+1)/2)
-		rank = next
+		o.Block = max(o.Block, (next-o.Rank+1)/4)
+		o.Rank = next
 	}
 }
