@@ -48,19 +48,24 @@ func (k *krylov) basis() (x, y kernels.Mat) {
 	return k.x.Slice(0, k.x.Rows, 0, k.width), k.y.Slice(0, k.y.Rows, 0, k.width)
 }
 
-// start makes the next block of random columns, if there is none as wide, and room
-// for limit columns.
-func (k *krylov) start(block, limit int) error {
-	if k.x.Cols < limit {
-		x, y, t := kernels.NewMat(k.src.cols, limit), kernels.NewMat(k.src.rows, limit), mat.NewDense(limit, limit, nil)
-		if k.width > 0 {
-			a, b := k.basis()
-			paste(x, a, 0)
-			paste(y, b, 0)
-			t.Copy(k.t)
-		}
-		k.x, k.y, k.t = x, y, t
+// room makes the basis hold so many columns.
+func (k *krylov) room(width int) {
+	if k.x.Cols >= width {
+		return
 	}
+	width = max(width, min(2*k.x.Cols, k.src.cols))
+	x, y, t := kernels.NewMat(k.src.cols, width), kernels.NewMat(k.src.rows, width), mat.NewDense(width, width, nil)
+	if k.width > 0 {
+		a, b := k.basis()
+		paste(x, a, 0)
+		paste(y, b, 0)
+		t.Copy(k.t)
+	}
+	k.x, k.y, k.t = x, y, t
+}
+
+// start makes the next block of random columns, if there is none as wide.
+func (k *krylov) start(block int) error {
 	if block = min(block, k.src.cols-k.width); k.next.Cols >= block {
 		return nil
 	}
@@ -116,7 +121,7 @@ func (k *krylov) converge(ctx context.Context, o Options) error {
 	keep, limit := o.widths()
 	limit = min(limit, k.src.cols)
 	o.Block = max(o.Block, (o.Rank+o.Iterations-1)/o.Iterations) // never too few columns for the rank
-	if err := k.start(o.Block, limit); err != nil {
+	if err := k.start(o.Block); err != nil {
 		return err
 	}
 	last := false
@@ -125,7 +130,7 @@ func (k *krylov) converge(ctx context.Context, o Options) error {
 			if k.width >= limit || k.complete() {
 				return nil
 			}
-			if err := k.start(o.Block, limit); err != nil || k.next.Cols == 0 {
+			if err := k.start(o.Block); err != nil || k.next.Cols == 0 {
 				return err
 			}
 		}
@@ -133,7 +138,7 @@ func (k *krylov) converge(ctx context.Context, o Options) error {
 		if err != nil || k.energy == 0 {
 			return err
 		}
-		of := k.add(k.next, y)
+		of := k.add(k.next)
 		k.next = kernels.Mat{}
 		var done bool
 		if done, last, err = k.settled(o); err != nil || done && o.Product == 0 {
@@ -171,14 +176,14 @@ func (k *krylov) complete() bool {
 	return sum >= (1-0x1p-20)*math.Ldexp(k.energy, 2*k.src.exponent)
 }
 
-// add puts a block and its products into the basis, and returns its columns of T.
-func (k *krylov) add(x, y kernels.Mat) *mat.Dense {
+// add takes a block, whose products pass has put there already, into the basis. It
+// returns its columns of T.
+func (k *krylov) add(x kernels.Mat) *mat.Dense {
 	at := k.width
 	paste(k.x, x, at)
-	paste(k.y, y, at)
 	k.width += x.Cols
 	_, all := k.basis()
-	of := gram(all, y)
+	of := gram(all, all.Slice(0, all.Rows, at, k.width))
 	for i := range k.width {
 		for j := range x.Cols {
 			k.t.Set(i, at+j, of.At(i, j))
@@ -317,12 +322,17 @@ func (k *krylov) restart(keep int) error {
 	return nil
 }
 
-// pass reads the matrix once and returns M·x and, if asked, Mᵀ·M·x. The first pass
+// pass reads the matrix once and returns M·x, in its place behind the basis, and, if
+// asked, Mᵀ·M·x. The first pass
 // adds up the energy, and starts again with a scale if the numbers are so large or
 // small that their squares leave float32.
 func (k *krylov) pass(ctx context.Context, x kernels.Mat, gram bool) (y, z kernels.Mat, err error) {
+	k.room(k.width + x.Cols)
+	y = k.y.Slice(0, k.y.Rows, k.width, k.width+x.Cols)
 	for {
-		y = kernels.NewMat(k.src.rows, x.Cols)
+		for i := range y.Rows {
+			clear(y.Data[i*y.RowStride:][:y.Cols])
+		}
 		if gram {
 			z = kernels.NewMat(k.src.cols, x.Cols)
 		}

@@ -39,10 +39,14 @@ func basis(seed uint64, rows, n int) *mat.Dense {
 // spectrum returns U·diag(s)·Vᵀ for random orthonormal U and V.
 func spectrum(seed uint64, rows, cols int, s []float64) []float32 {
 	u, v := basis(seed, rows, len(s)), basis(seed+1, cols, len(s))
-	var us, m mat.Dense
-	us.Mul(u, mat.NewDiagDense(len(s), s))
-	m.Mul(&us, v.T())
-	return small(&m).Data
+	for i := range rows {
+		for j, x := range u.RawRowView(i) {
+			u.Set(i, j, x*s[j])
+		}
+	}
+	m := kernels.NewMat(rows, cols)
+	kernels.MulAdd(m, small(u), small(v).T())
+	return m.Data
 }
 
 func sum2(s []float64) (sum float64) {
@@ -54,10 +58,9 @@ func sum2(s []float64) (sum float64) {
 
 // captured is the energy of m within the column space of d.V: ‖M·V‖².
 func captured(data []float32, rows, cols int, d *Decomposition) float64 {
-	var y mat.Dense
-	y.Mul(wide(kernels.MatOf(data, rows, cols)), wide(d.V))
-	n := mat.Norm(&y, 2)
-	return n * n
+	y := kernels.NewMat(rows, len(d.S))
+	kernels.MulAdd(y, kernels.MatOf(data, rows, cols), d.V)
+	return kernels.SquaredNorm(y.Data)
 }
 
 // relativeError is ‖M - U·diag(S)·Vᵀ‖ / ‖M‖.
@@ -139,7 +142,7 @@ func TestTruncatedCapturesWhatTheExactDoes(t *testing.T) {
 		}
 		return a
 	}
-	for _, shape := range [][2]int{{320, 256}, {300, 500}, {1100, 960}} {
+	for _, shape := range [][2]int{{320, 256}, {300, 500}, {1400, 760}} {
 		rows, cols := shape[0], shape[1]
 		least := min(rows, cols)
 		edge := 0.02 * (math.Sqrt(float64(rows)) + math.Sqrt(float64(cols)))
@@ -157,13 +160,16 @@ func TestTruncatedCapturesWhatTheExactDoes(t *testing.T) {
 				decay(16, func(i float64) float64 { return factor * edge * math.Pow(0.9, i-1) })))
 		}
 		for name, data := range cases {
-			if rows > 1000 && name != "noise" && name != "from strong to hidden" && name != "inverse root" {
-				continue
+			if rows > 1000 && name != "noise" && name != "from strong to hidden" {
+				continue // exact values of a matrix that is too large to be held take long
 			}
 			g := gram(kernels.MatOf(data, rows, cols), kernels.MatOf(data, rows, cols))
 			exact, ok := tridiagonalize(g, cols).values()
 			require.True(t, ok)
 			for _, rank := range []int{4, 16, 64} {
+				if rank == 4 && rows > 1000 {
+					continue
+				}
 				d, err := Truncated(background, Dense(data, rows, cols), Options{Rank: rank})
 				require.NoError(t, err)
 				wellFormed(t, d, rows, cols, rank)
@@ -521,8 +527,11 @@ func TestBadInput(t *testing.T) {
 // bits is a digest of decompositions that take every path through float32.
 func bits(t *testing.T) string {
 	h := sha256.New()
-	for _, shape := range [][2]int{{700, 500}, {200, 900}, {1300, 1000}} {
-		data := gaussian(9, shape[0]*shape[1], 1)
+	for _, shape := range [][2]int{{300, 260}, {200, 400}, {1100, 960}} {
+		data := difference(shape[0], shape[1])
+		if shape[0] == 300 { // until the basis is full
+			data = gaussian(9, shape[0]*shape[1], 1)
+		}
 		d, err := Truncated(background, Dense(data, shape[0], shape[1]), Options{Rank: 8, Seed: 3})
 		require.NoError(t, err)
 		for _, m := range []kernels.Mat{d.U, d.V} {

@@ -73,14 +73,3 @@ func BenchmarkSymmetric(b *testing.B) {
 		})
 	}
 }
-func BenchmarkZDecompose(b *testing.B) {
-	for _, n := range []int{16, 32, 64, 128} {
-		x := kernels.MatOf(gaussian(1, 500*n, 1), 500, n)
-		a := gram(x, x)
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			for b.Loop() {
-				decompose(a)
-			}
-		})
-	}
-}
