@@ -146,8 +146,9 @@ type ChangedTensor struct {
 const (
 	defaultValues = 64
 	// missing is the share of their energy that the leading values may miss: spectra that are looked at are
-	// often flat, as that of a weight or of what rounding does, and the default would take half as long again.
-	missing = 1e-3
+	// often flat, as that of a weight or of what rounding does. In white noise the last of 64 values is found
+	// 0.6 % too small; the default finds it to 0.01 % and takes half as long again.
+	missing = 1e-2
 )
 
 // Analyze looks at the singular values of an adapter's deltas, of a checkpoint's linear layers, or
