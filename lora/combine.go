@@ -349,7 +349,7 @@ func (o *CombineOptions) combine(ctx context.Context, name string, list []contri
 		if err != nil {
 			return Trained{}, err
 		}
-		d, err := svd.Truncated(ctx, svd.Dense(sum, rows, cols), svd.Options{Rank: rank})
+		d, err := svd.Truncated(ctx, svd.Dense(sum, rows, cols), svd.Options{Rank: rank, Product: prunedProduct})
 		if err != nil {
 			return Trained{}, err
 		}
@@ -367,6 +367,10 @@ func (o *CombineOptions) combine(ctx context.Context, name string, list []contri
 	c := list[0]
 	return Trained{A: kernels.MatOf(o.mix(as, wa), c.a.Rows, c.a.Cols), B: kernels.MatOf(o.mix(bs, wb), c.b.Rows, c.b.Cols), Rank: c.a.Rows}, nil
 }
+
+// prunedProduct bounds the error of a pruned sum's leading part, relative to the sum. PEFT decomposes it exactly, and
+// pruning leaves a flat tail, in which a rank may cut between values that are close together.
+const prunedProduct = 1e-6
 
 // deltas combines whole deltas.
 func (o *CombineOptions) deltas(ctx context.Context, name string, list []contribution) ([]float32, error) {

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"gonum.org/v1/gonum/mat"
 
 	"github.com/lorakit/lorakit/formats"
 	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
@@ -564,5 +565,40 @@ func TestStackNames(t *testing.T) {
 		stacks, err := list[0].fuse()
 		require.NoError(t, err)
 		require.Equal(t, want, stacks[0].Name)
+	}
+}
+
+// PEFT decomposes what pruning leaves exactly, and so do we, to float32, also where values at the cut are
+// close together: a delta of rank 4 leaves four large ones and a flat tail.
+func TestPrunedDeltasAreDecomposedAsByLAPACK(t *testing.T) {
+	for _, c := range []struct{ rows, cols, rank int }{{192, 448, 5}, {560, 600, 5}} {
+		r := rand.New(rand.NewPCG(1, 2))
+		factor := func(rows, cols int) kernels.Mat {
+			m := kernels.NewMat(rows, cols)
+			for i := range m.Data {
+				m.Data[i] = float32(r.NormFloat64())
+			}
+			return m
+		}
+		o := CombineOptions{Type: "magnitude_prune_svd", Density: 0.37}
+		list := []contribution{
+			{adapter: 0, weight: -0.5, scaling: 2, scale: -1, a: factor(4, c.cols), b: factor(c.rows, 4)},
+		}
+		sum, err := o.deltas(t.Context(), "m", list)
+		require.NoError(t, err)
+		whole := mat.NewDense(c.rows, c.cols, nil)
+		for i, v := range sum {
+			whole.Set(i/c.cols, i%c.cols, float64(v))
+		}
+		var exact mat.SVD
+		require.True(t, exact.Factorize(whole, mat.SVDThin))
+		var u, v, want mat.Dense
+		exact.UTo(&u)
+		exact.VTo(&v)
+		k := c.rank
+		want.Product(u.Slice(0, c.rows, 0, k), mat.NewDiagDense(k, exact.Values(nil)[:k]), v.Slice(0, c.cols, 0, k).T())
+		got, err := o.combine(t.Context(), "m", list, k)
+		require.NoError(t, err)
+		near(t, want.RawMatrix().Data, product(got), 1e-5, "leading part")
 	}
 }
