@@ -2,6 +2,7 @@ package lora
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -43,6 +44,7 @@ type Config struct {
 	kept          map[string][]bool          // of AdaLoRA: which directions are left, by module
 	feedforward   jsontext.Value             // of IA3: the modules whose inputs are scaled
 	regexes       map[string]*regexp2.Regexp // those of whole names, by their expression
+	unheard       []string                   // fields that are set and not known
 	spent         time.Duration              // matching patterns
 	raw           []byte
 }
@@ -83,8 +85,34 @@ func (l *patterns) add(p pattern) {
 // unsupported are the fields that change what an adapter computes and are not known
 // here. A value that is null, false or empty switches them off.
 var unsupported = []string{
-	"alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
+	"alora_invocation_tokens", "arrow_config", "enable_lora", "kasa_config", "layer_replication", "monteclora_config",
 	"use_bdlora", "use_qalora", "velora_config",
+}
+
+// known are the other fields of the configs of PEFT 0.21 and of those that write such folders: the ones that are looked at, and
+// those that say how an adapter begins or is trained.
+var known = []string{
+	"alpha", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "beta1", "beta2", "bias", "corda_config", "d_initial", "decompose_both", "decompose_factor", "deltaT",
+	"ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "inference_mode", "init_ia3_weights", "init_lora_weights", "init_r", "init_weights",
+	"layers_pattern", "layers_to_transform", "loftq_config", "lora_B_layout", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
+	"merge_weights", "module_dropout", "modules_to_save", "orth_reg_weight", "peft_type", "peft_version", "projection_prng_key", "qalora_group_size", "r", "rank_dropout", "rank_dropout_scale",
+	"rank_pattern", "revision", "runtime_config", "save_projection", "target_modules", "target_parameters", "target_r", "task_type", "tfinal", "tinit", "total_step",
+	"trainable_token_indices", "use_dora", "use_effective_conv2d", "use_rslora", "vera_dropout",
+}
+
+// unheard lists the fields that are set and not known. One that switches something on is an error: PEFT calls what
+// changes the mathematics use_ something.
+func unheard(all map[string]jsontext.Value) (list []string, err error) {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		switch {
+		case empty(all[name]) || slices.Contains(known, name):
+		case slices.Contains(unsupported, name) || strings.HasPrefix(name, "use_"):
+			return nil, fmt.Errorf("%w: %s is %s, which changes what the adapter computes", ErrUnsupported, name, tensor.Quote(string(all[name])))
+		default:
+			list = append(list, name)
+		}
+	}
+	return list, nil
 }
 
 // Regular expressions of a config are somebody else's program: these bound how long one may
@@ -121,10 +149,8 @@ func parseConfig(b []byte) (Config, error) {
 	if err := json.Unmarshal(all["base_model_name_or_path"], &c.Base); err != nil {
 		c.Base = "" // null, or no name
 	}
-	for _, name := range unsupported {
-		if v, ok := all[name]; ok && !empty(v) {
-			return c, fmt.Errorf("%w: %s is %s, which changes what the adapter computes", ErrUnsupported, name, tensor.Quote(string(v)))
-		}
+	if c.unheard, err = unheard(all); err != nil {
+		return c, err
 	}
 	if c.otherMethod() {
 		return c, c.parseMethod(all)

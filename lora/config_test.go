@@ -93,3 +93,20 @@ func FuzzConfig(f *testing.F) {
 		stringList(c.Targets)
 	})
 }
+
+// What a config has besides is told, and an error where it may change the mathematics.
+func TestUnheardFields(t *testing.T) {
+	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "note": "mine", "lora_dropout": 0.1, "off": null, "none": [], "use_cache": false}`))
+	require.NoError(t, err)
+	require.Equal(t, []string{"note"}, c.unheard)
+	for _, field := range []string{`"use_newthing": true`, `"use_dora_too": {"a": 1}`, `"enable_lora": [true, false]`} {
+		_, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, ` + field + `}`))
+		require.ErrorIs(t, err, ErrUnsupported, field)
+		require.ErrorContains(t, err, "which changes what the adapter computes")
+	}
+	a, err := Open(folder(t, `{"peft_type": "LORA", "r": 2, "b": 1, "a": 2, "c": 3, "d": 4, "e": 5}`, map[string][]int64{"q.lora_A.weight": {2, 3}, "q.lora_B.weight": {4, 2}}), OpenOptions{})
+	require.NoError(t, err)
+	defer a.Close()
+	require.Len(t, a.Notices, 1)
+	require.Contains(t, a.Notices[0], `has fields that are not known here, and are not looked at: "a", "b", "c", "d", and 1 more`)
+}

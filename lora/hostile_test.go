@@ -138,6 +138,7 @@ func TestOpenRefusesTwoMeanings(t *testing.T) {
 		{"both mean it, with other indices", `{"peft_type": "LORA", "r": 2, "trainable_token_indices": {"embed_tokens": [1], "model.embed_tokens": [2]}}`, rows},
 		{"scale in lora_parameters is \"null\"", `{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": null}}`, mlx},
 		{"has the alpha \"null\"", `{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "alpha": null}}`, mlx},
+		{"it has rank 2 in its tensors, and by lora_parameters it is 7", `{"fine_tune_type": "lora", "lora_parameters": {"rank": 7, "scale": 2}}`, mlx},
 		{"at most 65536 experts", `{"fine_tune_type": "lora", "lora_parameters": {"scale": 2}}`, map[string][]int64{"x.switch_mlp.up_proj.lora_a": {65537, 1, 1}, "x.switch_mlp.up_proj.lora_b": {65537, 1, 1}}},
 	} {
 		dir := folder(t, c.config, c.shapes)

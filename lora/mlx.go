@@ -102,6 +102,13 @@ func (a *Adapter) readMLX(config []byte) error {
 		m.Scaling, m.Alpha = scale, scale*float64(m.Rank)
 		a.Modules = append(a.Modules, m)
 	}
+	// Some tools write one rank for modules of several.
+	hasRank := func(m *Module) bool { return float64(m.Rank) == c.Parameters.Rank }
+	for _, m := range a.Modules {
+		if m.A.T != nil && c.Parameters.Rank != 0 && !slices.ContainsFunc(a.Modules, hasRank) {
+			return fmt.Errorf("%s: module %s: %w: it has rank %d in its tensors, and by lora_parameters it is %g", a.Path, tensor.Quote(m.Name), ErrMalformed, m.Rank, c.Parameters.Rank)
+		}
+	}
 	return nil
 }
 

@@ -157,6 +157,9 @@ func (a *Adapter) openFolder(o OpenOptions) error {
 	if a.Config, err = parseConfig(config); err != nil {
 		return fmt.Errorf("%s: %w", filepath.Join(a.Path, configName), err)
 	}
+	if len(a.Config.unheard) > 0 {
+		a.Notices = append(a.Notices, fmt.Sprintf("%s has fields that are not known here, and are not looked at: %s", filepath.Join(a.Path, configName), names(a.Config.unheard)))
+	}
 	if err := a.Config.setLayout(o.ExpertLayout); err != nil {
 		return a.named(err)
 	}
@@ -164,6 +167,18 @@ func (a *Adapter) openFolder(o OpenOptions) error {
 		return err
 	}
 	return a.readPEFT(a.tensors)
+}
+
+// names lists some of many names.
+func names(list []string) string {
+	var quoted []string
+	for _, name := range list[:min(len(list), 4)] {
+		quoted = append(quoted, tensor.Quote(name))
+	}
+	if n := len(list) - len(quoted); n > 0 {
+		quoted = append(quoted, fmt.Sprintf("and %d more", n))
+	}
+	return strings.Join(quoted, ", ")
 }
 
 // openTensors opens the first of the files that is there.

@@ -350,17 +350,9 @@ func (c *Config) savesWhole(name string) bool {
 
 // errNotMeant says that a config leaves out a module that has tensors.
 func (c *Config) errNotMeant(m *Module) error {
-	var meant []string
-	for _, list := range [][]string{c.targets.list, stringList(c.Parameters)} {
-		for _, entry := range list {
-			meant = append(meant, tensor.Quote(entry))
-		}
-	}
+	meant := slices.Concat(c.targets.list, stringList(c.Parameters))
 	if c.targets.expr != "" {
-		meant = append(meant, tensor.Quote(c.targets.expr))
-	}
-	if n := len(meant); n > 4 {
-		meant = append(meant[:4], fmt.Sprintf("and %d more", n-4))
+		meant = append(meant, c.targets.expr)
 	}
 	fields := "target_modules"
 	for _, f := range []struct {
@@ -371,7 +363,7 @@ func (c *Config) errNotMeant(m *Module) error {
 			fields += ", " + f.name
 		}
 	}
-	return fmt.Errorf("module %s: %w: it has tensors, and by %s's %s it is not adapted, expected one of %s", tensor.Quote(m.String()), ErrMalformed, configName, fields, strings.Join(meant, ", "))
+	return fmt.Errorf("module %s: %w: it has tensors, and by %s's %s it is not adapted, expected one of %s", tensor.Quote(m.String()), ErrMalformed, configName, fields, names(meant))
 }
 
 // ensuredEnd reports whether a module is an end of a tie of which another end is adapted too: with
