@@ -75,6 +75,9 @@ func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptio
 	if err != nil {
 		return nil, err
 	}
+	for _, a := range list {
+		r.Notices = append(r.Notices, a.Notices...)
+	}
 	r.Notices = append(r.Notices, notices...)
 	return r, nil
 }
@@ -108,6 +111,7 @@ func Resize(ctx context.Context, adapter Adapter, out string, rank int, energy f
 	if err != nil {
 		return nil, err
 	}
+	r.Notices = append(r.Notices, list[0].Notices...)
 	if r.Resized, r.Explained = resized, 1; whole > 0 {
 		r.Explained = held / whole
 	}
