@@ -3,6 +3,7 @@ package models
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json"
 )
@@ -14,44 +15,40 @@ import (
 // weight, as convolutions; and at last a module of any name that occurs, in a place where others are, unless the caller
 // knows better what the name is.
 func Unflatten(names []string, known func(string) bool) map[string][]string {
-	u := unflattener{found: map[string][]string{}, wanted: map[string][]string{}, others: map[string]bool{}, places: map[string][]string{}, lasts: map[string][]string{}}
+	c := catalogue()
+	found := map[string][]string{}
 	for _, n := range names {
-		key := flatKey(n)
-		if !slices.Contains(u.wanted[key], n) {
-			u.wanted[key] = append(u.wanted[key], n)
+		list := matching(c.linear, n)
+		if list == nil {
+			list = matching(c.others, n)
+		}
+		if list == nil && (known == nil || !known(n)) {
+			list = c.compose(n)
+		}
+		if slices.Sort(list); len(list) > 0 {
+			found[n] = list
 		}
 	}
-	u.read()
-	for module := range u.others {
-		u.try(module, func(n string) bool { return u.direct[n] })
-		u.place(module)
-	}
-	for _, n := range names {
-		if len(u.found[n]) == 0 && (known == nil || !known(n)) {
-			u.found[n] = u.compose(n)
-		}
-	}
-	for n, list := range u.found {
-		if slices.Sort(list); len(list) == 0 {
-			delete(u.found, n)
-		}
-	}
-	return u.found
+	return found
 }
 
-// unflattener finds the names that are wanted.
-type unflattener struct {
-	found  map[string][]string
-	wanted map[string][]string // by what is left when numbers are #
-	direct map[string]bool     // those that are linear layers and the like
-	others map[string]bool     // modules of other kinds
-	places map[string][]string // what modules are in, by flatKey
-	lasts  map[string][]string // the last parts of their names, by flatKey
+// modules are the names of all modules with a weight that architectures have, with # for numbers, by flatKey.
+type modules struct {
+	linear map[string][]string // linear layers, embeddings, routers and single experts
+	others map[string][]string
+	places map[string][]string // what modules are in
+	lasts  map[string][]string // the last parts of their names
 }
 
-// read goes through the data of all architectures.
-func (u *unflattener) read() {
-	seen := map[string]bool{}
+// catalogue reads the data of all architectures, once.
+var catalogue = sync.OnceValue(func() *modules {
+	linear, others := map[string]bool{}, map[string]bool{}
+	note := func(pattern string, to map[string]bool) {
+		pattern, _, _ = strings.Cut(pattern, "[")
+		if module, ok := strings.CutSuffix(pattern, ".weight"); ok {
+			to[module] = true
+		}
+	}
 	for _, class := range All() {
 		b, err := files.ReadFile("data/" + class + ".json")
 		if err != nil {
@@ -64,69 +61,60 @@ func (u *unflattener) read() {
 		if err := json.Unmarshal(b, &a); err != nil {
 			panic(err) // so is its content
 		}
-		note := func(pattern string, other bool) {
-			pattern, _, _ = strings.Cut(pattern, "[")
-			module, ok := strings.CutSuffix(pattern, ".weight")
-			switch {
-			case !ok || seen[module]:
-			case other:
-				u.others[module] = true
-			default:
-				seen[module] = true
-				u.try(module, nil)
-				u.place(module)
-			}
-		}
 		for words, lines := range a.Parameters {
+			to := linear
+			if strings.HasPrefix(words, "other") {
+				to = others
+			}
 			for _, line := range lines {
 				for pattern := range expand(line) {
-					note(pattern, strings.HasPrefix(words, "other"))
+					note(pattern, to)
 				}
 			}
 		}
 		for _, p := range a.Slices { // single experts
-			note(p.File, false)
+			note(p.File, linear)
 		}
 	}
-	u.direct = map[string]bool{}
-	for n := range u.found {
-		u.direct[n] = true
+	c := &modules{map[string][]string{}, map[string][]string{}, map[string][]string{}, map[string][]string{}}
+	add := func(to map[string][]string, name string) {
+		if key := flatKey(name); !slices.Contains(to[key], name) {
+			to[key] = append(to[key], name)
+		}
 	}
-}
+	for _, of := range []struct {
+		modules map[string]bool
+		to      map[string][]string
+	}{{linear, c.linear}, {others, c.others}} {
+		for module := range of.modules {
+			add(of.to, module)
+			at := strings.LastIndexByte(module, '.')
+			add(c.lasts, module[at+1:])
+			for ; at > 0; at = strings.LastIndexByte(module[:at], '.') {
+				add(c.places, module[:at])
+			}
+		}
+	}
+	return c
+})
 
-// try takes a module for all that it may be, but for names that are to be passed over.
-func (u *unflattener) try(module string, pass func(string) bool) {
-	for _, n := range u.wanted[flatKey(module)] {
-		if pass != nil && pass(n) {
-			continue
-		}
-		if name, ok := unflatten(module, n); ok && !slices.Contains(u.found[n], name) {
-			u.found[n] = append(u.found[n], name)
+// matching lists what a flat name may be of some modules.
+func matching(modules map[string][]string, n string) (list []string) {
+	for _, module := range modules[flatKey(n)] {
+		if name, ok := unflatten(module, n); ok && !slices.Contains(list, name) {
+			list = append(list, name)
 		}
 	}
-}
-
-// place keeps the parts of a module's name.
-func (u *unflattener) place(module string) {
-	add := func(m map[string][]string, name string) {
-		if key := flatKey(name); !slices.Contains(m[key], name) {
-			m[key] = append(m[key], name)
-		}
-	}
-	at := strings.LastIndexByte(module, '.')
-	add(u.lasts, module[at+1:])
-	for ; at > 0; at = strings.LastIndexByte(module[:at], '.') {
-		add(u.places, module[:at])
-	}
+	return list
 }
 
 // compose takes a name for that of a place and a module in it.
-func (u *unflattener) compose(n string) []string {
+func (c *modules) compose(n string) []string {
 	var list []string
 	for at := strings.IndexByte(n, '_'); at >= 0 && at < len(n); {
 		place, last := n[:at], n[at+1:]
-		for _, l := range u.lasts[flatKey(last)] {
-			for _, p := range u.places[flatKey(place)] {
+		for _, l := range c.lasts[flatKey(last)] {
+			for _, p := range c.places[flatKey(place)] {
 				if name, ok := unflatten(p+"."+l, n); ok && !slices.Contains(list, name) {
 					list = append(list, name)
 				}
