@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -40,7 +41,7 @@ loads it. Less the adapter that it started as, by cat or svd, it is one for the 
 	parse = adapterFlags(c)
 	f := c.Flags()
 	types := lorakit.CombineTypes()
-	f.StringVar(&o.Type, "type", "", "how: "+fmt.Sprint(types))
+	f.StringVar(&o.Type, "type", "", "how: "+strings.Join(types, ", "))
 	f.Float64Var(&o.Density, "density", 0, "share of the values that pruning leaves")
 	f.StringVar(&o.MajoritySign, "majority-sign", "", "how ties elects signs: total or frequency")
 	f.IntVar(&o.Rank, "rank", 0, "rank of what the svd types make (default: the largest of the adapters)")

@@ -56,6 +56,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(out)
+	wrapFlags(root, out)
 	root.SetErr(stderr)
 	endSoon := func() bool { return false }
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
@@ -156,6 +157,18 @@ func wrongArgumentsAreUsage(parent *cobra.Command) {
 		}
 		wrongArgumentsAreUsage(c)
 	}
+}
+
+// helpWidth is how many columns a line of help has at most.
+const helpWidth = 100
+
+// wrapFlags breaks the lines that tell of flags.
+func wrapFlags(root *cobra.Command, w io.Writer) {
+	width := helpWidth
+	if columns, ok := terminalWidth(w); ok {
+		width = min(width, columns)
+	}
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "FlagUsages ", fmt.Sprintf("FlagUsagesWrapped %d ", width)))
 }
 
 // output remembers that something could not be written, so that a full disk behind

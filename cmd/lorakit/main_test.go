@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/assert"
@@ -241,5 +242,25 @@ func TestFlagsThatAreMissingAreWrongUsage(t *testing.T) {
 		var stdout, stderr strings.Builder
 		assert.Equal(t, exitUsage, run(args, &stdout, &stderr), args)
 		assert.Equal(t, 1, strings.Count(stderr.String(), "\n"), &stderr)
+	}
+}
+
+// TestHelpIsNotWide holds for every command.
+func TestHelpIsNotWide(t *testing.T) {
+	names := []string{"lorakit"}
+	for _, c := range newRoot().Commands() {
+		names = append(names, c.Name())
+	}
+	require.Greater(t, len(names), 12)
+	for _, name := range names {
+		var out, errs strings.Builder
+		args := []string{name, "--help"}
+		if name == "lorakit" {
+			args = args[1:]
+		}
+		require.Zero(t, run(args, &out, &errs), &errs)
+		for line := range strings.Lines(out.String()) {
+			assert.LessOrEqual(t, utf8.RuneCountInString(line)-1, helpWidth, "%s: %s", name, line)
+		}
 	}
 }
