@@ -111,6 +111,7 @@ func printAnalysis(w io.Writer, r *lorakit.Analysis) {
 		head = append(head, "NORM", "EFF. RANK", "50%", "90%", "NF4 ERROR", "BY 8", "BY 16", "BY 32", "BY 64")
 	}
 	t := newTable(w, head...)
+	t.names, t.spare = []string{"MODULE"}, []string{"SHAPE", "SPECTRUM", "FORM", "50%", "RANK", "90%", "EFF. RANK", "NORM"}
 	for _, m := range r.Modules {
 		shape := "-"
 		if m.Shape != nil {
@@ -163,6 +164,7 @@ func printKinds(w io.Writer, r *lorakit.Analysis) {
 		head = append(head, "EFF. RANK", "NF4 ERROR", "BY 8", "BY 16", "BY 32", "BY 64")
 	}
 	t := newTable(w, head...)
+	t.names, t.spare = []string{"KIND"}, []string{"EFF. RANK", "MODULES", "NORM"}
 	for _, k := range r.Kinds {
 		row := []string{fmt.Sprint(k.Modules), k.Kind, fmt.Sprintf("%.4g", k.Norm)}
 		if r.Of == "change" {
@@ -211,7 +213,7 @@ func effectiveRank(x float64, complete bool) string {
 func kept(list []lorakit.RankShare, rank int) string {
 	for _, k := range list {
 		if k.Rank == rank {
-			return fmt.Sprintf("%.1f%%", 100*k.Share)
+			return percent(k.Share)
 		}
 	}
 	return "-"

@@ -220,6 +220,7 @@ func count(n int, what string) string {
 // printPlan shows what a dry run has found.
 func printPlan(w io.Writer, r *lorakit.ConvertResult) error {
 	t := newTable(w, "FILE", "TENSOR", "DTYPE", "SHAPE", "FROM")
+	t.names, t.spare = []string{"FILE", "TENSOR"}, []string{"DTYPE", "SHAPE"}
 	for _, s := range r.Plan.Shards {
 		for _, j := range s.Jobs {
 			how := "copied"

@@ -42,6 +42,7 @@ side, or has another shape.`,
 				}
 			} else {
 				t := newTable(w, "REL RMS", "TENSOR", "SHAPE", "MAX ABS")
+				t.names, t.spare = []string{"TENSOR"}, []string{"SHAPE"}
 				for _, d := range r.Tensors {
 					if d.RelRMS > tolerance || tolerance == 0 && d.MaxAbs > 0 {
 						t.row(fmt.Sprintf("%.3g", d.RelRMS), d.Name, d.Shape.String(), fmt.Sprintf("%.3g", d.MaxAbs))

@@ -31,8 +31,9 @@ tensors differ that have no part in it (norms, biases, convolutions).`,
 				return printJSON(c.OutOrStdout(), r)
 			}
 			t := newTable(c.OutOrStdout(), "MODULE", "RANK", "EXPLAINED", "NORM OF CHANGE")
+			t.names, t.spare = []string{"MODULE"}, []string{"NORM OF CHANGE"}
 			for _, m := range r.Modules {
-				t.row(m.Name, fmt.Sprint(m.Rank), fmt.Sprintf("%.4f", m.Explained), fmt.Sprintf("%.4g", m.DeltaNorm))
+				t.row(m.Name, fmt.Sprint(m.Rank), share(m.Explained), fmt.Sprintf("%.4g", m.DeltaNorm))
 			}
 			t.flush()
 			if len(r.Whole) > 0 {
@@ -44,7 +45,7 @@ tensors differ that have no part in it (norms, biases, convolutions).`,
 			if len(r.Left) > 0 {
 				fmt.Fprintf(c.ErrOrStderr(), "note: %s differ that have no part in the adapter, the first is %s\n", count(len(r.Left), "tensor"), escape(r.Left[0]))
 			}
-			fmt.Fprintf(c.ErrOrStderr(), "%s: %s, %.4f of the change\n", escape(r.Destination), count(len(r.Modules), "module"), r.Explained)
+			fmt.Fprintf(c.ErrOrStderr(), "%s: %s, %s of the change\n", escape(r.Destination), count(len(r.Modules), "module"), share(r.Explained))
 			return nil
 		},
 	}

@@ -95,6 +95,7 @@ func inspectAdapter(c *cobra.Command, path string, parse func([]string) ([]lorak
 
 func printTensors(w io.Writer, r *lorakit.Inspection) {
 	t := newTable(w, "DTYPE", "TENSOR", "SHAPE", "SIZE", "STORED AS", "KIND")
+	t.names, t.spare = []string{"TENSOR"}, []string{"KIND", "SIZE", "DTYPE"}
 	for _, x := range r.Tensors {
 		t.row(x.DType.String(), x.Name, x.Shape.String(), humanize.IBytes(uint64(x.Bytes)), cmp.Or(x.Scheme, "plain"), x.Kind)
 	}

@@ -13,6 +13,7 @@ import (
 
 func printAdapter(w io.Writer, r *lorakit.AdapterInspection) {
 	t := newTable(w, "DTYPE", "MODULE", "FORM", "A", "B", "RANK", "ALPHA", "SCALING", "NORM")
+	t.names, t.spare = []string{"MODULE"}, []string{"DTYPE", "A", "B", "ALPHA", "FORM"}
 	for _, m := range r.Modules {
 		form, a, b, rank, alpha, scaling := formOf(m.Form, m.DoRA, m.NeedsBase, m.Experts), "-", m.Shape.String(), "-", "-", "-"
 		if m.Base {
@@ -29,8 +30,13 @@ func printAdapter(w io.Writer, r *lorakit.AdapterInspection) {
 	t.flush()
 
 	fmt.Fprintln(w)
+	_, terminal := terminalWidth(w)
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%-13s %s\n", name, shorten(escape(fmt.Sprintf(format, args...)), longestName))
+		text := escape(fmt.Sprintf(format, args...))
+		if terminal { // where a list of many targets would fill the screen
+			text = shorten(text, longestName)
+		}
+		fmt.Fprintf(w, "%-13s %s\n", name, text)
 	}
 	if r.PeftVersion != "" {
 		line("dialect", "%s, %s, written by PEFT %s", r.Dialect, r.Type, r.PeftVersion)

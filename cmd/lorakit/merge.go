@@ -71,7 +71,7 @@ func printKept(w io.Writer, adapters []lorakit.KeptAdapter) {
 				name, least = n, kept
 			}
 		}
-		fmt.Fprintf(w, "%s: kept %.4f of the delta of %s, least in %s: %.4f\n", escape(a.Path), a.Kept, count(len(a.Modules), "module"), shorten(escape(name), longestName), least)
+		fmt.Fprintf(w, "%s: kept %s of the delta of %s, least in %s: %s\n", escape(a.Path), share(a.Kept), count(len(a.Modules), "module"), shorten(escape(name), longestName), share(least))
 	}
 }
 
@@ -94,7 +94,7 @@ func printKeptTable(w io.Writer, adapters []lorakit.KeptAdapter) {
 	for _, a := range adapters {
 		t := newTable(w, "MODULE", "KEPT", "NORM OF DELTA")
 		for _, m := range a.Modules {
-			t.row(m.Name, fmt.Sprintf("%.4f", m.Kept), fmt.Sprintf("%.4g", m.Delta))
+			t.row(m.Name, share(m.Kept), fmt.Sprintf("%.4g", m.Delta))
 		}
 		t.flush()
 	}

@@ -20,11 +20,16 @@ import (
 // is cut. --json has them whole.
 const longestName = 200
 
-// table prints rows in columns. On a terminal the widest column, that of names, is cut in the
-// middle where a row would not fit; elsewhere only what is longer than longestName.
+// leastName is how many characters of a name are shown at least before a column is left away for it.
+const leastName = 24
+
+// table prints rows in columns. On a terminal rows that would not fit lose columns, those that are needed least, and names
+// the middle; elsewhere nothing is lost but of names that are longer than longestName.
 type table struct {
-	w    io.Writer
-	rows [][]string
+	w     io.Writer
+	rows  [][]string
+	names []string // heads of the columns that may be cut, the first one first: without any, that of the widest
+	spare []string // heads of the columns that may be left away, in this order
 }
 
 func newTable(w io.Writer, head ...string) *table { return &table{w: w, rows: [][]string{head}} }
@@ -37,41 +42,147 @@ func (t *table) row(cells ...string) {
 }
 
 func (t *table) flush() {
-	widths := make([]int, len(t.rows[0]))
-	total := 0
-	for i := range widths {
-		for _, r := range t.rows {
-			widths[i] = max(widths[i], utf8.RuneCountInString(r[i]))
-		}
-		total += widths[i] + 2
+	columns, ok := terminalWidth(t.w)
+	if !ok {
+		columns = math.MaxInt
 	}
-	if columns, ok := terminalWidth(t.w); ok && total > columns {
-		names := slices.Index(widths, slices.Max(widths))
-		widths[names] = max(widths[names]-(total-columns), min(widths[names], 16))
-	}
-	var b strings.Builder
-	for _, r := range t.rows {
-		for i, c := range r {
-			c = shorten(c, widths[i])
-			b.WriteString(c)
-			if i < len(r)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c)+2))
-			}
-		}
-		line := strings.TrimRight(b.String(), " ")
+	for _, line := range t.lines(columns) {
 		fmt.Fprintln(t.w, line)
-		b.Reset()
 	}
 }
 
+// lines are the rows, and what was left away, in at most so many columns as far as that can be.
+func (t *table) lines(columns int) []string {
+	head := t.rows[0]
+	cells := make([][]string, len(head)) // by column
+	widths := make([]int, len(head))
+	for i := range head {
+		for _, r := range t.rows {
+			cells[i] = append(cells[i], r[i])
+			widths[i] = max(widths[i], utf8.RuneCountInString(r[i]))
+		}
+	}
+	names := t.names
+	if len(names) == 0 {
+		names = []string{head[slices.Index(widths, slices.Max(widths))]}
+	}
+	var left []string
+	// total is the width of a row whose names have at most so many characters.
+	total := func(most int) int {
+		n := -2
+		for i, h := range head {
+			switch {
+			case slices.Contains(left, h):
+			case slices.Contains(names, h):
+				n += min(widths[i], most) + 2
+			default:
+				n += widths[i] + 2
+			}
+		}
+		return n
+	}
+	for _, h := range t.spare {
+		if total(leastName) > columns && slices.Contains(head, h) {
+			left = append(left, h)
+		}
+	}
+	for _, least := range []int{12, 8} {
+		for i, h := range head {
+			if over := total(longestName) - columns; over > 0 && slices.Contains(names, h) && widths[i] > least {
+				widths[i] = max(widths[i]-over, least)
+			}
+		}
+	}
+	for i, h := range head {
+		if slices.Contains(names, h) {
+			cells[i] = shortenAll(cells[i], widths[i])
+		}
+	}
+
+	var lines []string
+	for r := range t.rows {
+		var b strings.Builder
+		for i, h := range head {
+			if !slices.Contains(left, h) {
+				c := cells[i][r]
+				b.WriteString(c + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c)+2))
+			}
+		}
+		lines = append(lines, strings.TrimRight(b.String(), " "))
+	}
+	if len(left) > 0 {
+		lines = append(lines, "no room for "+strings.Join(left, ", "))
+	}
+	return lines
+}
+
 // shorten cuts the middle out of what is longer than n characters.
-func shorten(s string, n int) string {
+func shorten(s string, n int) string { return cut(s, n, (n-1)/3) }
+
+// cut leaves of what is longer than n characters the first few and the last ones.
+func cut(s string, n, first int) string {
 	r := []rune(s)
 	if len(r) <= n || n < 3 {
 		return s
 	}
-	tail := (n - 1) * 2 / 3
-	return string(r[:n-1-tail]) + "…" + string(r[len(r)-tail:])
+	return string(r[:first]) + "…" + string(r[len(r)-(n-1-first):])
+}
+
+// shortenAll cuts all in the same place: where the most of them stay different, for names of layers
+// mostly differ in a number in their middle.
+func shortenAll(list []string, n int) []string {
+	longest := 0
+	for _, s := range list {
+		longest = max(longest, utf8.RuneCountInString(s))
+	}
+	if longest <= n {
+		return list
+	}
+	most, place := 0, 0
+	for first := range n {
+		different := map[string]bool{}
+		for _, s := range list[:min(len(list), 2000)] { // more say nothing new
+			different[cut(s, n, first)] = true
+		}
+		if len(different) > most {
+			most, place = len(different), first
+		}
+	}
+	short := make([]string, len(list))
+	for i, s := range list {
+		short[i] = cut(s, n, place)
+	}
+	return short
+}
+
+// oneInFloat32 is the smallest number that float32 rounds to 1.
+const oneInFloat32 = 1 - 0x1p-25
+
+// share is a share of a whole to four digits, or as many as it takes where it is less than 1 and would be rounded
+// up to that: 1 is what float32 does not tell from it.
+func share(x float64) string {
+	s := fmt.Sprintf("%.4f", x)
+	for digits := 5; s[0] == '1' && x < oneInFloat32; digits++ {
+		s = fmt.Sprintf("%.*f", digits, x)
+	}
+	return unsigned(s)
+}
+
+// unsigned takes the sign from a zero.
+func unsigned(s string) string {
+	if strings.Trim(s, "-0.%") == "" {
+		return strings.TrimPrefix(s, "-")
+	}
+	return s
+}
+
+// percent is a share in percent, which is 100 only where nothing is missing.
+func percent(x float64) string {
+	s := fmt.Sprintf("%.1f%%", 100*x)
+	if s == "100.0%" && x < oneInFloat32 {
+		return "99.9%"
+	}
+	return unsigned(s)
 }
 
 // terminalWidth is the number of columns of the terminal behind w, if there is one.

@@ -62,7 +62,7 @@ the modules that fell short of --min-kept.`,
 						break
 					}
 					name, kept := m.Lowest()
-					names = append(names, fmt.Sprintf("%s (%.4f)", name, kept))
+					names = append(names, fmt.Sprintf("%s (%s)", name, share(kept)))
 				}
 				if len(names) > 0 {
 					fmt.Fprintf(c.ErrOrStderr(), "%s: kept less than %g of the adapter: %s\n", escape(args[0]), minKept, escape(strings.Join(names, ", ")))
