@@ -84,6 +84,9 @@ func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	if err := checkpoints(base); err != nil {
+		return nil, err
+	}
 	c, err := pipeline.Open(base)
 	if err != nil {
 		return nil, err

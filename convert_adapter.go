@@ -42,6 +42,16 @@ func ExpertChoices() []string { return lora.ExpertChoices() }
 // IsAdapter reports whether a path looks like an adapter and not like a checkpoint.
 func IsAdapter(path string) bool { return lora.IsAdapter(path) }
 
+// checkpoints refuses adapters where checkpoints are expected.
+func checkpoints(paths ...string) error {
+	for _, p := range paths {
+		if IsAdapter(p) {
+			return fmt.Errorf("%s: %w: it is an adapter, expected a checkpoint", p, ErrRefused)
+		}
+	}
+	return nil
+}
+
 // ConvertAdapter writes an adapter in another dialect, or with its experts laid out in another way. Its
 // delta stays what it is; what a dialect has no place for is an error.
 func ConvertAdapter(ctx context.Context, src Adapter, dst string, o AdapterOptions) (*AdapterConversion, error) {

@@ -59,6 +59,9 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	if (o.Rank > 0) == (o.Energy > 0) || o.Rank < 0 || o.Energy < 0 || o.Energy > 1 {
 		return nil, fmt.Errorf("%w: rank is %d and energy %v, expected one of them: a rank of 1 or more, or an energy above 0 and at most 1", ErrOption, o.Rank, o.Energy)
 	}
+	if err := checkpoints(base, tuned); err != nil {
+		return nil, err
+	}
 	if err := pipeline.CheckSpared(out, tuned); err != nil {
 		return nil, err
 	}

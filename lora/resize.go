@@ -41,7 +41,7 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 			continue
 		}
 		if most := min(m.B.Rows, m.A.Cols); int64(rank) > most {
-			return nil, fmt.Errorf("%s: module %s: %w: rank %d is larger than its matrix allows, %d", a.Path, tensor.Quote(m.Name), ErrBase, rank, most)
+			return nil, fmt.Errorf("%s: module %s: %w: rank %d is larger than its matrix allows, %d", a.Path, tensor.Quote(m.Name), ErrUnsupported, rank, most)
 		}
 	}
 	var rest []*Module

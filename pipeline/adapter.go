@@ -102,11 +102,11 @@ func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
 	byName, single := formats.ForExtension(dst)
 	switch {
 	case e.File != "" && single:
-		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a folder, and this is the name of a file", dst, ErrRefused, e.Dialect)
+		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a folder, and this is the name of a file; lorakit convert --to kohya or loralib makes a file of one", dst, ErrRefused, e.Dialect)
 	case e.File != "":
 		return format, e.File, nil
 	case !single:
-		return nil, "", fmt.Errorf("%s: %w: a %s adapter is one file, expected a name that ends in %s", dst, ErrRefused, e.Dialect, strings.Join(format.Extensions(), ", "))
+		return nil, "", fmt.Errorf("%s: %w: a %s adapter is one file, expected a name that ends in %s; --to peft or mlx makes a folder", dst, ErrRefused, e.Dialect, strings.Join(format.Extensions(), ", "))
 	case byName.Name() != e.Format:
 		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a %s file, expected a name that ends in %s", dst, ErrRefused, e.Dialect, e.Format, strings.Join(format.Extensions(), ", "))
 	}

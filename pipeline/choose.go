@@ -57,6 +57,9 @@ func (b *planner) check() error {
 func (b *planner) target(dst string) (formats.Format, error) {
 	byName, single := formats.ForExtension(dst)
 	b.p.SingleFile = single
+	if !single && isWeights(filepath.Base(dst)) { // a folder of that name is not what was meant
+		return nil, fmt.Errorf("%s: %w: no format that is written has this extension", dst, ErrRefused)
+	}
 	switch {
 	case b.To != "":
 		f, err := formats.Lookup(b.To)

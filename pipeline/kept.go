@@ -373,8 +373,9 @@ func (r *run) checkKept() error {
 	if slices.ContainsFunc(r.merges, func(j *jobRun) bool { return j.Encode != nil }) {
 		out = "write 16 bit (--quantize none) or int8, or leave the 4-bit base as it is with the adapter beside it"
 	}
+	// A share of a little less than 0 is said without a sign: -0 and 0 is 0.
 	return fmt.Errorf("%w: kept share of %s is %.4f, expected at least %g (%s below it); %s; --min-kept 0 writes it all the same",
-		ErrLost, tensor.Quote(name), least, r.opts.MinKept, plural(len(short), "module"), out)
+		ErrLost, tensor.Quote(name), math.Round(least*1e4)/1e4+0, r.opts.MinKept, plural(len(short), "module"), out)
 }
 
 // ErrLost says that a merge would lose an adapter, or a part of one.

@@ -114,6 +114,11 @@ model, and a destination appears whole or not at all.`,
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	wrongArgumentsAreUsage(root)
+	for _, c := range root.Commands() {
+		if c.Name() == "help" {
+			c.Args = knownCommand
+		}
+	}
 	// An unknown command is wrong usage as well.
 	root.Args = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -123,6 +128,14 @@ model, and a destination appears whole or not at all.`,
 	}
 	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	return root
+}
+
+// knownCommand is for help, which shows all of the help for a command that is not there.
+func knownCommand(c *cobra.Command, args []string) error {
+	if found, _, err := c.Root().Find(args); err != nil || found == c.Root() && len(args) > 0 {
+		return usageError{fmt.Errorf("unknown command %q; lorakit help lists them", args[0])}
+	}
+	return nil
 }
 
 // wrongArgumentsAreUsage makes a wrong number of arguments an error that shows how
