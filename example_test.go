@@ -54,3 +54,23 @@ func ExampleInspect() {
 	// GPT2LMHeadModel nf4, block 64, double
 	// transformer.h.0.attn.c_attn.weight BF16 [40, 120]
 }
+
+// An adapter is merged, and what is kept of it measured on what was written.
+func ExampleMerge() {
+	dir, err := os.MkdirTemp("", "lorakit")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+
+	base, style := "fixtures/adapters/bases/llama", lorakit.Adapter{Path: "fixtures/adapters/llama/attention", Weight: 0.5}
+	r, err := lorakit.Merge(context.Background(), base, []lorakit.Adapter{style}, filepath.Join(dir, "merged"), lorakit.ConvertOptions{})
+	if err != nil {
+		panic(err)
+	}
+	for _, a := range r.Adapters {
+		fmt.Printf("%.3f of it is kept in %d modules\n", a.Kept, len(a.Modules))
+	}
+	// Output:
+	// 1.000 of it is kept in 8 modules
+}

@@ -1,5 +1,6 @@
 // Package lorakit turns model checkpoints into what their users need next: another
-// type, four bits (NF4 with double quantisation) or eight, and back.
+// type, four bits (NF4 with double quantisation) or eight, and back; LoRA adapters merged,
+// extracted, combined, resized, begun or converted from one tool's files to another's.
 //
 // It needs no Python and no GPU, and its memory is bounded by an option and not by the
 // model. Each function is one command of the lorakit binary:

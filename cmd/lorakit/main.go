@@ -101,7 +101,8 @@ func newRoot() *cobra.Command {
 		Use:   "lorakit",
 		Short: "Turn model checkpoints into what their users need next",
 		Long: `lorakit turns model checkpoints into what their users need next: another type,
-4 bits (NF4 with double quantisation) or 8, and back to plain weights.
+4 bits (NF4 with double quantisation) or 8, and plain weights again; LoRA adapters
+merged, extracted, combined, resized, begun or converted.
 
 It needs no Python and no GPU, its memory is bounded by --memory and not by the
 model, and a destination appears whole or not at all.`,
