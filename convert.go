@@ -81,7 +81,7 @@ type ConvertResult struct {
 	Rounding []pipeline.Rounding `json:"rounding,omitempty"`
 	Seconds  float64             `json:"seconds"`
 	Notices  []string            `json:"notices"`
-	// Plan is what was, or with DryRun would be, carried out.
+	// Plan is, with DryRun, what would be carried out.
 	Plan *Plan `json:"plan,omitempty"`
 }
 
