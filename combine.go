@@ -75,8 +75,12 @@ func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptio
 	if err != nil {
 		return nil, err
 	}
+	first := list[0].Adapter
 	for _, a := range list {
 		r.Notices = append(r.Notices, a.Notices...)
+		if x, y := first.Config.Base, a.Config.Base; x != "" && y != "" && x != y {
+			r.Notices = append(r.Notices, fmt.Sprintf("%s is for %s and %s for %s, by their base_model_name_or_path", first.Path, x, a.Path, y))
+		}
 	}
 	r.Notices = append(r.Notices, notices...)
 	return r, nil

@@ -3,6 +3,8 @@ package lorakit
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
@@ -42,10 +44,10 @@ func ExpertChoices() []string { return lora.ExpertChoices() }
 // IsAdapter reports whether a path looks like an adapter and not like a checkpoint.
 func IsAdapter(path string) bool { return lora.IsAdapter(path) }
 
-// checkpoints refuses adapters where checkpoints are expected.
+// checkpoints refuses adapters where checkpoints are expected. A folder may hold one of each.
 func checkpoints(paths ...string) error {
 	for _, p := range paths {
-		if IsAdapter(p) {
+		if _, err := os.Stat(filepath.Join(p, "config.json")); err != nil && IsAdapter(p) {
 			return fmt.Errorf("%s: %w: it is an adapter, expected a checkpoint", p, ErrRefused)
 		}
 	}

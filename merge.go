@@ -28,6 +28,9 @@ func Merge(ctx context.Context, base string, adapters []Adapter, dst string, o C
 	if len(adapters) == 0 {
 		return nil, fmt.Errorf("%w: no adapter is given", ErrOption)
 	}
+	if err := checkpoints(base); err != nil {
+		return nil, err
+	}
 	o.Merge = adapters
 	return Convert(ctx, base, dst, o)
 }
