@@ -241,7 +241,7 @@ func shade(depth float64) string {
 	from, to := [3]float64{238, 243, 248}, [3]float64{23, 78, 130}
 	var c [3]int
 	for i := range c {
-		c[i] = int(math.Round(from[i] + depth*(to[i]-from[i])))
+		c[i] = int(math.Round(from[i] + float64(depth*(to[i]-from[i]))))
 	}
 	return fmt.Sprintf("#%02x%02x%02x", c[0], c[1], c[2])
 }
@@ -254,7 +254,7 @@ func (c *chart) draw(kept []RankShare, class string) {
 	l := line{Class: class}
 	var points []string
 	for _, k := range kept {
-		d := dot{chartLeft + chartWidth*math.Log2(float64(k.Rank))/max(c.last, 1), chartTop + chartHeight*(1-k.Share), k.Rank, k.Share}
+		d := dot{chartLeft + chartWidth*math.Log2(float64(k.Rank))/max(c.last, 1), chartTop + float64(chartHeight*(1-k.Share)), k.Rank, k.Share}
 		d.X, d.Y = math.Round(d.X*10)/10, math.Round(d.Y*10)/10
 		l.Dots = append(l.Dots, d)
 		points = append(points, fmt.Sprintf("%g,%g", d.X, d.Y))

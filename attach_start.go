@@ -214,7 +214,7 @@ func (o *AttachOptions) loftq(ctx context.Context, s *site, x *initial) error {
 func left(d *svd.Decomposition) float64 {
 	var kept float64
 	for _, v := range d.S {
-		kept += v * v
+		kept += float64(v * v)
 	}
 	return max(0, d.Energy-kept)
 }

@@ -391,7 +391,7 @@ func decompose(ctx context.Context, jobs []extraction, o ExtractOptions, w *pipe
 		}
 		var sum float64
 		for _, s := range d.S {
-			sum += s * s
+			sum += float64(s * s)
 		}
 		held, energy = held+sum, energy+d.Energy
 		r.Modules = append(r.Modules, ExtractedModule{Name: j.module, Rank: len(d.S), Explained: sum / d.Energy, DeltaNorm: math.Sqrt(d.Energy), EffectiveRank: svd.EffectiveRank(d.S), Values: d.S})

@@ -11,12 +11,16 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// full is the whole SVD of a matrix with at least one small side, read once.
-func full(ctx context.Context, src *source) (*Decomposition, error) {
-	src.exponent = 0
+// full is the whole SVD of a matrix with at least one small side, read once. What a Krylov process has held of
+// it may be scaled and on its side, so it begins with the matrix.
+func full(ctx context.Context, m Matrix) (*Decomposition, error) {
+	src, err := open(m)
+	if err != nil {
+		return nil, err
+	}
 	a := mat.NewDense(src.rows, src.cols, nil)
 	total := 0.0
-	err := src.tiles(ctx, func(tile kernels.Mat, lo int) error {
+	err = src.tiles(ctx, func(tile kernels.Mat, lo int) error {
 		e, err := energy(tile, lo)
 		if err != nil {
 			return err

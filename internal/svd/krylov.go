@@ -258,7 +258,7 @@ func (k *krylov) settled(o Options) (done, last bool, err error) {
 			next = math.Sqrt(ratio)
 		}
 		missing += gain * ratio / (1 - ratio)
-		after += gain * ratio / (1 - ratio) * next
+		after += float64(gain * ratio / (1 - ratio) * next)
 	}
 	energy := math.Ldexp(k.energy, 2*k.src.exponent)
 	// The estimate has been seen to be half of what it is.
@@ -297,7 +297,7 @@ func (k *krylov) agrees(z kernels.Mat, of *mat.Dense, o Options) (bool, error) {
 		}
 		gap := v - values[o.Rank]
 		if r > 0 && v > 0 {
-			sum += 2 * v * min(1, r/float64(gap*gap))
+			sum += float64(2 * v * min(1, r/float64(gap*gap)))
 		}
 	}
 	return sum <= o.Product*o.Product*math.Ldexp(k.energy, 2*k.src.exponent), nil

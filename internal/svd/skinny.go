@@ -83,7 +83,7 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat, once bool) (q kernels.Mat, 
 		upper, ok := cholesky(unit, weak)
 		if !ok {
 			for i := range n {
-				unit.Set(i, i, unit.At(i, i)+1e-6*float64(n))
+				unit.Set(i, i, unit.At(i, i)+float64(1e-6*float64(n)))
 			}
 			upper, _ = cholesky(unit, 0)
 		}

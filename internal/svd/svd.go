@@ -130,7 +130,7 @@ func Truncated(ctx context.Context, m Matrix, o Options) (*Decomposition, error)
 		return nil, err
 	}
 	if src.small(2 * o.Rank) {
-		d, err := full(ctx, src)
+		d, err := full(ctx, m)
 		if err != nil {
 			return nil, err
 		}
@@ -169,7 +169,7 @@ func Energy(ctx context.Context, m Matrix, share float64, maxRank int, o Options
 	k := newKrylov(src, o.Seed)
 	for {
 		if src.small(4 * o.Rank) {
-			d, err := full(ctx, src)
+			d, err := full(ctx, m)
 			if err != nil {
 				return nil, err
 			}
@@ -193,9 +193,9 @@ func Energy(ctx context.Context, m Matrix, share float64, maxRank int, o Options
 		if last := d.S[o.Rank-1]; last > 0 {
 			kept := 0.0
 			for _, s := range d.S {
-				kept += s * s
+				kept += float64(s * s)
 			}
-			if least := float64(o.Rank) + (share*d.Energy-kept)/(last*last); least > float64(next) {
+			if least := float64(o.Rank) + (float64(share*d.Energy)-kept)/(last*last); least > float64(next) {
 				next = int(min(least, float64(maxRank)))
 			}
 		}

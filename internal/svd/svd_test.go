@@ -346,6 +346,21 @@ func TestEnergyFindsTheRank(t *testing.T) {
 	}
 }
 
+// The process holds the matrix on its side and scaled; where it gives up, LAPACK takes the matrix as it is.
+func TestEnergyOfAWideMatrixInSmallNumbers(t *testing.T) {
+	for _, scale := range []float64{1, 1e-15, 1e15} {
+		for _, dims := range [][2]int{{200, 1000}, {1000, 200}} {
+			rows, cols := dims[0], dims[1]
+			data := gaussian(3, rows*cols, scale)
+			d, err := Energy(background, Dense(data, rows, cols), 0.9, 200, Options{})
+			require.NoError(t, err)
+			wellFormed(t, d, rows, cols, 200)
+			require.InDelta(t, math.Sqrt(1-sum2(d.S)/d.Energy), relativeError(data, rows, cols, d), 1e-5)
+			require.InDelta(t, 0.9, sum2(d.S)/d.Energy, 0.01)
+		}
+	}
+}
+
 func TestProduct(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rows, r, cols := rapid.IntRange(1, 50).Draw(t, "rows"), rapid.IntRange(1, 20).Draw(t, "r"), rapid.IntRange(1, 50).Draw(t, "cols")

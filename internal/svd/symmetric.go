@@ -134,7 +134,7 @@ func (t *tridiagonal) values() (s []float64, ok bool) {
 			sin, cos, p := 1.0, 1.0, 0.0
 			i := m - 1
 			for ; i >= l; i-- {
-				f, b := sin*e[i], cos*e[i]
+				f, b := float64(sin*e[i]), float64(cos*e[i])
 				r := math.Sqrt(float64(f*f) + float64(g*g))
 				e[i+1] = r
 				if r == 0 {
@@ -145,7 +145,7 @@ func (t *tridiagonal) values() (s []float64, ok bool) {
 				sin, cos = f/r, g/r
 				g = d[i+1] - p
 				r = float64((d[i]-g)*sin) + float64(2*cos*b)
-				p = sin * r
+				p = float64(sin * r)
 				d[i+1] = g + p
 				g = float64(cos*r) - b
 			}
@@ -176,7 +176,7 @@ func (t *tridiagonal) vectors(values []float64) *mat.Dense {
 	if norm == 0 {
 		norm = 1
 	}
-	apart := 0x1p-50 * norm
+	apart := float64(0x1p-50 * norm)
 	s := mat.NewDense(len(values), n, nil)
 	f := newFactors(n)
 	shift := math.Inf(1)

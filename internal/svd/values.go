@@ -121,7 +121,7 @@ func EffectiveRank(s []float64) float64 {
 	entropy := 0.0
 	for _, v := range s {
 		if p := v / sum; p > 0 {
-			entropy -= p * math.Log(p)
+			entropy -= float64(p * math.Log(p))
 		}
 	}
 	return math.Exp(entropy)
