@@ -10,6 +10,8 @@ package lora
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -201,8 +203,11 @@ func (a *Adapter) failed(t *formats.Tensor, err error) error {
 
 // named says which adapter an error is of, unless it does so itself.
 func (a *Adapter) named(err error) error {
-	if strings.HasPrefix(err.Error(), a.Path) {
-		return err
+	for _, path := range []string{a.Path, filepath.Clean(a.Path)} { // as names of its files begin
+		rest, ok := strings.CutPrefix(err.Error(), path)
+		if ok && rest != "" && (rest[0] == ':' || os.IsPathSeparator(rest[0])) {
+			return err
+		}
 	}
 	return fmt.Errorf("%s: %w", a.Path, err)
 }

@@ -3,6 +3,7 @@ package lora
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -298,5 +299,17 @@ func TestOpenBadFolder(t *testing.T) {
 				require.ErrorIs(t, err, x.kind)
 			}
 		})
+	}
+}
+
+// Errors name an adapter once, and always: also one whose name is the beginning of a word.
+func TestNamed(t *testing.T) {
+	err := errors.New("module m: lost")
+	require.EqualError(t, (&Adapter{Path: "m"}).named(err), "m: module m: lost")
+	for _, path := range []string{"some/adapter", "./some/adapter", "some/adapter/"} {
+		a := &Adapter{Path: path}
+		named := a.failed(&formats.Tensor{File: filepath.Join(path, "adapter_model.bin")}, err)
+		require.Equal(t, named, a.named(named))
+		require.Equal(t, a.named(err), a.named(a.named(err)))
 	}
 }
