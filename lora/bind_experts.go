@@ -52,8 +52,12 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 		direct, turned := ways(m, p)
 		return m.A.Rows%p.experts == 0 && (direct || turned)
 	}
+	tries := 0
 	var choose func(at int, free []*parameter) []*parameter
 	choose = func(at int, free []*parameter) []*parameter {
+		if tries++; tries > mostTries {
+			return nil
+		}
 		if at == len(modules) {
 			return []*parameter{}
 		}
@@ -106,6 +110,9 @@ func (b *binder) experts(i int, a Weighted, name string, modules []*Module) erro
 	return nil
 }
 
+// mostTries is how many ways to bind a stack's modules are looked at: the stacks of models have four parameters at most.
+const mostTries = 1 << 12
+
 // ways reports whether a module's factors fit a parameter as (out, in), and as (in,
 // out).
 func ways(m *Module, p *parameter) (direct, turned bool) {
@@ -115,16 +122,8 @@ func ways(m *Module, p *parameter) (direct, turned bool) {
 // targeted reports whether target_parameters can mean the parameter, where fewer are
 // adapted than there are.
 func (b *binder) targeted(a Weighted, p *parameter, n int) bool {
-	list := stringList(a.Config.Parameters)
-	if len(list) == 0 || n == len(b.stacked(p.name[:strings.LastIndexByte(p.name, '.')])) {
-		return true
-	}
-	for _, t := range list {
-		if p.name == t || strings.HasSuffix(p.name, "."+t) {
-			return true
-		}
-	}
-	return false
+	list := a.Config.targets.parameters
+	return len(list.names) == 0 || n == len(b.stacked(p.name[:strings.LastIndexByte(p.name, '.')])) || list.have(p.name)
 }
 
 // expertTerms adds a stack's deltas.

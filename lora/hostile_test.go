@@ -7,11 +7,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -290,4 +292,28 @@ func TestErrorsNameTheFolder(t *testing.T) {
 	_, err = a.Modules[0].B.Read()
 	require.ErrorIs(t, err, ErrMalformed)
 	require.ErrorContains(t, err, file+`: tensor "q.lora_B.weight": malformed adapter: element 7 is NaN`)
+}
+
+// The ways to bind modules to the parameters of one stack are as many as a base makes them.
+func TestBindingExpertsIsBounded(t *testing.T) {
+	const n = 20
+	c, err := models.ParseConfig([]byte(`{"architectures": ["Unknown"]}`))
+	require.NoError(t, err)
+	m, _ := models.Load(c)
+	var targets []Target
+	adapter := map[string][]int64{}
+	for i := range n {
+		name, shape := fmt.Sprintf("mlp.experts.w%d", i), tensor.Shape{3, 4, 5}
+		targets = append(targets, Target{Name: name, Shape: shape, Role: m.Tensor(name, shape)})
+		at := prefix + "mlp.experts." + strings.Repeat("base_layer.", i)
+		adapter[at+"lora_A.weight"], adapter[at+"lora_B.weight"] = []int64{6, 5}, []int64{4, 6}
+	}
+	adapter[prefix+"mlp.experts.lora_A.weight"] = []int64{6, 7} // the last of them fits none
+	a, err := Open(folder(t, `{"peft_type": "LORA", "r": 2, "target_parameters": ["w0"]}`, adapter), OpenOptions{})
+	require.NoError(t, err)
+	defer a.Close()
+	start := time.Now()
+	_, err = Bind([]Weighted{{a, 1}}, targets, m)
+	require.ErrorIs(t, err, ErrBase)
+	require.Less(t, time.Since(start), 10*time.Second)
 }
