@@ -28,6 +28,7 @@ type targets struct {
 	excluded   string   // or a regular expression
 	layers     []int64  // layers_to_transform, which narrows a list; nil is all
 	layerLists []string // layers_pattern, regular expressions of the lists of layers
+	saved      ends     // modules_to_save
 }
 
 // parseTargets reads the fields that select modules.
@@ -75,6 +76,10 @@ func (c *Config) parseTargets() (t targets, err error) {
 	if t.layerLists = stringList(c.LayerLists); t.layerLists == nil && !empty(c.LayerLists) {
 		return t, wrong("layers_pattern", c.LayerLists, "a list of names")
 	}
+	if n := len(t.layerLists); n > mostRegexes {
+		return t, fmt.Errorf("%w: layers_pattern has %d regular expressions, expected at most %d", ErrMalformed, n, mostRegexes)
+	}
+	t.saved = endsOf(stringList(c.ToSave))
 	return t, nil
 }
 
@@ -108,6 +113,20 @@ func (e ends) have(name string) bool {
 	return ok
 }
 
+// around lists those that a name has anywhere, as whole parts: of modules_to_save the modules that it is in, or is.
+func (e ends) around(name string) []string {
+	var list []string
+	for more := true; more; _, name, more = strings.Cut(name, ".") {
+		for n := range e.lengths {
+			if n > 0 && (n == len(name) || n < len(name) && name[n] == '.') && e.names[name[:n]] {
+				list = append(list, name[:n])
+			}
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
 // inner lists those that others end in.
 func (e ends) inner() map[string]bool {
 	list := map[string]bool{}
@@ -133,13 +152,13 @@ func (c *Config) targeted(name string) (bool, error) {
 	return c.targets.names.have(name), nil
 }
 
-// selects reports whether PEFT adapts a module: target_modules means it, and neither exclude_modules nor
-// layers_to_transform leaves it out.
+// selects reports whether PEFT adapts a module: target_modules means it, and none of exclude_modules,
+// modules_to_save and layers_to_transform leaves it out.
 func (c *Config) selects(name string) (bool, error) {
 	if ok, err := c.targeted(name); !ok || err != nil {
 		return false, err
 	}
-	if c.targets.exclude.have(name) {
+	if c.targets.exclude.have(name) || c.savesWhole(name) {
 		return false, nil
 	}
 	if c.targets.excluded != "" {
@@ -185,6 +204,7 @@ func (c *Config) matches(field, expr, name string) (bool, error) {
 
 // find matches a regular expression of a field from the start of a name.
 func (c *Config) find(field, expr, name string) (*regexp2.Match, error) {
+	start := time.Now() // to compile it counts too
 	re := c.regexes[expr]
 	if re == nil {
 		var err error
@@ -196,7 +216,6 @@ func (c *Config) find(field, expr, name string) (*regexp2.Match, error) {
 		}
 		c.regexes[expr] = re
 	}
-	start := time.Now()
 	m, err := re.FindStringMatch(name)
 	if c.spent += time.Since(start); err != nil || c.spent > allMatches {
 		return nil, fmt.Errorf("%s: %w: %s takes too long on %s", configName, ErrMalformed, field, tensor.Quote(name))
@@ -259,21 +278,32 @@ func (a *Adapter) checkTargets(parameter func(module, param string) bool) error 
 		if m.A.T == nil && m.Form != Scale {
 			continue
 		}
-		meant := false
-		for _, name := range rewrapped(m.Name) {
-			selected, err := c.selects(name)
-			if err != nil {
-				return err
-			}
-			if meant = selected || parameter(name, m.Param); meant {
-				break
-			}
+		names := rewrapped(m.Name)
+		if slices.ContainsFunc(names, func(name string) bool { return parameter(name, m.Param) }) {
+			continue
+		}
+		meant, err := c.selectsFirst(names)
+		if err != nil {
+			return err
 		}
 		if !meant && !a.ensuredEnd(m) {
 			return c.errNotMeant(m)
 		}
 	}
 	return nil
+}
+
+// selectsFirst is selects for the first of a module's names that target_modules means: what leaves a module out
+// under its own name does not hold for another one.
+func (c *Config) selectsFirst(names []string) (bool, error) {
+	for _, name := range names {
+		if ok, err := c.targeted(name); err != nil {
+			return false, err
+		} else if ok {
+			return c.selects(name)
+		}
+	}
+	return false, nil
 }
 
 // checkTargets refuses modules that have tensors and that the config leaves out, and modules that it means by a
@@ -301,10 +331,9 @@ func (b *binder) checkTargets(i int, a Weighted) error {
 		if !weight || p.kind != models.Linear && p.kind != models.Conv1D && p.kind != models.Embedding || b.bound[claimKey(i, &Module{}, whole(p))] != nil {
 			continue
 		}
-		if ok, err := c.selects(name); !ok || err != nil || c.savesWhole(name) {
-			if err != nil {
-				return err
-			}
+		if ok, err := c.selects(name); err != nil {
+			return err
+		} else if !ok {
 			continue
 		}
 		if end, _ := c.targets.names.of(name); !used[end] {
@@ -325,12 +354,18 @@ func (b *binder) checkReplaced(a Weighted) error {
 	if !empty(c.Tokens) && !slices.ContainsFunc(a.Modules, func(m *Module) bool { return m.Form == Rows }) {
 		return fmt.Errorf("%s: %w: trainable_token_indices is set, and the file has no trainable_tokens_delta", configName, ErrMalformed)
 	}
-	for _, saved := range stringList(c.ToSave) {
-		if slices.ContainsFunc(a.Modules, func(m *Module) bool { return isIn(m.Name, saved) && m.A.T == nil }) {
-			continue
+	brought := map[string]bool{}
+	for _, m := range a.Modules {
+		if m.A.T == nil {
+			for _, saved := range c.targets.saved.around(m.Name) {
+				brought[saved] = true
+			}
 		}
-		for _, full := range b.names {
-			if name, _ := cutLast(full); isIn(name, saved) {
+	}
+	for _, full := range b.names {
+		name, _ := cutLast(full)
+		for _, saved := range c.targets.saved.around(name) {
+			if !brought[saved] {
 				return fmt.Errorf("module %s: %w: modules_to_save means it by %s, and the file has no weight or bias of any such module", tensor.Quote(name), ErrMalformed, tensor.Quote(saved))
 			}
 		}
@@ -338,15 +373,8 @@ func (b *binder) checkReplaced(a Weighted) error {
 	return nil
 }
 
-// isIn reports whether modules_to_save's entry means a module or one that it is in.
-func isIn(name, saved string) bool { return strings.Contains("."+name+".", "."+saved+".") }
-
 // savesWhole reports whether modules_to_save means a module or one that it is in: it has no factors then.
-func (c *Config) savesWhole(name string) bool {
-	return slices.ContainsFunc(stringList(c.ToSave), func(saved string) bool {
-		return isIn(name, saved)
-	})
-}
+func (c *Config) savesWhole(name string) bool { return len(c.targets.saved.around(name)) > 0 }
 
 // errNotMeant says that a config leaves out a module that has tensors.
 func (c *Config) errNotMeant(m *Module) error {
@@ -358,7 +386,7 @@ func (c *Config) errNotMeant(m *Module) error {
 	for _, f := range []struct {
 		name  string
 		value jsontext.Value
-	}{{"target_parameters", c.Parameters}, {"exclude_modules", c.Exclude}, {"layers_to_transform", c.Layers}} {
+	}{{"target_parameters", c.Parameters}, {"exclude_modules", c.Exclude}, {"modules_to_save", c.ToSave}, {"layers_to_transform", c.Layers}} {
 		if !empty(f.value) {
 			fields += ", " + f.name
 		}

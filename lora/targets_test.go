@@ -62,6 +62,10 @@ func TestCheckTargets(t *testing.T) {
 		`, "target_modules": ["proj"]`:      `expected one of "proj"`,
 		`, "target_modules": ["o_proj", "v_proj", "a", "b", "c", "d"]`:                        `expected one of "o_proj", "v_proj", "a", "b", and 2 more`,
 		`, "target_modules": ["q_proj"], "exclude_modules": ["0.self_attn.q_proj"]`:           "target_modules, exclude_modules it is not adapted",
+		`, "target_modules": ["q_proj"], "exclude_modules": ["` + q + `"]`:                    "target_modules, exclude_modules it is not adapted",
+		`, "target_modules": ["q_proj"], "exclude_modules": "model\\.layers\\.0\\..*"`:        "target_modules, exclude_modules it is not adapted",
+		`, "target_modules": ["q_proj"], "modules_to_save": ["self_attn"]`:                    "target_modules, modules_to_save it is not adapted",
+		`, "target_modules": ["q_proj"], "modules_to_save": ["attn", "q", "proj", "layer"]`:   "",
 		`, "target_modules": ["q_proj"], "layers_to_transform": [1]`:                          "target_modules, layers_to_transform it is not adapted",
 		`, "target_modules": ["q_proj"], "layers_to_transform": [0, 1]`:                       "",
 		`, "target_modules": ["v_proj"], "target_parameters": ["self_attn.q_proj.weight"]`:    "",
@@ -132,5 +136,16 @@ func TestBindChecksTargets(t *testing.T) {
 		require.NoError(t, err, fields)
 		require.Len(t, b.Notices, 1) // layer 1
 		require.Contains(t, b.Notices[0], "target_modules also means 1 modules of the base that it has no tensors of, and leaves as they are: model.layers.1.self_attn.q_proj")
+	}
+}
+
+// TestAround finds names within others, on whole parts.
+func TestAround(t *testing.T) {
+	e := endsOf([]string{"score", "mlp.gate", "model", "gate", "", "a.b.c.d"})
+	for name, want := range map[string][]string{
+		"score": {"score"}, "model.score.dense": {"model", "score"}, "model.layers.0.mlp.gate": {"gate", "mlp.gate", "model"},
+		"scores.gated": nil, "b.c.d": nil, "mlp.gates": nil, "": nil, "a.b.c.d": {"a.b.c.d"}, "a..gate.": {"gate"},
+	} {
+		require.Equal(t, want, e.around(name), name)
 	}
 }
