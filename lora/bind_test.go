@@ -156,6 +156,30 @@ func TestTiedHead(t *testing.T) {
 	}
 }
 
+// TestGrownAlone tells where the rows of a module that was trained alone go to others too.
+func TestGrownAlone(t *testing.T) {
+	const says = "shared was trained alone, in a vocabulary that has grown, and the adapter does not say which rows those that share them had: "
+	for _, x := range []struct {
+		rows    int64
+		more    map[string][]int64
+		notices []string
+	}{
+		{7, nil, []string{says + "the trained ones go to decoder.embed_tokens and encoder.embed_tokens too"}},
+		{7, map[string][]int64{"encoder.embed_tokens.weight": {7, 4}}, []string{says + "the trained ones go to decoder.embed_tokens too"}},
+		{7, map[string][]int64{"shared.original_module.weight": {7, 4}}, []string{"no longer tied"}},
+		{6, nil, []string{"no longer tied"}},
+	} {
+		adapter := with(map[string][]int64{"shared.weight": {x.rows, 4}, "lm_head.weight": {x.rows, 4}}, x.more)
+		config := `{"peft_type": "LORA", "r": 2, "modules_to_save": ["shared", "lm_head", "embed_tokens"]}`
+		b, _, err := bound(t, tiedT5, config, map[string]tensor.Shape{"shared.weight": {6, 4}}, []string{"shared.weight"}, adapter)
+		require.NoError(t, err)
+		require.Len(t, b.Notices, len(x.notices))
+		for i, notice := range x.notices {
+			require.Contains(t, b.Notices[i], notice)
+		}
+	}
+}
+
 // TestNewExperts replaces a stack of experts: each of the file's tensors takes its own bytes.
 func TestNewExperts(t *testing.T) {
 	t.Parallel()

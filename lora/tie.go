@@ -134,6 +134,9 @@ func (b *binder) untie() error {
 	b.shareBase(from)
 	b.inputRows(from)
 	c := b.out.Changes[from]
+	if list := slices.DeleteFunc(b.untrained(c), b.hasOwn); len(list) > 0 && b.beforeUnknown(c) {
+		b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s was trained alone, in a vocabulary that has grown, and the adapter does not say which rows those that share them had: the trained ones go to %s too", strings.TrimSuffix(b.embedding, ".weight"), strings.Join(list, " and ")))
+	}
 	head := b.headOwn()
 	same, err := b.sameEnds(c, head)
 	if err != nil {
@@ -358,17 +361,38 @@ func (b *binder) common(c *Change) *Change {
 }
 
 // valueEverywhere reports whether the new value of the embedding, if it has one, holds for the embeddings of an
-// encoder and a decoder too. modules_to_save trains a copy for one module, and the others keep what it was
-// before; of a vocabulary that has grown the file says what that is.
+// encoder and a decoder too: unless it was trained for one module, and it is known what the others keep.
 func (b *binder) valueEverywhere(c *Change) bool {
-	if c.Value == nil || c.ValueOf.Module.Base {
-		return true
+	return len(b.untrained(c)) == 0 || b.beforeUnknown(c)
+}
+
+// untrained lists the modules beside the head that share the embedding's values, where modules_to_save trains a copy
+// for one module alone: they keep what that was before.
+func (b *binder) untrained(c *Change) []string {
+	if c == nil || c.Value == nil || c.ValueOf.Module.Base || !b.adapters[c.ValueOf.Adapter].Config.savesWhole(c.ValueOf.Module.Name) {
+		return nil
 	}
-	m, was := c.ValueOf.Module, b.params[b.embedding].pieces[0].target
-	if !b.adapters[c.ValueOf.Adapter].Config.savesWhole(m.Name) || m.before == nil && c.Value.Shape[0] != b.targets[was].Shape[0] {
-		return true
+	var list []string
+	for _, name := range b.model.SharedBy(b.embedding) {
+		if name != b.head {
+			list = append(list, strings.TrimSuffix(name, ".weight"))
+		}
 	}
-	return !slices.ContainsFunc(b.model.SharedBy(b.embedding), func(name string) bool { return name != b.head })
+	return list
+}
+
+// hasOwn reports whether a module has a value of its own, in the base or by an adapter.
+func (b *binder) hasOwn(module string) bool {
+	_, own := b.files[module+".weight"]
+	e := b.ends[module+".weight"]
+	return own || e != nil && e.change != nil && e.change.Value != nil
+}
+
+// beforeUnknown reports whether nothing says what those keep: the vocabulary has grown, and the adapter has the
+// trained rows alone.
+func (b *binder) beforeUnknown(c *Change) bool {
+	was := b.params[b.embedding].pieces[0].target
+	return c.ValueOf.Module.before == nil && c.Value.Shape[0] != b.targets[was].Shape[0]
 }
 
 func onlyRows(c *Change) bool {
