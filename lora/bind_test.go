@@ -167,13 +167,26 @@ func TestGrownAlone(t *testing.T) {
 		{7, nil, []string{says + "the trained ones go to decoder.embed_tokens and encoder.embed_tokens too"}},
 		{7, map[string][]int64{"encoder.embed_tokens.weight": {7, 4}}, []string{says + "the trained ones go to decoder.embed_tokens too"}},
 		{7, map[string][]int64{"shared.original_module.weight": {7, 4}}, []string{"no longer tied"}},
+		{7, map[string][]int64{"lm_head.base_layer.weight": {7, 4}, "lm_head.lora_A.weight": {2, 4}, "lm_head.lora_B.weight": {7, 2}}, []string{"no longer tied"}},
 		{6, nil, []string{"no longer tied"}},
 	} {
-		adapter := with(map[string][]int64{"shared.weight": {x.rows, 4}, "lm_head.weight": {x.rows, 4}}, x.more)
-		config := `{"peft_type": "LORA", "r": 2, "modules_to_save": ["shared", "lm_head", "embed_tokens"]}`
+		adapter, save := with(map[string][]int64{"shared.weight": {x.rows, 4}, "lm_head.weight": {x.rows, 4}}, x.more), "lm_head"
+		if x.more["lm_head.base_layer.weight"] != nil {
+			delete(adapter, "lm_head.weight")
+			save = "score"
+		}
+		config := `{"peft_type": "LORA", "r": 2, "modules_to_save": ["shared", "embed_tokens", "` + save + `"]}`
 		b, _, err := bound(t, tiedT5, config, map[string]tensor.Shape{"shared.weight": {6, 4}}, []string{"shared.weight"}, adapter)
 		require.NoError(t, err)
 		require.Len(t, b.Notices, len(x.notices))
+		for _, c := range b.Copies {
+			if v := c.Change; x.rows > 6 && v != nil && v.Value != nil { // what they had before
+				require.Regexp(t, "original_module|base_layer", v.Value.Name)
+				require.Equal(t, x.rows, v.Value.Shape[0])
+			} else {
+				require.Equal(t, int64(6), x.rows)
+			}
+		}
 		for i, notice := range x.notices {
 			require.Contains(t, b.Notices[i], notice)
 		}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -346,7 +347,7 @@ func (b *binder) common(c *Change) *Change {
 	if c.Value != nil {
 		n.ValueOf = c.ValueOf
 		if n.Value = c.Value; !b.valueEverywhere(c) {
-			n.Value = c.ValueOf.Module.before
+			n.Value = b.before(c)
 		}
 	}
 	for _, t := range c.Terms {
@@ -390,9 +391,23 @@ func (b *binder) hasOwn(module string) bool {
 
 // beforeUnknown reports whether nothing says what those keep: the vocabulary has grown, and the adapter has the
 // trained rows alone.
-func (b *binder) beforeUnknown(c *Change) bool {
-	was := b.params[b.embedding].pieces[0].target
-	return c.ValueOf.Module.before == nil && c.Value.Shape[0] != b.targets[was].Shape[0]
+func (b *binder) beforeUnknown(c *Change) bool { return b.grown(c) && b.before(c) == nil }
+
+// before is what the embedding was before a copy of it was trained, as far as the adapter says: of a vocabulary that
+// has grown, the base's own matrix that it brings for the head is the same. It is nil where that is the base's.
+func (b *binder) before(c *Change) *formats.Tensor {
+	if t := c.ValueOf.Module.before; t != nil || !b.grown(c) {
+		return t
+	}
+	if head := b.headOwn(); head != nil && head.Value != nil && head.ValueOf.Module.Base && head.ValueOf.Adapter == c.ValueOf.Adapter {
+		return head.Value
+	}
+	return nil
+}
+
+// grown reports whether the new value of the embedding has other rows than the base.
+func (b *binder) grown(c *Change) bool {
+	return c.Value.Shape[0] != b.targets[b.params[b.embedding].pieces[0].target].Shape[0]
 }
 
 func onlyRows(c *Change) bool {
