@@ -308,8 +308,8 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 	if m.Alpha, err = c.lookup("alpha_pattern", c.alphas, name, c.Alpha); err != nil {
 		return err
 	}
-	if float64(have) != r {
-		return fmt.Errorf("%w: module %s has rank %d in its tensors and %g by adapter_config.json", ErrMalformed, tensor.Quote(name), have, r)
+	if float64(have) != r && !(c.EnsureTie && m.isHead()) { // that has the rank of the embedding
+		return errRank(name, have, r)
 	}
 	m.Rank = int(have)
 	m.Scaling = m.Alpha / r
@@ -317,6 +317,10 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 		m.Scaling = m.Alpha / math.Sqrt(r)
 	}
 	return nil
+}
+
+func errRank(name string, have int64, config float64) error {
+	return fmt.Errorf("%w: module %s has rank %d in its tensors and %g by adapter_config.json", ErrMalformed, tensor.Quote(name), have, config)
 }
 
 // order is how the columns of a stack's B lie.

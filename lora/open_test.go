@@ -313,3 +313,28 @@ func TestNamed(t *testing.T) {
 		require.Equal(t, a.named(err), a.named(a.named(err)))
 	}
 }
+
+// A head that ensure_weight_tying ties has the embedding's rank, and the scaling of its own in the config: PEFT makes
+// and loads such adapters.
+func TestRankOfATiedHead(t *testing.T) {
+	for config, says := range map[string]string{
+		`"rank_pattern": {"embed_tokens": 2}, "ensure_weight_tying": true`: "",
+		`"rank_pattern": {"embed_tokens": 2}`:                              `module "lm_head" has rank 2 in its tensors and 4`,
+		`"rank_pattern": {"embed_tokens": 2, "lm_head": 8}`:                `module "lm_head" has rank 2 in its tensors and 8`,
+	} {
+		config = `{"peft_type": "LORA", "r": 4, "lora_alpha": 8, ` + config + `}`
+		a, err := Open(folder(t, config, tieEnds("lm_head", embed, 6)), OpenOptions{})
+		if says != "" {
+			require.ErrorContains(t, err, says)
+			continue
+		}
+		require.NoError(t, err)
+		defer a.Close()
+		for _, m := range a.Modules {
+			require.Equal(t, 2, m.Rank)
+			require.Equal(t, map[string]float64{"lm_head": 2, embed: 4}[m.Name], m.Scaling)
+		}
+		_, err = Open(folder(t, config, tieEnds("lm_head", "", 6)), OpenOptions{}) // it is tied to nothing
+		require.ErrorContains(t, err, `module "lm_head" has rank 2 in its tensors and 4`)
+	}
+}

@@ -161,6 +161,24 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 			return err
 		}
 	}
+	return a.checkHeadRank()
+}
+
+// checkHeadRank refuses an output head of another rank than the config's, unless ensure_weight_tying gave it the
+// factors of the embedding. Its scaling is by the config's rank even so.
+func (a *Adapter) checkHeadRank() error {
+	for _, m := range a.Modules {
+		if m.Rank == 0 || m.A.T == nil || !a.Config.EnsureTie || !m.isHead() || a.ensuredEnd(m) {
+			continue
+		}
+		r, err := a.Config.lookup("rank_pattern", a.Config.ranks, m.Name, float64(a.Config.Rank))
+		if err == nil && float64(m.Rank) != r {
+			err = errRank(m.Name, int64(m.Rank), r)
+		}
+		if err != nil {
+			return a.named(err)
+		}
+	}
 	return nil
 }
 
