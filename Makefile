@@ -29,14 +29,7 @@ $(GOLANGCI):
 
 # Every fuzz target of the module, one after the other, FUZZTIME each.
 fuzz:
-	@set -e; found=0; \
-	for package in $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./...); do \
-	  for target in $$(go test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
-	    echo "== $$target in $${package#$(CURDIR)/}"; found=$$((found + 1)); \
-	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "$$package"; \
-	  done; \
-	done; \
-	echo "$$found fuzz targets ran"; test $$found -gt 0
+	.ci/fuzz $(FUZZTIME)
 
 cross:
 	@set -e; for target in $(TARGETS); do \
