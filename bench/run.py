@@ -136,6 +136,21 @@ def go_benchmarks():
     return best
 
 
+# The products of matrices that are measured, m x k x n: whole ones, and those of adapters and decompositions.
+PRODUCTS = {"1024x1024x1024": "gflops_1024", "2048x2048x2048": "gflops_2048", "128x16x2048": "", "2048x5632x24": ""}
+
+
+def go_products():
+    """lorakit's float32 product on one core: shape -> (GFLOP/s, kernel set), the fastest set."""
+    text = output("go", "test", "-run", "^$", "-bench", f"^BenchmarkMulAdd$/^({'|'.join(PRODUCTS)})$/^(avx512|avx2)$", "-benchtime", "500ms", "-cpu", "1", "./internal/kernels")
+    best = {}
+    for shape, kernel_set, rate in re.findall(r"^BenchmarkMulAdd/(\S+)/(\S+)\s.*?([\d.]+) best-GFLOP/s", text, re.M):
+        best[shape] = max(best.get(shape, (0, "")), (float(rate), kernel_set))
+    if len(best) < len(PRODUCTS):
+        raise NotRun("this processor has no AVX2")
+    return best
+
+
 def start_up(*argv):
     return statistics.median(measure(*argv)[0] for _ in range(21))
 
@@ -186,6 +201,19 @@ def kernel_rows(table, ours, bnb, rust):
             table.absent(what, f"anamnesis: {rust}")
         else:
             table.row(what, f"anamnesis {rust[key]:.3f} GB/s", said, f"{speed / rust[key]:.1f} x", "> 1 x", speed > rust[key])
+
+
+def product_rows(table):
+    what = "float32 product {}, one core"
+    try:
+        ours, torch = go_products(), json.loads(output(sys.executable, os.path.join(HERE, "torch_mm.py")))
+    except NotRun as why:
+        table.absent(what.format("of matrices"), str(why), ">= 0.8 x")
+        return
+    for shape, key in PRODUCTS.items():
+        rate, kernel_set = ours[shape]
+        theirs = torch[key] if key else torch["skinny"][shape]
+        table.row(what.format(shape), f"torch {theirs:.1f} GFLOP/s", f"{rate:.1f} GFLOP/s ({kernel_set})", f"{rate / theirs:.2f} x", ">= 0.8 x", rate >= 0.8 * theirs)
 
 
 def convert_rows(table, lorakit, one, peers, copies):
@@ -312,6 +340,7 @@ def main():
 
     table = Table()
     kernel_rows(table, ours, bnb, rust)
+    product_rows(table)
     convert_rows(table, fast["lorakit"], fast["lorakit, one thread"], slow, {name: fast[name] for name in ("cp -r + sync", "cp -r")})
     start_rows(table, lorakit, amn)
     adapter_rows(table, lorakit, source, target, options.runs)
