@@ -193,7 +193,7 @@ func (j *extraction) ensured() bool {
 // ofPositions reports whether the module is an embedding of positions: its class may take other inputs than one of
 // words, or none, when its weight is read as it is.
 func (j *extraction) ofPositions() bool {
-	name := j.module[strings.LastIndexByte(j.module, '.')+1:]
+	name := last(j.module)
 	return j.form == lora.Embedding && (strings.Contains(name, "position") || strings.HasPrefix(name, "rel_"))
 }
 
@@ -203,7 +203,7 @@ func byParameter(c *pipeline.Checkpoint, j *extraction) bool {
 	if c.Config == nil || j.form != lora.Linear || j.base.Role.Kind == models.Expert {
 		return false
 	}
-	return fusedExperts[c.Config.ModelType][j.module[strings.LastIndexByte(j.module, '.')+1:]] != ""
+	return fusedExperts[c.Config.ModelType][last(j.module)] != ""
 }
 
 // pastAdapters reports whether a weight goes to a kernel as it is, so that PEFT refuses an adapter.

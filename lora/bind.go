@@ -291,7 +291,7 @@ type claim struct {
 
 // claim refuses two modules of an adapter on one part of a parameter.
 func (b *binder) claim(i int, m *Module, s spot) error {
-	key := claimKey(i, m, s)
+	key := claimKey(i, m.Form == Replace, s.p)
 	if len(s.p.shape) == 0 {
 		s.parts = 0
 	}
@@ -556,7 +556,7 @@ func (b *binder) again(i int, m *Module, s spot) (bool, error) {
 	if m.Form != Replace {
 		return false, nil
 	}
-	for _, o := range b.bound[claimKey(i, m, s)] {
+	for _, o := range b.bound[claimKey(i, m.Form == Replace, s.p)] {
 		if o.module.Form == Replace && o.module.Name != m.Name {
 			return sameBytes(o.module.Value, m.Value)
 		}
@@ -564,8 +564,9 @@ func (b *binder) again(i int, m *Module, s spot) (bool, error) {
 	return false, nil
 }
 
-func claimKey(i int, m *Module, s spot) string {
-	return fmt.Sprint(i, m.Form == Replace, " ", s.p.name)
+// claimKey is what claims are kept by: new values and what is added are apart.
+func claimKey(i int, replaces bool, p *parameter) string {
+	return fmt.Sprint(i, replaces, " ", p.name)
 }
 
 // value binds new values of a parameter, or of some of its rows.

@@ -328,7 +328,7 @@ func (b *binder) checkTargets(i int, a Weighted) error {
 	for _, full := range b.names {
 		p := b.params[full]
 		name, weight := strings.CutSuffix(full, ".weight")
-		if !weight || p.kind != models.Linear && p.kind != models.Conv1D && p.kind != models.Embedding || b.bound[claimKey(i, &Module{}, whole(p))] != nil {
+		if !weight || p.kind != models.Linear && p.kind != models.Conv1D && p.kind != models.Embedding || b.bound[claimKey(i, false, p)] != nil {
 			continue
 		}
 		if ok, err := c.selects(name); err != nil {
@@ -342,7 +342,11 @@ func (b *binder) checkTargets(i int, a Weighted) error {
 		missing = append(missing, name)
 	}
 	if n := len(missing); n > 0 {
-		b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s: target_modules also means %d modules of the base that it has no tensors of, and leaves as they are: %s%s", a.Path, n, strings.Join(missing[:min(n, 3)], ", "), map[bool]string{true: ", ..."}[n > 3]))
+		more := ""
+		if n > 3 {
+			more = ", ..."
+		}
+		b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s: target_modules also means %d modules of the base that it has no tensors of, and leaves as they are: %s%s", a.Path, n, strings.Join(missing[:min(n, 3)], ", "), more))
 	}
 	return nil
 }

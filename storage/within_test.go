@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -159,9 +160,11 @@ func TestOpenRefusesWhatIsNoFile(t *testing.T) {
 
 func TestWithinNamesALinkToItself(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.Symlink("loop.bin", filepath.Join(dir, "loop.bin")); err != nil {
-		t.Skip(err)
+	err := os.Symlink("loop.bin", filepath.Join(dir, "loop.bin"))
+	if runtime.GOOS == "windows" && err != nil {
+		t.Skip("a link needs a privilege on Windows: ", err)
 	}
-	_, err := storage.Within(dir, "loop.bin")
+	require.NoError(t, err)
+	_, err = storage.Within(dir, "loop.bin")
 	require.ErrorContains(t, err, "loop.bin")
 }
