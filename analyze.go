@@ -12,10 +12,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/internal/svd"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/models"
-	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -263,7 +263,7 @@ func (r *Analysis) adapter(ctx context.Context, o AnalyzeOptions) error {
 
 // weights looks at each linear layer, and at what NF4 makes of it.
 func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
-	c, err := pipeline.Open(r.Path)
+	c, err := checkpoint.Open(r.Path)
 	if err != nil {
 		return err
 	}
@@ -297,7 +297,7 @@ func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
 		norm := math.Sqrt(x.energy)
 		x.Norm = &norm
 		if _, all := linear(w); all && w.Decoder == nil && w.DType.Float() {
-			low, err := pipeline.Quantized(w, quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true})
+			low, err := checkpoint.Quantized(w, quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true})
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.Path, err)
 			}
@@ -314,22 +314,22 @@ func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
 
 // change looks at the difference of each linear layer, and which other tensors differ.
 func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
-	a, err := pipeline.Open(r.Path)
+	a, err := checkpoint.Open(r.Path)
 	if err != nil {
 		return err
 	}
 	defer a.Close()
-	b, err := pipeline.Open(r.Tuned)
+	b, err := checkpoint.Open(r.Tuned)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	other := map[string]*pipeline.Weight{}
+	other := map[string]*checkpoint.Weight{}
 	for _, y := range b.Weights {
 		other[y.Name] = y
 	}
 	var pairs []extraction
-	var rest, restTuned pipeline.Checkpoint // tensors of no linear layer
+	var rest, restTuned checkpoint.Checkpoint // tensors of no linear layer
 	for _, x := range a.Weights {
 		y := other[x.Name]
 		if y == nil {
@@ -351,7 +351,7 @@ func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
 			rest.Weights, restTuned.Weights = append(rest.Weights, x), append(restTuned.Weights, y)
 		}
 	}
-	compared, err := pipeline.Compare(ctx, &rest, &restTuned)
+	compared, err := checkpoint.Compare(ctx, &rest, &restTuned)
 	if err != nil {
 		return fmt.Errorf("%s and %s: %w", r.Path, r.Tuned, err)
 	}
@@ -388,7 +388,7 @@ func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
 }
 
 // filled refuses a linear layer without elements.
-func (r *Analysis) filled(path string, w *pipeline.Weight) error {
+func (r *Analysis) filled(path string, w *checkpoint.Weight) error {
 	if _, ok := linear(w); ok && w.Count() == 0 {
 		return fmt.Errorf("%s: tensor %s: %w: its shape is %v, expected at least one element", path, tensor.Quote(w.Name), ErrRefused, w.Shape)
 	}
@@ -404,7 +404,7 @@ func (j *extraction) analyzed() AnalyzedModule {
 	return AnalyzedModule{Name: j.module, Form: form, Shape: tensor.Shape{int64(j.rows), int64(j.cols)}}
 }
 
-func (r *Analysis) failed(path string, w *pipeline.Weight, err error) error {
+func (r *Analysis) failed(path string, w *checkpoint.Weight, err error) error {
 	return fmt.Errorf("%s: tensor %s: %w", path, tensor.Quote(w.Name), err)
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/pipeline"
@@ -87,7 +88,7 @@ func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment
 	if err := checkpoints(base); err != nil {
 		return nil, err
 	}
-	c, err := pipeline.Open(base)
+	c, err := checkpoint.Open(base)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +163,7 @@ func (o *AttachOptions) check() error {
 // attaching is an adapter that comes into being.
 type attaching struct {
 	AttachOptions
-	checkpoint *pipeline.Checkpoint
+	checkpoint *checkpoint.Checkpoint
 	targets    *targets
 	out        *pipeline.AdapterWriter
 	modules    []*lora.Module

@@ -7,11 +7,11 @@ import (
 	"math"
 	"math/rand/v2"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/svd"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/models"
-	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -88,8 +88,8 @@ func source(seed uint64, target string) *rand.Rand {
 }
 
 // matrix reads a target's weight as (out, in).
-func (s *site) matrix() *pipeline.Matrix {
-	return pipeline.NewMatrix(s.whole, s.kind == models.Conv1D)
+func (s *site) matrix() *checkpoint.Matrix {
+	return checkpoint.NewMatrix(s.whole, s.kind == models.Conv1D)
 }
 
 // scaling is the factor of B·A.
@@ -123,11 +123,11 @@ func (o *AttachOptions) olora(ctx context.Context, s *site, x *initial) error {
 func residual(ctx context.Context, s *site, x *initial) error {
 	w := s.matrix()
 	rest := minus(w, x.B, x.A, s.scaling())
-	low, err := pipeline.Quantized(s.whole, qloraNF4)
+	low, err := checkpoint.Quantized(s.whole, qloraNF4)
 	if err != nil {
 		return err
 	}
-	lowRest, err := pipeline.Quantized(pipeline.Computed(s.whole, rest), qloraNF4)
+	lowRest, err := checkpoint.Quantized(checkpoint.Computed(s.whole, rest), qloraNF4)
 	if err != nil {
 		return err
 	}
@@ -135,11 +135,11 @@ func residual(ctx context.Context, s *site, x *initial) error {
 	if err != nil || norm == 0 {
 		return err
 	}
-	plain, err := w.Minus(pipeline.NewMatrix(low, s.kind == models.Conv1D)).Energy()
+	plain, err := w.Minus(checkpoint.NewMatrix(low, s.kind == models.Conv1D)).Energy()
 	if err != nil {
 		return err
 	}
-	with, err := energy(ctx, difference{rest, pipeline.NewMatrix(lowRest, false)})
+	with, err := energy(ctx, difference{rest, checkpoint.NewMatrix(lowRest, false)})
 	if err != nil {
 		return err
 	}
@@ -149,12 +149,12 @@ func residual(ctx context.Context, s *site, x *initial) error {
 
 // compensate starts from the error that quantising the weight makes.
 func (o *AttachOptions) compensate(ctx context.Context, s *site, x *initial) error {
-	low, err := pipeline.Quantized(s.whole, qloraNF4)
+	low, err := checkpoint.Quantized(s.whole, qloraNF4)
 	if err != nil {
 		return err
 	}
 	w := s.matrix()
-	d, err := svd.Truncated(ctx, w.Minus(pipeline.NewMatrix(low, s.kind == models.Conv1D)), svd.Options{Rank: min(s.rank, s.out, s.in), Seed: o.Seed, Missing: errorMissing})
+	d, err := svd.Truncated(ctx, w.Minus(checkpoint.NewMatrix(low, s.kind == models.Conv1D)), svd.Options{Rank: min(s.rank, s.out, s.in), Seed: o.Seed, Missing: errorMissing})
 	if err != nil {
 		return err
 	}
@@ -183,13 +183,13 @@ func (o *AttachOptions) loftq(ctx context.Context, s *site, x *initial) error {
 		if step > 0 {
 			t := lora.Trained{A: kernels.NewMat(s.rank, s.in), B: kernels.NewMat(s.out, s.rank)}
 			put(&t, at, s.rank, 1)
-			from, flip = pipeline.Computed(s.whole, minus(s.matrix(), t.B, t.A, 1)), false
+			from, flip = checkpoint.Computed(s.whole, minus(s.matrix(), t.B, t.A, 1)), false
 		}
-		low, err := pipeline.Quantized(from, loftqNF4)
+		low, err := checkpoint.Quantized(from, loftqNF4)
 		if err != nil {
 			return err
 		}
-		d, err := svd.Truncated(ctx, w.Minus(pipeline.NewMatrix(low, flip)), svd.Options{Rank: min(s.rank, s.out, s.in), Seed: o.Seed, Missing: errorMissing})
+		d, err := svd.Truncated(ctx, w.Minus(checkpoint.NewMatrix(low, flip)), svd.Options{Rank: min(s.rank, s.out, s.in), Seed: o.Seed, Missing: errorMissing})
 		if err != nil {
 			return err
 		}

@@ -8,8 +8,8 @@ import (
 
 	"github.com/dlclark/regexp2/v2"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/models"
-	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -25,7 +25,7 @@ type site struct {
 	parameter bool
 	// whole is the tensor of the file that has its values; nil where it is put together of
 	// several.
-	whole *pipeline.Weight
+	whole *checkpoint.Weight
 
 	shape         tensor.Shape // of the matrix
 	pieces, parts int          // tensors of the file it is made of; how many there are to a matrix
@@ -51,7 +51,7 @@ func (s *site) String() string {
 
 // survey lists the parameters that can be targets, in the order of the file, convolutions
 // among them, so that none is passed over.
-func survey(c *pipeline.Checkpoint) []*site {
+func survey(c *checkpoint.Checkpoint) []*site {
 	var list []*site
 	all := map[string]*site{}
 	for _, w := range c.Weights {
@@ -85,7 +85,7 @@ func survey(c *pipeline.Checkpoint) []*site {
 }
 
 // add takes in a tensor of the file.
-func (s *site) add(w *pipeline.Weight, r models.Slice) {
+func (s *site) add(w *checkpoint.Weight, r models.Slice) {
 	shape := slices.Clone(w.Shape)
 	if r.FileParts > 1 && r.FileDim < len(shape) {
 		shape[r.FileDim] /= int64(r.FileParts)
@@ -159,7 +159,7 @@ func (s *site) check(init string) error {
 }
 
 // tiedHead is the output head that has its embedding's weight, and so no tensor of its own.
-func tiedHead(c *pipeline.Checkpoint, list []*site, all map[string]*site) *site {
+func tiedHead(c *checkpoint.Checkpoint, list []*site, all map[string]*site) *site {
 	param := c.Model.Head() + ".weight"
 	if param == ".weight" || all[param] != nil {
 		return nil
@@ -204,7 +204,7 @@ func (t *targets) key(s *site) string {
 }
 
 // chooseTargets finds what a target means, by the rules of PEFT.
-func chooseTargets(c *pipeline.Checkpoint, o AttachOptions, task string) (*targets, error) {
+func chooseTargets(c *checkpoint.Checkpoint, o AttachOptions, task string) (*targets, error) {
 	p, err := newTargetPattern(o.Target)
 	if err != nil {
 		return nil, err
@@ -466,13 +466,13 @@ func (p *targetPattern) match(module string, used map[string]bool) (bool, error)
 }
 
 // taskType is the task that PEFT knows the model's class by, "" where it has none for it.
-func taskType(c *pipeline.Checkpoint) string {
+func taskType(c *checkpoint.Checkpoint) string {
 	if c.Config == nil {
 		return ""
 	}
 	class := c.Config.Architecture
 	has := func(part string) bool {
-		return slices.ContainsFunc(c.Weights, func(w *pipeline.Weight) bool { return strings.Contains(w.Name, part) })
+		return slices.ContainsFunc(c.Weights, func(w *checkpoint.Weight) bool { return strings.Contains(w.Name, part) })
 	}
 	switch {
 	case strings.HasSuffix(class, "ForCausalLM"), strings.HasSuffix(class, "LMHeadModel"):

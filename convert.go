@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/nf4"
 	"github.com/lorakit/lorakit/pipeline"
@@ -104,22 +105,24 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	if err := pipeline.CheckSpared(dst, paths(o.Merge)...); err != nil {
 		return nil, err
 	}
-	c, err := pipeline.Open(src)
+	c, err := checkpoint.Open(src)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
+	m := pipeline.Plain(c)
 	if len(o.Merge) > 0 {
-		closeAll, err := merge(c, o.Merge, o.subtract)
+		merged, closeAll, err := merge(c, o.Merge, o.subtract)
 		if err != nil {
 			return nil, err
 		}
 		defer closeAll()
+		m = merged
 	}
-	if err := pipeline.CheckMemory(c, po, o.Memory); err != nil {
+	if err := pipeline.CheckMemory(m, po, o.Memory); err != nil {
 		return nil, err
 	}
-	p, err := pipeline.NewPlan(ctx, c, dst, po)
+	p, err := pipeline.NewPlan(ctx, m, dst, po)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +136,7 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 		return r, nil
 	}
 	start := time.Now()
-	r.Result, err = pipeline.Run(ctx, p, c, dst, pipeline.RunOptions{Threads: o.Threads, Memory: o.Memory, Resume: o.Resume, Force: o.Force, MinKept: cmp.Or(o.MinKept, 0.5), Progress: o.Progress})
+	r.Result, err = pipeline.Run(ctx, p, m, dst, pipeline.RunOptions{Threads: o.Threads, Memory: o.Memory, Resume: o.Resume, Force: o.Force, MinKept: cmp.Or(o.MinKept, 0.5), Progress: o.Progress})
 	r.Seconds = time.Since(start).Seconds()
 	if err != nil {
 		return nil, err

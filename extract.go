@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/svd"
 	"github.com/lorakit/lorakit/lora"
@@ -65,12 +66,12 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	if err := pipeline.CheckSpared(out, tuned); err != nil {
 		return nil, err
 	}
-	a, err := pipeline.Open(base)
+	a, err := checkpoint.Open(base)
 	if err != nil {
 		return nil, err
 	}
 	defer a.Close()
-	b, err := pipeline.Open(tuned)
+	b, err := checkpoint.Open(tuned)
 	if err != nil {
 		return nil, err
 	}
@@ -112,12 +113,12 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 }
 
 // compare finds what differs: modules to be decomposed, those to be kept whole, and the rest.
-func (r *Extraction) compare(ctx context.Context, a, b *pipeline.Checkpoint) (jobs []extraction, whole []*lora.Module, err error) {
-	other := map[string]*pipeline.Weight{}
+func (r *Extraction) compare(ctx context.Context, a, b *checkpoint.Checkpoint) (jobs []extraction, whole []*lora.Module, err error) {
+	other := map[string]*checkpoint.Weight{}
 	for _, x := range b.Weights {
 		other[x.Name] = x
 	}
-	leave := func(w *pipeline.Weight) {
+	leave := func(w *checkpoint.Weight) {
 		r.Left = append(r.Left, w.Name)
 		if len(w.Shape) > 1 && w.Shape[len(w.Shape)-1] > 1 && w.Shape[len(w.Shape)-2] > 1 && len(w.Shape) < 4 {
 			r.Matrices = append(r.Matrices, w.Name)
@@ -139,7 +140,7 @@ func (r *Extraction) compare(ctx context.Context, a, b *pipeline.Checkpoint) (jo
 			}
 			continue
 		}
-		same, err := pipeline.SameValues(ctx, x, y)
+		same, err := checkpoint.SameValues(ctx, x, y)
 		switch {
 		case err != nil:
 			return nil, nil, err
@@ -161,7 +162,7 @@ func (r *Extraction) compare(ctx context.Context, a, b *pipeline.Checkpoint) (jo
 
 // ends lists a module and, for an embedding, those that share its values. What tuned has a tensor of its own for
 // leads away from the base's embedding; it is taken out of other.
-func (j extraction) ends(m *models.Model, other map[string]*pipeline.Weight) []extraction {
+func (j extraction) ends(m *models.Model, other map[string]*checkpoint.Weight) []extraction {
 	if j.form != lora.Embedding {
 		return []extraction{j}
 	}
@@ -199,7 +200,7 @@ func (j *extraction) ofPositions() bool {
 
 // byParameter reports whether PEFT finds a linear layer by target_parameters alone: it takes the names of experts
 // in target_modules for those of their stack, whatever module has them.
-func byParameter(c *pipeline.Checkpoint, j *extraction) bool {
+func byParameter(c *checkpoint.Checkpoint, j *extraction) bool {
 	if c.Config == nil || j.form != lora.Linear || j.base.Role.Kind == models.Expert {
 		return false
 	}
@@ -207,7 +208,7 @@ func byParameter(c *pipeline.Checkpoint, j *extraction) bool {
 }
 
 // pastAdapters reports whether a weight goes to a kernel as it is, so that PEFT refuses an adapter.
-func pastAdapters(c *pipeline.Checkpoint, parts []extraction) bool {
+func pastAdapters(c *checkpoint.Checkpoint, parts []extraction) bool {
 	return c.Config != nil && strings.HasSuffix(parts[0].module, ".out_proj") && slices.Contains(fusedKernels, c.Config.ModelType)
 }
 
@@ -218,7 +219,7 @@ type extraction struct {
 	parameter   bool     // see lora.Module
 	head        string   // of an embedding: the output head that is tied to it
 	shared      []string // and other embeddings that are
-	base, tuned *pipeline.Weight
+	base, tuned *checkpoint.Weight
 	flip        bool  // GPT-2's Conv1D lies the other way round
 	first       int64 // element of the weights
 	rows, cols  int
@@ -227,15 +228,15 @@ type extraction struct {
 }
 
 // matrix reads the part of a weight.
-func (j *extraction) matrix(w *pipeline.Weight) *pipeline.Matrix {
+func (j *extraction) matrix(w *checkpoint.Weight) *checkpoint.Matrix {
 	if j.flip {
-		return pipeline.NewMatrix(w, true)
+		return checkpoint.NewMatrix(w, true)
 	}
-	return pipeline.NewMatrixAt(w, j.first, j.rows, j.cols)
+	return checkpoint.NewMatrixAt(w, j.first, j.rows, j.cols)
 }
 
 // linear reports the run-time module of a weight that is the whole of a linear layer's.
-func linear(w *pipeline.Weight) (string, bool) {
+func linear(w *checkpoint.Weight) (string, bool) {
 	s := w.Role.Runtime
 	ok := (w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D) && len(w.Shape) == 2 && len(s) == 1 && s[0].Whole() && (w.DType.Float() || w.DType == tensor.F64)
 	if !ok {
@@ -246,7 +247,7 @@ func linear(w *pipeline.Weight) (string, bool) {
 
 // kindFor is what a weight is to PEFT. The experts of gpt-oss lie (in, out), with gate and up interleaved; an
 // adapter from here cannot hold those.
-func kindFor(c *pipeline.Checkpoint, w *pipeline.Weight) models.Kind {
+func kindFor(c *checkpoint.Checkpoint, w *checkpoint.Weight) models.Kind {
 	kind := w.Role.Kind
 	switch {
 	case c.Config == nil:
@@ -263,7 +264,7 @@ func kindFor(c *pipeline.Checkpoint, w *pipeline.Weight) models.Kind {
 
 // matrices lists what of a weight an adapter can have modules for: a linear layer, an embedding or a
 // router, the run-time modules that a fused tensor of the file holds, or experts, one by one.
-func matrices(w *pipeline.Weight, kind models.Kind) []extraction {
+func matrices(w *checkpoint.Weight, kind models.Kind) []extraction {
 	n := len(w.Shape)
 	if n < 2 || n > 3 || !w.DType.Float() && w.DType != tensor.F64 {
 		return nil
@@ -308,7 +309,7 @@ func matrices(w *pipeline.Weight, kind models.Kind) []extraction {
 
 // expertMatrices lists the matrices of single experts that a tensor holds, under the names that an
 // adapter has for them.
-func expertMatrices(w *pipeline.Weight, s models.Slice, whole extraction) []extraction {
+func expertMatrices(w *checkpoint.Weight, s models.Slice, whole extraction) []extraction {
 	at := strings.LastIndexByte(s.Param, '.')
 	if at < 0 || s.FileParts > 1 || s.Parts > 1 && s.Dim != 0 && s.Dim != len(w.Shape)-2 {
 		return nil

@@ -1,7 +1,7 @@
 package lorakit
 
 import (
-	"github.com/lorakit/lorakit/pipeline"
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -37,7 +37,7 @@ type InspectedTensor struct {
 
 // Inspect opens a checkpoint and says what is in it. No tensor is read.
 func Inspect(path string) (*Inspection, error) {
-	c, err := pipeline.Open(path)
+	c, err := checkpoint.Open(path)
 	if err != nil {
 		return nil, err
 	}

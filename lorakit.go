@@ -19,6 +19,7 @@ package lorakit
 import (
 	"errors"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/pipeline"
 
@@ -54,7 +55,7 @@ type (
 	// Plan says where every byte of a result comes from and where it goes.
 	Plan = pipeline.Plan
 	// Comparison is what Diff finds.
-	Comparison = pipeline.Comparison
+	Comparison = checkpoint.Comparison
 	// KeptAdapter says what is kept of an adapter in a merge.
 	KeptAdapter = pipeline.KeptAdapter
 	// KeptModule says what is kept of an adapter in one module.
@@ -66,5 +67,5 @@ type (
 	// MergeVerification is what VerifyMerge finds.
 	MergeVerification = pipeline.MergeVerification
 	// Verification is what Verify finds.
-	Verification = pipeline.Verification
+	Verification = checkpoint.Verification
 )

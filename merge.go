@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
 )
@@ -49,22 +50,22 @@ func Unmerge(ctx context.Context, merged string, adapters []Adapter, dst string,
 
 // rounding works out what the roundings of a merge and of its subtraction may have taken.
 func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapters []Adapter) error {
-	c, err := pipeline.Open(merged)
+	c, err := checkpoint.Open(merged)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	closeAll, err := merge(c, adapters, true)
+	m, closeAll, err := merge(c, adapters, true)
 	if err != nil {
 		return err
 	}
 	defer closeAll()
-	out, err := pipeline.Open(dst)
+	out, err := checkpoint.Open(dst)
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	r.Rounding, err = pipeline.RoundedTwice(ctx, c, out)
+	r.Rounding, err = pipeline.RoundedTwice(ctx, m, out)
 	return err
 }
 
@@ -130,10 +131,10 @@ func openAlone(adapters []Adapter) ([]lora.Weighted, func(), error) {
 }
 
 // merge opens adapters and adds them to a checkpoint, or subtracts them.
-func merge(c *pipeline.Checkpoint, adapters []Adapter, subtract bool) (func(), error) {
+func merge(c *checkpoint.Checkpoint, adapters []Adapter, subtract bool) (*pipeline.Merged, func(), error) {
 	list, closeAll, err := openAdapters(adapters)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for i := range list {
 		if !subtract {
@@ -142,12 +143,13 @@ func merge(c *pipeline.Checkpoint, adapters []Adapter, subtract bool) (func(), e
 		list[i].Weight = -list[i].Weight
 		if err := list[i].Subtractable(); err != nil {
 			closeAll()
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	if err := c.Merge(list); err != nil {
+	m, err := pipeline.Merge(c, list)
+	if err != nil {
 		closeAll()
-		return nil, err
+		return nil, nil, err
 	}
-	return closeAll, nil
+	return m, closeAll, nil
 }

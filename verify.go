@@ -3,37 +3,38 @@ package lorakit
 import (
 	"context"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/pipeline"
 )
 
 // Verify reads a checkpoint whole and looks for what would keep it from being
 // used. A checkpoint that cannot be opened at all is an error.
 func Verify(ctx context.Context, path string) (*Verification, error) {
-	c, err := pipeline.Open(path)
+	c, err := checkpoint.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return pipeline.Verify(ctx, c)
+	return checkpoint.Verify(ctx, c)
 }
 
 // VerifyMerge holds a merge, whoever made it, against its base and the adapters: what
 // share of each module's delta is in it.
 func VerifyMerge(ctx context.Context, merged, base string, adapters []Adapter) (*MergeVerification, error) {
-	out, err := pipeline.Open(merged)
+	out, err := checkpoint.Open(merged)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	c, err := pipeline.Open(base)
+	c, err := checkpoint.Open(base)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	closeAll, err := merge(c, adapters, false)
+	m, closeAll, err := merge(c, adapters, false)
 	if err != nil {
 		return nil, err
 	}
 	defer closeAll()
-	return pipeline.VerifyMerge(ctx, c, out)
+	return pipeline.VerifyMerge(ctx, m, out)
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
@@ -129,7 +130,7 @@ func (w *AdapterWriter) output(values *lora.Writer, o lora.Output, to tensor.DTy
 		return err
 	}
 	b := make([]byte, int64(len(v))*to.Bits()/8)
-	if err := fromFloats(b, to, v); err != nil {
+	if err := tensor.FromFloats(b, to, v); err != nil {
 		return fmt.Errorf("tensor %s: %w", tensor.Quote(o.Name), err)
 	}
 	t, err := w.spooled(info, b)
@@ -194,11 +195,11 @@ func (w *AdapterWriter) copied(info tensor.Info, t *formats.Tensor) error {
 	for lo := int64(0); lo < n; lo += piece {
 		k := min(piece, n-lo)
 		raw := b[:min(t.Bytes-lo*from/8, (k*from+7)/8)]
-		if err := readPart(t, raw, lo*from/8); err != nil {
+		if err := checkpoint.ReadPart(t, raw, lo*from/8); err != nil {
 			return err
 		}
 		if t.DType.Float() || t.DType == tensor.F64 {
-			if err := toFloats(x[:k], raw, t.DType); err != nil {
+			if err := tensor.ToFloats(x[:k], raw, t.DType); err != nil {
 				return err
 			}
 			for i, f := range x[:k] {
@@ -208,7 +209,7 @@ func (w *AdapterWriter) copied(info tensor.Info, t *formats.Tensor) error {
 			}
 			if info.DType != t.DType {
 				raw = cast[:k*to/8]
-				if err := fromFloats(raw, info.DType, x[:k]); err != nil {
+				if err := tensor.FromFloats(raw, info.DType, x[:k]); err != nil {
 					return err
 				}
 			}

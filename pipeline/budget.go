@@ -7,6 +7,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/quant"
 )
 
@@ -45,16 +46,16 @@ const (
 
 // CheckMemory refuses, before a plan is made, what could not be planned within memory:
 // a checkpoint of very many tensors.
-func CheckMemory(c *Checkpoint, o Options, memory int64) error {
+func CheckMemory(m *Merged, o Options, memory int64) error {
 	if memory <= 0 {
 		memory = DefaultMemory
 	}
 	least := int64(runtimeBytes)
-	b := planner{Checkpoint: c, Options: o}
+	b := planner{Checkpoint: m.Base, Options: o, from: m}
 	if o.Quantize != "keep" && o.Quantize != "none" {
 		b.scheme, _ = quant.ForType(o.Quantize) // an unknown one is refused by NewPlan
 	}
-	for _, w := range c.Weights {
+	for _, w := range m.Weights {
 		if b.selected(w) {
 			least += quantisedPlanBytes
 		} else {
@@ -90,8 +91,8 @@ func (n *needs) add(j *jobRun) {
 	if j.Copy {
 		return
 	}
-	if m := j.weight.merge; m != nil {
-		n.factors = max(n.factors, m.factorBytes())
+	if j.weight.Change != nil {
+		n.factors = max(n.factors, j.weight.factorBytes())
 	}
 	for tile, most := range n.tiles {
 		n.tiles[tile] = most.max(j.scratchSize(j.tileElements(tile)))
@@ -138,17 +139,19 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 }
 
 // scratchSize is the bytes of each slice of a scratch.
-type scratchSize struct{ raw, strip, values, cast, out, carry, merge int64 }
+type scratchSize struct {
+	reader                  checkpoint.ReaderMemory
+	cast, out, carry, merge int64
+}
 
 func (a scratchSize) max(b scratchSize) scratchSize {
 	return scratchSize{
-		max(a.raw, b.raw), max(a.strip, b.strip), max(a.values, b.values),
-		max(a.cast, b.cast), max(a.out, b.out), max(a.carry, b.carry), max(a.merge, b.merge),
+		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.out, b.out), max(a.carry, b.carry), max(a.merge, b.merge),
 	}
 }
 
 func (a scratchSize) total() int64 {
-	return a.raw + a.strip + a.values + a.cast + a.out + a.carry + a.merge
+	return a.reader.Total() + a.cast + a.out + a.carry + a.merge
 }
 
 // tileElements is how many elements a tile of the job has: whole units, and at
@@ -158,8 +161,8 @@ func (j *jobRun) tileElements(bytes int64) int64 {
 	switch {
 	case j.encoder != nil:
 		unit = j.encoder.Unit()
-	case j.weight.merge != nil:
-		unit = max(j.weight.merge.Width, 1) // a delta's kept share is measured by rows
+	case j.weight.Change != nil:
+		unit = max(j.weight.Change.Width, 1) // a delta's kept share is measured by rows
 	case j.weight.Decoder != nil:
 		unit = j.weight.Decoder.Unit()
 	}
@@ -176,30 +179,15 @@ func (j *jobRun) turned() bool { return j.flip != j.weight.Transposed }
 // scratchSize is what a tile of n elements needs at most.
 func (j *jobRun) scratchSize(n int64) scratchSize {
 	n = min(n, j.weight.Count())
-	width := j.weight.Values.Bits() / 8
-	var s scratchSize
-	values := n * width
-	if j.turned() {
-		rows := j.weight.stored()[0]
-		values = (n + 2*rows) * width // whole columns around the tile
-		s.strip = values
+	s := scratchSize{reader: checkpoint.MemoryFor(j.weight.Weight, n, j.flip)}
+	if j.DType != j.weight.Values {
+		s.cast = n * j.DType.Bits() / 8
 	}
-	s.values = values
-	if d := j.weight.Decoder; d != nil {
-		unit := d.Unit()
-		s.values += 2 * unit * width
-		for _, r := range d.Inputs(nil, 0, min(n+2*unit, j.weight.Count())) {
-			s.raw += r.Length
-		}
-	}
-	if j.DType != j.weight.Values || j.turned() {
-		s.cast = values
-	}
-	if m := j.weight.merge; m != nil {
+	if m := j.weight.Change; m != nil {
 		s.cast = max(s.cast, 4*n)
 		// x, and the delta, what it is added to, what was written and their sums in pieces
 		// of at least 64 Ki elements.
-		s.merge = 4*n + (24+4*m.atOnce())*max(m.Width, 64<<10)
+		s.merge = 4*n + (24+4*j.weight.atOnce())*max(m.Width, 64<<10)
 		if j.Through != nil {
 			s.merge += j.weight.Count() // 4 bits an element, and its scales twice
 		}

@@ -65,7 +65,7 @@ func (c *carry) keep(s *scratch, tile []float32, first int64) error {
 	if c == nil || c.floats != nil {
 		return nil
 	}
-	b := sized(&s.raw, int64(4*len(tile)))
+	b := sized(&s.kept, int64(4*len(tile)))
 	for i, x := range tile {
 		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(x))
 	}

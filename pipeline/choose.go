@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/quant"
@@ -15,9 +16,10 @@ import (
 
 // planner is the state while a plan is made.
 type planner struct {
-	*Checkpoint
+	*checkpoint.Checkpoint
 	Options
-	p *Plan
+	from *Merged
+	p    *Plan
 
 	scheme    quant.Scheme // nil for keep and none
 	quantised []*Weight    // what is in the scheme in the result
@@ -42,16 +44,16 @@ func (b *planner) check() error {
 		}
 	}
 	if b.Config != nil && b.Config.Quantization != nil && b.Config.Quantization.Kind() != '{' {
-		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, configName), ErrRefused)
+		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, checkpoint.ConfigName), ErrRefused)
 	}
-	if method, ok := b.foreignScheme(); ok && (b.Quantize != "keep" || b.Options.DType != 0) {
+	if method, ok := b.ForeignScheme(); ok && (b.Quantize != "keep" || b.Options.DType != 0) {
 		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
-			filepath.Join(b.Path, configName), ErrRefused, tensor.Quote(method), knownSchemes())
+			filepath.Join(b.Path, checkpoint.ConfigName), ErrRefused, tensor.Quote(method), checkpoint.KnownSchemes())
 	}
-	if err := globs(b.Include).unmatched("--include", b.Weights); err != nil {
+	if err := globs(b.Include).unmatched("--include", b.from.Weights); err != nil {
 		return err
 	}
-	return globs(b.Exclude).unmatched("--exclude", b.Weights)
+	return globs(b.Exclude).unmatched("--exclude", b.from.Weights)
 }
 
 func (b *planner) target(dst string) (formats.Format, error) {
@@ -78,8 +80,8 @@ func (b *planner) target(dst string) (formats.Format, error) {
 
 // jobs decides the way of every weight.
 func (b *planner) jobs(ctx context.Context) ([]Job, error) {
-	jobs := make([]Job, 0, len(b.Weights))
-	for _, w := range b.Weights {
+	jobs := make([]Job, 0, len(b.from.Weights))
+	for _, w := range b.from.Weights {
 		if ctx.Err() != nil {
 			return nil, ErrInterrupted
 		}
@@ -95,12 +97,12 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 		}
 		j, err := b.job(w)
 		if err != nil {
-			return nil, w.failed(err)
+			return nil, w.Failed(err)
 		}
 		jobs = append(jobs, j)
 	}
 	if b.scheme != nil && len(b.quantised) == 0 {
-		return nil, fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s; --include GLOB chooses them by name", b.Path, ErrRefused, len(b.Weights), b.Quantize)
+		return nil, fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s; --include GLOB chooses them by name", b.Path, ErrRefused, len(b.from.Weights), b.Quantize)
 	}
 	b.explain()
 	return jobs, nil
@@ -124,18 +126,18 @@ func (b *planner) job(w *Weight) (Job, error) {
 		b.left = append(b.left, w)
 	}
 	to := b.castTo(w)
-	if b.Options.DType != 0 && !numeric(w.DType) && !w.DType.Integer() {
+	if b.Options.DType != 0 && !w.DType.Numeric() && !w.DType.Integer() {
 		b.uncast = append(b.uncast, w.Name)
 	}
 	switch {
-	case w.merge != nil && w.Decoder != nil && b.Quantize == "keep":
+	case w.Change != nil && w.Decoder != nil && b.Quantize == "keep":
 		spec := w.Decoder.Spec()
 		scheme, err := quant.ForType(spec.Type)
 		if err != nil {
 			return Job{}, err
 		}
 		return encodeJob(w, w.DType, scheme, spec)
-	case w.merge == nil && (w.Decoder == nil && to == w.Values || w.Decoder != nil && b.Quantize == "keep"):
+	case w.Change == nil && (w.Decoder == nil && to == w.Values || w.Decoder != nil && b.Quantize == "keep"):
 		return copyJob(w), nil
 	case w.Decoder != nil:
 		b.decoded++
@@ -147,7 +149,7 @@ func (b *planner) job(w *Weight) (Job, error) {
 // through is the type that a plain weight goes through before anything is added to it,
 // or nil. Weights that are not quantised, as an output head, were not so when the adapter was trained either.
 func (b *planner) through(w *Weight) *quant.Spec {
-	if !b.Dequantized || w.merge == nil || w.Decoder != nil || len(w.merge.Terms) == 0 || len(w.Shape) < 2 {
+	if !b.Dequantized || w.Change == nil || w.Decoder != nil || len(w.Change.Terms) == 0 || len(w.Shape) < 2 {
 		return nil
 	}
 	if b.scheme == nil && !w.Role.Quantized || b.scheme != nil && !b.selected(w) {
@@ -194,7 +196,7 @@ func (b *planner) quantiseJob(w *Weight) (Job, error) {
 		have := w.Decoder.Spec()
 		have.AllowNonFinite = spec.AllowNonFinite
 		// A scheme that does not store what a weight was has nothing to cast.
-		if w.merge == nil && have == spec && (to == w.DType || w.Values != w.DType) {
+		if w.Change == nil && have == spec && (to == w.DType || w.Values != w.DType) {
 			return copyJob(w), nil
 		}
 		b.decoded++
@@ -223,14 +225,14 @@ func encodeJob(w *Weight, to tensor.DType, scheme quant.Scheme, spec quant.Spec)
 func (j *Job) encoded(w *Weight) tensor.Info {
 	t := tensor.Info{Name: w.Name, DType: j.DType, Shape: w.Shape}
 	if j.flips(w) {
-		t.Shape = transposed(w.Shape)
+		t.Shape = w.Shape.Transposed()
 	}
 	return t
 }
 
 // flips reports whether the values are turned round before they are quantised.
 func (j *Job) flips(w *Weight) bool {
-	return j.Encode != nil && w.Role.Kind == models.Conv1D && len(w.Shape) == 2
+	return j.Encode != nil && w.Flips()
 }
 
 func copyJob(w *Weight) Job {
@@ -244,7 +246,7 @@ func copyJob(w *Weight) Job {
 // castTo is the dtype that the values of a weight get.
 func (b *planner) castTo(w *Weight) tensor.DType {
 	to := b.Options.DType
-	if to == 0 || !numeric(w.DType) {
+	if to == 0 || !w.DType.Numeric() {
 		return w.DType
 	}
 	if to == tensor.F16 && w.Role.KeepFloat32 || to != tensor.F32 && w.Role.KeepFloat32Strict {
@@ -256,13 +258,13 @@ func (b *planner) castTo(w *Weight) tensor.DType {
 // sameAsTied reports whether a weight that the config ties to another has that
 // one's very bytes, so that nothing is lost without it.
 func (b *planner) sameAsTied(ctx context.Context, w *Weight) (bool, error) {
-	i := slices.IndexFunc(b.Weights, func(o *Weight) bool {
+	i := slices.IndexFunc(b.from.Weights, func(o *Weight) bool {
 		return len(o.Role.Runtime) == 1 && o.Role.Runtime[0].Whole() && o.Role.Runtime[0].Param == w.Role.Tied
 	})
 	if i < 0 {
 		return false, nil // it is the only one that is stored
 	}
-	same, err := sameBytes(ctx, w, b.Weights[i])
+	same, err := checkpoint.SameBytes(ctx, w.Weight, b.from.Weights[i].Weight)
 	if err == nil && !same {
 		b.notice("%s is tied to %s by config.json, but differs from it: it is kept", tensor.Quote(w.Name), tensor.Quote(w.Role.Tied))
 	}
@@ -319,7 +321,7 @@ func (b *planner) explain() {
 		b.notice("experts: %s in %s, by --include; transformers does not load such a folder", plural(experts, "tensor"), b.Quantize)
 	default:
 		n := 0
-		for _, w := range b.Weights {
+		for _, w := range b.from.Weights {
 			if w.Role.Kind == models.Expert {
 				n++
 			}

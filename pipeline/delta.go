@@ -57,14 +57,14 @@ func (f *factors) get(t *formats.Tensor) ([]float32, error) {
 
 // factorBytes is the memory of a change while a weight is merged: its factors, and two sums
 // a row for each kept share.
-func (m *merging) factorBytes() int64 {
+func (w *Weight) factorBytes() int64 {
 	var total int64
-	for _, t := range m.contributors() {
+	for _, t := range w.contributors() {
 		total += 16 * t.Rows
 	}
 	seen := map[*formats.Tensor]bool{}
-	for i := range m.Terms {
-		t := &m.Terms[i]
+	for i := range w.Change.Terms {
+		t := &w.Change.Terms[i]
 		tensors := []*formats.Tensor{t.Left.T, t.Right.T, t.Module.Magnitude}
 		if t.Module.Form == lora.Rows {
 			tensors = append(tensors, t.Module.Value)
@@ -72,7 +72,7 @@ func (m *merging) factorBytes() int64 {
 		tensors = append(tensors, t.Factor)
 		for _, x := range t.Hadamard {
 			tensors = append(tensors, x.Left.T, x.Right.T)
-			total += 4 * max(m.Width, chunk, x.Right.Cols) // other and row of mergeBuffers
+			total += 4 * max(w.Change.Width, chunk, x.Right.Cols) // other and row of mergeBuffers
 		}
 		for _, x := range tensors {
 			if x != nil && !seen[x] {
@@ -96,8 +96,8 @@ func (r *run) loadTerms(j *jobRun) error {
 		}
 		return kernels.Mat{Data: v[f.Offset:], Rows: int(rows), Cols: int(cols), RowStride: int(f.RowStride), ColStride: int(f.ColStride)}, nil
 	}
-	for i := range j.weight.merge.Terms {
-		t := &term{Term: &j.weight.merge.Terms[i]}
+	for i := range j.weight.Change.Terms {
+		t := &term{Term: &j.weight.Change.Terms[i]}
 		var err error
 		switch {
 		case t.Module.Form == lora.Scale:
@@ -143,14 +143,14 @@ func (r *run) loadTerms(j *jobRun) error {
 // prepared reports whether a job has to read its weight before it can begin: for
 // the norms of DoRA, or to quantise it and back.
 func (j *jobRun) prepared() bool {
-	if j.weight.merge == nil {
+	if j.weight.Change == nil {
 		return false
 	}
 	if j.Through != nil {
 		return true
 	}
-	for i := range j.weight.merge.Terms {
-		if j.weight.merge.Terms[i].Module.Magnitude != nil {
+	for i := range j.weight.Change.Terms {
+		if j.weight.Change.Terms[i].Module.Magnitude != nil {
 			return true
 		}
 	}
@@ -174,11 +174,11 @@ func floats(b *[]float32, n int) []float32 {
 // simple returns the term of a job where its change is one product that covers the
 // whole weight, which has a kernel of its own.
 func (j *jobRun) simple() *term {
-	if len(j.terms) != 1 || j.weight.merge.Value != nil || j.encoder != nil || !j.DType.Float() || !j.weight.Values.Float() {
+	if len(j.terms) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() || !j.weight.Values.Float() {
 		return nil
 	}
 	t := j.terms[0]
-	if !t.additive() || t.Cols != j.weight.merge.Width || t.Rows*t.Cols != j.weight.Count() {
+	if !t.additive() || t.Cols != j.weight.Change.Width || t.Rows*t.Cols != j.weight.Count() {
 		return nil
 	}
 	return t
@@ -194,7 +194,7 @@ const chunk = 32 << 10
 func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte, error) {
 	to := j.DType
 	out := sized(&s.cast, (hi-lo)*to.Bits()/8)
-	width := j.weight.merge.Width
+	width := j.weight.Change.Width
 	if t := j.simple(); t != nil {
 		rows := max(1, chunk/width)
 		from, as := kernelFloat[j.weight.Values], kernelFloat[to]
@@ -213,10 +213,10 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 	}
 	n := int(hi - lo)
 	x := floats(&s.merge.x, n)
-	if err := toFloats(x, values, j.weight.Values); err != nil {
+	if err := tensor.ToFloats(x, values, j.weight.Values); err != nil {
 		return nil, err
 	}
-	if v := j.weight.merge.Value; v != nil {
+	if v := j.weight.Change.Value; v != nil {
 		for i, f := range x {
 			if !finite(f) {
 				return nil, fmt.Errorf("%w: the value that the adapter's tensor %s gives it has %v at element %d, expected finite numbers", lora.ErrMalformed, tensor.Quote(v.Name), f, lo+int64(i))
@@ -226,12 +226,12 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 	for _, t := range j.terms {
 		j.apply(s, t, x, lo, hi)
 	}
-	return out, fromFloats(out, to, x)
+	return out, tensor.FromFloats(out, to, x)
 }
 
 // apply does what a term does to the elements [lo, hi).
 func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
-	width := j.weight.merge.Width
+	width := j.weight.Change.Width
 	for at := lo; at < hi; {
 		row, col := at/width, at%width
 		rows, cols := int64(1), min(width-col, hi-at)
@@ -276,11 +276,11 @@ func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
 // the norms of DoRA.
 func (r *run) prepareMerge(s *scratch, j *jobRun) error {
 	if j.Through != nil {
-		if err := through(s, j); err != nil {
+		if err := j.goThrough(s); err != nil {
 			return err
 		}
 	}
-	width := j.weight.merge.Width
+	width := j.weight.Change.Width
 	step := max(width, largestTile/4/width*width)
 	for _, t := range j.terms {
 		if t.magnitude == nil {
@@ -289,12 +289,12 @@ func (r *run) prepareMerge(s *scratch, j *jobRun) error {
 		sums := make([]float64, len(t.magnitude))
 		for lo := int64(0); lo < j.weight.Count(); lo += step {
 			hi := min(lo+step, j.weight.Count())
-			values, err := j.weight.read(s, lo, hi, j.flip)
+			values, err := s.Read(j.weight.Weight, lo, hi, j.flip)
 			if err != nil {
 				return err
 			}
 			x := floats(&s.merge.x, int(hi-lo))
-			if err := toFloats(x, values, j.weight.Values); err != nil {
+			if err := tensor.ToFloats(x, values, j.weight.Values); err != nil {
 				return err
 			}
 			j.apply(s, t, x, lo, hi)
@@ -333,3 +333,13 @@ func (t *term) outputs() int64 {
 }
 
 func finite(x float32) bool { return !math.IsNaN(float64(x)) && !math.IsInf(float64(x), 0) }
+
+// goThrough replaces a job's weight by what is left of it once quantised.
+func (j *jobRun) goThrough(s *scratch) error {
+	low, err := s.Quantized(j.weight.Weight, *j.Through)
+	if err != nil {
+		return err
+	}
+	j.weight = &Weight{Weight: low, Change: j.weight.Change, base: low}
+	return nil
+}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -128,7 +129,7 @@ func (d *different) Error() string { return tensor.Quote(d.name) + " " + d.how }
 // matches makes the result again and compares it with what is at dst, byte for byte.
 // What differs is an error of kind ErrExists.
 func (r *run) matches(ctx context.Context, dst string) error {
-	again := &run{plan: r.plan, checkpoint: r.checkpoint, opts: r.opts, compute: r.compute, against: dst}
+	again := &run{plan: r.plan, from: r.from, opts: r.opts, compute: r.compute, against: dst}
 	again.opts.Progress = nil // it counts the work that is left, and this is none
 	err := again.prepare()
 	if err == nil {
@@ -210,7 +211,7 @@ func (r *run) sameFiles(ctx context.Context) error {
 		}
 	}
 	for _, in := range r.plan.Carried {
-		src, err := storage.Open(r.checkpoint.file(in.Name))
+		src, err := storage.Open(r.from.Base.FilePath(in.Name))
 		if err != nil {
 			return err
 		}
@@ -236,7 +237,7 @@ func (r *run) sameFile(ctx context.Context, name string, want io.ReaderAt, size 
 	if info.Size() != size {
 		return &different{name, "has another size"}
 	}
-	same, err := sameContent(ctx, want, 0, f, 0, size)
+	same, err := checkpoint.SameContent(ctx, want, 0, f, 0, size)
 	if err == nil && !same {
 		err = &different{name, "has other content"}
 	}

@@ -24,7 +24,7 @@ func (r *run) finishJob(s *scratch, g *errgroup.Group, j *jobRun) error {
 		}
 	}
 	j.carry.close()
-	if j.weight.merge != nil {
+	if j.weight.Change != nil {
 		if err := r.finishMerge(s, j); err != nil {
 			return err
 		}
@@ -80,7 +80,7 @@ func (r *run) files(ctx context.Context) error {
 }
 
 func (r *run) carryAlong(ctx context.Context, in InputFile) error {
-	path, err := storage.Within(r.checkpoint.Path, in.Name)
+	path, err := storage.Within(r.from.Base.Path, in.Name)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func writeFile(path string, b []byte) error {
 // unchanged makes sure that the source is still what the plan was made from.
 func (r *run) unchanged() error {
 	for _, in := range append(r.plan.Inputs[:len(r.plan.Inputs):len(r.plan.Inputs)], r.plan.Carried...) {
-		path := r.checkpoint.file(in.Name)
+		path := r.from.Base.FilePath(in.Name)
 		info, err := os.Stat(path)
 		if err != nil {
 			return err

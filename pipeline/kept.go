@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
@@ -18,7 +19,8 @@ import (
 )
 
 // contributors are what a kept share is measured for: the new value, then the terms.
-func (m *merging) contributors() []*lora.Term {
+func (w *Weight) contributors() []*lora.Term {
+	m := w.Change
 	var list []*lora.Term
 	if m.ValueOf != nil {
 		list = append(list, m.ValueOf)
@@ -39,11 +41,10 @@ type share struct {
 // measure compares what a job has written with what it was to write: the kept share of
 // every contributor. The order of all sums is that of the rows.
 func (r *run) measure(s *scratch, j *jobRun) error {
-	m := j.weight.merge
-	list := m.contributors()
-	width, n := m.Width, j.weight.Count()
-	out := *j.weight
-	out.merge, out.Decoder, out.DType, out.Values, out.Transposed = nil, nil, j.DType, j.DType, false
+	list := j.weight.contributors()
+	width, n := j.weight.Change.Width, j.weight.Count()
+	out := *j.weight.Weight
+	out.Decoder, out.DType, out.Values, out.Transposed = nil, j.DType, j.DType, false
 	parts := make([]formats.Tensor, len(j.Outputs))
 	for i, o := range j.Outputs {
 		size, err := o.Size()
@@ -54,7 +55,7 @@ func (r *run) measure(s *scratch, j *jobRun) error {
 	}
 	out.Parts = parts
 	if j.Encode != nil {
-		w, err := decoded(&out, j.Encode.Type, parts)
+		w, err := checkpoint.Decoded(&out, j.Encode.Type, parts)
 		if err != nil {
 			return err
 		}
@@ -63,7 +64,7 @@ func (r *run) measure(s *scratch, j *jobRun) error {
 		}
 		out = *w
 	}
-	base := m.base
+	base := j.weight.base
 	if base == nil || !slices.Equal(base.Shape, j.weight.Shape) {
 		base = nil // a grown vocabulary has nothing to be compared with
 	}
@@ -75,11 +76,11 @@ func measuredRows(width int64) int64 { return max(1, (64<<10)/max(width, 1)) }
 
 // atOnce is how many contributors have a part in rows that are measured at once: a stack of experts
 // has many, each in rows of its own.
-func (m *merging) atOnce() int64 {
-	step := measuredRows(m.Width)
+func (w *Weight) atOnce() int64 {
+	step := measuredRows(w.Change.Width)
 	type event struct{ at, by int64 }
 	var events []event
-	for _, t := range m.contributors() {
+	for _, t := range w.contributors() {
 		if t.Rows > 0 {
 			events = append(events, event{t.Row / step, 1}, event{(t.Row+t.Rows-1)/step + 1, -1})
 		}
@@ -94,18 +95,18 @@ func (m *merging) atOnce() int64 {
 }
 
 // measured fills a job's shares from what is written and what was there.
-func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width, n int64) error {
+func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.Term, width, n int64) error {
 	step := measuredRows(width)
-	fill := func(w *Weight, dst []float32, lo, hi int64) error {
-		values, err := w.read(s, lo, hi, j.flip)
+	fill := func(w *checkpoint.Weight, dst []float32, lo, hi int64) error {
+		values, err := s.Read(w, lo, hi, j.flip)
 		if err != nil {
 			return err
 		}
-		return toFloats(dst, values, w.Values)
+		return tensor.ToFloats(dst, values, w.Values)
 	}
 	var deltas [][]float32
 	here := make([]int, 0, len(list))
-	one := len(j.terms) == 1 && j.weight.merge.ValueOf == nil && j.terms[0].additive()
+	one := len(j.terms) == 1 && j.weight.Change.ValueOf == nil && j.terms[0].additive()
 	for row := int64(0); row < n/width; row += step {
 		end := min(row+step, n/width)
 		lo, hi := row*width, end*width
@@ -116,14 +117,14 @@ func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width
 		}
 		from := base
 		if from == nil {
-			from = j.weight
+			from = j.weight.Weight
 		}
 		if err := fill(from, b, lo, hi); err != nil {
 			return err
 		}
 		if one { // the delta itself, not what float32 leaves of it in a sum
 			clear(x)
-			s.begin()
+			s.Begin()
 			j.apply(s, j.terms[0], x, lo, hi)
 			for k := row; k < end; k++ {
 				p, q := (k-row)*width, (k-row+1)*width
@@ -132,7 +133,7 @@ func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width
 					j.shares[0].rows[at] = [2]float64{ed, dd}
 				}
 			}
-			s.end()
+			s.End()
 			continue
 		}
 		before := floats(&s.merge.before, size)
@@ -152,9 +153,9 @@ func measured(s *scratch, j *jobRun, base, out *Weight, list []*lora.Term, width
 			here = append(here, at)
 		}
 		at := 0
-		if j.weight.merge.ValueOf != nil {
+		if j.weight.Change.ValueOf != nil {
 			copy(before, x)
-			if err := fill(j.weight, x, lo, hi); err != nil {
+			if err := fill(j.weight.Weight, x, lo, hi); err != nil {
 				return err
 			}
 			note(at)
@@ -233,7 +234,7 @@ func keptShares(adapters []AdapterInput, jobs []*jobRun) []KeptAdapter {
 		index[i] = map[string]int{}
 	}
 	for _, j := range jobs {
-		for k, t := range j.weight.merge.contributors() {
+		for k, t := range j.weight.contributors() {
 			a := &out[t.Adapter]
 			at, ok := index[t.Adapter][t.Name]
 			if !ok {
@@ -287,13 +288,13 @@ func below(adapters []KeptAdapter, least float64) []KeptModule {
 
 // beginMerge reads the factors of a job's change, and makes room for its shares.
 func (r *run) beginMerge(j *jobRun) error {
-	if j.weight.merge == nil {
+	if j.weight.Change == nil {
 		return nil
 	}
 	if err := r.loadTerms(j); err != nil {
 		return err
 	}
-	for _, t := range j.weight.merge.contributors() {
+	for _, t := range j.weight.contributors() {
 		j.shares = append(j.shares, share{t.Row, make([][2]float64, t.Rows)})
 	}
 	r.merges = append(r.merges, j)
@@ -322,7 +323,7 @@ func (r *run) finishMerge(s *scratch, j *jobRun) error {
 // remeasure finds the kept shares in a shard that an earlier run has finished.
 func (r *run) remeasure(sh *shardRun) error {
 	for k := range sh.Jobs {
-		if r.weights[sh.Jobs[k].Weight].merge == nil {
+		if r.weights[sh.Jobs[k].Weight].Change == nil {
 			continue
 		}
 		j, err := r.newJob(&sh.Jobs[k], sh)
@@ -335,16 +336,16 @@ func (r *run) remeasure(sh *shardRun) error {
 			}
 		}
 		if err := r.beginMerge(j); err != nil {
-			return j.weight.failed(err)
+			return j.weight.Failed(err)
 		}
-		s := &scratch{compute: r.compute}
+		s := newScratch(r.compute)
 		if j.prepared() {
 			if err := r.prepareMerge(s, j); err != nil {
-				return j.weight.failed(err)
+				return j.weight.Failed(err)
 			}
 		}
 		if err := r.measure(s, j); err != nil {
-			return j.weight.failed(err)
+			return j.weight.Failed(err)
 		}
 	}
 	return nil
@@ -389,27 +390,27 @@ type MergeVerification struct {
 // Short lists the modules whose kept share is below least.
 func (v *MergeVerification) Short(least float64) []KeptModule { return below(v.Adapters, least) }
 
-// VerifyMerge measures what of c's adapters is in out, a merge that anyone has made.
-func VerifyMerge(ctx context.Context, c, out *Checkpoint) (*MergeVerification, error) {
-	r := &run{checkpoint: c, compute: make(chan struct{}, 1), factors: factors{limit: mostFactors}}
-	byName, byParam := map[string]*Weight{}, map[string]*Weight{}
+// VerifyMerge measures what of m's adapters is in out, a merge that anyone has made.
+func VerifyMerge(ctx context.Context, m *Merged, out *checkpoint.Checkpoint) (*MergeVerification, error) {
+	r := &run{from: m, compute: make(chan struct{}, 1), factors: factors{limit: mostFactors}}
+	byName, byParam := map[string]*checkpoint.Weight{}, map[string]*checkpoint.Weight{}
 	for _, w := range out.Weights {
 		byName[w.Name] = w
 		if s := w.Role.Runtime; len(s) == 1 && s[0].Whole() {
 			byParam[s[0].Param] = w
 		}
 	}
-	s := &scratch{compute: r.compute}
-	for _, w := range c.Weights {
-		if w.merge == nil {
+	s := newScratch(r.compute)
+	for _, w := range m.Weights {
+		if w.Change == nil {
 			continue
 		}
 		if ctx.Err() != nil {
 			return nil, ErrInterrupted
 		}
 		o := byName[w.Name]
-		if o == nil && w.Name == c.head { // another tool has left it tied
-			o = byName[c.headFrom]
+		if o == nil && w.Name == m.Head { // another tool has left it tied
+			o = byName[m.HeadFrom]
 		}
 		if rt := w.Role.Runtime; o == nil && len(rt) == 1 && rt[0].Whole() {
 			o = byParam[rt[0].Param]
@@ -418,24 +419,24 @@ func VerifyMerge(ctx context.Context, c, out *Checkpoint) (*MergeVerification, e
 			return nil, fmt.Errorf("%s: %w: there is no tensor %s, which the adapter changes", out.Path, ErrRefused, tensor.Quote(w.Name))
 		}
 		if !slices.Equal(o.Shape, w.Shape) {
-			return nil, o.failed(fmt.Errorf("%w: its shape is %v, expected %v", ErrRefused, o.Shape, w.Shape))
+			return nil, o.Failed(fmt.Errorf("%w: its shape is %v, expected %v", ErrRefused, o.Shape, w.Shape))
 		}
 		j := &jobRun{Job: &Job{Weight: w.Name, DType: w.DType}, weight: w}
 		if err := r.beginMerge(j); err != nil {
-			return nil, w.failed(err)
+			return nil, w.Failed(err)
 		}
 		if j.prepared() {
 			if err := r.prepareMerge(s, j); err != nil {
-				return nil, w.failed(err)
+				return nil, w.Failed(err)
 			}
 		}
-		base := w.merge.base
+		base := w.base
 		if !slices.Equal(base.Shape, w.Shape) {
 			base = nil
 		}
-		if err := measured(s, j, base, o, w.merge.contributors(), w.merge.Width, w.Count()); err != nil {
-			return nil, o.failed(err)
+		if err := measured(s, j, base, o, w.contributors(), w.Change.Width, w.Count()); err != nil {
+			return nil, o.Failed(err)
 		}
 	}
-	return &MergeVerification{keptShares(c.adapters, r.merges)}, nil
+	return &MergeVerification{keptShares(m.Adapters, r.merges)}, nil
 }

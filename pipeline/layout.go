@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
@@ -23,8 +24,8 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 	var groups []int
 	var owner []*Output
 	var params int64
-	elements := make(map[string]int64, len(b.Weights))
-	for _, w := range b.Weights {
+	elements := make(map[string]int64, len(b.from.Weights))
+	for _, w := range b.from.Weights {
 		elements[w.Name] = w.Count()
 	}
 	b.p.Quantized = len(b.quantised)
@@ -70,7 +71,7 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 // along.
 func (b *planner) files() error {
 	for _, name := range b.Files() {
-		info, err := os.Stat(b.file(name))
+		info, err := os.Stat(b.FilePath(name))
 		if err != nil {
 			return err
 		}
@@ -80,12 +81,12 @@ func (b *planner) files() error {
 		return nil
 	}
 	if b.Config != nil {
-		b.p.Inputs = append(b.p.Inputs, inputFile(configName, b.configInfo))
+		b.p.Inputs = append(b.p.Inputs, inputFile(checkpoint.ConfigName, b.ConfigInfo))
 		config, err := b.editedConfig()
 		if err != nil {
-			return fmt.Errorf("%s: %w", filepath.Join(b.Path, configName), err)
+			return fmt.Errorf("%s: %w", filepath.Join(b.Path, checkpoint.ConfigName), err)
 		}
-		b.p.Files = append(b.p.Files, formats.File{Name: configName, Data: config})
+		b.p.Files = append(b.p.Files, formats.File{Name: checkpoint.ConfigName, Data: config})
 	}
 	written := map[string]bool{}
 	for _, s := range b.p.Shards {
@@ -114,14 +115,14 @@ func (b *planner) editedConfig() ([]byte, error) {
 	if b.Options.DType != 0 {
 		edits = append(edits, models.SetDType(b.Options.DType.Torch()))
 	}
-	if b.untied {
+	if b.from.Untied {
 		for _, path := range b.Model.TieSwitches() {
 			edits = append(edits, models.SetAt(path, []byte("false")))
 		}
 	}
-	if b.vocabulary > 0 {
-		for _, path := range b.Config.VocabularyPaths(b.vocabularyWas) {
-			edits = append(edits, models.SetAt(path, strconv.AppendInt(nil, b.vocabulary, 10)))
+	if b.from.Vocabulary > 0 {
+		for _, path := range b.Config.VocabularyPaths(b.from.VocabularyWas) {
+			edits = append(edits, models.SetAt(path, strconv.AppendInt(nil, b.from.Vocabulary, 10)))
 		}
 	}
 	switch {
@@ -130,7 +131,7 @@ func (b *planner) editedConfig() ([]byte, error) {
 	case b.scheme != nil && b.changed:
 		edits = append(edits, models.Set("quantization_config", b.scheme.Config(b.spec(), b.skipped())))
 	}
-	return models.EditConfig(b.configJSON, edits...)
+	return models.EditConfig(b.ConfigJSON, edits...)
 }
 
 // skipped is the list of modules that a loader must not expect to be quantised,
@@ -139,12 +140,12 @@ func (b *planner) skipped() []string {
 	if b.Known {
 		var left []string
 		for _, w := range b.left {
-			left = append(left, w.modules()...)
+			left = append(left, w.Modules()...)
 		}
 		extra := map[string]bool{}
 		for _, w := range b.extra {
 			if w.Role.Kind != models.Expert {
-				for _, m := range w.modules() {
+				for _, m := range w.Modules() {
 					extra[m] = true
 				}
 			}
@@ -183,7 +184,7 @@ func (b *planner) plainLinears() []string {
 	var names []string
 	for _, w := range b.plainMatrices() {
 		if linear := w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D; linear && !w.Role.KeepFloat32 {
-			names = append(names, w.modules()...)
+			names = append(names, w.Modules()...)
 		}
 	}
 	return names
@@ -196,20 +197,10 @@ func (b *planner) plainMatrices() []*Weight {
 		quantised[w] = true
 	}
 	var plain []*Weight
-	for _, w := range b.Weights {
+	for _, w := range b.from.Weights {
 		if len(w.Shape) == 2 && !quantised[w] {
 			plain = append(plain, w)
 		}
 	}
 	return plain
-}
-
-// modules names the run-time modules that the weight belongs to: one, but where the
-// file joins what are several in the model.
-func (w *Weight) modules() []string {
-	var names []string
-	for _, s := range w.Role.Runtime {
-		names = append(names, strings.TrimSuffix(s.Param, ".weight"))
-	}
-	return names
 }

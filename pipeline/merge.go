@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/storage"
@@ -49,42 +50,72 @@ func adapterFiles(dir string, names []string) ([]InputFile, error) {
 	return files, nil
 }
 
-// merging is what adapters do to a weight.
-type merging struct {
-	*lora.Change
-	base *Weight // as it was, nil where the weight is new
+// Weight is a weight of a Merged: one of the base, or one that adapters bring.
+type Weight struct {
+	*checkpoint.Weight
+	// Change is what adapters do to it, nil where that is nothing.
+	Change *lora.Change
+	base   *checkpoint.Weight // of a Change: as it was
 }
 
-// Merge makes the weights of c what they are with the adapters added, in their order. Nothing
-// is read but headers; a plan made of c then adds the deltas on the way.
-func (c *Checkpoint) Merge(adapters []lora.Weighted) error {
+// Merged is a checkpoint with adapters added, or as it is: what a plan is made of. The checkpoint itself does not
+// change, and nothing is read but headers; a plan adds the deltas on the way.
+type Merged struct {
+	Base     *checkpoint.Checkpoint
+	Adapters []AdapterInput
+	// Weights are those of the base, in their order, then those that the adapters bring.
+	Weights []*Weight
+	// Head is an output head that becomes a tensor of its own, and HeadFrom what it was tied to; else both are empty.
+	Head, HeadFrom string
+	// Untied says that the output head is no longer tied to the embedding.
+	Untied bool
+	// Vocabulary is the number of rows that an adapter brings where it had VocabularyWas; else both are 0.
+	Vocabulary, VocabularyWas int64
+	// Notices say, in a sentence each, what the user should know.
+	Notices []string
+}
+
+// Plain returns a checkpoint as it is, with nothing merged.
+func Plain(c *checkpoint.Checkpoint) *Merged {
+	m := &Merged{Base: c, Weights: make([]*Weight, len(c.Weights))}
+	for i, w := range c.Weights {
+		m.Weights[i] = &Weight{Weight: w}
+	}
+	return m
+}
+
+// Merge adds adapters, in their order, to a checkpoint.
+func Merge(c *checkpoint.Checkpoint, adapters []lora.Weighted) (*Merged, error) {
 	targets := make([]lora.Target, len(c.Weights))
 	for i, w := range c.Weights {
 		targets[i] = lora.Target{Name: w.Name, Shape: w.Shape, Role: w.Role}
 	}
 	b, err := lora.Bind(adapters, targets, c.Model)
 	if err != nil {
-		return fmt.Errorf("%s: %w", c.Path, err)
+		return nil, fmt.Errorf("%s: %w", c.Path, err)
 	}
+	m := Plain(c)
+	m.Notices = b.Notices
 	for _, a := range adapters {
 		files, err := adapterFiles(a.Dir, a.Files)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		c.adapters = append(c.adapters, AdapterInput{Path: a.Path, Dir: a.Dir, Weight: a.Weight, Alpha: a.Options.Alpha, ExpertLayout: a.Options.ExpertLayout, Files: files})
+		m.Adapters = append(m.Adapters, AdapterInput{
+			Path: a.Path, Dir: a.Dir, Weight: a.Weight, Alpha: a.Options.Alpha, ExpertLayout: a.Options.ExpertLayout, Files: files,
+		})
 	}
-	weights := slices.Clone(c.Weights)
 	for i, change := range b.Changes {
 		if change != nil {
-			weights[i] = c.changed(c.Weights[i], change)
+			m.Weights[i] = m.changed(c.Weights[i], change)
 		}
 	}
 	if b.Head != nil {
 		from := *c.Weights[b.HeadFrom]
 		from.Name = b.HeadName
 		from.Role = c.Model.Tensor(b.HeadName, from.Shape)
-		weights = append(weights, c.changed(&from, b.Head))
-		c.head, c.headFrom = b.HeadName, c.Weights[b.HeadFrom].Name
+		m.Weights = append(m.Weights, m.changed(&from, b.Head))
+		m.Head, m.HeadFrom = b.HeadName, c.Weights[b.HeadFrom].Name
 	}
 	for _, p := range b.Copies {
 		from := *c.Weights[p.From]
@@ -94,42 +125,74 @@ func (c *Checkpoint) Merge(adapters []lora.Weighted) error {
 		if len(from.Parts) == 1 {
 			from.Parts[0].Name = p.Name
 		}
-		w := &from
+		w := &Weight{Weight: &from}
 		if p.Change != nil || len(from.Parts) > 1 { // a quantised one is decoded
-			w = c.changed(w, cmp.Or(p.Change, &lora.Change{Width: from.Shape[len(from.Shape)-1]}))
+			w = m.changed(&from, cmp.Or(p.Change, &lora.Change{Width: from.Shape[len(from.Shape)-1]}))
 		}
-		weights = append(weights, w)
+		m.Weights = append(m.Weights, w)
 	}
 	if b.Untie {
-		c.untied = true
-		for _, w := range weights {
-			w.Role.Tied = ""
+		m.Untied = true
+		for _, w := range m.Weights {
+			untied := *w.Weight
+			untied.Role.Tied = ""
+			w.Weight = &untied
 		}
 	}
-	c.Weights, c.mergeNotices = weights, b.Notices
-	c.growLogitsBias()
-	return nil
+	m.growLogitsBias()
+	return m, nil
 }
 
-// growLogitsBias makes the bias of the logits as long as a vocabulary that has grown, with zeros as
-// transformers does it. An adapter does not bring it.
-func (c *Checkpoint) growLogitsBias() {
-	if c.vocabularyWas == 0 || c.vocabulary <= c.vocabularyWas {
+// changed is a weight with a change.
+func (m *Merged) changed(w *checkpoint.Weight, change *lora.Change) *Weight {
+	n := *w
+	if v := change.Value; v != nil {
+		n.Parts, n.Decoder, n.Values, n.Transposed = []formats.Tensor{*v}, nil, v.DType, false
+		n.Shape = v.Shape
+		if len(v.Shape) == 2 && v.Shape[0] != w.Shape[0] {
+			m.Vocabulary, m.VocabularyWas = v.Shape[0], w.Shape[0]
+		}
+	}
+	return &Weight{Weight: &n, Change: change, base: w}
+}
+
+// transposed is the change of a weight of the given shape that is turned round before it is written.
+func transposed(change *lora.Change, shape tensor.Shape) *lora.Change {
+	c := *change
+	c.Width = shape[0]
+	c.Terms = slices.Clone(change.Terms)
+	for i := range c.Terms {
+		t := &c.Terms[i]
+		t.Row, t.Rows, t.Col, t.Cols = t.Col, t.Cols, t.Row, t.Rows
+		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
+		t.Hadamard = lora.Transposed(t.Hadamard)
+		t.OutputRows = !t.OutputRows
+	}
+	return &c
+}
+
+// growLogitsBias makes the bias of the logits as long as a vocabulary that has grown, with zeros as transformers does
+// it. An adapter does not bring it.
+func (m *Merged) growLogitsBias() {
+	was, now := m.VocabularyWas, m.Vocabulary
+	if was == 0 || now <= was {
 		return
 	}
-	for i, w := range c.Weights {
+	for i, w := range m.Weights {
 		last := len(w.Shape) - 1
-		if w.Name != c.Model.LogitsBias() || last < 0 || w.Count() != c.vocabularyWas || w.Shape[last] != c.vocabularyWas || w.merge != nil || w.Decoder != nil || !numeric(w.DType) {
+		if w.Name != m.Base.Model.LogitsBias() || last < 0 || w.Count() != was || w.Shape[last] != was ||
+			w.Change != nil || w.Decoder != nil || !w.DType.Numeric() {
 			continue
 		}
-		n, part := *w, w.Parts[0]
+		n, part := *w.Weight, w.Parts[0]
 		n.Shape = slices.Clone(w.Shape)
-		n.Shape[last] = c.vocabulary
-		part.Shape, part.Bytes = n.Shape, w.Parts[0].Bytes/c.vocabularyWas*c.vocabulary
+		n.Shape[last] = now
+		part.Shape, part.Bytes = n.Shape, w.Parts[0].Bytes/was*now
 		part.Data, part.Offset = padded{io.NewSectionReader(part.Data, part.Offset, w.Parts[0].Bytes), part.Bytes}, 0
 		n.Parts = []formats.Tensor{part}
-		c.Weights[i] = &n
-		c.mergeNotices = append(c.mergeNotices, fmt.Sprintf("%s grows from %d to %d values with the vocabulary: those that are new are 0", w.Name, c.vocabularyWas, c.vocabulary))
+		m.Weights[i] = &Weight{Weight: &n}
+		m.Notices = append(m.Notices, fmt.Sprintf(
+			"%s grows from %d to %d values with the vocabulary: those that are new are 0", w.Name, was, now))
 	}
 }
 
@@ -155,34 +218,4 @@ func (p padded) ReadAt(b []byte, off int64) (int, error) {
 		return len(b), io.EOF
 	}
 	return len(b), nil
-}
-
-// changed is a weight with a change.
-func (c *Checkpoint) changed(w *Weight, change *lora.Change) *Weight {
-	n := *w
-	n.merge = &merging{change, w}
-	if v := change.Value; v != nil {
-		n.Parts, n.Decoder, n.Values, n.Transposed = []formats.Tensor{*v}, nil, v.DType, false
-		n.Shape = v.Shape
-		if len(v.Shape) == 2 && v.Shape[0] != w.Shape[0] {
-			c.vocabulary, c.vocabularyWas = v.Shape[0], w.Shape[0]
-		}
-	}
-	return &n
-}
-
-// transposed is the change of a weight of the given shape that is turned round before it
-// is written.
-func (m *merging) transposed(shape tensor.Shape) *merging {
-	c := *m.Change
-	c.Width = shape[0]
-	c.Terms = slices.Clone(m.Terms)
-	for i := range c.Terms {
-		t := &c.Terms[i]
-		t.Row, t.Rows, t.Col, t.Cols = t.Col, t.Cols, t.Row, t.Rows
-		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
-		t.Hadamard = lora.Transposed(t.Hadamard)
-		t.OutputRows = !t.OutputRows
-	}
-	return &merging{&c, m.base}
 }

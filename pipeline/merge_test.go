@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
 )
@@ -28,20 +29,21 @@ func TestResumeMerge(t *testing.T) {
 			a, err := lora.Open(fixtures+"llama/"+name, lora.OpenOptions{})
 			require.NoError(t, err)
 			defer a.Close()
-			c, err := pipeline.Open(fixtures + "bases/llama")
+			c, err := checkpoint.Open(fixtures + "bases/llama")
 			require.NoError(t, err)
 			defer c.Close()
-			require.NoError(t, c.Merge([]lora.Weighted{{Adapter: a, Weight: 1}}))
+			m, err := pipeline.Merge(c, []lora.Weighted{{Adapter: a, Weight: 1}})
+			require.NoError(t, err)
 			ref, dst := filepath.Join(t.TempDir(), "ref"), filepath.Join(t.TempDir(), "dst")
-			p, err := pipeline.NewPlan(context.Background(), c, dst, o)
+			p, err := pipeline.NewPlan(context.Background(), m, dst, o)
 			require.NoError(t, err)
 			require.Greater(t, len(p.Shards), 5)
-			whole, err := pipeline.Run(context.Background(), p, c, ref, pipeline.RunOptions{})
+			whole, err := pipeline.Run(context.Background(), p, m, ref, pipeline.RunOptions{})
 			require.NoError(t, err)
 			require.NotEmpty(t, whole.Adapters[0].Modules)
 			for done := range len(p.Shards) + 1 {
 				stage(t, dst, ref, p, done)
-				r, err := pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true})
+				r, err := pipeline.Run(context.Background(), p, m, dst, pipeline.RunOptions{Resume: true})
 				require.NoError(t, err)
 				require.Equal(t, done, r.Resumed)
 				require.Equal(t, digest(t, ref), digest(t, dst))

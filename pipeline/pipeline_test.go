@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	_ "github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/pipeline"
@@ -113,16 +114,16 @@ func writeModel(t testing.TB, dir string) {
 var nf4 = pipeline.Options{Quantize: "nf4", BlockSize: 64, DoubleQuant: true, MaxShardSize: 300_000}
 
 func convert(ctx context.Context, src, dst string, o pipeline.Options, ro pipeline.RunOptions) (pipeline.Result, error) {
-	c, err := pipeline.Open(src)
+	c, err := checkpoint.Open(src)
 	if err != nil {
 		return pipeline.Result{}, err
 	}
 	defer c.Close()
-	p, err := pipeline.NewPlan(ctx, c, dst, o)
+	p, err := pipeline.NewPlan(ctx, pipeline.Plain(c), dst, o)
 	if err != nil {
 		return pipeline.Result{}, err
 	}
-	return pipeline.Run(ctx, p, c, dst, ro)
+	return pipeline.Run(ctx, p, pipeline.Plain(c), dst, ro)
 }
 
 // digest identifies a folder or file: names and bytes.
@@ -194,18 +195,18 @@ func TestResume(t *testing.T) {
 	require.NoError(t, err)
 	want := digest(t, ref)
 
-	c, err := pipeline.Open(src)
+	c, err := checkpoint.Open(src)
 	require.NoError(t, err)
 	defer c.Close()
 	dst := filepath.Join(t.TempDir(), "dst")
-	p, err := pipeline.NewPlan(context.Background(), c, dst, nf4)
+	p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, nf4)
 	require.NoError(t, err)
 	require.Greater(t, len(p.Shards), 5)
 
 	// A stage as a killed run leaves it: some shards finished, one begun.
 	for done := range len(p.Shards) + 1 {
 		stage(t, dst, ref, p, done)
-		r, err := pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true})
+		r, err := pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{Resume: true})
 		require.NoError(t, err)
 		assert.Equal(t, done, r.Resumed)
 		assert.Equal(t, want, digest(t, dst))
@@ -215,13 +216,13 @@ func TestResume(t *testing.T) {
 
 	t.Run("without --resume starts over", func(t *testing.T) {
 		stage(t, dst, ref, p, 3)
-		r, err := pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
+		r, err := pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{})
 		require.NoError(t, err)
 		assert.Zero(t, r.Resumed)
 		assert.Equal(t, want, digest(t, dst))
 	})
 	t.Run("complete", func(t *testing.T) {
-		r, err := pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true})
+		r, err := pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{Resume: true})
 		require.NoError(t, err)
 		assert.True(t, r.Complete)
 		require.NoError(t, os.RemoveAll(dst))
@@ -323,17 +324,17 @@ func TestDestination(t *testing.T) {
 }
 
 // converted makes a result in NF4, and returns what it was made from and with.
-func converted(t *testing.T) (*pipeline.Checkpoint, *pipeline.Plan, string) {
+func converted(t *testing.T) (*checkpoint.Checkpoint, *pipeline.Plan, string) {
 	t.Helper()
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
-	c, err := pipeline.Open(src)
+	c, err := checkpoint.Open(src)
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	dst := filepath.Join(t.TempDir(), "dst")
-	p, err := pipeline.NewPlan(context.Background(), c, dst, nf4)
+	p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, nf4)
 	require.NoError(t, err)
-	_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
+	_, err = pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{})
 	require.NoError(t, err)
 	return c, p, dst
 }
@@ -351,7 +352,7 @@ func TestPublishedStageIsTidied(t *testing.T) {
 	require.NoError(t, os.MkdirAll(old, 0o777))
 	require.NoError(t, os.WriteFile(filepath.Join(old, "old.bin"), nil, 0o666))
 	require.NoError(t, os.WriteFile(filepath.Join(dst+".partial", "plan.json"), marker, 0o666))
-	r, err := pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true, Force: true})
+	r, err := pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{Resume: true, Force: true})
 	require.NoError(t, err)
 	assert.True(t, r.Complete)
 	assert.Equal(t, want, digest(t, dst))
@@ -365,13 +366,13 @@ func TestSourceThatChanges(t *testing.T) {
 	for name, o := range map[string]pipeline.Options{"read": {Quantize: "nf4", BlockSize: 64, Include: []string{"*"}}, "copied": {Quantize: "keep"}} {
 		t.Run(name, func(t *testing.T) {
 			writeFile(t, src, stored{"w", tensor.BF16, tensor.Shape{1000, 1000}, bf16(r)})
-			c, err := pipeline.Open(src)
+			c, err := checkpoint.Open(src)
 			require.NoError(t, err)
 			defer c.Close()
-			p, err := pipeline.NewPlan(context.Background(), c, dst, o)
+			p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, o)
 			require.NoError(t, err)
 			require.NoError(t, os.Truncate(src, 1_000_000))
-			_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
+			_, err = pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{})
 			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 			assert.Contains(t, err.Error(), `a.safetensors: tensor "w"`)
 			assert.NoFileExists(t, dst)
@@ -380,13 +381,13 @@ func TestSourceThatChanges(t *testing.T) {
 	}
 	t.Run("touched", func(t *testing.T) {
 		writeFile(t, src, stored{"w", tensor.BF16, tensor.Shape{10, 10}, bf16(r)})
-		c, err := pipeline.Open(src)
+		c, err := checkpoint.Open(src)
 		require.NoError(t, err)
 		defer c.Close()
-		p, err := pipeline.NewPlan(context.Background(), c, dst, pipeline.Options{Quantize: "keep"})
+		p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, pipeline.Options{Quantize: "keep"})
 		require.NoError(t, err)
 		writeFile(t, src, stored{"w", tensor.BF16, tensor.Shape{10, 10}, bf16(r)})
-		_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
+		_, err = pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{})
 		require.ErrorContains(t, err, "changed while it was read")
 		assert.NoFileExists(t, dst)
 	})
@@ -441,7 +442,7 @@ func TestWhatCannotBeQuantised(t *testing.T) {
 			stored{"none", tensor.BF16, tensor.Shape{0, 5}, bytesOf(2)})
 		_, err := convert(context.Background(), src, dst, all, pipeline.RunOptions{})
 		require.NoError(t, err)
-		c, err := pipeline.Open(dst)
+		c, err := checkpoint.Open(dst)
 		require.NoError(t, err)
 		defer c.Close()
 		how := map[string]string{}
@@ -489,7 +490,7 @@ func TestHuge(t *testing.T) {
 
 	_, err = convert(context.Background(), src, dst, pipeline.Options{Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Include: []string{"*"}}, pipeline.RunOptions{Memory: 96 << 20})
 	require.NoError(t, err)
-	c, err := pipeline.Open(dst)
+	c, err := checkpoint.Open(dst)
 	require.NoError(t, err)
 	defer c.Close()
 	require.Len(t, c.Weights, 1)
@@ -524,9 +525,9 @@ func TestGlobCrossesDots(t *testing.T) {
 		"model.layers.0.up.weig": nil,
 		"*1*.weight":             names[1:3],
 	} {
-		c, err := pipeline.Open(src)
+		c, err := checkpoint.Open(src)
 		require.NoError(t, err)
-		p, err := pipeline.NewPlan(context.Background(), c, "x.safetensors", pipeline.Options{Quantize: "nf4", BlockSize: 64, Include: []string{glob}})
+		p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), "x.safetensors", pipeline.Options{Quantize: "nf4", BlockSize: 64, Include: []string{glob}})
 		c.Close()
 		if want == nil {
 			require.Error(t, err)
@@ -624,7 +625,7 @@ func TestConfigThatIsNoFile(t *testing.T) {
 	config := filepath.Join(src, "config.json")
 	require.NoError(t, os.Remove(config))
 	require.NoError(t, os.Mkdir(config, 0o777))
-	_, err := pipeline.Open(src)
+	_, err := checkpoint.Open(src)
 	require.ErrorIs(t, err, storage.ErrNotRegular)
 }
 
@@ -683,15 +684,15 @@ func TestCompareAtTheEnds(t *testing.T) {
 		{[]float64{math.Inf(1), 3}, []float64{math.Inf(1), 3}, 0, 0},
 		{[]float64{3, 4}, []float64{3, 4.5}, 0.1, 0.5},
 	} {
-		var open []*pipeline.Checkpoint
+		var open []*checkpoint.Checkpoint
 		for i, x := range [][]float64{c.a, c.b} {
 			path := filepath.Join(dir, fmt.Sprint(i, ".safetensors"))
 			writeFile(t, path, stored{"w", tensor.F64, tensor.Shape{2}, f64(x...)})
-			k, err := pipeline.Open(path)
+			k, err := checkpoint.Open(path)
 			require.NoError(t, err)
 			open = append(open, k)
 		}
-		r, err := pipeline.Compare(context.Background(), open[0], open[1])
+		r, err := checkpoint.Compare(context.Background(), open[0], open[1])
 		require.NoError(t, err)
 		for _, k := range open {
 			k.Close()
@@ -762,7 +763,7 @@ func TestOldDestinationIsNoResult(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(out, s.Name), make([]byte, s.Size), 0o666))
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(dst+".partial", "plan.json"), []byte(`{"plan":"`+p.Digest()+`","result":"1.000000000"}`), 0o666))
-	r, err := pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true})
+	r, err := pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{Resume: true})
 	require.NoError(t, err)
 	assert.Zero(t, r.Resumed)
 	assert.Equal(t, want, digest(t, dst))
@@ -773,16 +774,16 @@ func TestOldDestinationIsNoResult(t *testing.T) {
 func TestIndexAsSource(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
-	c, err := pipeline.Open(filepath.Join(src, "model.safetensors.index.json"))
+	c, err := checkpoint.Open(filepath.Join(src, "model.safetensors.index.json"))
 	require.NoError(t, err)
 	defer c.Close()
 	dst := filepath.Join(t.TempDir(), "dst")
-	p, err := pipeline.NewPlan(context.Background(), c, dst, pipeline.Options{Quantize: "keep"})
+	p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, pipeline.Options{Quantize: "keep"})
 	require.NoError(t, err)
 	require.Len(t, p.Inputs, 7)
 	later := time.Now().Add(time.Hour)
 	require.NoError(t, os.Chtimes(filepath.Join(src, "model-00003-of-00006.safetensors"), later, later))
-	_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{})
+	_, err = pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{})
 	require.ErrorContains(t, err, "model-00003-of-00006.safetensors: it changed while it was read")
 }
 
@@ -825,12 +826,12 @@ func TestVeryManyTensors(t *testing.T) {
 		all = append(all, stored{fmt.Sprintf("l.%d.up.weight", i), tensor.U8, tensor.Shape{1}, func(int64) []byte { return []byte{1} }})
 	}
 	writeFile(t, src, all...)
-	c, err := pipeline.Open(src)
+	c, err := checkpoint.Open(src)
 	require.NoError(t, err)
 	defer c.Close()
 	o := pipeline.Options{Quantize: "keep"}
-	require.ErrorIs(t, pipeline.CheckMemory(c, o, 50<<20), pipeline.ErrMemory)
-	require.NoError(t, pipeline.CheckMemory(c, o, 0))
+	require.ErrorIs(t, pipeline.CheckMemory(pipeline.Plain(c), o, 50<<20), pipeline.ErrMemory)
+	require.NoError(t, pipeline.CheckMemory(pipeline.Plain(c), o, 0))
 	dst := filepath.Join(t.TempDir(), "b.safetensors")
 	_, err = convert(context.Background(), src, dst, o, pipeline.RunOptions{Memory: 96 << 20})
 	require.NoError(t, err)

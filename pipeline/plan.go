@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"io/fs"
 	"slices"
 
@@ -12,13 +11,14 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
 // ErrRefused says that what was asked for cannot be done with this checkpoint.
-var ErrRefused = errors.New("refused")
+var ErrRefused = checkpoint.ErrRefused
 
 // Options say what a checkpoint is to become. The result depends on them and on
 // the source alone.
@@ -132,10 +132,10 @@ func (p *Plan) OutputBytes() int64 {
 	return n
 }
 
-// NewPlan decides what becomes of every weight of c at the destination dst, which is
-// only looked at for its extension.
-func NewPlan(ctx context.Context, c *Checkpoint, dst string, o Options) (*Plan, error) {
-	b := planner{Checkpoint: c, Options: o, p: &Plan{Version: planVersion, Source: c.Path, Adapters: c.adapters, Notices: c.mergeNotices}}
+// NewPlan decides what becomes of every weight of m at the destination dst, which is only looked at for its extension.
+func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, error) {
+	b := planner{Checkpoint: m.Base, Options: o, from: m}
+	b.p = &Plan{Version: planVersion, Source: b.Path, Adapters: m.Adapters, Notices: slices.Clone(m.Notices)}
 	if err := b.check(); err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	_ "github.com/lorakit/lorakit/formats/pytorch"
 	"github.com/lorakit/lorakit/pipeline"
 )
@@ -33,13 +34,13 @@ func TestChecksums(t *testing.T) {
 		assert.Equal(t, want, digest(t, dst), "%+v", ro)
 	}
 
-	c, err := pipeline.Open(src)
+	c, err := checkpoint.Open(src)
 	require.NoError(t, err)
 	defer c.Close()
 	ref, dst := filepath.Join(t.TempDir(), "dst"), filepath.Join(t.TempDir(), "dst")
-	p, err := pipeline.NewPlan(context.Background(), c, dst, o)
+	p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, o)
 	require.NoError(t, err)
-	_, err = pipeline.Run(context.Background(), p, c, ref, pipeline.RunOptions{})
+	_, err = pipeline.Run(context.Background(), p, pipeline.Plain(c), ref, pipeline.RunOptions{})
 	require.NoError(t, err)
 	for _, s := range p.Shards {
 		z, err := zip.OpenReader(filepath.Join(ref, s.Name))
@@ -54,11 +55,11 @@ func TestChecksums(t *testing.T) {
 	}
 
 	stage(t, dst, ref, p, 3)
-	r, err := pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true})
+	r, err := pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{Resume: true})
 	require.NoError(t, err)
 	assert.Equal(t, 3, r.Resumed)
 	assert.Equal(t, want, digest(t, dst))
-	r, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true})
+	r, err = pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{Resume: true})
 	require.NoError(t, err)
 	assert.True(t, r.Complete)
 
@@ -74,7 +75,7 @@ func TestChecksums(t *testing.T) {
 	require.NoError(t, err)
 	_, err = f.WriteAt([]byte{b[0] ^ 1}, at)
 	require.NoError(t, err)
-	_, err = pipeline.Run(context.Background(), p, c, dst, pipeline.RunOptions{Resume: true})
+	_, err = pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{Resume: true})
 	assert.ErrorIs(t, err, pipeline.ErrExists)
 	assert.ErrorContains(t, err, last.Name)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -18,35 +19,35 @@ type Rounding struct {
 // which they were subtracted, is to be expected from what it was before they were merged: the error
 // of one rounding to merged and of another to result, which is uniform within a step of each
 // number. Weights that are quantised are left out: their error is that of the quantisation.
-func RoundedTwice(ctx context.Context, merged, result *Checkpoint) ([]Rounding, error) {
+func RoundedTwice(ctx context.Context, merged *Merged, result *checkpoint.Checkpoint) ([]Rounding, error) {
 	list := []Rounding{}
-	byName := map[string]*Weight{}
+	byName := map[string]*checkpoint.Weight{}
 	for _, w := range result.Weights {
 		byName[w.Name] = w
 	}
-	s := &scratch{compute: make(chan struct{}, 1)}
+	reader := checkpoint.NewReader(nil)
 	for _, w := range merged.Weights {
 		r := byName[w.Name]
-		if w.merge == nil || r == nil || w.merge.base == nil || w.merge.base.Decoder != nil || r.Decoder != nil || !w.merge.base.DType.Float() || !r.DType.Float() {
+		if w.Change == nil || r == nil || w.base == nil || w.base.Decoder != nil || r.Decoder != nil || !w.base.DType.Float() || !r.DType.Float() {
 			continue
 		}
 		if ctx.Err() != nil {
 			return nil, ErrInterrupted
 		}
 		var noise, square float64
-		for _, x := range []*Weight{w.merge.base, r} {
+		for _, x := range []*checkpoint.Weight{w.base, r} {
 			n := x.Count()
 			const step = 64 << 10
 			values := make([]float32, min(step, n))
 			for lo := int64(0); lo < n; lo += step {
 				hi := min(lo+step, n)
-				b, err := x.read(s, lo, hi, false)
+				b, err := reader.Read(x, lo, hi, false)
 				if err != nil {
-					return nil, x.failed(err)
+					return nil, x.Failed(err)
 				}
 				v := values[:hi-lo]
-				if err := toFloats(v, b, x.Values); err != nil {
-					return nil, x.failed(err)
+				if err := tensor.ToFloats(v, b, x.Values); err != nil {
+					return nil, x.Failed(err)
 				}
 				sum := 0.0
 				for _, f := range v {

@@ -13,13 +13,14 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
 // ErrInterrupted says that a run was cancelled.
-var ErrInterrupted = errors.New("interrupted")
+var ErrInterrupted = checkpoint.ErrInterrupted
 
 // DefaultMemory is the memory that a run uses at most where nothing else is said.
 const DefaultMemory = 256 << 20
@@ -62,11 +63,11 @@ type Result struct {
 	Overflowed bool `json:"overflowed,omitempty"`
 }
 
-// Run carries out a plan that was made from c. Everything is written into a stage beside dst, synced, and put in
+// Run carries out a plan that was made from m. Everything is written into a stage beside dst, synced, and put in
 // its place by one rename; dst is never touched by a run that fails. A stage with
 // finished shards is kept where going on with it can help: after an
 // interruption, a full disk or a failing one.
-func Run(ctx context.Context, p *Plan, c *Checkpoint, dst string, o RunOptions) (Result, error) {
+func Run(ctx context.Context, p *Plan, m *Merged, dst string, o RunOptions) (Result, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
@@ -78,10 +79,10 @@ func Run(ctx context.Context, p *Plan, c *Checkpoint, dst string, o RunOptions) 
 	if err != nil {
 		return Result{}, err
 	}
-	if err := CheckDestination(c.Path, dst, o); err != nil {
+	if err := CheckDestination(m.Base.Path, dst, o); err != nil {
 		return Result{}, err
 	}
-	r := &run{plan: p, checkpoint: c, opts: o, compute: make(chan struct{}, o.Threads)}
+	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads)}
 	if err := r.prepare(); err != nil {
 		return Result{}, err
 	}
@@ -184,18 +185,18 @@ func (r *run) carryOut(ctx context.Context) error {
 
 // run is a plan being carried out.
 type run struct {
-	plan       *Plan
-	checkpoint *Checkpoint
-	opts       RunOptions
-	stage      *stage
-	against    string // where not empty, nothing is written, but compared with what is there
-	budget     budget
-	weights    map[string]*Weight
-	work       []*shardRun
-	factors    factors
-	merges     []*jobRun // in the order of the plan
-	shares     []KeptAdapter
-	compute    chan struct{} // one token a thread that computes
+	plan    *Plan
+	from    *Merged
+	opts    RunOptions
+	stage   *stage
+	against string // where not empty, nothing is written, but compared with what is there
+	budget  budget
+	weights map[string]*Weight
+	work    []*shardRun
+	factors factors
+	merges  []*jobRun // in the order of the plan
+	shares  []KeptAdapter
+	compute chan struct{} // one token a thread that computes
 
 	total         int64
 	done, written atomic.Int64
@@ -232,7 +233,7 @@ type jobRun struct {
 func (r *run) newJob(j *Job, sh *shardRun) (*jobRun, error) {
 	run := &jobRun{Job: j, weight: r.weights[j.Weight], shard: sh}
 	if run.weight == nil {
-		return nil, fmt.Errorf("%s: %w: there is no tensor %s", r.checkpoint.Path, ErrOtherPlan, tensor.Quote(j.Weight))
+		return nil, fmt.Errorf("%s: %w: there is no tensor %s", r.from.Base.Path, ErrOtherPlan, tensor.Quote(j.Weight))
 	}
 	if j.Encode == nil {
 		return run, nil
@@ -243,9 +244,9 @@ func (r *run) newJob(j *Job, sh *shardRun) (*jobRun, error) {
 	}
 	run.flip = j.flips(run.weight)
 	run.encoder, err = s.Encoder(*j.Encode, j.encoded(run.weight))
-	if run.flip && run.weight.merge != nil {
+	if run.flip && run.weight.Change != nil {
 		turned := *run.weight
-		turned.merge = run.weight.merge.transposed(run.weight.Shape)
+		turned.Change = transposed(run.weight.Change, run.weight.Shape)
 		run.weight = &turned
 	}
 	return run, err
@@ -258,8 +259,8 @@ func (r *run) result(start time.Time) Result {
 // prepare finds the weights of all jobs again, and divides the memory for the
 // largest of them.
 func (r *run) prepare() error {
-	r.weights = make(map[string]*Weight, len(r.checkpoint.Weights))
-	for _, w := range r.checkpoint.Weights {
+	r.weights = make(map[string]*Weight, len(r.from.Weights))
+	for _, w := range r.from.Weights {
 		r.weights[w.Name] = w
 	}
 	needs := newNeeds()
@@ -291,7 +292,7 @@ func (r *run) shards(ctx context.Context) error {
 	})
 	for range r.budget.workers {
 		g.Go(func() error {
-			s := &scratch{compute: r.compute}
+			s := newScratch(r.compute)
 			for t := range tasks {
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
@@ -301,7 +302,7 @@ func (r *run) shards(ctx context.Context) error {
 					return err
 				}
 				if err != nil {
-					return t.job.weight.failed(err)
+					return t.job.weight.Failed(err)
 				}
 			}
 			return nil
@@ -360,7 +361,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			}
 			sh.jobs = append(sh.jobs, j)
 			if err := r.beginMerge(j); err != nil {
-				return j.weight.failed(err)
+				return j.weight.Failed(err)
 			}
 			pieces, err := r.pieces(ctx, j, memory)
 			if err != nil {
@@ -368,7 +369,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			}
 			j.left.Store(int64(len(pieces)))
 			if len(pieces) == 0 { // an empty tensor
-				if err := r.finishJob(&scratch{compute: r.compute}, g, j); err != nil {
+				if err := r.finishJob(newScratch(r.compute), g, j); err != nil {
 					return err
 				}
 			}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
@@ -84,13 +85,13 @@ func (r *run) copyPart(ctx context.Context, s *scratch, t task) error {
 	src, ok := part.Data.(*os.File)
 	if !ok || r.against != "" {
 		const piece = smallestTile
-		b := sized(&s.values, piece)
+		b := sized(&s.cast, piece)
 		for lo := t.lo; lo < t.hi; lo += piece {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			b = b[:min(piece, t.hi-lo)]
-			if err := readPart(part, b, lo); err != nil {
+			if err := checkpoint.ReadPart(part, b, lo); err != nil {
 				return err
 			}
 			if err := r.write(sh, b, out.Offset+lo); err != nil {
@@ -123,25 +124,25 @@ func (r *run) change(s *scratch, t task) error {
 		return nil
 	}
 	w := j.weight
-	values, err := w.read(s, t.lo, t.hi, j.flip)
+	values, err := s.Read(w.Weight, t.lo, t.hi, j.flip)
 	if err != nil {
 		return err
 	}
-	if w.merge != nil {
-		s.begin()
+	if w.Change != nil {
+		s.Begin()
 		values, err = r.merged(s, j, t.lo, t.hi, values)
-		s.end()
+		s.End()
 		if err != nil {
 			return err
 		}
 	} else if j.DType != w.Values {
 		b := sized(&s.cast, (t.hi-t.lo)*j.DType.Bits()/8)
-		s.begin()
+		s.Begin()
 		err := tensor.Convert(b, j.DType, values, w.Values)
 		if j.DType == tensor.F16 && err == nil && hasInfinity(b) {
 			r.overflows.Store(true)
 		}
-		s.end()
+		s.End()
 		if err != nil {
 			return err
 		}
@@ -164,9 +165,9 @@ func (r *run) change(s *scratch, t task) error {
 	}
 	first := t.lo / j.encoder.Unit()
 	carry := j.carry.tile(s, first, j.encoder.Carry(t.lo, t.hi))
-	s.begin()
+	s.Begin()
 	err = j.encoder.Encode(s.views, carry, t.lo, t.hi, values)
-	s.end()
+	s.End()
 	if err != nil {
 		return j.locate(err)
 	}

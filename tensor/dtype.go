@@ -98,6 +98,9 @@ func (d DType) Torch() string {
 // are computed with.
 func (d DType) Float() bool { return d == F32 || d == F16 || d == BF16 }
 
+// Numeric reports whether elements of d are numbers that lorakit computes with: F64, or a Float.
+func (d DType) Numeric() bool { return d.Float() || d == F64 }
+
 // Integer reports whether d holds whole numbers or booleans.
 func (d DType) Integer() bool { return d >= Bool && d <= U8 }
 

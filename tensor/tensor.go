@@ -39,6 +39,9 @@ func (s Shape) Count() (int64, error) {
 	return int64(n), nil
 }
 
+// Transposed returns the shape of a matrix that is turned round. It is for two dimensions.
+func (s Shape) Transposed() Shape { return Shape{s[1], s[0]} }
+
 // String writes the shape as [2, 3].
 func (s Shape) String() string {
 	var b strings.Builder

@@ -1,4 +1,4 @@
-package pipeline
+package checkpoint
 
 import (
 	"bytes"
@@ -70,7 +70,7 @@ func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 		g.Go(func() (err error) {
 			f := &all[i]
 			if f.Difference, f.diff, f.norm, err = compareWeights(ctx, p[0], p[1]); err != nil {
-				return p[0].failed(err)
+				return p[0].Failed(err)
 			}
 			return nil
 		})
@@ -160,10 +160,10 @@ func (w *Weight) step() int64 {
 
 func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm length, err error) {
 	d = Difference{Name: a.Name, Shape: a.Shape}
-	if !numeric(a.DType) || !numeric(b.DType) {
+	if !a.DType.Numeric() || !b.DType.Numeric() {
 		same := a.DType == b.DType
 		if same {
-			same, err = sameBytes(ctx, a, b)
+			same, err = SameBytes(ctx, a, b)
 		}
 		if !same {
 			d.MaxAbs, d.RelRMS = math.Inf(1), math.Inf(1)
@@ -171,7 +171,7 @@ func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm
 		}
 		return d, diff, norm, err
 	}
-	ra, rb := newReader(a), newReader(b)
+	ra, rb := float64Reader{w: a}, float64Reader{w: b}
 	n := a.Count()
 	step := max(a.step(), b.step())
 	for lo := int64(0); lo < n; lo += step {
@@ -179,11 +179,11 @@ func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm
 			return d, diff, norm, ErrInterrupted
 		}
 		hi := min(lo+step, n)
-		x, err := ra.float64s(lo, hi)
+		x, err := ra.read(lo, hi)
 		if err != nil {
 			return d, diff, norm, err
 		}
-		y, err := rb.float64s(lo, hi)
+		y, err := rb.read(lo, hi)
 		if err != nil {
 			return d, diff, norm, err
 		}
@@ -208,8 +208,8 @@ func compareWeights(ctx context.Context, a, b *Weight) (d Difference, diff, norm
 	return d, diff, norm, nil
 }
 
-// sameBytes reports whether two weights are stored with the same type, shape and bytes.
-func sameBytes(ctx context.Context, a, b *Weight) (bool, error) {
+// SameBytes reports whether two weights are stored with the same type, shape and bytes.
+func SameBytes(ctx context.Context, a, b *Weight) (bool, error) {
 	if a.DType != b.DType || !slices.Equal(a.Shape, b.Shape) || len(a.Parts) != len(b.Parts) {
 		return false, nil
 	}
@@ -218,7 +218,7 @@ func sameBytes(ctx context.Context, a, b *Weight) (bool, error) {
 		if p.Bytes != q.Bytes || p.DType != q.DType {
 			return false, nil
 		}
-		if same, err := sameContent(ctx, p.Data, p.Offset, q.Data, q.Offset, p.Bytes); !same || err != nil {
+		if same, err := SameContent(ctx, p.Data, p.Offset, q.Data, q.Offset, p.Bytes); !same || err != nil {
 			return false, err
 		}
 	}
@@ -228,23 +228,23 @@ func sameBytes(ctx context.Context, a, b *Weight) (bool, error) {
 // SameValues reports whether two weights of one shape hold the same numbers, however they
 // are stored.
 func SameValues(ctx context.Context, a, b *Weight) (bool, error) {
-	if same, err := sameBytes(ctx, a, b); same || err != nil || !numeric(a.Values) || !numeric(b.Values) {
+	if same, err := SameBytes(ctx, a, b); same || err != nil || !a.Values.Numeric() || !b.Values.Numeric() {
 		return same, err
 	}
-	x, y := newReader(a), newReader(b)
+	x, y := float64Reader{w: a}, float64Reader{w: b}
 	const piece = 64 << 10
 	for lo := int64(0); lo < a.Count(); lo += piece {
 		if ctx.Err() != nil {
 			return false, ErrInterrupted
 		}
 		hi := min(lo+piece, a.Count())
-		p, err := x.float64s(lo, hi)
+		p, err := x.read(lo, hi)
 		if err != nil {
-			return false, a.failed(err)
+			return false, a.Failed(err)
 		}
-		q, err := y.float64s(lo, hi)
+		q, err := y.read(lo, hi)
 		if err != nil {
-			return false, b.failed(err)
+			return false, b.Failed(err)
 		}
 		if !slices.Equal(p, q) {
 			return false, nil
@@ -253,8 +253,8 @@ func SameValues(ctx context.Context, a, b *Weight) (bool, error) {
 	return true, nil
 }
 
-// sameContent compares n bytes of two files.
-func sameContent(ctx context.Context, a io.ReaderAt, aOff int64, b io.ReaderAt, bOff, n int64) (bool, error) {
+// SameContent compares n bytes of two files.
+func SameContent(ctx context.Context, a io.ReaderAt, aOff int64, b io.ReaderAt, bOff, n int64) (bool, error) {
 	const piece = 256 << 10
 	x, y := make([]byte, min(piece, n)), make([]byte, min(piece, n))
 	for lo := int64(0); lo < n; lo += piece {

@@ -1,4 +1,4 @@
-package pipeline
+package checkpoint
 
 import (
 	"context"
@@ -60,16 +60,16 @@ func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
 // an interruption an error.
 func verifyWeight(ctx context.Context, w *Weight) (string, error) {
 	n := w.Count()
-	if !numeric(w.DType) {
+	if !w.DType.Numeric() {
 		return readAll(ctx, w)
 	}
-	r := newReader(w)
+	r := float64Reader{w: w}
 	bad, first := int64(0), int64(0)
 	for lo := int64(0); lo < n; lo += w.step() {
 		if ctx.Err() != nil {
 			return "", ErrInterrupted
 		}
-		x, err := r.float64s(lo, min(lo+w.step(), n))
+		x, err := r.read(lo, min(lo+w.step(), n))
 		if err != nil {
 			return err.Error(), nil
 		}
@@ -97,7 +97,7 @@ func readAll(ctx context.Context, w *Weight) (string, error) {
 			if ctx.Err() != nil {
 				return "", ErrInterrupted
 			}
-			if err := readPart(p, b[:min(int64(len(b)), p.Bytes-lo)], lo); err != nil {
+			if err := ReadPart(p, b[:min(int64(len(b)), p.Bytes-lo)], lo); err != nil {
 				return err.Error(), nil
 			}
 		}
@@ -117,7 +117,7 @@ func (c *Checkpoint) expectations() *expectations {
 	if c.Config == nil || !c.Known {
 		return nil
 	}
-	if _, foreign := c.foreignScheme(); foreign {
+	if _, foreign := c.ForeignScheme(); foreign {
 		return nil
 	}
 	e := &expectations{c: c, quantised: c.Config.Quantization != nil}
@@ -138,7 +138,7 @@ func (e *expectations) disappointed(w *Weight) string {
 	case e.skip == nil:
 		promised = w.Role.Quantized
 	case w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D:
-		promised = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.modules(), e.skip.matches)
+		promised = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.Modules(), e.skip.matches)
 	}
 	switch stored := w.Decoder != nil; {
 	case stored && !promised:

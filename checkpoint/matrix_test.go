@@ -1,4 +1,4 @@
-package pipeline
+package checkpoint
 
 import (
 	"bytes"
@@ -6,7 +6,6 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -76,22 +75,5 @@ func TestQuantizedBySeveralTiles(t *testing.T) {
 		lost, err := NewMatrix(w, false).Minus(NewMatrix(a, false)).Energy()
 		require.NoError(t, err)
 		require.InDelta(t, 0.092, math.Sqrt(lost/whole), 0.003)
-	}
-}
-
-// TestPadded reads bytes and the zeros behind them in all pieces.
-func TestPadded(t *testing.T) {
-	p := padded{io.NewSectionReader(strings.NewReader("xabcdx"), 1, 4), 7}
-	for off := int64(-1); off <= 8; off++ {
-		for n := range 9 {
-			b := []byte(strings.Repeat("?", n))
-			got, err := p.ReadAt(b, off)
-			want := ""
-			if off >= 0 && off < 7 {
-				want = "abcd\x00\x00\x00"[off:min(off+int64(n), 7)]
-			}
-			require.Equal(t, want, string(b[:got]))
-			require.Equal(t, got < n || off < 0 || off >= 7, err == io.EOF)
-		}
 	}
 }

@@ -1,4 +1,4 @@
-package pipeline
+package checkpoint
 
 import (
 	"encoding/binary"
@@ -15,7 +15,8 @@ import (
 // parameter has at run time, (out, in), so Conv1D is turned round.
 type Matrix struct {
 	w          *Weight
-	s          scratch
+	r          Reader
+	other      []float32
 	flip       bool
 	first      int64 // element of w
 	rows, cols int
@@ -36,14 +37,13 @@ func NewMatrix(w *Weight, flip bool) *Matrix {
 // NewMatrixAt reads a part of w: a matrix that begins at an element and lies by rows, such as one
 // expert of a stack.
 func NewMatrixAt(w *Weight, first int64, rows, cols int) *Matrix {
-	return &Matrix{w: w, s: scratch{compute: make(chan struct{}, 1)}, first: first, rows: rows, cols: cols}
+	return &Matrix{w: w, first: first, rows: rows, cols: cols}
 }
 
 // Minus reads the difference of two weights of one shape.
 func (m *Matrix) Minus(less *Matrix) *Matrix {
-	n := *m
-	n.less = less
-	return &n
+	n := &Matrix{w: m.w, flip: m.flip, first: m.first, rows: m.rows, cols: m.cols, less: less}
+	return n
 }
 
 // Dims returns rows and columns.
@@ -51,17 +51,20 @@ func (m *Matrix) Dims() (rows, cols int) { return m.rows, m.cols }
 
 // ReadRows fills dst with the rows from lo to hi.
 func (m *Matrix) ReadRows(dst []float32, lo, hi int) error {
-	values, err := m.w.read(&m.s, m.first+int64(lo*m.cols), m.first+int64(hi*m.cols), m.flip)
+	values, err := m.r.Read(m.w, m.first+int64(lo*m.cols), m.first+int64(hi*m.cols), m.flip)
 	if err != nil {
-		return m.w.failed(err)
+		return m.w.Failed(err)
 	}
-	if err := toFloats(dst, values, m.w.Values); err != nil {
-		return m.w.failed(err)
+	if err := tensor.ToFloats(dst, values, m.w.Values); err != nil {
+		return m.w.Failed(err)
 	}
 	if m.less == nil {
 		return nil
 	}
-	other := floats(&m.s.merge.x, len(dst))
+	if cap(m.other) < len(dst) {
+		m.other = make([]float32, len(dst))
+	}
+	other := m.other[:len(dst)]
 	if err := m.less.ReadRows(other, lo, hi); err != nil {
 		return err
 	}

@@ -1,12 +1,10 @@
-package pipeline
+package tensor
 
 import (
 	"encoding/binary"
 	"math"
 	"math/bits"
 	"unsafe"
-
-	"github.com/lorakit/lorakit/tensor"
 )
 
 // littleEndian is whether float32 numbers lie in memory as they do in a file.
@@ -17,9 +15,9 @@ func bytesOf(x []float32) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(x))), 4*len(x))
 }
 
-// toFloats converts stored numbers.
-func toFloats(dst []float32, values []byte, d tensor.DType) error {
-	if err := tensor.Convert(bytesOf(dst), tensor.F32, values, d); err != nil || littleEndian {
+// ToFloats converts stored elements of type d, little-endian, to len(dst) numbers.
+func ToFloats(dst []float32, values []byte, d DType) error {
+	if err := Convert(bytesOf(dst), F32, values, d); err != nil || littleEndian {
 		return err
 	}
 	for i := range dst {
@@ -28,12 +26,12 @@ func toFloats(dst []float32, values []byte, d tensor.DType) error {
 	return nil
 }
 
-// fromFloats converts numbers to what is stored. It uses x up.
-func fromFloats(dst []byte, d tensor.DType, x []float32) error {
+// FromFloats converts numbers to stored elements of type d, with one rounding to nearest even. It may change x.
+func FromFloats(dst []byte, d DType, x []float32) error {
 	if !littleEndian {
 		for i := range x {
 			x[i] = math.Float32frombits(bits.ReverseBytes32(math.Float32bits(x[i])))
 		}
 	}
-	return tensor.Convert(dst, d, bytesOf(x), tensor.F32)
+	return Convert(dst, d, bytesOf(x), F32)
 }

@@ -1,0 +1,115 @@
+package checkpoint
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Decoded returns a weight like w whose values are read from parts, the stored tensors of one weight in the scheme
+// that has the type.
+func Decoded(w *Weight, typ string, parts []formats.Tensor) (*Weight, error) {
+	scheme, err := quant.ForType(typ)
+	if err != nil {
+		return nil, err
+	}
+	s := newStored(parts)
+	d, err := scheme.Find(s.names, s, w.DType)
+	if err != nil {
+		return nil, err
+	}
+	if len(d) != 1 {
+		return nil, fmt.Errorf("%w: the quantised form of %s is not read back", quant.ErrMalformed, tensor.Quote(w.Name))
+	}
+	like := *w
+	like.decodedBy(d[0], s)
+	like.Name, like.DType = w.Name, w.DType
+	return &like, nil
+}
+
+// Quantized returns a weight as it is once it has gone through a quantisation and back. The quantised form is held in
+// memory.
+func Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
+	low, err := new(Reader).Quantized(w, spec)
+	if err != nil {
+		return nil, w.Failed(err)
+	}
+	return low, nil
+}
+
+// Quantized is the function of that name with the memory of r.
+func (r *Reader) Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
+	scheme, err := quant.ForType(spec.Type)
+	if err != nil {
+		return nil, err
+	}
+	flip := w.Flips()
+	info := tensor.Info{Name: w.Name, DType: w.Values, Shape: w.Shape}
+	if flip {
+		info.Shape = w.Shape.Transposed()
+	}
+	e, err := scheme.Encoder(spec, info)
+	if err != nil {
+		return nil, err
+	}
+	bufs := make([][]byte, len(e.Outputs()))
+	parts := make([]formats.Tensor, len(bufs))
+	for i, o := range e.Outputs() {
+		size, err := o.Size()
+		if err != nil {
+			return nil, err
+		}
+		bufs[i] = make([]byte, size)
+		parts[i] = formats.Tensor{Info: o, File: w.Parts[0].File, Data: bytes.NewReader(bufs[i]), Bytes: size}
+	}
+	n := w.Count()
+	kept := make(floats, e.Carry(0, n)) // what outlives a tile
+	const most = 128 << 10              // elements of a tile
+	step := max(most/e.Unit()*e.Unit(), e.Unit())
+	for lo := int64(0); lo < n; lo += step {
+		hi := min(lo+step, n)
+		values, err := r.Read(w, lo, hi, flip)
+		if err != nil {
+			return nil, err
+		}
+		var views [][]byte
+		for _, x := range e.Tiles(nil, lo, hi) {
+			views = append(views, bufs[x.Part][x.Offset:x.Offset+x.Length])
+		}
+		var carry []float32
+		if m := e.Carry(lo, hi); m > 0 {
+			carry = kept[lo/e.Unit():][:m]
+		}
+		if err := e.Encode(views, carry, lo, hi, values); err != nil {
+			return nil, err
+		}
+	}
+	write := func(part int, off int64, p []byte) error { copy(bufs[part][off:], p); return nil }
+	if err := e.Finish(kept, write); err != nil {
+		return nil, err
+	}
+	low, err := Decoded(w, spec.Type, parts)
+	if err != nil {
+		return nil, err
+	}
+	if low.Transposed = flip; flip {
+		low.Shape = w.Shape
+	}
+	return low, nil
+}
+
+// Flips reports whether the values of w are turned round before they are quantised, as transformers does with Conv1D.
+func (w *Weight) Flips() bool { return w.Role.Kind == models.Conv1D && len(w.Shape) == 2 }
+
+// floats are the numbers that an encoder keeps from its tiles.
+type floats []float32
+
+// ReadFloats fills dst with the numbers from index i on.
+func (f floats) ReadFloats(dst []float32, i int64) error {
+	copy(dst, f[i:])
+	return nil
+}

@@ -1,0 +1,212 @@
+package checkpoint
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// ReadPart fills p from a stored tensor, beginning at its byte off. A file that has become shorter since it was opened
+// is an error that says so.
+func ReadPart(t *formats.Tensor, p []byte, off int64) error {
+	if off < 0 || off+int64(len(p)) > t.Bytes {
+		return fmt.Errorf("bytes %d to %d asked for, it has %d", off, off+int64(len(p)), t.Bytes)
+	}
+	n, err := t.Data.ReadAt(p, t.Offset+off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("read %d of %d bytes at %d of %s: %w", n, len(p), t.Offset+off, t.File, err)
+}
+
+// Reader reads pieces of weights. Its memory grows to what the largest piece needs and is used again for every other.
+// It is for one goroutine at a time.
+type Reader struct {
+	raw, strip, piece, values []byte
+	ranges                    []quant.Range
+	views                     [][]byte
+	compute                   chan struct{}
+}
+
+// NewReader makes a Reader. While it computes it holds a token in compute, so that readers that share the channel
+// compute no more at once than it has room; nil is no limit.
+func NewReader(compute chan struct{}) *Reader { return &Reader{compute: compute} }
+
+// Begin waits until this reader's goroutine may compute, and End lets another.
+func (r *Reader) Begin() {
+	if r.compute != nil {
+		r.compute <- struct{}{}
+	}
+}
+
+// End gives back what Begin took.
+func (r *Reader) End() {
+	if r.compute != nil {
+		<-r.compute
+	}
+}
+
+// Read returns the elements [lo, hi) of a weight, row-major in the model's own orientation (or, with flip, of a matrix
+// in the other), in w.Values. The result is valid until r is used again.
+func (r *Reader) Read(w *Weight, lo, hi int64, flip bool) ([]byte, error) {
+	if w.Transposed != flip {
+		return r.readTransposed(w, lo, hi)
+	}
+	return r.readStored(w, &r.values, lo, hi)
+}
+
+// readStored returns the elements [lo, hi) as they lie in the file, decoded.
+func (r *Reader) readStored(w *Weight, values *[]byte, lo, hi int64) ([]byte, error) {
+	if w.Decoder == nil {
+		bits := w.Values.Bits()
+		b := sized(values, (hi-lo)*bits/8)
+		return b, ReadPart(&w.Parts[0], b, lo*bits/8)
+	}
+	// A decoder starts at whole units: decode some more, return a part.
+	unit, n, width := w.Decoder.Unit(), w.Count(), w.Values.Bits()/8
+	first, last := lo-lo%unit, min(hi+(unit-hi%unit)%unit, n)
+	r.ranges = w.Decoder.Inputs(r.ranges[:0], first, last)
+	var total int64
+	for _, x := range r.ranges {
+		total += x.Length
+	}
+	raw := sized(&r.raw, total)
+	r.views = r.views[:0]
+	for _, x := range r.ranges {
+		view := raw[:x.Length:x.Length]
+		raw = raw[x.Length:]
+		if err := ReadPart(&w.Parts[x.Part], view, x.Offset); err != nil {
+			return nil, err
+		}
+		r.views = append(r.views, view)
+	}
+	b := sized(values, (last-first)*width)
+	r.Begin()
+	err := w.Decoder.Decode(b, first, last, r.views)
+	r.End()
+	if err != nil {
+		return nil, err
+	}
+	return b[(lo-first)*width : (hi-first)*width], nil
+}
+
+// readTransposed returns the elements [lo, hi) of the transpose of what lies in the file: a strip of columns, which
+// become rows.
+func (r *Reader) readTransposed(w *Weight, lo, hi int64) ([]byte, error) {
+	stored, width := w.Stored(), w.Values.Bits()/8
+	rows, cols := stored[0], stored[1]
+	c0, c1 := lo/rows, (hi+rows-1)/rows
+	wide := c1 - c0
+
+	var strip []byte
+	if wide == cols {
+		var err error
+		if strip, err = r.readStored(w, &r.strip, 0, rows*cols); err != nil {
+			return nil, err
+		}
+	} else {
+		strip = sized(&r.strip, rows*wide*width)
+		for k := range rows {
+			piece, err := r.readStored(w, &r.piece, k*cols+c0, k*cols+c1)
+			if err != nil {
+				return nil, err
+			}
+			copy(strip[k*wide*width:], piece)
+		}
+	}
+	b := sized(&r.values, rows*wide*width)
+	r.Begin()
+	tensor.Transpose(b, strip, int(rows), int(wide), int(width))
+	r.End()
+	return b[(lo-c0*rows)*width : (hi-c0*rows)*width], nil
+}
+
+// sized returns (*b)[:n], with new memory only where b is too small.
+func sized(b *[]byte, n int64) []byte {
+	if int64(cap(*b)) < n {
+		*b = make([]byte, n)
+	}
+	return (*b)[:n]
+}
+
+// ReaderMemory is the bytes of a Reader's buffers.
+type ReaderMemory struct{ raw, strip, piece, values int64 }
+
+// MemoryFor is what a Reader takes at most to read n elements of w at a time.
+func MemoryFor(w *Weight, n int64, flip bool) ReaderMemory {
+	n = min(n, w.Count())
+	width := w.Values.Bits() / 8
+	var m ReaderMemory
+	m.values = n * width
+	extra := int64(0) // a decoder's whole units around a piece
+	if w.Decoder != nil {
+		extra = 2 * w.Decoder.Unit()
+	}
+	if w.Transposed != flip {
+		stored := w.Stored()
+		m.values = (n + 2*stored[0]) * width // whole columns around it
+		m.strip = m.values + extra*width
+		m.piece = (n/max(stored[0], 1) + 2 + extra) * width
+	}
+	if d := w.Decoder; d != nil {
+		m.values += extra * width
+		for _, r := range d.Inputs(nil, 0, min(n+extra, w.Count())) {
+			m.raw += r.Length
+		}
+	}
+	return m
+}
+
+// Max is what a Reader takes for the larger of two reads.
+func (m ReaderMemory) Max(o ReaderMemory) ReaderMemory {
+	return ReaderMemory{max(m.raw, o.raw), max(m.strip, o.strip), max(m.piece, o.piece), max(m.values, o.values)}
+}
+
+// Total is the sum of all buffers.
+func (m ReaderMemory) Total() int64 { return m.raw + m.strip + m.piece + m.values }
+
+// float64Reader reads pieces of a weight as float64.
+type float64Reader struct {
+	w     *Weight
+	r     Reader
+	bytes []byte
+	out   []float64
+}
+
+// read returns the elements [lo, hi), valid until the next call.
+func (r *float64Reader) read(lo, hi int64) ([]float64, error) {
+	values, err := r.r.Read(r.w, lo, hi, false)
+	if err != nil {
+		return nil, err
+	}
+	if int64(cap(r.out)) < hi-lo {
+		r.out = make([]float64, hi-lo)
+	}
+	r.out = r.out[:hi-lo]
+	if r.w.Values == tensor.F64 {
+		for i := range r.out {
+			r.out[i] = math.Float64frombits(binary.LittleEndian.Uint64(values[8*i:]))
+		}
+		return r.out, nil
+	}
+	b := values // the others go through float32, which holds them all
+	if r.w.Values != tensor.F32 {
+		b = sized(&r.bytes, 4*(hi-lo))
+		if err := tensor.Convert(b, tensor.F32, values, r.w.Values); err != nil {
+			return nil, err
+		}
+	}
+	for i := range r.out {
+		r.out[i] = float64(math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:])))
+	}
+	return r.out, nil
+}
