@@ -2,9 +2,7 @@ package checkpoint
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"math"
 
 	"github.com/lorakit/lorakit/formats"
@@ -18,14 +16,10 @@ func ReadPart(t *formats.Tensor, p []byte, off int64) error {
 	if off < 0 || off+int64(len(p)) > t.Bytes {
 		return fmt.Errorf("bytes %d to %d asked for, it has %d", off, off+int64(len(p)), t.Bytes)
 	}
-	n, err := t.Data.ReadAt(p, t.Offset+off)
-	if n == len(p) {
-		return nil
+	if err := formats.ReadFull(t.Data, p, t.Offset+off); err != nil {
+		return fmt.Errorf("%s: %w", t.File, err)
 	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return fmt.Errorf("read %d of %d bytes at %d of %s: %w", n, len(p), t.Offset+off, t.File, err)
+	return nil
 }
 
 // Reader reads pieces of weights. Its memory grows to what the largest piece needs and is used again for every other.

@@ -1,23 +1,21 @@
 package formats
 
 import (
-	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
-	"iter"
 	"slices"
 	"sync"
 )
 
-// Frame is all of a shard but its tensors' data. It is known before a byte of data
-// is, but for checksums of the data: they are filled in by Seal.
+// Frame is all of a shard but its tensors' data. It is known before a byte of data is, but for checksums of the data.
 type Frame struct {
 	Header []byte `json:"header"` // the bytes before the data
-	// Pieces are the bytes between the tensors and behind them, for a format that has some
-	// there. Where a checksum goes they are zero.
+	// Pieces are the bytes between the tensors and behind them, for a format that has some there. Where a checksum goes
+	// they are zero.
 	Pieces    []Piece    `json:"pieces,omitempty"`
 	Checksums []Checksum `json:"checksums,omitempty"`
 }
@@ -28,87 +26,54 @@ type Piece struct {
 	Bytes  []byte `json:"bytes"`
 }
 
-// Checksum is the CRC-32 (IEEE 802.3) of a range of a file, and the places in the
-// file where it stands as four bytes, little-endian.
+// Checksum is the CRC-32 (IEEE 802.3) of a range of tensors' data in a file, and the places in the file where it
+// stands as four bytes, little-endian.
 type Checksum struct {
 	Offset int64   `json:"offset"`
 	Bytes  int64   `json:"bytes"`
 	At     []int64 `json:"at"`
 }
 
-// All yields the header and the pieces, each with its offset. They may be written before,
-// after or while the data is.
-func (f *Frame) All() iter.Seq2[int64, []byte] {
-	return func(yield func(int64, []byte) bool) {
-		if len(f.Header) > 0 && !yield(0, f.Header) {
-			return
-		}
-		for _, p := range f.Pieces {
-			if !yield(p.Offset, p.Bytes) {
-				return
-			}
+// Sealed returns the header and the pieces as they are written, the checksums filled in. file holds all data of the
+// shard that a checksum is of; it is not read where there are none.
+func (f *Frame) Sealed(file io.ReaderAt) ([]Piece, error) {
+	var pieces []Piece
+	if len(f.Header) > 0 {
+		pieces = append(pieces, Piece{0, f.Header})
+	}
+	pieces = append(pieces, f.Pieces...)
+	slices.SortStableFunc(pieces, func(a, b Piece) int { return cmp.Compare(a.Offset, b.Offset) })
+	for i := range pieces {
+		if len(f.Checksums) > 0 {
+			pieces[i].Bytes = slices.Clone(pieces[i].Bytes)
 		}
 	}
-}
-
-// Seal fills in the checksums. Everything else of the shard must have been written: what they
-// are of is read back. A shard without checksums is left as it is; to seal one again
-// changes nothing.
-func (f *Frame) Seal(file interface {
-	io.ReaderAt
-	io.WriterAt
-}) error {
 	for _, c := range f.Checksums {
 		sum, err := c.of(file)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, at := range c.At {
-			if _, err := file.WriteAt(sum[:], at); err != nil {
-				return err
+			for k, b := range sum { // its bytes may stand in two pieces
+				fillIn(pieces, at+int64(k), b)
 			}
 		}
 	}
-	return nil
+	return pieces, nil
 }
 
-// Holds reports whether a file has the frame's bytes, and the checksums of the
-// data that it has.
-func (f *Frame) Holds(file io.ReaderAt) (bool, error) {
-	sums := make(map[int64][4]byte, 2*len(f.Checksums))
-	for _, c := range f.Checksums {
-		sum, err := c.of(file)
-		if err != nil {
-			return false, err
-		}
-		for _, at := range c.At {
-			sums[at] = sum
-		}
+// fillIn puts a byte in its place in pieces, which are in the order of their offsets.
+func fillIn(pieces []Piece, at int64, b byte) {
+	i, found := slices.BinarySearchFunc(pieces, at, func(p Piece, at int64) int { return cmp.Compare(p.Offset, at) })
+	if !found {
+		i--
 	}
-	places := make([]int64, 0, len(sums))
-	for at := range sums {
-		places = append(places, at)
+	if i < 0 {
+		return
 	}
-	slices.Sort(places)
-	for off, known := range f.All() {
-		want := slices.Clone(known)
-		first, _ := slices.BinarySearch(places, off)
-		for _, at := range places[first:] {
-			if at-off >= int64(len(want)) {
-				break
-			}
-			sum := sums[at]
-			copy(want[at-off:], sum[:])
-		}
-		found := make([]byte, len(want))
-		if err := readFull(file, found, off); err != nil {
-			return false, err
-		}
-		if !bytes.Equal(found, want) {
-			return false, nil
-		}
+	if p := pieces[i]; at-p.Offset < int64(len(p.Bytes)) {
+		p.Bytes[at-p.Offset] = b
 	}
-	return true, nil
 }
 
 // pieces of data go through these buffers.
@@ -124,7 +89,7 @@ func (c Checksum) of(file io.ReaderAt) (sum [4]byte, err error) {
 	crc := uint32(0)
 	for off, left := c.Offset, c.Bytes; left > 0; {
 		p := b[:min(left, int64(len(b)))]
-		if err := readFull(file, p, off); err != nil {
+		if err := ReadFull(file, p, off); err != nil {
 			return sum, err
 		}
 		crc = crc32.Update(crc, crc32.IEEETable, p)
@@ -134,8 +99,8 @@ func (c Checksum) of(file io.ReaderAt) (sum [4]byte, err error) {
 	return sum, nil
 }
 
-// readFull fills p. A file that ends early is an io.ErrUnexpectedEOF.
-func readFull(file io.ReaderAt, p []byte, off int64) error {
+// ReadFull fills p from the offset off on. A file that ends early is an io.ErrUnexpectedEOF.
+func ReadFull(file io.ReaderAt, p []byte, off int64) error {
 	n, err := file.ReadAt(p, off)
 	switch {
 	case n == len(p):

@@ -8,28 +8,27 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"time"
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
-	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
 // AdapterWriter writes an adapter: what is computed of it is spooled, module by module, and nothing is held in
-// memory. It appears at its destination by Write, whole, or not at all.
+// memory. Write then makes a plan of it, which is carried out as that of a checkpoint is: the adapter appears at its
+// destination whole, or not at all.
 type AdapterWriter struct {
-	stage   *stage
-	force   bool
-	spool   *os.File
-	offset  int64
-	tensors []formats.Tensor
+	stage  *stage
+	spool  *os.File
+	offset int64
 }
 
-// NewAdapterWriter begins a PEFT folder at dst, which must not exist unless force is set, and
-// lies apart from src.
+// NewAdapterWriter begins a PEFT folder at dst, which must not exist unless force is set, and lies apart from src.
 func NewAdapterWriter(src, dst string, force bool) (*AdapterWriter, error) {
 	return newAdapterWriter(src, dst, false, force)
 }
@@ -42,13 +41,13 @@ func newAdapterWriter(src, dst string, single, force bool) (*AdapterWriter, erro
 	if err := CheckDestination(src, dst, RunOptions{Force: force}); err != nil {
 		return nil, err
 	}
-	s, err := openStage(dst, "adapter", single, false)
+	s, err := openStage(dst, "adapter", single, false, force)
 	if err != nil {
 		return nil, err
 	}
-	w := &AdapterWriter{stage: s, force: force}
+	w := &AdapterWriter{stage: s}
 	if w.spool, err = os.CreateTemp(s.dir, scratchPattern); err != nil {
-		return nil, errors.Join(err, s.remove())
+		return nil, errors.Join(err, s.Abort(false))
 	}
 	return w, nil
 }
@@ -56,8 +55,8 @@ func newAdapterWriter(src, dst string, single, force bool) (*AdapterWriter, erro
 // Dir is the folder that becomes the adapter's, for what is put beside it.
 func (w *AdapterWriter) Dir() string { return w.stage.out() }
 
-// WriteAdapter writes an adapter of any dialect to dst, apart from src, in the types that its tensors
-// have, or cast to a type.
+// WriteAdapter writes an adapter of any dialect to dst, apart from src, in the types that its tensors have, or cast to
+// a type.
 func WriteAdapter(ctx context.Context, e *lora.Encoded, src, dst string, cast tensor.DType, force bool) error {
 	if _, _, err := adapterFile(e, dst); err != nil {
 		return err
@@ -78,20 +77,67 @@ func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.
 	if err != nil {
 		return err
 	}
+	m := &Merged{Base: &checkpoint.Checkpoint{Path: e.Dialect}}
+	var jobs []Job
 	var values lora.Writer
 	for _, o := range e.Tensors {
 		if ctx.Err() != nil {
 			return ErrInterrupted
 		}
+		weight, err := w.weight(&values, o)
+		if err != nil {
+			return err
+		}
 		to := o.DType
 		if cast != 0 && to.Float() {
 			to = cast
 		}
-		if err := w.output(&values, o, to); err != nil {
-			return err
-		}
+		job := Job{Weight: o.Name, DType: to, Finite: true, Outputs: []Output{{Info: o.Info}}}
+		job.Outputs[0].DType = to
+		job.Copy = !weight.DType.Numeric() || weight.DType == to && weight.Parts[0].Data == w.spool // numbers are looked at
+		m.Weights = append(m.Weights, &Weight{Weight: weight})
+		jobs = append(jobs, job)
 	}
-	return w.finish(ctx, format, name, e)
+	p := &Plan{Version: planVersion, SingleFile: w.stage.single}
+	if err := p.place(format, jobs, formats.Options{SingleFile: name, Metadata: e.Metadata}); err != nil {
+		return err
+	}
+	if e.Config != nil {
+		p.Files = append(p.Files, formats.File{Name: "adapter_config.json", Data: e.Config})
+	}
+	o := RunOptions{Threads: runtime.GOMAXPROCS(0), Memory: DefaultMemory}
+	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads)}
+	if err := r.prepare(); err != nil {
+		return err
+	}
+	r.before = w.spool.Close // a file that is open cannot be removed on Windows
+	s := w.stage
+	w.stage = nil // from here on the run removes it
+	_, err = r.into(ctx, s, time.Now())
+	return err
+}
+
+// weight is the weight that holds the values of an output as they are; what has to be computed is spooled.
+func (w *AdapterWriter) weight(values *lora.Writer, o lora.Output) (*checkpoint.Weight, error) {
+	t := o.Stored()
+	if t == nil {
+		v, err := values.Values(o)
+		if err != nil {
+			return nil, err
+		}
+		b := make([]byte, 4*len(v))
+		if err := tensor.FromFloats(b, tensor.F32, v); err != nil {
+			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(o.Name), err)
+		}
+		at, err := w.spooled(tensor.Info{Name: o.Name, DType: tensor.F32, Shape: o.Shape}, b)
+		if err != nil {
+			return nil, err
+		}
+		t = &at
+	}
+	info := o.Info
+	info.DType = t.DType
+	return &checkpoint.Weight{Info: info, Values: t.DType, Parts: []formats.Tensor{*t}}, nil
 }
 
 // adapterFile says in which format, and under which name, the tensors of an adapter are written.
@@ -112,30 +158,6 @@ func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
 		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a %s file, expected a name that ends in %s", dst, ErrRefused, e.Dialect, e.Format, strings.Join(format.Extensions(), ", "))
 	}
 	return format, filepath.Base(dst), nil
-}
-
-// output writes a tensor in a type.
-func (w *AdapterWriter) output(values *lora.Writer, o lora.Output, to tensor.DType) error {
-	info := o.Info
-	info.DType = to
-	if t := o.Stored(); t != nil {
-		if t.Data == w.spool && t.DType == to {
-			w.tensors = append(w.tensors, formats.Tensor{Info: info, Data: w.spool, Offset: t.Offset, Bytes: t.Bytes})
-			return nil
-		}
-		return w.copied(info, t)
-	}
-	v, err := values.Values(o)
-	if err != nil {
-		return err
-	}
-	b := make([]byte, int64(len(v))*to.Bits()/8)
-	if err := tensor.FromFloats(b, to, v); err != nil {
-		return fmt.Errorf("tensor %s: %w", tensor.Quote(o.Name), err)
-	}
-	t, err := w.spooled(info, b)
-	w.tensors = append(w.tensors, t)
-	return err
 }
 
 // spooled takes up the bytes of a tensor.
@@ -177,109 +199,6 @@ func (w *AdapterWriter) Abort() {
 		return
 	}
 	w.spool.Close()
-	if w.stage.remove() == nil {
-		w.stage.removeParents()
-	}
+	_ = w.stage.Abort(false) // as far as it can be done
 	w.stage = nil
-}
-
-// copied writes the values of a tensor, in the type of info, in pieces.
-func (w *AdapterWriter) copied(info tensor.Info, t *formats.Tensor) error {
-	const piece = 256 << 10 // elements, of which bytes and bits are whole
-	from, to, n := t.DType.Bits(), info.DType.Bits(), t.Count()
-	b, x, cast := make([]byte, min(piece, n)*from/8+1), make([]float32, min(piece, n)), make([]byte, min(piece, n)*to/8+1)
-	out := formats.Tensor{Info: info, Data: w.spool, Offset: w.offset, Bytes: (n*to + 7) / 8}
-	if info.DType == t.DType {
-		out.Bytes = t.Bytes
-	}
-	for lo := int64(0); lo < n; lo += piece {
-		k := min(piece, n-lo)
-		raw := b[:min(t.Bytes-lo*from/8, (k*from+7)/8)]
-		if err := checkpoint.ReadPart(t, raw, lo*from/8); err != nil {
-			return err
-		}
-		if t.DType.Float() || t.DType == tensor.F64 {
-			if err := tensor.ToFloats(x[:k], raw, t.DType); err != nil {
-				return err
-			}
-			for i, f := range x[:k] {
-				if !finite(f) {
-					return fmt.Errorf("%s: tensor %s: %w: element %d is %v, expected finite numbers", t.File, tensor.Quote(t.Name), lora.ErrMalformed, lo+int64(i), f)
-				}
-			}
-			if info.DType != t.DType {
-				raw = cast[:k*to/8]
-				if err := tensor.FromFloats(raw, info.DType, x[:k]); err != nil {
-					return err
-				}
-			}
-		}
-		if _, err := w.spool.WriteAt(raw, w.offset+lo*to/8); err != nil {
-			return err
-		}
-	}
-	w.tensors = append(w.tensors, out)
-	w.offset += out.Bytes
-	return nil
-}
-
-// finish lays the tensors out, writes the config and publishes the adapter.
-func (w *AdapterWriter) finish(ctx context.Context, f formats.Format, name string, e *lora.Encoded) error {
-	infos := make([]tensor.Info, len(w.tensors))
-	for i, t := range w.tensors {
-		infos[i] = t.Info
-	}
-	layout, err := f.Layout(infos, formats.Options{SingleFile: name, Metadata: e.Metadata})
-	if err != nil {
-		return err
-	}
-	for _, sh := range layout.Shards {
-		if err := w.shard(ctx, sh); err != nil {
-			return err
-		}
-	}
-	if e.Config != nil {
-		if err := writeFile(filepath.Join(w.stage.out(), "adapter_config.json"), e.Config); err != nil {
-			return err
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return ErrInterrupted
-	}
-	w.spool.Close()
-	if err := w.stage.publish(w.force); err != nil {
-		return err
-	}
-	s := w.stage
-	w.stage = nil
-	return errors.Join(storage.SyncDir(filepath.Dir(s.dst)), s.remove())
-}
-
-func (w *AdapterWriter) shard(ctx context.Context, sh formats.Shard) error {
-	out, err := os.OpenFile(filepath.Join(w.stage.out(), sh.Name), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	if err := storage.Preallocate(out, sh.Size); err != nil {
-		return err
-	}
-	for at, b := range sh.All() {
-		if _, err := out.WriteAt(b, at); err != nil {
-			return err
-		}
-	}
-	for k, i := range sh.Tensors {
-		if ctx.Err() != nil {
-			return ErrInterrupted
-		}
-		t := w.tensors[i]
-		if err := storage.CopyRange(out, sh.Offsets[k], w.spool, t.Offset, t.Bytes); err != nil {
-			return err
-		}
-	}
-	if err := sh.Seal(out); err != nil {
-		return err
-	}
-	return errors.Join(out.Sync(), out.Close())
 }

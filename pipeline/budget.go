@@ -183,6 +183,9 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 	if j.DType != j.weight.Values {
 		s.cast = n * j.DType.Bits() / 8
 	}
+	if j.Finite {
+		s.merge = 4 * n
+	}
 	if m := j.weight.Change; m != nil {
 		s.cast = max(s.cast, 4*n)
 		// x, and the delta, what it is added to, what was written and their sums in pieces

@@ -35,24 +35,18 @@ func (r *run) finishJob(s *scratch, g *errgroup.Group, j *jobRun) error {
 	return nil
 }
 
-// finishShard fills in the checksums of a shard, makes it durable and gives it its name.
+// finishShard writes what of a shard is no data, makes it durable and gives it its name.
 func (r *run) finishShard(sh *shardRun) error {
-	if r.against != "" {
-		r.finished.Add(1)
-		close(sh.done)
-		return sh.file.Close()
-	}
-	if err := sh.Seal(sh.file); err != nil {
+	pieces, err := sh.Sealed(sh.file)
+	if err != nil {
 		return err
 	}
-	if err := sh.file.Sync(); err != nil {
-		return err
+	for _, p := range pieces {
+		if err := r.write(sh, p.Bytes, p.Offset); err != nil {
+			return err
+		}
 	}
-	if err := sh.file.Close(); err != nil {
-		return err
-	}
-	name := filepath.Join(r.stage.out(), filepath.FromSlash(sh.Name))
-	if err := os.Rename(name+partSuffix, name); err != nil {
+	if err := sh.file.Commit(); err != nil {
 		return err
 	}
 	r.finished.Add(1)
@@ -60,26 +54,27 @@ func (r *run) finishShard(sh *shardRun) error {
 	return nil
 }
 
-// files writes what is small: what is carried along, then index and config.
+// files writes what is small: what is copied along, then index and config.
 func (r *run) files(ctx context.Context) error {
 	for _, in := range r.plan.Carried {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := r.carryAlong(ctx, in); err != nil {
+		if err := r.copyAlong(ctx, in); err != nil {
 			return err
 		}
 	}
 	for _, f := range r.plan.Files {
-		if err := writeFile(filepath.Join(r.stage.out(), filepath.FromSlash(f.Name)), f.Data); err != nil {
+		err := r.small(f.Name, int64(len(f.Data)), func(file File) error {
+			_, err := file.WriteAt(f.Data, 0)
+			return err
+		})
+		if err != nil {
 			return err
 		}
-		r.written.Add(int64(len(f.Data)))
 	}
 	return nil
 }
 
-func (r *run) carryAlong(ctx context.Context, in InputFile) error {
+// copyAlong copies a file of the source as it is.
+func (r *run) copyAlong(ctx context.Context, in InputFile) error {
 	path, err := storage.Within(r.from.Base.Path, in.Name)
 	if err != nil {
 		return err
@@ -89,47 +84,31 @@ func (r *run) carryAlong(ctx context.Context, in InputFile) error {
 		return err
 	}
 	defer src.Close()
-	out := filepath.Join(r.stage.out(), filepath.FromSlash(in.Name))
-	if err := os.MkdirAll(filepath.Dir(out), 0o777); err != nil {
-		return err
-	}
-	dst, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	if err := storage.Preallocate(dst, in.Size); err != nil {
-		return err
-	}
-	for off := int64(0); off < in.Size; off += copyBytes {
-		if err := ctx.Err(); err != nil {
-			return err
+	return r.small(in.Name, in.Size, func(file File) error {
+		for off := int64(0); off < in.Size; off += copyBytes {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := file.CopyAt(off, src, off, min(copyBytes, in.Size-off)); err != nil {
+				return err
+			}
 		}
-		n := min(copyBytes, in.Size-off)
-		if err := storage.CopyRange(dst, off, src, off, n); err != nil {
-			return err
-		}
-		r.written.Add(n)
-	}
-	if err := dst.Sync(); err != nil {
-		return err
-	}
-	return dst.Close()
+		return nil
+	})
 }
 
-func writeFile(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+// small writes a file that is no shard.
+func (r *run) small(name string, size int64, fill func(File) error) error {
+	file, err := r.sink.Create(name, size)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := f.Write(b); err != nil {
+	defer file.Close()
+	if err := fill(file); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return f.Close()
+	r.written.Add(size)
+	return file.Commit()
 }
 
 // unchanged makes sure that the source is still what the plan was made from.
@@ -169,13 +148,12 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 		err = ErrInterrupted
 	}
 	n := r.finished.Load()
-	if n > 0 && (interrupted || storage.IsDiskError(err)) {
-		r.stage.close()
-		return fmt.Errorf("%w; %d of %d shards are finished in %s, --resume goes on from there", err, n, len(r.work), r.stage.dir)
+	keep := n > 0 && (interrupted || storage.IsDiskError(err))
+	if left := r.sink.Abort(keep); left != nil {
+		return fmt.Errorf("%w; and %s could not be removed: %v", err, r.sink, left)
 	}
-	if left := r.stage.remove(); left != nil {
-		return fmt.Errorf("%w; and %s could not be removed: %v", err, r.stage.dir, left)
+	if keep {
+		return fmt.Errorf("%w; %d of %d shards are finished in %s, --resume goes on from there", err, n, len(r.work), r.sink)
 	}
-	r.stage.removeParents()
 	return err
 }

@@ -5,9 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"sort"
 
@@ -38,9 +37,9 @@ type share struct {
 	rows  [][2]float64
 }
 
-// measure compares what a job has written with what it was to write: the kept share of
+// measure compares what a job has written to file with what it was to write: the kept share of
 // every contributor. The order of all sums is that of the rows.
-func (r *run) measure(s *scratch, j *jobRun) error {
+func (r *run) measure(s *scratch, j *jobRun, file io.ReaderAt) error {
 	list := j.weight.contributors()
 	width, n := j.weight.Change.Width, j.weight.Count()
 	out := *j.weight.Weight
@@ -51,7 +50,7 @@ func (r *run) measure(s *scratch, j *jobRun) error {
 		if err != nil {
 			return err
 		}
-		parts[i] = formats.Tensor{Info: o.Info, File: j.shard.Name, Data: j.shard.file, Offset: o.Offset, Bytes: size}
+		parts[i] = formats.Tensor{Info: o.Info, File: j.shard.Name, Data: file, Offset: o.Offset, Bytes: size}
 	}
 	out.Parts = parts
 	if j.Encode != nil {
@@ -304,7 +303,7 @@ func (r *run) beginMerge(j *jobRun) error {
 // finishMerge finds out what was kept of a job's change.
 func (r *run) finishMerge(s *scratch, j *jobRun) error {
 	if j.simple() == nil {
-		if err := r.measure(s, j); err != nil {
+		if err := r.measure(s, j, j.shard.file); err != nil {
 			return err
 		}
 	}
@@ -321,7 +320,7 @@ func (r *run) finishMerge(s *scratch, j *jobRun) error {
 }
 
 // remeasure finds the kept shares in a shard that an earlier run has finished.
-func (r *run) remeasure(sh *shardRun) error {
+func (r *run) remeasure(sh *shardRun, file io.ReaderAt) error {
 	for k := range sh.Jobs {
 		if r.weights[sh.Jobs[k].Weight].Change == nil {
 			continue
@@ -329,11 +328,6 @@ func (r *run) remeasure(sh *shardRun) error {
 		j, err := r.newJob(&sh.Jobs[k], sh)
 		if err != nil {
 			return err
-		}
-		if sh.file == nil {
-			if sh.file, err = os.Open(filepath.Join(r.stage.out(), filepath.FromSlash(sh.Name))); err != nil {
-				return err
-			}
 		}
 		if err := r.beginMerge(j); err != nil {
 			return j.weight.Failed(err)
@@ -344,7 +338,7 @@ func (r *run) remeasure(sh *shardRun) error {
 				return j.weight.Failed(err)
 			}
 		}
-		if err := r.measure(s, j); err != nil {
+		if err := r.measure(s, j, file); err != nil {
 			return j.weight.Failed(err)
 		}
 	}

@@ -19,10 +19,6 @@ const maxShards = 10_000
 
 // layOut places the jobs' outputs in shards.
 func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
-	b.p.Format = f.Name()
-	var infos []tensor.Info
-	var groups []int
-	var owner []*Output
 	var params int64
 	elements := make(map[string]int64, len(b.from.Weights))
 	for _, w := range b.from.Weights {
@@ -30,39 +26,50 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 	}
 	b.p.Quantized = len(b.quantised)
 	for i := range jobs {
-		j := &jobs[i]
-		for k := range j.Outputs {
-			infos = append(infos, j.Outputs[k].Info)
-			groups = append(groups, i)
-			owner = append(owner, &j.Outputs[k])
-		}
-		params += elements[j.Weight]
+		params += elements[jobs[i].Weight]
 	}
-	opts := formats.Options{MaxShardSize: b.MaxShardSize, Metadata: b.Metadata(), Groups: groups, Parameters: params}
+	opts := formats.Options{MaxShardSize: b.MaxShardSize, Metadata: b.Metadata(), Parameters: params}
 	if b.p.SingleFile {
 		opts.SingleFile = filepath.Base(dst)
 	}
-	layout, err := f.Layout(infos, opts)
-	if err != nil {
+	if err := b.p.place(f, jobs, opts); err != nil {
 		return fmt.Errorf("%s: the result: %w", b.Path, err)
 	}
-	if len(layout.Shards) > maxShards {
-		return fmt.Errorf("%s: %w: the result would have %d shards, expected at most %d; a larger --max-shard-size makes fewer", b.Path, ErrRefused, len(layout.Shards), maxShards)
+	if len(b.p.Shards) > maxShards {
+		return fmt.Errorf("%s: %w: the result would have %d shards, expected at most %d; a larger --max-shard-size makes fewer", b.Path, ErrRefused, len(b.p.Shards), maxShards)
 	}
-	b.p.Files = layout.Extra
-	b.p.Notices = append(b.p.Notices, layout.Notices...)
+	return nil
+}
+
+// place lays the jobs' outputs out in shards; those of a job stand in one.
+func (p *Plan) place(f formats.Format, jobs []Job, o formats.Options) error {
+	var infos []tensor.Info
+	var owner []*Output
+	for i := range jobs {
+		for k := range jobs[i].Outputs {
+			infos = append(infos, jobs[i].Outputs[k].Info)
+			o.Groups = append(o.Groups, i)
+			owner = append(owner, &jobs[i].Outputs[k])
+		}
+	}
+	layout, err := f.Layout(infos, o)
+	if err != nil {
+		return err
+	}
+	p.Format, p.Files = f.Name(), layout.Extra
+	p.Notices = append(p.Notices, layout.Notices...)
 	for _, s := range layout.Shards {
 		shard := Shard{Name: s.Name, Size: s.Size, Frame: s.Frame}
 		var members []int
 		for i, t := range s.Tensors {
 			owner[t].Offset = s.Offsets[i]
-			members = append(members, groups[t])
+			members = append(members, o.Groups[t])
 		}
 		slices.Sort(members) // jobs in the order of the source
 		for _, m := range slices.Compact(members) {
 			shard.Jobs = append(shard.Jobs, jobs[m])
 		}
-		b.p.Shards = append(b.p.Shards, shard)
+		p.Shards = append(p.Shards, shard)
 	}
 	return nil
 }

@@ -96,6 +96,7 @@ type Job struct {
 	Weight  string       `json:"weight"`
 	Copy    bool         `json:"copy,omitempty"`
 	DType   tensor.DType `json:"dtype"`             // of the values that are written, or quantised
+	Finite  bool         `json:"finite,omitempty"`  // a value that is not finite is an error
 	Through *quant.Spec  `json:"through,omitempty"` // quantised so, and dequantised, before anything is added
 	Encode  *quant.Spec  `json:"encode,omitempty"`  // nil writes plain values
 	Outputs []Output     `json:"outputs"`

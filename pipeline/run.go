@@ -95,20 +95,27 @@ func Run(ctx context.Context, p *Plan, m *Merged, dst string, o RunOptions) (Res
 			return result, err
 		}
 	}
-	if r.stage, err = openStage(dst, p.Digest(), p.SingleFile, o.Resume); err != nil {
+	s, err := openStage(dst, p.Digest(), p.SingleFile, o.Resume, o.Force)
+	if err != nil {
 		return Result{}, err
 	}
 	if _, err := os.Lstat(dst); err == nil && !o.Force {
 		// It came after the first look, or has just been put back.
-		return Result{}, errors.Join(existsError(dst), r.stage.remove())
+		return Result{}, errors.Join(existsError(dst), s.remove())
 	}
+	return r.into(ctx, s, start)
+}
+
+// into carries the plan out in a stage.
+func (r *run) into(ctx context.Context, s *stage, start time.Time) (Result, error) {
+	r.sink, r.scratch = s, s.dir
 	if err := r.carryOut(ctx); err != nil {
 		return r.result(start), r.giveUp(ctx, err)
 	}
 	result := r.result(start)
 	// DST is there: what cannot be tidied now is no failure.
-	if err := errors.Join(storage.SyncDir(filepath.Dir(dst)), r.stage.remove()); err != nil {
-		result.Leftover = leftover(r.stage.dir, err)
+	if err := errors.Join(storage.SyncDir(filepath.Dir(s.dst)), s.remove()); err != nil {
+		result.Leftover = leftover(s.dir, err)
 	}
 	return result, nil
 }
@@ -153,7 +160,7 @@ func (r *run) tidy(dst string) string {
 		}
 		return ""
 	}
-	s, err := openStage(dst, r.plan.Digest(), r.plan.SingleFile, true)
+	s, err := openStage(dst, r.plan.Digest(), r.plan.SingleFile, true, false)
 	if err == nil {
 		err = s.remove()
 	}
@@ -180,7 +187,12 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return r.stage.publish(r.opts.Force)
+	if r.before != nil {
+		if err := r.before(); err != nil {
+			return err
+		}
+	}
+	return r.sink.Publish()
 }
 
 // run is a plan being carried out.
@@ -188,8 +200,9 @@ type run struct {
 	plan    *Plan
 	from    *Merged
 	opts    RunOptions
-	stage   *stage
-	against string // where not empty, nothing is written, but compared with what is there
+	sink    Sink
+	scratch string       // the folder of what does not fit in memory
+	before  func() error // is called before the result is published, where it is not nil
 	budget  budget
 	weights map[string]*Weight
 	work    []*shardRun
@@ -208,11 +221,10 @@ type run struct {
 // shardRun is a shard being written.
 type shardRun struct {
 	*Shard
-	jobs  []*jobRun // while it is being written
-	file  *os.File
-	left  atomic.Int64  // jobs that are not done
-	dirty atomic.Int64  // bytes written since the last write-back was started
-	done  chan struct{} // closed when it has its name
+	jobs []*jobRun // while it is being written
+	file File
+	left atomic.Int64  // jobs that are not done
+	done chan struct{} // closed when it has its name
 }
 
 // jobRun is a weight on its way.
@@ -326,8 +338,10 @@ func (r *run) shards(ctx context.Context) error {
 func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) error {
 	memory := semaphore.NewWeighted(r.budget.carry)
 	for i, sh := range r.work {
-		if r.stage != nil && r.stage.finished(sh.Shard) {
-			if err := r.remeasure(sh); err != nil {
+		if f, ok := r.sink.Finished(sh.Name, sh.Size); ok {
+			err := r.remeasure(sh, f)
+			f.Close()
+			if err != nil {
 				return err
 			}
 			for _, j := range sh.Jobs {
@@ -385,27 +399,11 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 	return nil
 }
 
-// begin creates the file of a shard, with all its space, and writes what is not data.
-func (r *run) begin(sh *shardRun) error {
+// begin creates the file of a shard.
+func (r *run) begin(sh *shardRun) (err error) {
 	sh.left.Store(int64(len(sh.Jobs)))
-	if r.against != "" {
-		return r.open(sh)
-	}
-	path := filepath.Join(r.stage.out(), filepath.FromSlash(sh.Name)+partSuffix)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
-	if err != nil {
-		return err
-	}
-	sh.file = f
-	if err := storage.Preallocate(f, sh.Size); err != nil {
-		return err
-	}
-	for off, p := range sh.All() {
-		if err := r.write(sh, p, off); err != nil {
-			return err
-		}
-	}
-	return nil
+	sh.file, err = r.sink.Create(sh.Name, sh.Size)
+	return err
 }
 
 // report calls back a few times a second until it is stopped.

@@ -40,6 +40,7 @@ type stage struct {
 	dst    string
 	dir    string
 	single bool
+	force  bool     // DST may be replaced
 	lock   *os.File // plan.json
 	begun  begun
 	// parents are the folders above dst that were made for it, the deepest first.
@@ -65,8 +66,8 @@ const (
 
 // openStage makes the stage of dst, or, to resume, takes up the one that is
 // there.
-func openStage(dst, digest string, single, resume bool) (*stage, error) {
-	s := &stage{dst: dst, dir: dst + stageSuffix, single: single, begun: begun{Plan: digest}}
+func openStage(dst, digest string, single, resume, force bool) (*stage, error) {
+	s := &stage{dst: dst, dir: dst + stageSuffix, single: single, force: force, begun: begun{Plan: digest}}
 	if err := s.makeParents(); err != nil {
 		return nil, err
 	}
@@ -261,15 +262,9 @@ func (s *stage) result() string {
 	return s.out()
 }
 
-// finished reports whether the shard was finished by an earlier run.
-func (s *stage) finished(sh *Shard) bool {
-	info, err := os.Stat(filepath.Join(s.out(), sh.Name))
-	return err == nil && info.Mode().IsRegular() && info.Size() == sh.Size
-}
-
-// publish makes the result DST. The stage is left for the caller to remove, with
+// Publish makes the result DST. The stage is left for the caller to remove, with
 // what stood at DST before in it.
-func (s *stage) publish(force bool) error {
+func (s *stage) Publish() error {
 	if err := syncTree(s.out()); err != nil {
 		return err
 	}
@@ -277,15 +272,15 @@ func (s *stage) publish(force bool) error {
 	if err := s.write(); err != nil {
 		return err
 	}
-	return s.swap(force)
+	return s.swap()
 }
 
 // swap renames the result to DST. An old DST comes to stand in the stage.
-func (s *stage) swap(force bool) error {
+func (s *stage) swap() error {
 	if _, err := os.Lstat(s.dst); errors.Is(err, fs.ErrNotExist) {
 		return os.Rename(s.result(), s.dst)
 	}
-	if !force {
+	if !s.force {
 		return existsError(s.dst)
 	}
 	if swapped, err := storage.Exchange(s.result(), s.dst); err != nil || swapped {
@@ -366,8 +361,19 @@ func (s *stage) remove() error {
 	return nil
 }
 
-// close gives the stage up without deleting it.
-func (s *stage) close() { s.lock.Close() }
+// Abort deletes the stage, or leaves it where its finished files are to be kept.
+func (s *stage) Abort(keep bool) error {
+	if keep {
+		return s.lock.Close()
+	}
+	err := s.remove()
+	if err == nil {
+		s.removeParents()
+	}
+	return err
+}
+
+func (s *stage) String() string { return s.dir }
 
 // syncTree makes the names in a folder and all below durable. The files have been
 // synced as they were finished.

@@ -5,15 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/quant"
-	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -48,11 +45,7 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 	}
 	if j.encoder != nil {
 		var err error
-		dir := filepath.Dir(r.against)
-		if r.stage != nil {
-			dir = r.stage.dir
-		}
-		j.carry, err = newCarry(ctx, j.encoder.Carry(0, n), memory, r.budget.carry, dir)
+		j.carry, err = newCarry(ctx, j.encoder.Carry(0, n), memory, r.budget.carry, r.scratch)
 		return tasks, err
 	}
 	return tasks, nil
@@ -62,9 +55,11 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) error {
 	j := t.job
 	if j.Copy {
-		if err := r.copyPart(ctx, s, t); err != nil {
+		part, n := &j.weight.Parts[t.part], t.hi-t.lo
+		if err := j.shard.file.CopyAt(j.Outputs[t.part].Offset+t.lo, part.Data, part.Offset+t.lo, n); err != nil {
 			return err
 		}
+		r.written.Add(n)
 		r.done.Add(t.hi - t.lo)
 	} else {
 		if err := r.change(s, t); err != nil {
@@ -75,35 +70,6 @@ func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) err
 	if j.left.Add(-1) == 0 {
 		return r.finishJob(s, g, j)
 	}
-	return nil
-}
-
-// copyPart copies bytes that do not change.
-func (r *run) copyPart(ctx context.Context, s *scratch, t task) error {
-	part, out := &t.job.weight.Parts[t.part], t.job.Outputs[t.part]
-	n, sh := t.hi-t.lo, t.job.shard
-	src, ok := part.Data.(*os.File)
-	if !ok || r.against != "" {
-		const piece = smallestTile
-		b := sized(&s.cast, piece)
-		for lo := t.lo; lo < t.hi; lo += piece {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			b = b[:min(piece, t.hi-lo)]
-			if err := checkpoint.ReadPart(part, b, lo); err != nil {
-				return err
-			}
-			if err := r.write(sh, b, out.Offset+lo); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if err := storage.CopyRange(sh.file, out.Offset+t.lo, src, part.Offset+t.lo, n); err != nil {
-		return err
-	}
-	r.wrote(sh, n)
 	return nil
 }
 
@@ -127,6 +93,11 @@ func (r *run) change(s *scratch, t task) error {
 	values, err := s.Read(w.Weight, t.lo, t.hi, j.flip)
 	if err != nil {
 		return err
+	}
+	if j.Finite {
+		if err := j.finite(s, t, values); err != nil {
+			return err
+		}
 	}
 	if w.Change != nil {
 		s.Begin()
@@ -182,6 +153,20 @@ func (r *run) change(s *scratch, t task) error {
 	return nil
 }
 
+// finite refuses values, those of a tile, that are not finite.
+func (j *jobRun) finite(s *scratch, t task, values []byte) error {
+	x := floats(&s.merge.x, int(t.hi-t.lo))
+	if err := tensor.ToFloats(x, values, j.weight.Values); err != nil {
+		return err
+	}
+	for i, f := range x {
+		if !finite(f) {
+			return fmt.Errorf("%w: element %d is %v, expected finite numbers", lora.ErrMalformed, t.lo+int64(i), f)
+		}
+	}
+	return nil
+}
+
 // locate says where in the weight, as its model has it, a value is not finite.
 func (j *jobRun) locate(err error) error {
 	var bad *quant.NonFiniteError
@@ -203,25 +188,9 @@ func (j *jobRun) locate(err error) error {
 }
 
 func (r *run) write(sh *shardRun, p []byte, off int64) error {
-	if r.against != "" {
-		return r.same(sh, p, off)
-	}
-	if _, err := sh.file.WriteAt(p, off); err != nil {
-		return err
-	}
-	r.wrote(sh, int64(len(p)))
-	return nil
-}
-
-// writeBack is how many bytes of a shard are written before the disk is set to work on them.
-const writeBack = 16 << 20
-
-func (r *run) wrote(sh *shardRun, n int64) {
-	r.written.Add(n)
-	if sh.dirty.Add(n) >= writeBack {
-		sh.dirty.Store(0)
-		storage.StartWriteback(sh.file)
-	}
+	n, err := sh.file.WriteAt(p, off)
+	r.written.Add(int64(n))
+	return err
 }
 
 // hasInfinity reports whether any of the float16 in b is infinite, eight bytes at a

@@ -23,7 +23,7 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// write makes a shard: the data, then what is around it, then the checksums.
+// write makes a shard: the data, then what is around it, with its checksums.
 func write(t require.TestingT, path string, s formats.Shard, data func(i int) []byte) {
 	file, err := os.Create(path)
 	require.NoError(t, err)
@@ -37,14 +37,12 @@ func write(t require.TestingT, path string, s formats.Shard, data func(i int) []
 		_, err := f.WriteAt(data(i), s.Offsets[k])
 		require.NoError(t, err)
 	}
-	for off, p := range s.All() {
-		_, err := f.WriteAt(p, off)
+	pieces, err := s.Sealed(f)
+	require.NoError(t, err)
+	for _, p := range pieces {
+		_, err := f.WriteAt(p.Bytes, p.Offset)
 		require.NoError(t, err)
 	}
-	require.NoError(t, s.Seal(f))
-	holds, err := s.Holds(f)
-	require.NoError(t, err)
-	require.True(t, holds)
 }
 
 // holed is a file that nothing was written to between hole and 4 GiB: that need not be read.

@@ -1,0 +1,106 @@
+package pipeline
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
+)
+
+// stageFile is a file that is written in a stage. It has the ending .part until it is committed.
+type stageFile struct {
+	*os.File
+	dirty atomic.Int64 // bytes written since the last write-back was started
+}
+
+// Create begins a file of the stage, with all its space, so that a full disk is known at once.
+func (s *stage) Create(name string, size int64) (File, error) {
+	path := filepath.Join(s.out(), filepath.FromSlash(name)+partSuffix)
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	if err := storage.Preallocate(f, size); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &stageFile{File: f}, nil
+}
+
+// Finished opens a file that an earlier run has committed to the stage.
+func (s *stage) Finished(name string, size int64) (FinishedFile, bool) {
+	path := filepath.Join(s.out(), filepath.FromSlash(name))
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() != size {
+		return nil, false
+	}
+	f, err := os.Open(path)
+	return f, err == nil
+}
+
+// WriteAt writes, and has the disk begin with what has gathered.
+func (f *stageFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(p, off)
+	f.wrote(int64(n))
+	return n, err
+}
+
+// CopyAt copies within the kernel where both are files.
+func (f *stageFile) CopyAt(to int64, src io.ReaderAt, from, n int64) error {
+	if file, ok := src.(*os.File); ok {
+		if err := storage.CopyRange(f.File, to, file, from, n); err != nil {
+			return err
+		}
+		f.wrote(n)
+		return nil
+	}
+	return inPieces(src, from, n, func(p []byte, at int64) error {
+		_, err := f.WriteAt(p, to+at)
+		return err
+	})
+}
+
+// writeBack is how many bytes of a file are written before the disk is set to work on them.
+const writeBack = 16 << 20
+
+func (f *stageFile) wrote(n int64) {
+	if f.dirty.Add(n) >= writeBack {
+		f.dirty.Store(0)
+		storage.StartWriteback(f.File)
+	}
+}
+
+// Commit makes the file durable under its name.
+func (f *stageFile) Commit() error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	part := f.Name()
+	return os.Rename(part, part[:len(part)-len(partSuffix)])
+}
+
+// inPieces reads n bytes of src, from its byte from on, and hands them on piece by piece, each with its distance from
+// the first.
+func inPieces(src io.ReaderAt, from, n int64, use func(p []byte, at int64) error) error {
+	b := buffers.Get().(*[pieceBytes]byte)
+	defer buffers.Put(b)
+	for at := int64(0); at < n; at += pieceBytes {
+		p := b[:min(pieceBytes, n-at)]
+		if err := formats.ReadFull(src, p, from+at); err != nil {
+			return err
+		}
+		if err := use(p, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
