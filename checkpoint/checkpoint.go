@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
@@ -51,7 +52,8 @@ type Checkpoint struct {
 	// Weights are the logical tensors, in the order in which their data is stored.
 	Weights []*Weight
 
-	container formats.Container
+	container   formats.Container
+	byParameter func() map[string][]Piece // made when it is first asked for
 }
 
 // Open reads the headers of the checkpoint at path, a folder or a file, and its config.json where path is a folder that
@@ -66,6 +68,7 @@ func Open(path string) (*Checkpoint, error) {
 		return nil, err
 	}
 	c := &Checkpoint{Path: path, Folder: info.IsDir(), Format: f}
+	c.byParameter = sync.OnceValue(c.pieces)
 	if err := c.readConfig(); err != nil {
 		return nil, err
 	}
