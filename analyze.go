@@ -16,7 +16,6 @@ import (
 	"github.com/lorakit/lorakit/internal/svd"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/models"
-	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -263,7 +262,7 @@ func (r *Analysis) adapter(ctx context.Context, o AnalyzeOptions) error {
 
 // weights looks at each linear layer, and at what NF4 makes of it.
 func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
-	c, err := checkpoint.Open(r.Path)
+	c, err := checkpoint.Open(ctx, r.Path)
 	if err != nil {
 		return err
 	}
@@ -297,7 +296,7 @@ func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
 		norm := math.Sqrt(x.energy)
 		x.Norm = &norm
 		if _, all := linear(w); all && w.Decoder == nil && w.DType.Float() {
-			low, err := checkpoint.Quantized(w, quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true})
+			low, err := checkpoint.Quantized(ctx, w, qloraNF4)
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.Path, err)
 			}
@@ -314,12 +313,12 @@ func (r *Analysis) weights(ctx context.Context, o AnalyzeOptions) error {
 
 // change looks at the difference of each linear layer, and which other tensors differ.
 func (r *Analysis) change(ctx context.Context, o AnalyzeOptions) error {
-	a, err := checkpoint.Open(r.Path)
+	a, err := checkpoint.Open(ctx, r.Path)
 	if err != nil {
 		return err
 	}
 	defer a.Close()
-	b, err := checkpoint.Open(r.Tuned)
+	b, err := checkpoint.Open(ctx, r.Tuned)
 	if err != nil {
 		return err
 	}

@@ -88,7 +88,7 @@ func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment
 	if err := checkpoints(base); err != nil {
 		return nil, err
 	}
-	c, err := checkpoint.Open(base)
+	c, err := checkpoint.Open(ctx, base)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +251,7 @@ func (a *attaching) abort() {
 // quantise writes the base that a loftq adapter is for: each weight less the adapter of the step
 // before the best, in four bits.
 func (a *attaching) quantise(ctx context.Context, base string) error {
-	o := ConvertOptions{Quantize: loftqNF4.Type, BlockSize: loftqNF4.BlockSize, DoubleQuant: loftqNF4.DoubleQuant, MinKept: -1, Threads: a.Threads}
+	o := ConvertOptions{Quantize: loftqNF4.Type, BlockSize: nf4Block, MinKept: -1, Threads: a.Threads}
 	previous := a.beside("previous")
 	if len(a.taken) > 0 {
 		e, err := lora.New(previous, lora.Settings{Base: base, FanInFanOut: a.conv1D()}, a.taken).Encode(lora.EncodeOptions{To: lora.PEFT})
@@ -288,9 +288,9 @@ func (a *attaching) notices(base string) {
 			say("PEFT 0.21 does not turn Conv1D weights round for olora, and so cannot load this adapter onto %s: use that RESIDUAL", base)
 		}
 	case "loftq":
-		say("the adapter is for %s, in NF4 of blocks of %d without double quantisation, and not for %s", r.Base, loftqNF4.BlockSize, base)
+		say("the adapter is for %s, in NF4 of blocks of %d without double quantisation, and not for %s", r.Base, nf4Block, base)
 	case "compensate":
-		say("the adapter is for %s in NF4 of blocks of %d with double quantisation: lorakit convert %s DST --quantize nf4", base, qloraNF4.BlockSize, base)
+		say("the adapter is for %s in NF4 of blocks of %d with double quantisation: lorakit convert %s DST --quantize nf4", base, nf4Block, base)
 	}
 }
 

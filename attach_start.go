@@ -19,9 +19,20 @@ import (
 // The quantisations that the inits answer to: that of QLoRA, and that of LoftQ's own
 // base.
 var (
-	qloraNF4 = quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}
-	loftqNF4 = quant.Spec{Type: "nf4", BlockSize: 64}
+	qloraNF4 = nf4Spec(nf4Block, true)
+	loftqNF4 = nf4Spec(nf4Block, false)
 )
+
+// nf4Block is the block size of both.
+const nf4Block = 64
+
+func nf4Spec(block int64, double bool) quant.Spec {
+	s := quant.Spec{Type: "nf4", Params: quant.Params{{Name: "block_size", Value: block}}}
+	if double {
+		s.Params = append(s.Params, quant.Param{Name: "double_quant", Value: true})
+	}
+	return s
+}
 
 // errorMissing is what decomposing an error of quantisation may miss of what the rank could take back: its
 // spectrum is flat, so that no direction matters much. The estimate is careful: measured, 0.02 to 0.025 are missed.
@@ -123,11 +134,11 @@ func (o *AttachOptions) olora(ctx context.Context, s *site, x *initial) error {
 func residual(ctx context.Context, s *site, x *initial) error {
 	w := s.matrix()
 	rest := minus(w, x.B, x.A, s.scaling())
-	low, err := checkpoint.Quantized(s.whole, qloraNF4)
+	low, err := checkpoint.Quantized(ctx, s.whole, qloraNF4)
 	if err != nil {
 		return err
 	}
-	lowRest, err := checkpoint.Quantized(checkpoint.Computed(s.whole, rest), qloraNF4)
+	lowRest, err := checkpoint.Quantized(ctx, checkpoint.Computed(s.whole, rest), qloraNF4)
 	if err != nil {
 		return err
 	}
@@ -149,7 +160,7 @@ func residual(ctx context.Context, s *site, x *initial) error {
 
 // compensate starts from the error that quantising the weight makes.
 func (o *AttachOptions) compensate(ctx context.Context, s *site, x *initial) error {
-	low, err := checkpoint.Quantized(s.whole, qloraNF4)
+	low, err := checkpoint.Quantized(ctx, s.whole, qloraNF4)
 	if err != nil {
 		return err
 	}
@@ -185,7 +196,7 @@ func (o *AttachOptions) loftq(ctx context.Context, s *site, x *initial) error {
 			put(&t, at, s.rank, 1)
 			from, flip = checkpoint.Computed(s.whole, minus(s.matrix(), t.B, t.A, 1)), false
 		}
-		low, err := checkpoint.Quantized(from, loftqNF4)
+		low, err := checkpoint.Quantized(ctx, from, loftqNF4)
 		if err != nil {
 			return err
 		}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
-	"github.com/lorakit/lorakit/nf4"
 	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -105,7 +104,7 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	if err := pipeline.CheckSpared(dst, paths(o.Merge)...); err != nil {
 		return nil, err
 	}
-	c, err := checkpoint.Open(src)
+	c, err := checkpoint.Open(ctx, src)
 	if err != nil {
 		return nil, err
 	}
@@ -165,16 +164,33 @@ func plainType(name string) (tensor.DType, error) {
 	return 0, fmt.Errorf("%w: dtype %q is unknown; known are keep, f32, f16, bf16", ErrOption, name)
 }
 
+// nf4Params is NF4 with what was asked for: the type that the options for blocks are of.
+func nf4Params(asked quant.Params) (quant.Spec, error) {
+	scheme, err := quant.ForType("nf4")
+	if err != nil {
+		return quant.Spec{}, err
+	}
+	s, err := scheme.Spec("nf4", asked)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrOption, err)
+	}
+	return s, err
+}
+
 // plan checks what does not depend on a checkpoint.
 func (o ConvertOptions) plan() (pipeline.Options, error) {
 	po := pipeline.Options{
-		To: o.To, Quantize: cmp.Or(o.Quantize, "keep"), BlockSize: cmp.Or(o.BlockSize, 64), DoubleQuant: o.DoubleQuant, PerExpert: o.PerExpert,
+		To: o.To, Quantize: cmp.Or(o.Quantize, "keep"), Params: quant.Params{{Name: "block_size", Value: int64(cmp.Or(o.BlockSize, 64))}, {Name: "double_quant", Value: o.DoubleQuant}}, PerExpert: o.PerExpert,
 		Include: o.Include, Exclude: o.Exclude, MaxShardSize: cmp.Or(o.MaxShardSize, defaultShardSize), AllowNonFinite: o.AllowNonFinite,
 	}
 	switch o.Base {
 	case "", "as-is":
 	case "dequantized":
-		po.Dequantized = true
+		seen, err := nf4Params(po.Params)
+		if err != nil {
+			return po, err
+		}
+		po.Through = &seen
 		if len(o.Merge) == 0 {
 			return po, fmt.Errorf("%w: base says what adapters are added to, and none is merged", ErrOption)
 		}
@@ -200,8 +216,8 @@ func (o ConvertOptions) plan() (pipeline.Options, error) {
 			return po, fmt.Errorf("%w: %w", ErrOption, err)
 		}
 	}
-	if err := nf4.CheckBlockSize(po.BlockSize); err != nil {
-		return po, fmt.Errorf("%w: %w", ErrOption, err)
+	if _, err := nf4Params(po.Params); err != nil {
+		return po, err
 	}
 	if o.Threads < 0 || o.Threads > 4096 || o.MaxShardSize < 0 {
 		return po, fmt.Errorf("%w: threads is %d and max-shard-size %d, expected at most 4096 threads and no negative numbers", ErrOption, o.Threads, o.MaxShardSize)

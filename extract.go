@@ -66,12 +66,12 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	if err := pipeline.CheckSpared(out, tuned); err != nil {
 		return nil, err
 	}
-	a, err := checkpoint.Open(base)
+	a, err := checkpoint.Open(ctx, base)
 	if err != nil {
 		return nil, err
 	}
 	defer a.Close()
-	b, err := checkpoint.Open(tuned)
+	b, err := checkpoint.Open(ctx, tuned)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,8 @@
 package lorakit
 
 import (
+	"context"
+
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -37,7 +39,7 @@ type InspectedTensor struct {
 
 // Inspect opens a checkpoint and says what is in it. No tensor is read.
 func Inspect(path string) (*Inspection, error) {
-	c, err := checkpoint.Open(path)
+	c, err := checkpoint.Open(context.Background(), path)
 	if err != nil {
 		return nil, err
 	}

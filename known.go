@@ -34,7 +34,11 @@ func Formats() Known {
 		k.Formats = append(k.Formats, KnownFormat{f.Name(), f.Extensions(), f.ReadOnly()})
 	}
 	for _, s := range quant.All() {
-		k.Schemes = append(k.Schemes, KnownScheme{s.Name(), s.Types()})
+		known := KnownScheme{Name: s.Name()}
+		for _, t := range s.Types() {
+			known.Types = append(known.Types, t.Name)
+		}
+		k.Schemes = append(k.Schemes, known)
 	}
 	k.Architectures = models.All()
 	return k

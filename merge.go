@@ -50,7 +50,7 @@ func Unmerge(ctx context.Context, merged string, adapters []Adapter, dst string,
 
 // rounding works out what the roundings of a merge and of its subtraction may have taken.
 func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapters []Adapter) error {
-	c, err := checkpoint.Open(merged)
+	c, err := checkpoint.Open(ctx, merged)
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapte
 		return err
 	}
 	defer closeAll()
-	out, err := checkpoint.Open(dst)
+	out, err := checkpoint.Open(ctx, dst)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 // Verify reads a checkpoint whole and looks for what would keep it from being
 // used. A checkpoint that cannot be opened at all is an error.
 func Verify(ctx context.Context, path string) (*Verification, error) {
-	c, err := checkpoint.Open(path)
+	c, err := checkpoint.Open(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -21,12 +21,12 @@ func Verify(ctx context.Context, path string) (*Verification, error) {
 // VerifyMerge holds a merge, whoever made it, against its base and the adapters: what
 // share of each module's delta is in it.
 func VerifyMerge(ctx context.Context, merged, base string, adapters []Adapter) (*MergeVerification, error) {
-	out, err := checkpoint.Open(merged)
+	out, err := checkpoint.Open(ctx, merged)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	c, err := checkpoint.Open(base)
+	c, err := checkpoint.Open(ctx, base)
 	if err != nil {
 		return nil, err
 	}

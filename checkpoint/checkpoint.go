@@ -7,6 +7,7 @@
 package checkpoint
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -58,7 +59,7 @@ type Checkpoint struct {
 
 // Open reads the headers of the checkpoint at path, a folder or a file, and its config.json where path is a folder that
 // has one.
-func Open(path string) (*Checkpoint, error) {
+func Open(ctx context.Context, path string) (*Checkpoint, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -75,7 +76,7 @@ func Open(path string) (*Checkpoint, error) {
 	if c.container, err = f.Open(path); err != nil {
 		return nil, err
 	}
-	if err := c.assemble(); err != nil {
+	if err := c.assemble(ctx); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -150,13 +151,16 @@ func readSmall(path string, limit int64) ([]byte, fs.FileInfo, error) {
 }
 
 // assemble makes the logical weights of the stored tensors.
-func (c *Checkpoint) assemble() error {
-	s := newStored(c.container.Tensors())
+func (c *Checkpoint) assemble(ctx context.Context) error {
+	s := newStored(c.container.Tensors(), c.DType(), c.ConfigJSON)
 
 	quantised := make(map[string]quant.Decoder) // by the name of the first part
 	companion := make(map[string]string)        // name of a part -> its weight
 	for _, scheme := range quant.All() {
-		decoders, err := scheme.Find(s.names, s, c.DType())
+		decoders, err := scheme.Find(ctx, s)
+		if ctx.Err() != nil {
+			return ErrInterrupted
+		}
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"io"
 	"math"
@@ -62,10 +63,10 @@ func TestComputed(t *testing.T) {
 func TestQuantizedBySeveralTiles(t *testing.T) {
 	w := matrixWeight(700, 515, tensor.F32)
 	for _, double := range []bool{false, true} {
-		spec := quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: double}
-		a, err := Quantized(w, spec)
+		spec := quant.Spec{Type: "nf4", Params: quant.Params{{Name: "block_size", Value: int64(64)}, {Name: "double_quant", Value: double}}}
+		a, err := Quantized(context.Background(), w, spec)
 		require.NoError(t, err)
-		b, err := Quantized(Computed(w, NewMatrix(w, false)), spec)
+		b, err := Quantized(context.Background(), Computed(w, NewMatrix(w, false)), spec)
 		require.NoError(t, err)
 		whole, err := NewMatrix(w, false).Energy()
 		require.NoError(t, err)

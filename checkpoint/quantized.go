@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 
 	"github.com/lorakit/lorakit/formats"
@@ -12,13 +13,13 @@ import (
 
 // Decoded returns a weight like w whose values are read from parts, the stored tensors of one weight in the scheme
 // that has the type.
-func Decoded(w *Weight, typ string, parts []formats.Tensor) (*Weight, error) {
+func Decoded(ctx context.Context, w *Weight, typ string, parts []formats.Tensor) (*Weight, error) {
 	scheme, err := quant.ForType(typ)
 	if err != nil {
 		return nil, err
 	}
-	s := newStored(parts)
-	d, err := scheme.Find(s.names, s, w.DType)
+	s := newStored(parts, w.DType, nil)
+	d, err := scheme.Find(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -33,8 +34,8 @@ func Decoded(w *Weight, typ string, parts []formats.Tensor) (*Weight, error) {
 
 // Quantized returns a weight as it is once it has gone through a quantisation and back. The quantised form is held in
 // memory.
-func Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
-	low, err := new(Reader).Quantized(w, spec)
+func Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*Weight, error) {
+	low, err := new(Reader).Quantized(ctx, w, spec)
 	if err != nil {
 		return nil, w.Failed(err)
 	}
@@ -42,7 +43,7 @@ func Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
 }
 
 // Quantized is the function of that name with the memory of r.
-func (r *Reader) Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
+func (r *Reader) Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*Weight, error) {
 	scheme, err := quant.ForType(spec.Type)
 	if err != nil {
 		return nil, err
@@ -52,7 +53,7 @@ func (r *Reader) Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
 	if flip {
 		info.Shape = w.Shape.Transposed()
 	}
-	e, err := scheme.Encoder(spec, info)
+	e, err := scheme.Encoder(ctx, spec, info)
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +72,9 @@ func (r *Reader) Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
 	const most = 128 << 10              // elements of a tile
 	step := max(most/e.Unit()*e.Unit(), e.Unit())
 	for lo := int64(0); lo < n; lo += step {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		hi := min(lo+step, n)
 		values, err := r.Read(w, lo, hi, flip)
 		if err != nil {
@@ -92,7 +96,7 @@ func (r *Reader) Quantized(w *Weight, spec quant.Spec) (*Weight, error) {
 	if err := e.Finish(kept, write); err != nil {
 		return nil, err
 	}
-	low, err := Decoded(w, spec.Type, parts)
+	low, err := Decoded(ctx, w, spec.Type, parts)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package checkpoint_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -32,7 +33,7 @@ func TestRuntime(t *testing.T) {
 	require.Greater(t, len(folders), 10)
 	for folder, params := range folders {
 		t.Run(folder, func(t *testing.T) {
-			c, err := checkpoint.Open("../fixtures/" + folder)
+			c, err := checkpoint.Open(context.Background(), "../fixtures/"+folder)
 			require.NoError(t, err)
 			defer c.Close()
 			require.NotEmpty(t, params)

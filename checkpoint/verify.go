@@ -6,10 +6,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
-	"strings"
-	"time"
 
-	"github.com/dlclark/regexp2/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lorakit/lorakit/models"
@@ -110,7 +107,7 @@ func readAll(ctx context.Context, w *Weight) (string, error) {
 type expectations struct {
 	c         *Checkpoint
 	quantised bool
-	skip      *skipList // nil leaves it to the loader
+	skips     func(module string) bool // nil leaves it to the loader
 }
 
 func (c *Checkpoint) expectations() *expectations {
@@ -120,11 +117,8 @@ func (c *Checkpoint) expectations() *expectations {
 	if _, foreign := c.ForeignScheme(); foreign {
 		return nil
 	}
-	e := &expectations{c: c, quantised: c.Config.Quantization != nil}
-	if list := c.promise().skip; list != nil {
-		e.skip = newSkipList(list)
-	}
-	return e
+	p, _ := c.promise()
+	return &expectations{c: c, quantised: c.Config.Quantization != nil, skips: p.Skips}
 }
 
 // disappointed says how a weight is stored otherwise than expected, or nothing.
@@ -135,10 +129,10 @@ func (e *expectations) disappointed(w *Weight) string {
 	promised := false
 	switch {
 	case !e.quantised:
-	case e.skip == nil:
+	case e.skips == nil:
 		promised = w.Role.Quantized
 	case w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D:
-		promised = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.Modules(), e.skip.matches)
+		promised = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.Modules(), e.skips)
 	}
 	switch stored := w.Decoder != nil; {
 	case stored && !promised:
@@ -147,47 +141,4 @@ func (e *expectations) disappointed(w *Weight) string {
 		return fmt.Sprintf("it is stored as plain %v, expected quantised by the quantization_config of config.json", w.DType)
 	}
 	return ""
-}
-
-// skipList is an llm_int8_skip_modules. By transformers' rule an entry is a regular
-// expression that matches from the start of a module's name up to a dot, or any
-// suffix of it.
-type skipList struct {
-	names    map[string]bool
-	patterns []*regexp2.Regexp
-	patience time.Duration // what is left for expressions, which are from a file
-}
-
-func newSkipList(entries []string) *skipList {
-	l := &skipList{names: make(map[string]bool, len(entries)), patience: 10 * time.Second}
-	for _, e := range entries {
-		l.names[e] = true
-		if strings.Trim(e, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.") == "" {
-			continue // a name: as an expression, its dots would match a little more
-		}
-		if re, err := regexp2.Compile(`^(?:`+e+`)(?:(?<=\.)|(?=\.|$))`, regexp2.None); err == nil {
-			re.MatchTimeout = time.Second
-			l.patterns = append(l.patterns, re)
-		}
-	}
-	return l
-}
-
-func (l *skipList) matches(module string) bool {
-	for i := range len(module) {
-		if l.names[module[i:]] || module[i] == '.' && l.names[module[:i]] {
-			return true
-		}
-	}
-	for _, re := range l.patterns {
-		if l.patience <= 0 {
-			return true // not known: no finding
-		}
-		start := time.Now()
-		ok, err := re.MatchString(module)
-		if l.patience -= time.Since(start); err == nil && ok {
-			return true
-		}
-	}
-	return false
 }

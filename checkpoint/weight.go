@@ -70,18 +70,29 @@ func (w *Weight) decodedBy(d quant.Decoder, s *stored) {
 // stored are the tensors of a container, by name: what a scheme looks into.
 type stored struct {
 	tensors []formats.Tensor
-	names   []string
+	infos   []tensor.Info
 	byName  map[string]int
+	dtype   tensor.DType
+	config  []byte
 }
 
-func newStored(tensors []formats.Tensor) *stored {
-	s := &stored{tensors, make([]string, len(tensors)), make(map[string]int, len(tensors))}
+func newStored(tensors []formats.Tensor, dtype tensor.DType, config []byte) *stored {
+	s := &stored{tensors, make([]tensor.Info, len(tensors)), make(map[string]int, len(tensors)), dtype, config}
 	for i := range tensors {
-		s.names[i] = tensors[i].Name
+		s.infos[i] = tensors[i].Info
 		s.byName[tensors[i].Name] = i
 	}
 	return s
 }
+
+// Tensors lists all of them.
+func (s *stored) Tensors() []tensor.Info { return s.infos }
+
+// DType is that of the checkpoint.
+func (s *stored) DType() tensor.DType { return s.dtype }
+
+// Config is the checkpoint's config.json.
+func (s *stored) Config() []byte { return s.config }
 
 // Lookup finds a stored tensor by its name.
 func (s *stored) Lookup(name string) (tensor.Info, bool) {

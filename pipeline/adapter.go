@@ -107,10 +107,10 @@ func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.
 	}
 	o := RunOptions{Threads: runtime.GOMAXPROCS(0), Memory: DefaultMemory}
 	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads)}
-	if err := r.prepare(); err != nil {
+	if err := r.prepare(ctx); err != nil {
 		return err
 	}
-	r.before = w.spool.Close // a file that is open cannot be removed on Windows
+	r.spooled, r.before = true, w.spool.Close // a file that is open cannot be removed on Windows
 	s := w.stage
 	w.stage = nil // from here on the run removes it
 	_, err = r.into(ctx, s, time.Now())

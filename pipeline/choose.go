@@ -22,6 +22,7 @@ type planner struct {
 	p    *Plan
 
 	scheme    quant.Scheme // nil for keep and none
+	spec      quant.Spec   // of scheme
 	quantised []*Weight    // what is in the scheme in the result
 	left      []*Weight    // what transformers would quantise and stays plain
 	extra     []*Weight    // what is quantised and transformers would leave
@@ -42,6 +43,10 @@ func (b *planner) check() error {
 		if b.scheme, err = quant.ForType(b.Quantize); err != nil {
 			return err
 		}
+		if b.spec, err = b.scheme.Spec(b.Quantize, b.Params); err != nil {
+			return err
+		}
+		b.spec.AllowNonFinite = b.AllowNonFinite
 	}
 	if b.Config != nil && b.Config.Quantization != nil && b.Config.Quantization.Kind() != '{' {
 		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, checkpoint.ConfigName), ErrRefused)
@@ -95,7 +100,7 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 				continue
 			}
 		}
-		j, err := b.job(w)
+		j, err := b.job(ctx, w)
 		if err != nil {
 			return nil, w.Failed(err)
 		}
@@ -109,7 +114,7 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 }
 
 // job decides the way of one weight.
-func (b *planner) job(w *Weight) (Job, error) {
+func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 	selected := b.selected(w)
 	if selected && (w.Count() == 0 || w.DType.Integer()) {
 		b.unfit++
@@ -120,7 +125,7 @@ func (b *planner) job(w *Weight) (Job, error) {
 		if !w.Role.Quantized {
 			b.extra = append(b.extra, w)
 		}
-		return b.quantiseJob(w)
+		return b.quantiseJob(ctx, w)
 	}
 	if b.scheme != nil && b.loaderMayExpect(w) {
 		b.left = append(b.left, w)
@@ -136,7 +141,7 @@ func (b *planner) job(w *Weight) (Job, error) {
 		if err != nil {
 			return Job{}, err
 		}
-		return encodeJob(w, w.DType, scheme, spec)
+		return encodeJob(ctx, w, w.DType, scheme, spec)
 	case w.Change == nil && (w.Decoder == nil && to == w.Values || w.Decoder != nil && b.Quantize == "keep"):
 		return copyJob(w), nil
 	case w.Decoder != nil:
@@ -149,13 +154,15 @@ func (b *planner) job(w *Weight) (Job, error) {
 // through is the type that a plain weight goes through before anything is added to it,
 // or nil. Weights that are not quantised, as an output head, were not so when the adapter was trained either.
 func (b *planner) through(w *Weight) *quant.Spec {
-	if !b.Dequantized || w.Change == nil || w.Decoder != nil || len(w.Change.Terms) == 0 || len(w.Shape) < 2 {
+	if b.Options.Through == nil || w.Change == nil || w.Decoder != nil || len(w.Change.Terms) == 0 || len(w.Shape) < 2 {
 		return nil
 	}
 	if b.scheme == nil && !w.Role.Quantized || b.scheme != nil && !b.selected(w) {
 		return nil
 	}
-	return &quant.Spec{Type: "nf4", BlockSize: b.BlockSize, DoubleQuant: b.DoubleQuant, AllowNonFinite: b.AllowNonFinite}
+	spec := *b.Options.Through
+	spec.AllowNonFinite = b.AllowNonFinite
+	return &spec
 }
 
 // loaderMayExpect reports whether a loader that goes by config.json alone may take a
@@ -179,38 +186,30 @@ func (b *planner) selected(w *Weight) bool {
 	return w.Role.Quantized || b.PerExpert && w.Role.Kind == models.Expert
 }
 
-func (b *planner) spec() quant.Spec {
-	s := quant.Spec{Type: b.Quantize, AllowNonFinite: b.AllowNonFinite}
-	if b.Quantize != "int8" {
-		s.BlockSize, s.DoubleQuant = b.BlockSize, b.DoubleQuant
-	}
-	return s
-}
-
-func (b *planner) quantiseJob(w *Weight) (Job, error) {
+func (b *planner) quantiseJob(ctx context.Context, w *Weight) (Job, error) {
 	if w.Role.Kind == models.Expert && len(w.Shape) > 2 && len(b.Include) == 0 {
 		return Job{}, fmt.Errorf("%w: its experts are stored as one tensor of shape %v, and per-expert needs one tensor an expert; --experts keep leaves them as they are", ErrRefused, w.Shape)
 	}
-	spec, to := b.spec(), b.castTo(w)
+	spec, to := b.spec, b.castTo(w)
 	if w.Decoder != nil {
 		have := w.Decoder.Spec()
 		have.AllowNonFinite = spec.AllowNonFinite
 		// A scheme that does not store what a weight was has nothing to cast.
-		if w.Change == nil && have == spec && (to == w.DType || w.Values != w.DType) {
+		if w.Change == nil && have.Equal(spec) && (to == w.DType || w.Values != w.DType) {
 			return copyJob(w), nil
 		}
 		b.decoded++
 	}
 	b.changed = true
-	j, err := encodeJob(w, to, b.scheme, spec)
+	j, err := encodeJob(ctx, w, to, b.scheme, spec)
 	j.Through = b.through(w)
 	return j, err
 }
 
 // encodeJob quantises a weight.
-func encodeJob(w *Weight, to tensor.DType, scheme quant.Scheme, spec quant.Spec) (Job, error) {
+func encodeJob(ctx context.Context, w *Weight, to tensor.DType, scheme quant.Scheme, spec quant.Spec) (Job, error) {
 	j := Job{Weight: w.Name, DType: to, Encode: &spec}
-	e, err := scheme.Encoder(spec, j.encoded(w))
+	e, err := scheme.Encoder(ctx, spec, j.encoded(w))
 	if err != nil {
 		return Job{}, err
 	}
@@ -316,7 +315,14 @@ func (b *planner) explain() {
 	}
 	switch {
 	case b.PerExpert && experts > 0:
-		b.notice("experts: %s in %s, one tensor an expert, for vLLM and unsloth; transformers does not load such a folder", plural(experts, "tensor"), b.Quantize)
+		loaders := "no program that is known reads them"
+		for _, t := range b.scheme.Types() {
+			if t.Name == b.Quantize && t.ExpertLoaders != "" {
+				loaders = "for " + t.ExpertLoaders
+			}
+		}
+		b.notice("experts: %s in %s, one tensor an expert, %s; transformers does not load such a folder",
+			plural(experts, "tensor"), b.Quantize, loaders)
 	case experts > 0:
 		b.notice("experts: %s in %s, by --include; transformers does not load such a folder", plural(experts, "tensor"), b.Quantize)
 	default:

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"slices"
@@ -274,9 +275,9 @@ func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
 
 // prepareMerge quantises a job's weight and back, where its deltas go onto that, and finds
 // the norms of DoRA.
-func (r *run) prepareMerge(s *scratch, j *jobRun) error {
+func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	if j.Through != nil {
-		if err := j.goThrough(s); err != nil {
+		if err := j.goThrough(ctx, s); err != nil {
 			return err
 		}
 	}
@@ -335,8 +336,8 @@ func (t *term) outputs() int64 {
 func finite(x float32) bool { return !math.IsNaN(float64(x)) && !math.IsInf(float64(x), 0) }
 
 // goThrough replaces a job's weight by what is left of it once quantised.
-func (j *jobRun) goThrough(s *scratch) error {
-	low, err := s.Quantized(j.weight.Weight, *j.Through)
+func (j *jobRun) goThrough(ctx context.Context, s *scratch) error {
+	low, err := s.Quantized(ctx, j.weight.Weight, *j.Through)
 	if err != nil {
 		return err
 	}

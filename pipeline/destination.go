@@ -122,7 +122,7 @@ func (r *run) matches(ctx context.Context, dst string) error {
 	again := &run{plan: r.plan, from: r.from, opts: r.opts, compute: r.compute}
 	again.sink, again.scratch = comparing{dst, r.plan.SingleFile}, filepath.Dir(dst)
 	again.opts.Progress = nil // it counts the work that is left, and this is none
-	err := again.prepare()
+	err := again.prepare(ctx)
 	if err == nil {
 		err = again.shards(ctx)
 	}

@@ -13,7 +13,7 @@ import (
 
 // finishJob writes what of a weight no tile could, and the shard's end where it
 // was the last.
-func (r *run) finishJob(s *scratch, g *errgroup.Group, j *jobRun) error {
+func (r *run) finishJob(ctx context.Context, s *scratch, g *errgroup.Group, j *jobRun) error {
 	sh := j.shard
 	if j.encoder != nil {
 		err := j.encoder.Finish(j.carry, func(part int, off int64, p []byte) error {
@@ -25,7 +25,7 @@ func (r *run) finishJob(s *scratch, g *errgroup.Group, j *jobRun) error {
 	}
 	j.carry.close()
 	if j.weight.Change != nil {
-		if err := r.finishMerge(s, j); err != nil {
+		if err := r.finishMerge(ctx, s, j); err != nil {
 			return err
 		}
 	}
@@ -148,7 +148,7 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 		err = ErrInterrupted
 	}
 	n := r.finished.Load()
-	keep := n > 0 && (interrupted || storage.IsDiskError(err))
+	keep := !r.spooled && n > 0 && (interrupted || storage.IsDiskError(err))
 	if left := r.sink.Abort(keep); left != nil {
 		return fmt.Errorf("%w; and %s could not be removed: %v", err, r.sink, left)
 	}

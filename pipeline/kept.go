@@ -39,7 +39,7 @@ type share struct {
 
 // measure compares what a job has written to file with what it was to write: the kept share of
 // every contributor. The order of all sums is that of the rows.
-func (r *run) measure(s *scratch, j *jobRun, file io.ReaderAt) error {
+func (r *run) measure(ctx context.Context, s *scratch, j *jobRun, file io.ReaderAt) error {
 	list := j.weight.contributors()
 	width, n := j.weight.Change.Width, j.weight.Count()
 	out := *j.weight.Weight
@@ -54,7 +54,7 @@ func (r *run) measure(s *scratch, j *jobRun, file io.ReaderAt) error {
 	}
 	out.Parts = parts
 	if j.Encode != nil {
-		w, err := checkpoint.Decoded(&out, j.Encode.Type, parts)
+		w, err := checkpoint.Decoded(ctx, &out, j.Encode.Type, parts)
 		if err != nil {
 			return err
 		}
@@ -301,9 +301,9 @@ func (r *run) beginMerge(j *jobRun) error {
 }
 
 // finishMerge finds out what was kept of a job's change.
-func (r *run) finishMerge(s *scratch, j *jobRun) error {
+func (r *run) finishMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	if j.simple() == nil {
-		if err := r.measure(s, j, j.shard.file); err != nil {
+		if err := r.measure(ctx, s, j, j.shard.file); err != nil {
 			return err
 		}
 	}
@@ -320,12 +320,12 @@ func (r *run) finishMerge(s *scratch, j *jobRun) error {
 }
 
 // remeasure finds the kept shares in a shard that an earlier run has finished.
-func (r *run) remeasure(sh *shardRun, file io.ReaderAt) error {
+func (r *run) remeasure(ctx context.Context, sh *shardRun, file io.ReaderAt) error {
 	for k := range sh.Jobs {
 		if r.weights[sh.Jobs[k].Weight].Change == nil {
 			continue
 		}
-		j, err := r.newJob(&sh.Jobs[k], sh)
+		j, err := r.newJob(ctx, &sh.Jobs[k], sh)
 		if err != nil {
 			return err
 		}
@@ -334,11 +334,11 @@ func (r *run) remeasure(sh *shardRun, file io.ReaderAt) error {
 		}
 		s := newScratch(r.compute)
 		if j.prepared() {
-			if err := r.prepareMerge(s, j); err != nil {
+			if err := r.prepareMerge(ctx, s, j); err != nil {
 				return j.weight.Failed(err)
 			}
 		}
-		if err := r.measure(s, j, file); err != nil {
+		if err := r.measure(ctx, s, j, file); err != nil {
 			return j.weight.Failed(err)
 		}
 	}
@@ -420,7 +420,7 @@ func VerifyMerge(ctx context.Context, m *Merged, out *checkpoint.Checkpoint) (*M
 			return nil, w.Failed(err)
 		}
 		if j.prepared() {
-			if err := r.prepareMerge(s, j); err != nil {
+			if err := r.prepareMerge(ctx, s, j); err != nil {
 				return nil, w.Failed(err)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -136,9 +137,22 @@ func (b *planner) editedConfig() ([]byte, error) {
 	case b.Quantize == "none":
 		edits = append(edits, models.Remove("quantization_config"))
 	case b.scheme != nil && b.changed:
-		edits = append(edits, models.Set("quantization_config", b.scheme.Config(b.spec(), b.skipped())))
+		key, object, err := b.scheme.Config(b.assigned(), b.skipped())
+		if err != nil {
+			return nil, err
+		}
+		edits = append(edits, models.Set(key, object))
 	}
 	return models.EditConfig(b.ConfigJSON, edits...)
+}
+
+// assigned lists the quantised weights of the result.
+func (b *planner) assigned() []quant.Assigned {
+	list := make([]quant.Assigned, len(b.quantised))
+	for i, w := range b.quantised {
+		list[i] = quant.Assigned{Name: w.Name, Spec: b.spec}
+	}
+	return list
 }
 
 // skipped is the list of modules that a loader must not expect to be quantised,

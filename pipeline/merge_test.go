@@ -19,17 +19,17 @@ func TestResumeMerge(t *testing.T) {
 	const fixtures = "../fixtures/adapters/"
 	for name, o := range map[string]pipeline.Options{
 		"attention":            {Quantize: "keep", MaxShardSize: 4 << 10},
-		"dora":                 {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, MaxShardSize: 4 << 10},
-		"rslora":               {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Dequantized: true, MaxShardSize: 4 << 10},
-		"../others/llama-loha": {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Dequantized: true, MaxShardSize: 4 << 10},
+		"dora":                 {Quantize: "nf4", Params: block64double, MaxShardSize: 4 << 10},
+		"rslora":               {Quantize: "nf4", Params: block64double, Through: throughNF4, MaxShardSize: 4 << 10},
+		"../others/llama-loha": {Quantize: "nf4", Params: block64double, Through: throughNF4, MaxShardSize: 4 << 10},
 		"../others/llama-lokr": {Quantize: "keep", MaxShardSize: 4 << 10},
-		"../others/llama-ia3":  {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, MaxShardSize: 4 << 10},
+		"../others/llama-ia3":  {Quantize: "nf4", Params: block64double, MaxShardSize: 4 << 10},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, err := lora.Open(fixtures+"llama/"+name, lora.OpenOptions{})
 			require.NoError(t, err)
 			defer a.Close()
-			c, err := checkpoint.Open(fixtures + "bases/llama")
+			c, err := checkpoint.Open(context.Background(), fixtures+"bases/llama")
 			require.NoError(t, err)
 			defer c.Close()
 			m, err := pipeline.Merge(c, []lora.Weighted{{Adapter: a, Weight: 1}})

@@ -111,10 +111,10 @@ func writeModel(t testing.TB, dir string) {
 }
 
 // nf4 is what most tests ask for.
-var nf4 = pipeline.Options{Quantize: "nf4", BlockSize: 64, DoubleQuant: true, MaxShardSize: 300_000}
+var nf4 = pipeline.Options{Quantize: "nf4", Params: block64double, MaxShardSize: 300_000}
 
 func convert(ctx context.Context, src, dst string, o pipeline.Options, ro pipeline.RunOptions) (pipeline.Result, error) {
-	c, err := checkpoint.Open(src)
+	c, err := checkpoint.Open(context.Background(), src)
 	if err != nil {
 		return pipeline.Result{}, err
 	}
@@ -152,7 +152,7 @@ func TestSameBytesForAnyThreadsAndMemory(t *testing.T) {
 	writeModel(t, src)
 	for name, o := range map[string]pipeline.Options{
 		"nf4":        nf4,
-		"fp4 single": {Quantize: "fp4", BlockSize: 4096, MaxShardSize: 1 << 40},
+		"fp4 single": {Quantize: "fp4", Params: quant.Params{{Name: "block_size", Value: int64(4096)}}, MaxShardSize: 1 << 40},
 		"int8":       {Quantize: "int8", MaxShardSize: 300_000},
 		"cast":       {Quantize: "keep", DType: tensor.F16, MaxShardSize: 300_000},
 	} {
@@ -195,7 +195,7 @@ func TestResume(t *testing.T) {
 	require.NoError(t, err)
 	want := digest(t, ref)
 
-	c, err := checkpoint.Open(src)
+	c, err := checkpoint.Open(context.Background(), src)
 	require.NoError(t, err)
 	defer c.Close()
 	dst := filepath.Join(t.TempDir(), "dst")
@@ -230,7 +230,7 @@ func TestResume(t *testing.T) {
 	t.Run("another plan", func(t *testing.T) {
 		stage(t, dst, ref, p, 3)
 		other := nf4
-		other.DoubleQuant = false
+		other.Params = block64
 		_, err := convert(context.Background(), src, dst, other, pipeline.RunOptions{Resume: true})
 		require.ErrorIs(t, err, pipeline.ErrOtherPlan)
 		assert.NoDirExists(t, dst)
@@ -328,7 +328,7 @@ func converted(t *testing.T) (*checkpoint.Checkpoint, *pipeline.Plan, string) {
 	t.Helper()
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
-	c, err := checkpoint.Open(src)
+	c, err := checkpoint.Open(context.Background(), src)
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	dst := filepath.Join(t.TempDir(), "dst")
@@ -363,10 +363,10 @@ func TestSourceThatChanges(t *testing.T) {
 	dir := t.TempDir()
 	src, dst := filepath.Join(dir, "a.safetensors"), filepath.Join(dir, "b.safetensors")
 	r := rand.New(rand.NewPCG(3, 4))
-	for name, o := range map[string]pipeline.Options{"read": {Quantize: "nf4", BlockSize: 64, Include: []string{"*"}}, "copied": {Quantize: "keep"}} {
+	for name, o := range map[string]pipeline.Options{"read": {Quantize: "nf4", Params: block64, Include: []string{"*"}}, "copied": {Quantize: "keep"}} {
 		t.Run(name, func(t *testing.T) {
 			writeFile(t, src, stored{"w", tensor.BF16, tensor.Shape{1000, 1000}, bf16(r)})
-			c, err := checkpoint.Open(src)
+			c, err := checkpoint.Open(context.Background(), src)
 			require.NoError(t, err)
 			defer c.Close()
 			p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, o)
@@ -381,7 +381,7 @@ func TestSourceThatChanges(t *testing.T) {
 	}
 	t.Run("touched", func(t *testing.T) {
 		writeFile(t, src, stored{"w", tensor.BF16, tensor.Shape{10, 10}, bf16(r)})
-		c, err := checkpoint.Open(src)
+		c, err := checkpoint.Open(context.Background(), src)
 		require.NoError(t, err)
 		defer c.Close()
 		p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, pipeline.Options{Quantize: "keep"})
@@ -408,7 +408,7 @@ func TestNotFinite(t *testing.T) {
 		for _, bits := range []uint16{0x7fc0, 0xff81, 0x7f80, 0xff80} {
 			writeFile(t, src, stored{"a.weight", tensor.BF16, tensor.Shape{600, 700}, spoilt(555*700+13, bits)})
 			dst := filepath.Join(dir, "b.safetensors")
-			o := pipeline.Options{Quantize: typ, BlockSize: 64, DoubleQuant: true, Include: []string{"*"}}
+			o := pipeline.Options{Quantize: typ, Params: block64double, Include: []string{"*"}}
 			_, err := convert(context.Background(), src, dst, o, pipeline.RunOptions{})
 			var bad *quant.NonFiniteError
 			require.ErrorAs(t, err, &bad, "%s %x", typ, bits)
@@ -432,7 +432,7 @@ func TestWhatCannotBeQuantised(t *testing.T) {
 	src, dst := filepath.Join(dir, "a.safetensors"), filepath.Join(dir, "b.safetensors")
 	r := rand.New(rand.NewPCG(7, 8))
 	bytesOf := func(width int64) fill { return func(n int64) []byte { return make([]byte, n*width) } }
-	all := pipeline.Options{Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Include: []string{"*"}}
+	all := pipeline.Options{Quantize: "nf4", Params: block64double, Include: []string{"*"}}
 
 	t.Run("integers and nothing stay", func(t *testing.T) {
 		writeFile(t, src,
@@ -442,7 +442,7 @@ func TestWhatCannotBeQuantised(t *testing.T) {
 			stored{"none", tensor.BF16, tensor.Shape{0, 5}, bytesOf(2)})
 		_, err := convert(context.Background(), src, dst, all, pipeline.RunOptions{})
 		require.NoError(t, err)
-		c, err := checkpoint.Open(dst)
+		c, err := checkpoint.Open(context.Background(), dst)
 		require.NoError(t, err)
 		defer c.Close()
 		how := map[string]string{}
@@ -488,9 +488,9 @@ func TestHuge(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, file.Close())
 
-	_, err = convert(context.Background(), src, dst, pipeline.Options{Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Include: []string{"*"}}, pipeline.RunOptions{Memory: 96 << 20})
+	_, err = convert(context.Background(), src, dst, pipeline.Options{Quantize: "nf4", Params: block64double, Include: []string{"*"}}, pipeline.RunOptions{Memory: 96 << 20})
 	require.NoError(t, err)
-	c, err := checkpoint.Open(dst)
+	c, err := checkpoint.Open(context.Background(), dst)
 	require.NoError(t, err)
 	defer c.Close()
 	require.Len(t, c.Weights, 1)
@@ -525,9 +525,9 @@ func TestGlobCrossesDots(t *testing.T) {
 		"model.layers.0.up.weig": nil,
 		"*1*.weight":             names[1:3],
 	} {
-		c, err := checkpoint.Open(src)
+		c, err := checkpoint.Open(context.Background(), src)
 		require.NoError(t, err)
-		p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), "x.safetensors", pipeline.Options{Quantize: "nf4", BlockSize: 64, Include: []string{glob}})
+		p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), "x.safetensors", pipeline.Options{Quantize: "nf4", Params: block64, Include: []string{glob}})
 		c.Close()
 		if want == nil {
 			require.Error(t, err)
@@ -605,7 +605,7 @@ func TestResumeOfAnotherSource(t *testing.T) {
 	for _, path := range []string{a, b} {
 		writeFile(t, path, stored{"w.weight", tensor.BF16, tensor.Shape{70, 70}, bf16(r)})
 	}
-	for _, o := range []pipeline.Options{{Quantize: "keep"}, {Quantize: "nf4", BlockSize: 64, DoubleQuant: true, Include: []string{"*"}}} {
+	for _, o := range []pipeline.Options{{Quantize: "keep"}, {Quantize: "nf4", Params: block64double, Include: []string{"*"}}} {
 		_, err := convert(context.Background(), a, dst, o, pipeline.RunOptions{Force: true})
 		require.NoError(t, err)
 		res, err := convert(context.Background(), a, dst, o, pipeline.RunOptions{Resume: true})
@@ -625,7 +625,7 @@ func TestConfigThatIsNoFile(t *testing.T) {
 	config := filepath.Join(src, "config.json")
 	require.NoError(t, os.Remove(config))
 	require.NoError(t, os.Mkdir(config, 0o777))
-	_, err := checkpoint.Open(src)
+	_, err := checkpoint.Open(context.Background(), src)
 	require.ErrorIs(t, err, storage.ErrNotRegular)
 }
 
@@ -635,7 +635,7 @@ func TestForeignScheme(t *testing.T) {
 	src, dst := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst")
 	writeModel(t, src)
 	require.NoError(t, os.WriteFile(filepath.Join(src, "config.json"), []byte(`{"quantization_config": {"quant_method": "gptq"}}`), 0o666))
-	for _, o := range []pipeline.Options{{Quantize: "nf4", BlockSize: 64}, {Quantize: "none"}, {Quantize: "keep", DType: tensor.BF16}} {
+	for _, o := range []pipeline.Options{{Quantize: "nf4", Params: block64}, {Quantize: "none"}, {Quantize: "keep", DType: tensor.BF16}} {
 		_, err := convert(context.Background(), src, dst, o, pipeline.RunOptions{})
 		require.ErrorIs(t, err, pipeline.ErrRefused)
 		assert.Contains(t, err.Error(), `"gptq"`)
@@ -688,7 +688,7 @@ func TestCompareAtTheEnds(t *testing.T) {
 		for i, x := range [][]float64{c.a, c.b} {
 			path := filepath.Join(dir, fmt.Sprint(i, ".safetensors"))
 			writeFile(t, path, stored{"w", tensor.F64, tensor.Shape{2}, f64(x...)})
-			k, err := checkpoint.Open(path)
+			k, err := checkpoint.Open(context.Background(), path)
 			require.NoError(t, err)
 			open = append(open, k)
 		}
@@ -774,7 +774,7 @@ func TestOldDestinationIsNoResult(t *testing.T) {
 func TestIndexAsSource(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
-	c, err := checkpoint.Open(filepath.Join(src, "model.safetensors.index.json"))
+	c, err := checkpoint.Open(context.Background(), filepath.Join(src, "model.safetensors.index.json"))
 	require.NoError(t, err)
 	defer c.Close()
 	dst := filepath.Join(t.TempDir(), "dst")
@@ -826,7 +826,7 @@ func TestVeryManyTensors(t *testing.T) {
 		all = append(all, stored{fmt.Sprintf("l.%d.up.weight", i), tensor.U8, tensor.Shape{1}, func(int64) []byte { return []byte{1} }})
 	}
 	writeFile(t, src, all...)
-	c, err := checkpoint.Open(src)
+	c, err := checkpoint.Open(context.Background(), src)
 	require.NoError(t, err)
 	defer c.Close()
 	o := pipeline.Options{Quantize: "keep"}

@@ -31,17 +31,16 @@ type Options struct {
 	// Quantize is "keep", "none", or a type of a registered scheme, such as
 	// "nf4".
 	Quantize string
-	// BlockSize and DoubleQuant are for the types that have them.
-	BlockSize   int
-	DoubleQuant bool
+	// Params are the parameters of that type, such as its block size; those that it does not have are not looked at.
+	Params quant.Params
 	// PerExpert quantises the experts' matrices too, which transformers does not.
 	PerExpert bool
 	// Include, where not empty, names by globs exactly what is quantised;
 	// Exclude what is not.
 	Include, Exclude []string
-	// Dequantized adds the deltas of adapters to what is left of each plain weight after
-	// it has gone through a 4-bit type and back, as QLoRA has seen it in training.
-	Dequantized bool
+	// Through adds the deltas of adapters to what is left of each plain weight after it has gone through this
+	// quantisation and back, as QLoRA has seen it in training; nil adds them to the weight as it is.
+	Through *quant.Spec
 	// MaxShardSize is the most bytes a shard may have; 0 is no limit.
 	MaxShardSize int64
 	// AllowNonFinite quantises NaN and infinity as the scheme does, instead of

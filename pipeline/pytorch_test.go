@@ -34,7 +34,7 @@ func TestChecksums(t *testing.T) {
 		assert.Equal(t, want, digest(t, dst), "%+v", ro)
 	}
 
-	c, err := checkpoint.Open(src)
+	c, err := checkpoint.Open(context.Background(), src)
 	require.NoError(t, err)
 	defer c.Close()
 	ref, dst := filepath.Join(t.TempDir(), "dst"), filepath.Join(t.TempDir(), "dst")

@@ -83,7 +83,7 @@ func Run(ctx context.Context, p *Plan, m *Merged, dst string, o RunOptions) (Res
 		return Result{}, err
 	}
 	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads)}
-	if err := r.prepare(); err != nil {
+	if err := r.prepare(ctx); err != nil {
 		return Result{}, err
 	}
 	if _, err := os.Lstat(dst); err == nil && o.Resume {
@@ -202,6 +202,7 @@ type run struct {
 	opts    RunOptions
 	sink    Sink
 	scratch string       // the folder of what does not fit in memory
+	spooled bool         // the source is gone with the run, so that no other can go on with it
 	before  func() error // is called before the result is published, where it is not nil
 	budget  budget
 	weights map[string]*Weight
@@ -242,7 +243,7 @@ type jobRun struct {
 }
 
 // newJob finds the weight of a job again and makes its encoder.
-func (r *run) newJob(j *Job, sh *shardRun) (*jobRun, error) {
+func (r *run) newJob(ctx context.Context, j *Job, sh *shardRun) (*jobRun, error) {
 	run := &jobRun{Job: j, weight: r.weights[j.Weight], shard: sh}
 	if run.weight == nil {
 		return nil, fmt.Errorf("%s: %w: there is no tensor %s", r.from.Base.Path, ErrOtherPlan, tensor.Quote(j.Weight))
@@ -255,7 +256,7 @@ func (r *run) newJob(j *Job, sh *shardRun) (*jobRun, error) {
 		return nil, err
 	}
 	run.flip = j.flips(run.weight)
-	run.encoder, err = s.Encoder(*j.Encode, j.encoded(run.weight))
+	run.encoder, err = s.Encoder(ctx, *j.Encode, j.encoded(run.weight))
 	if run.flip && run.weight.Change != nil {
 		turned := *run.weight
 		turned.Change = transposed(run.weight.Change, run.weight.Shape)
@@ -270,7 +271,7 @@ func (r *run) result(start time.Time) Result {
 
 // prepare finds the weights of all jobs again, and divides the memory for the
 // largest of them.
-func (r *run) prepare() error {
+func (r *run) prepare(ctx context.Context) error {
 	r.weights = make(map[string]*Weight, len(r.from.Weights))
 	for _, w := range r.from.Weights {
 		r.weights[w.Name] = w
@@ -280,7 +281,7 @@ func (r *run) prepare() error {
 		sh := &shardRun{Shard: &r.plan.Shards[i], done: make(chan struct{})}
 		r.work = append(r.work, sh)
 		for k := range sh.Jobs {
-			j, err := r.newJob(&sh.Jobs[k], sh)
+			j, err := r.newJob(ctx, &sh.Jobs[k], sh)
 			if err != nil {
 				return err
 			}
@@ -339,7 +340,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 	memory := semaphore.NewWeighted(r.budget.carry)
 	for i, sh := range r.work {
 		if f, ok := r.sink.Finished(sh.Name, sh.Size); ok {
-			err := r.remeasure(sh, f)
+			err := r.remeasure(ctx, sh, f)
 			f.Close()
 			if err != nil {
 				return err
@@ -369,7 +370,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			}
 		}
 		for k := range sh.Jobs {
-			j, err := r.newJob(&sh.Jobs[k], sh)
+			j, err := r.newJob(ctx, &sh.Jobs[k], sh)
 			if err != nil {
 				return err
 			}
@@ -383,7 +384,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			}
 			j.left.Store(int64(len(pieces)))
 			if len(pieces) == 0 { // an empty tensor
-				if err := r.finishJob(newScratch(r.compute), g, j); err != nil {
+				if err := r.finishJob(ctx, newScratch(r.compute), g, j); err != nil {
 					return err
 				}
 			}

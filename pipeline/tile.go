@@ -62,28 +62,28 @@ func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) err
 		r.written.Add(n)
 		r.done.Add(t.hi - t.lo)
 	} else {
-		if err := r.change(s, t); err != nil {
+		if err := r.change(ctx, s, t); err != nil {
 			return err
 		}
 		r.done.Add((t.hi - t.lo) * j.weight.StoredBytes() / j.weight.Count())
 	}
 	if j.left.Add(-1) == 0 {
-		return r.finishJob(s, g, j)
+		return r.finishJob(ctx, s, g, j)
 	}
 	return nil
 }
 
 // change reads, casts and quantises one tile and writes it to its place in the
 // shard.
-func (r *run) change(s *scratch, t task) error {
+func (r *run) change(ctx context.Context, s *scratch, t task) error {
 	j := t.job
 	if j.prepared() && !j.ready {
-		if err := r.prepareMerge(s, j); err != nil {
+		if err := r.prepareMerge(ctx, s, j); err != nil {
 			return err
 		}
 		step := j.tileElements(r.budget.tile)
 		for lo := t.lo; lo < t.hi; lo += step {
-			if err := r.change(s, task{job: j, lo: lo, hi: min(lo+step, t.hi)}); err != nil {
+			if err := r.change(ctx, s, task{job: j, lo: lo, hi: min(lo+step, t.hi)}); err != nil {
 				return err
 			}
 		}

@@ -10,10 +10,9 @@
 package quant
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -27,6 +26,10 @@ var (
 	ErrMalformed = errors.New("malformed quantised weight")
 	// ErrUnsupported says that the scheme cannot hold such a tensor.
 	ErrUnsupported = errors.New("cannot be quantised")
+	// ErrParameter says that a parameter of a type has a value that it cannot have.
+	ErrParameter = errors.New("wrong parameter")
+	// ErrRegistered says that a scheme has a name or a type that is taken, or none.
+	ErrRegistered = errors.New("cannot be registered")
 )
 
 // NonFiniteError says that a weight to be quantised holds a NaN or an infinity,
@@ -38,33 +41,19 @@ type NonFiniteError struct {
 
 func (e *NonFiniteError) Error() string { return fmt.Sprintf("%s at element %d", e.What, e.Index) }
 
-// Spec says how a weight is quantised. It is a value: equal specs make equal
-// bytes.
-type Spec struct {
-	Type           string `json:"type"`                       // nf4, fp4, int8, …
-	BlockSize      int    `json:"block_size,omitempty"`       // elements that share one scale
-	DoubleQuant    bool   `json:"double_quant,omitempty"`     // the scales are quantised as well
-	AllowNonFinite bool   `json:"allow_non_finite,omitempty"` // encode NaN and infinity as the scheme does instead of refusing them
-}
-
-// String writes the spec as a person would, such as "nf4, block 64, double".
-func (s Spec) String() string {
-	t := s.Type
-	if s.BlockSize > 0 {
-		t += fmt.Sprintf(", block %d", s.BlockSize)
-	}
-	if s.DoubleQuant {
-		t += ", double"
-	}
-	return t
-}
-
-// Stored gives a scheme access to the stored tensors of a checkpoint.
+// Stored gives a scheme access to the stored tensors of a checkpoint, and to what it says of itself.
 type Stored interface {
+	// Tensors lists all of them, in the order of their data. The caller does not change it.
+	Tensors() []tensor.Info
 	// Lookup finds a tensor by its name.
 	Lookup(name string) (tensor.Info, bool)
 	// Read fills p from the bytes of the named tensor, beginning at off.
 	Read(name string, p []byte, off int64) error
+	// DType is the type that the checkpoint has as a whole, for weights whose stored form does not say what they were;
+	// 0 is unknown.
+	DType() tensor.DType
+	// Config is its config.json, nil where there is none.
+	Config() []byte
 }
 
 // Range is a piece of a stored tensor: bytes [Offset, Offset+Length) of the
@@ -124,57 +113,74 @@ type Encoder interface {
 	Finish(c Carry, write func(part int, off int64, p []byte) error) error
 }
 
+// Wishful is a Decoder or an Encoder that works best on tiles of at least so many elements: one that hands them to
+// another process. Others get tiles that fit a cache.
+type Wishful interface {
+	TileElements() int64
+}
+
+// Measured is an Encoder that has to see all values of its weight, and of all others in its group (Grouper), before the
+// first is encoded.
+type Measured interface {
+	Encoder
+	// Statistics is how many float32 numbers are kept of a group. All begin at zero.
+	Statistics() int
+	// Measure takes in the elements [lo, hi) of one weight, which src has as Encode will get them. The order of calls is
+	// open, and numbers of several workers are joined by Join.
+	Measure(numbers []float32, lo, hi int64, src []byte) error
+	// Join takes others in. It is commutative and associative to the bit, as a maximum is.
+	Join(numbers, others []float32)
+	// Begin is called once, before the first Encode, with what was measured of the whole group.
+	Begin(numbers []float32) error
+}
+
+// Grouper is a Scheme in which several weights share what is measured.
+type Grouper interface {
+	// Groups lists the names of weights that share what is measured, of those that get the same spec. What stands in no
+	// group is one of its own.
+	Groups(s Spec, names []string) [][]string
+}
+
+// Type is a type of a scheme: what quantised weights are asked for by.
+type Type struct {
+	Name string
+	// ReadOnly says that no weights are written in it.
+	ReadOnly bool
+	// ExpertLoaders names the programs that load a checkpoint whose experts have a tensor each in this type, such as
+	// "vLLM and unsloth"; empty where none is known.
+	ExpertLoaders string
+}
+
+// Promise is what a checkpoint's config says of how its weights are stored.
+type Promise struct {
+	// Skips reports whether the module stays plain; nil leaves it to the loader, by the model's class.
+	Skips func(module string) bool
+}
+
+// Assigned is a weight of a checkpoint that is written, and how it is quantised.
+type Assigned struct {
+	Name string
+	Spec Spec
+}
+
 // Scheme is one way to store quantised weights.
 type Scheme interface {
 	// Name is the quant_method of a config.json, such as "bitsandbytes".
 	Name() string
-	// Types lists what --quantize takes from this scheme.
-	Types() []string
-	// Find returns a Decoder for each weight among the stored tensors that is in
-	// this scheme, in the order of names. A weight that is in the scheme but
-	// contradicts itself is an error. dtype is that of the checkpoint, for
-	// weights whose stored form does not say what they were; 0 is unknown.
-	Find(names []string, s Stored, dtype tensor.DType) ([]Decoder, error)
-	// Encoder prepares to quantise the weight t. A weight that the scheme
-	// cannot hold is an error that wraps ErrUnsupported.
-	Encoder(s Spec, t tensor.Info) (Encoder, error)
-	// Config returns the quantization_config, a JSON object, of a checkpoint whose weights
-	// are quantised by s. skip lists the modules that a loader must not
-	// expect to be quantised; nil means the loader's own choice.
-	Config(s Spec, skip []string) []byte
-}
-
-var registry []Scheme
-
-// Register makes a scheme known. It is called from the init function of the
-// scheme's package.
-func Register(s Scheme) { registry = append(registry, s) }
-
-// All returns the registered schemes, sorted by name.
-func All() []Scheme {
-	all := slices.Clone(registry)
-	slices.SortFunc(all, func(a, b Scheme) int { return strings.Compare(a.Name(), b.Name()) })
-	return all
-}
-
-// ForType finds the scheme that has the type, such as "nf4".
-func ForType(typ string) (Scheme, error) {
-	var known []string
-	for _, s := range All() {
-		if slices.Contains(s.Types(), typ) {
-			return s, nil
-		}
-		known = append(known, s.Types()...)
-	}
-	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, typ, strings.Join(known, ", "))
-}
-
-// Named finds a scheme by its name.
-func Named(name string) (Scheme, bool) {
-	for _, s := range registry {
-		if s.Name() == name {
-			return s, true
-		}
-	}
-	return nil, false
+	// Types lists what Spec takes.
+	Types() []Type
+	// Spec makes the Spec of a type from the parameters asked for. Those that the type does not have are left out, those
+	// that are missing get their defaults; a value that cannot be is an error that wraps ErrParameter.
+	Spec(typ string, asked Params) (Spec, error)
+	// Find returns a Decoder for each weight among the stored tensors that is in this scheme, in their order. A weight
+	// that is in the scheme but contradicts itself is an error.
+	Find(ctx context.Context, s Stored) ([]Decoder, error)
+	// Encoder prepares to quantise the weight t. A weight that the scheme cannot hold is an error that wraps
+	// ErrUnsupported.
+	Encoder(ctx context.Context, s Spec, t tensor.Info) (Encoder, error)
+	// Config returns a member of config.json, its key and a JSON object, that tells a loader of the quantised weights.
+	// skip lists the modules that it must not expect to be quantised; nil means the loader's own choice.
+	Config(weights []Assigned, skip []string) (key string, object []byte, err error)
+	// Promise reads the quantization_config of a config.json. It reports false for another scheme's.
+	Promise(config []byte) (Promise, bool)
 }

@@ -8,6 +8,7 @@
 package bnb
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -26,15 +27,22 @@ type Scheme struct{}
 // Name returns the quant_method of a config.json.
 func (Scheme) Name() string { return "bitsandbytes" }
 
-// Types lists what Encoder takes.
-func (Scheme) Types() []string { return []string{"nf4", "fp4", "int8"} }
+// Types lists what is read and written. vLLM reads experts in nf4 alone, and refuses those in 8 bits; transformers reads
+// none of them.
+func (Scheme) Types() []quant.Type {
+	return []quant.Type{{Name: "nf4", ExpertLoaders: "vLLM and unsloth"}, {Name: "fp4"}, {Name: "int8"}}
+}
 
-// Find returns the 4-bit and int8 weights among names. A companion, such as
-// W.absmax, makes a weight only if W is there and is quantised.
-func (Scheme) Find(names []string, s quant.Stored, dtype tensor.DType) ([]quant.Decoder, error) {
+// Find returns the 4-bit and int8 weights among the tensors. A companion, such as W.absmax, makes a weight only if W is
+// there and is quantised.
+func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
 	var found []quant.Decoder
-	for _, name := range names {
-		d, err := find(name, s, dtype)
+	for _, t := range s.Tensors() {
+		name := t.Name
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		d, err := find(name, s)
 		if err != nil {
 			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(name), err)
 		}
@@ -45,7 +53,7 @@ func (Scheme) Find(names []string, s quant.Stored, dtype tensor.DType) ([]quant.
 	return found, nil
 }
 
-func find(name string, s quant.Stored, dtype tensor.DType) (quant.Decoder, error) {
+func find(name string, s quant.Stored) (quant.Decoder, error) {
 	var found []quant.Decoder
 	add := func(d quant.Decoder, err error) error {
 		found = append(found, d)
@@ -61,7 +69,7 @@ func find(name string, s quant.Stored, dtype tensor.DType) (quant.Decoder, error
 	if module, ok := strings.CutSuffix(name, ".weight"); ok {
 		t, _ := s.Lookup(name)
 		if _, scales := s.Lookup(module + ".SCB"); scales && t.DType == tensor.I8 {
-			if err := add(openInt8(module, s, dtype)); err != nil {
+			if err := add(openInt8(module, s, s.DType())); err != nil {
 				return nil, err
 			}
 		}
@@ -75,8 +83,12 @@ func find(name string, s quant.Stored, dtype tensor.DType) (quant.Decoder, error
 	return nil, fmt.Errorf("%w: it is stored as both %s and %s", quant.ErrMalformed, found[0].Spec().Type, found[1].Spec().Type)
 }
 
-// Encoder prepares to store t, which has float elements, as s says.
-func (Scheme) Encoder(s quant.Spec, t tensor.Info) (quant.Encoder, error) {
+// Encoder prepares to store t, which has float elements, as public says.
+func (Scheme) Encoder(_ context.Context, public quant.Spec, t tensor.Info) (quant.Encoder, error) {
+	s, err := private(public)
+	if err != nil {
+		return nil, err
+	}
 	if !t.DType.Float() {
 		return nil, fmt.Errorf("%w to %s: its dtype is %v, expected F32, F16 or BF16", quant.ErrUnsupported, s.Type, t.DType)
 	}
@@ -89,8 +101,25 @@ func (Scheme) Encoder(s quant.Spec, t tensor.Info) (quant.Encoder, error) {
 	return new4bitEncoder(s, t)
 }
 
-// Config returns the quantization_config that transformers writes, keys sorted.
-func (Scheme) Config(s quant.Spec, skip []string) []byte {
+// Config returns the quantization_config that transformers writes, keys sorted. It has one type for all weights.
+func (Scheme) Config(weights []quant.Assigned, skip []string) (key string, object []byte, err error) {
+	if len(weights) == 0 {
+		return "", nil, fmt.Errorf("%w: no weights, expected at least one", quant.ErrUnsupported)
+	}
+	s, err := private(weights[0].Spec)
+	if err != nil {
+		return "", nil, err
+	}
+	for _, w := range weights {
+		if !w.Spec.Equal(weights[0].Spec) {
+			return "", nil, fmt.Errorf("tensor %s: %w in %s beside others in %s: bitsandbytes has one type a checkpoint",
+				tensor.Quote(w.Name), quant.ErrUnsupported, w.Spec, weights[0].Spec)
+		}
+	}
+	return "quantization_config", config(s, skip), nil
+}
+
+func config(s spec, skip []string) []byte {
 	eight := s.Type == "int8"
 	computeDType, quantType := "bfloat16", s.Type
 	if eight { // the settings of 4 bits at their defaults

@@ -1,6 +1,7 @@
 package bnb
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,13 +44,25 @@ func (m memory) put(info tensor.Info, data []byte) {
 	}{info, data}
 }
 
-func (m memory) names() []string {
-	var names []string
-	for n := range m {
-		names = append(names, n)
+func (m memory) Tensors() []tensor.Info {
+	var list []tensor.Info
+	for _, t := range m {
+		list = append(list, t.Info)
 	}
-	return names
+	return list
 }
+
+func (memory) DType() tensor.DType { return 0 }
+
+func (memory) Config() []byte { return nil }
+
+// typed is a checkpoint that says what type it has.
+type typed struct {
+	memory
+	dtype tensor.DType
+}
+
+func (t typed) DType() tensor.DType { return t.dtype }
 
 type carry []float32
 
@@ -61,7 +74,7 @@ func (c carry) ReadFloats(dst []float32, i int64) error {
 // encode quantises src in tiles of the given number of units.
 func encode(t testing.TB, s quant.Spec, info tensor.Info, src []byte, units int64) memory {
 	t.Helper()
-	e, err := Scheme{}.Encoder(s, info)
+	e, err := Scheme{}.Encoder(context.Background(), s, info)
 	require.NoError(t, err)
 	outputs := e.Outputs()
 	data := make([][]byte, len(outputs))
@@ -118,10 +131,11 @@ func decode(t testing.TB, m memory, d quant.Decoder, units int64) []byte {
 // is decoded.
 func TestTiles(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	for _, s := range []quant.Spec{
+	for _, private := range []spec{
 		{Type: "nf4", BlockSize: 64, DoubleQuant: true}, {Type: "nf4", BlockSize: 32}, {Type: "fp4", BlockSize: 128, DoubleQuant: true},
 		{Type: "nf4", BlockSize: 4096, DoubleQuant: true}, {Type: "int8"},
 	} {
+		s := private.public()
 		for _, shape := range []tensor.Shape{{277, 401}, {1, 1}, {3, 4096}, {64, 64}} {
 			info := tensor.Info{Name: "m.weight", DType: tensor.BF16, Shape: shape}
 			src := make([]byte, 2*info.Count())
@@ -135,7 +149,7 @@ func TestTiles(t *testing.T) {
 			for _, units := range []int64{1, 3, 700} {
 				require.Equal(t, want, encode(t, s, info, src, units), "%v %v", s, shape)
 			}
-			found, err := Scheme{}.Find(want.names(), want, tensor.BF16)
+			found, err := Scheme{}.Find(context.Background(), typed{want, tensor.BF16})
 			require.NoError(t, err)
 			require.Len(t, found, 1)
 			assert.Equal(t, info, found[0].Info())
@@ -149,7 +163,7 @@ func TestTiles(t *testing.T) {
 }
 
 func TestStateIsWhatPythonWrites(t *testing.T) {
-	s := quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}
+	s := spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}
 	info := tensor.Info{Name: "w", DType: tensor.BF16, Shape: tensor.Shape{128, 352}}
 	assert.Equal(t,
 		`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [128, 352], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.05177203193306923}`,
@@ -178,10 +192,10 @@ func TestStateThatIsNotFinite(t *testing.T) {
 		m := valid(t)
 		key := "w.quant_state.bitsandbytes__nf4"
 		info := m[key].Info
-		b := appendState(nil, quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}, tensor.Info{DType: tensor.F32, Shape: tensor.Shape{10, 64}}, x)
+		b := appendState(nil, spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}, tensor.Info{DType: tensor.F32, Shape: tensor.Shape{10, 64}}, x)
 		info.Shape = tensor.Shape{int64(len(b))}
 		m.put(info, b)
-		d, err := Scheme{}.Find([]string{"w"}, m, 0)
+		d, err := Scheme{}.Find(context.Background(), m)
 		require.NoError(t, err)
 		assert.Equal(t, math.Float32bits(x), math.Float32bits(d[0].(*fourBit).offset))
 	}
@@ -192,7 +206,7 @@ func valid(t testing.TB) memory {
 	info := tensor.Info{Name: "w", DType: tensor.F32, Shape: tensor.Shape{10, 64}}
 	src := make([]byte, 4*640)
 	putFloats(src, []float32{1, -2, 3})
-	return encode(t, quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}, info, src, 1)
+	return encode(t, spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}.public(), info, src, 1)
 }
 
 // TestContradictions damages a weight in every way that its parts can disagree.
@@ -241,7 +255,7 @@ func TestContradictions(t *testing.T) {
 	} {
 		m := valid(t)
 		damage(m)
-		_, err := Scheme{}.Find([]string{"w"}, m, 0)
+		_, err := Scheme{}.Find(context.Background(), m)
 		require.ErrorIs(t, err, quant.ErrMalformed, name)
 		assert.Contains(t, err.Error(), `"w"`, name)
 		assert.NotContains(t, err.Error(), "\n", name)
@@ -259,7 +273,7 @@ func TestCompanionsAlone(t *testing.T) {
 	for _, n := range []string{"logit_scale", "a.SCB", "a.absmax", "a.weight", "b.weight_format"} {
 		m.put(tensor.Info{Name: n, DType: tensor.F32, Shape: tensor.Shape{1}}, make([]byte, 4))
 	}
-	found, err := Scheme{}.Find(m.names(), m, 0)
+	found, err := Scheme{}.Find(context.Background(), m)
 	require.NoError(t, err)
 	assert.Empty(t, found)
 }
@@ -268,7 +282,7 @@ func TestCompanionsAlone(t *testing.T) {
 // quant_storage, no weight_format.
 func TestOtherWriters(t *testing.T) {
 	m := valid(t)
-	d, err := Scheme{}.Find([]string{"w"}, m, 0)
+	d, err := Scheme{}.Find(context.Background(), m)
 	require.NoError(t, err)
 	want := decode(t, m, d[0], 1)
 
@@ -279,18 +293,18 @@ func TestOtherWriters(t *testing.T) {
 	codes := m["w"].data
 	for _, dtype := range []tensor.DType{tensor.BF16, tensor.F16, tensor.F32, tensor.I8} {
 		m.put(tensor.Info{Name: "w", DType: dtype, Shape: tensor.Shape{320 * 8 / dtype.Bits(), 1}}, codes)
-		d, err := Scheme{}.Find([]string{"w"}, m, 0)
+		d, err := Scheme{}.Find(context.Background(), m)
 		require.NoError(t, err)
 		assert.Equal(t, want, decode(t, m, d[0], 1))
 	}
 
-	q := encode(t, quant.Spec{Type: "int8"}, tensor.Info{Name: "m.weight", DType: tensor.F32, Shape: tensor.Shape{2, 3}}, make([]byte, 24), 1)
+	q := encode(t, spec{Type: "int8"}.public(), tensor.Info{Name: "m.weight", DType: tensor.F32, Shape: tensor.Shape{2, 3}}, make([]byte, 24), 1)
 	delete(q, "m.weight_format")
-	found, err := Scheme{}.Find(q.names(), q, 0)
+	found, err := Scheme{}.Find(context.Background(), q)
 	require.NoError(t, err)
 	assert.Equal(t, tensor.F16, found[0].Info().DType)
 	q.put(tensor.Info{Name: "m.weight_format", DType: tensor.U8, Shape: tensor.Shape{}}, []byte{2})
-	_, err = Scheme{}.Find(q.names(), q, 0)
+	_, err = Scheme{}.Find(context.Background(), q)
 	require.ErrorIs(t, err, quant.ErrMalformed)
 }
 
@@ -308,7 +322,7 @@ func FuzzState(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		m := valid(t)
 		m.state(s)
-		found, err := Scheme{}.Find([]string{"w"}, m, 0)
+		found, err := Scheme{}.Find(context.Background(), m)
 		if err != nil {
 			if !errors.Is(err, quant.ErrMalformed) || strings.Contains(err.Error(), "\n") {
 				t.Fatal(err)
@@ -323,6 +337,11 @@ func FuzzState(f *testing.F) {
 }
 
 func ExampleScheme_Config() {
-	fmt.Println(string(Scheme{}.Config(quant.Spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}, []string{"lm_head"}))[:60])
-	// Output: {"_load_in_4bit": true, "_load_in_8bit": false, "bnb_4bit_co
+	s, err := Scheme{}.Spec("nf4", quant.Params{{Name: "double_quant", Value: true}})
+	if err != nil {
+		panic(err)
+	}
+	key, object, err := Scheme{}.Config([]quant.Assigned{{Name: "model.layers.0.mlp.up_proj.weight", Spec: s}}, []string{"lm_head"})
+	fmt.Println(key, string(object[:60]), err)
+	// Output: quantization_config {"_load_in_4bit": true, "_load_in_8bit": false, "bnb_4bit_co <nil>
 }

@@ -22,7 +22,7 @@ const (
 )
 
 // partInfos lists the stored tensors of a weight of n elements.
-func partInfos(s quant.Spec, t tensor.Info, stateBytes int64) []tensor.Info {
+func partInfos(s spec, t tensor.Info, stateBytes int64) []tensor.Info {
 	n := t.Count()
 	blocks := ceilDiv(n, int64(s.BlockSize))
 	absmax := tensor.F32
@@ -46,7 +46,7 @@ func partInfos(s quant.Spec, t tensor.Info, stateBytes int64) []tensor.Info {
 // fourBit decodes a 4-bit weight.
 type fourBit struct {
 	info   tensor.Info
-	spec   quant.Spec
+	spec   spec
 	offset float32
 	parts  []tensor.Info
 }
@@ -62,7 +62,7 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 	}
 	w := &fourBit{
 		info: tensor.Info{Name: name, DType: dtype, Shape: st.Shape},
-		spec: quant.Spec{Type: typ.String(), BlockSize: st.BlockSize, DoubleQuant: st.NestedOffset != nil},
+		spec: spec{Type: typ.String(), BlockSize: st.BlockSize, DoubleQuant: st.NestedOffset != nil},
 	}
 	if _, err := w.info.Size(); err != nil {
 		return nil, fmt.Errorf("%w: the quant_state's %v", quant.ErrMalformed, err)
@@ -102,7 +102,7 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 }
 
 func (w *fourBit) Info() tensor.Info { return w.info }
-func (w *fourBit) Spec() quant.Spec  { return w.spec }
+func (w *fourBit) Spec() quant.Spec  { return w.spec.public() }
 func (w *fourBit) Unit() int64       { return int64(w.spec.BlockSize) }
 
 // Values is the dtype of the quant_state, to which bitsandbytes rounds.
@@ -169,11 +169,11 @@ func (w *fourBit) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 type fourBitEncoder struct {
 	typ   nf4.Type
 	info  tensor.Info
-	spec  quant.Spec
+	spec  spec
 	parts []tensor.Info
 }
 
-func new4bitEncoder(s quant.Spec, t tensor.Info) (quant.Encoder, error) {
+func new4bitEncoder(s spec, t tensor.Info) (quant.Encoder, error) {
 	typ, err := nf4.ParseType(s.Type)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", quant.ErrUnknown, err)

@@ -72,7 +72,7 @@ func partNames(parts []tensor.Info) []string {
 }
 
 func (w *int8Reader) Info() tensor.Info { return w.info }
-func (w *int8Reader) Spec() quant.Spec  { return quant.Spec{Type: "int8"} }
+func (w *int8Reader) Spec() quant.Spec  { return spec{Type: "int8"}.public() }
 func (w *int8Reader) Parts() []string   { return partNames(w.parts) }
 func (w *int8Reader) Unit() int64       { return 1 }
 
@@ -117,12 +117,12 @@ func (w *int8Reader) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 // int8Encoder encodes to int8, whole rows at a time.
 type int8Encoder struct {
 	info  tensor.Info
-	spec  quant.Spec
+	spec  spec
 	parts []tensor.Info
 	float kernels.Float
 }
 
-func newInt8Encoder(s quant.Spec, t tensor.Info) (quant.Encoder, error) {
+func newInt8Encoder(s spec, t tensor.Info) (quant.Encoder, error) {
 	module, ok := strings.CutSuffix(t.Name, ".weight")
 	if !ok {
 		return nil, fmt.Errorf("%w to int8: its name does not end in .weight, which M.SCB is named after", quant.ErrUnsupported)

@@ -100,7 +100,7 @@ func (x pythonFloat) String() string {
 // stateLen is the length of the JSON of a state: that of its fixed parts and
 // the longest number that an offset can be, so that it is known before the
 // offset is.
-func stateLen(s quant.Spec, t tensor.Info) int {
+func stateLen(s spec, t tensor.Info) int {
 	n := len(appendState(nil, s, t, 0))
 	if s.DoubleQuant {
 		n += longestFloat - len("0.0")
@@ -113,7 +113,7 @@ func stateLen(s quant.Spec, t tensor.Info) int {
 const longestFloat = 24
 
 // appendState writes the state as Python's json.dumps does.
-func appendState(b []byte, s quant.Spec, t tensor.Info, offset float32) []byte {
+func appendState(b []byte, s spec, t tensor.Info, offset float32) []byte {
 	b = fmt.Appendf(b, `{"quant_type": "%s", "blocksize": %d, "dtype": "%s", "shape": %v`, s.Type, s.BlockSize, t.DType.Torch(), t.Shape)
 	if s.DoubleQuant {
 		b = fmt.Appendf(b, `, "nested_blocksize": %d, "nested_dtype": "float32", "nested_offset": %s`, nf4.NestedBlockSize, pythonFloat(offset))

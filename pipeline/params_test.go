@@ -1,0 +1,12 @@
+package pipeline_test
+
+import "github.com/lorakit/lorakit/quant"
+
+// The parameters of nf4 and fp4 that tests use.
+var (
+	block64       = quant.Params{{Name: "block_size", Value: int64(64)}}
+	block64double = quant.Params{{Name: "block_size", Value: int64(64)}, {Name: "double_quant", Value: true}}
+)
+
+// throughNF4 is what QLoRA has seen of a weight.
+var throughNF4 = &quant.Spec{Type: "nf4", Params: block64double}

@@ -1,0 +1,105 @@
+package quant
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Registry is a set of schemes, each known by its name and by its types. The zero value is empty and ready.
+type Registry struct {
+	mu      sync.RWMutex
+	schemes []Scheme
+}
+
+// Default is the registry that packages of schemes register themselves with.
+var Default Registry
+
+// Register adds a scheme. A name or type that is empty, that another has, or that holds anything but lower-case letters,
+// digits and _-. is an error that wraps ErrRegistered.
+func (r *Registry) Register(s Scheme) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := checkName(s.Name()); err != nil {
+		return err
+	}
+	types := s.Types()
+	for i, t := range types {
+		if err := checkName(t.Name); err != nil {
+			return fmt.Errorf("scheme %s: %w", s.Name(), err)
+		}
+		again := slices.ContainsFunc(types[:i], func(o Type) bool { return o.Name == t.Name })
+		if again || slices.Contains(reserved, t.Name) {
+			return fmt.Errorf("scheme %s: %w: its type %s is taken", s.Name(), ErrRegistered, t.Name)
+		}
+	}
+	for _, o := range r.schemes {
+		if o.Name() == s.Name() {
+			return fmt.Errorf("scheme %s: %w: its name is taken", s.Name(), ErrRegistered)
+		}
+		for _, t := range types {
+			if slices.ContainsFunc(o.Types(), func(x Type) bool { return x.Name == t.Name }) {
+				return fmt.Errorf("scheme %s: %w: its type %s is one of scheme %s", s.Name(), ErrRegistered, t.Name, o.Name())
+			}
+		}
+	}
+	r.schemes = append(r.schemes, s)
+	return nil
+}
+
+// reserved are words that stand for no type where one is chosen.
+var reserved = []string{"keep", "none"}
+
+func checkName(name string) error {
+	if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-.") != "" {
+		return fmt.Errorf("%w: the name %q, expected lower-case letters, digits and _-.", ErrRegistered, name)
+	}
+	return nil
+}
+
+// All returns the schemes, sorted by name.
+func (r *Registry) All() []Scheme {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	all := slices.Clone(r.schemes)
+	slices.SortFunc(all, func(a, b Scheme) int { return strings.Compare(a.Name(), b.Name()) })
+	return all
+}
+
+// ForType finds the scheme that has a type, such as "nf4".
+func (r *Registry) ForType(typ string) (Scheme, error) {
+	var known []string
+	for _, s := range r.All() {
+		for _, t := range s.Types() {
+			if t.Name == typ {
+				return s, nil
+			}
+			known = append(known, t.Name)
+		}
+	}
+	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, typ, strings.Join(known, ", "))
+}
+
+// Names lists the names of the schemes, sorted.
+func (r *Registry) Names() []string {
+	var names []string
+	for _, s := range r.All() {
+		names = append(names, s.Name())
+	}
+	return names
+}
+
+// Register adds a scheme to Default. It is called from the init function of the scheme's package, and panics where the
+// scheme cannot be registered.
+func Register(s Scheme) {
+	if err := Default.Register(s); err != nil {
+		panic(err)
+	}
+}
+
+// All returns the schemes of Default, sorted by name.
+func All() []Scheme { return Default.All() }
+
+// ForType finds the scheme of Default that has a type.
+func ForType(typ string) (Scheme, error) { return Default.ForType(typ) }
