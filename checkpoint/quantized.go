@@ -68,18 +68,36 @@ func (r *Reader) Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*We
 		parts[i] = formats.Tensor{Info: o, File: w.Parts[0].File, Data: bytes.NewReader(bufs[i]), Bytes: size}
 	}
 	n := w.Count()
-	kept := make(floats, e.Carry(0, n)) // what outlives a tile
-	const most = 128 << 10              // elements of a tile
-	step := max(most/e.Unit()*e.Unit(), e.Unit())
-	for lo := int64(0); lo < n; lo += step {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	tiles := func(use func(lo, hi int64, values []byte) error) error {
+		const most = 128 << 10 // elements of a tile
+		step := max(most/e.Unit()*e.Unit(), e.Unit())
+		for lo := int64(0); lo < n; lo += step {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			hi := min(lo+step, n)
+			values, err := r.Read(w, lo, hi, flip)
+			if err == nil {
+				err = use(lo, hi, values)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		hi := min(lo+step, n)
-		values, err := r.Read(w, lo, hi, flip)
+		return nil
+	}
+	if m, ok := e.(quant.Measured); ok {
+		numbers := make([]float32, m.Statistics())
+		err := tiles(func(lo, hi int64, values []byte) error { return m.Measure(numbers, lo, hi, values) })
+		if err == nil {
+			err = m.Begin(numbers)
+		}
 		if err != nil {
 			return nil, err
 		}
+	}
+	kept := make(floats, e.Carry(0, n)) // what outlives a tile
+	err = tiles(func(lo, hi int64, values []byte) error {
 		var views [][]byte
 		for _, x := range e.Tiles(nil, lo, hi) {
 			views = append(views, bufs[x.Part][x.Offset:x.Offset+x.Length])
@@ -88,9 +106,10 @@ func (r *Reader) Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*We
 		if m := e.Carry(lo, hi); m > 0 {
 			carry = kept[lo/e.Unit():][:m]
 		}
-		if err := e.Encode(views, carry, lo, hi, values); err != nil {
-			return nil, err
-		}
+		return e.Encode(views, carry, lo, hi, values)
+	})
+	if err != nil {
+		return nil, err
 	}
 	write := func(part int, off int64, p []byte) error { copy(bufs[part][off:], p); return nil }
 	if err := e.Finish(kept, write); err != nil {

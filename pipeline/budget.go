@@ -140,18 +140,18 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 
 // scratchSize is the bytes of each slice of a scratch.
 type scratchSize struct {
-	reader                  checkpoint.ReaderMemory
-	cast, out, carry, merge int64
+	reader                            checkpoint.ReaderMemory
+	cast, arranged, out, carry, merge int64
 }
 
 func (a scratchSize) max(b scratchSize) scratchSize {
 	return scratchSize{
-		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.out, b.out), max(a.carry, b.carry), max(a.merge, b.merge),
+		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.arranged, b.arranged), max(a.out, b.out), max(a.carry, b.carry), max(a.merge, b.merge),
 	}
 }
 
 func (a scratchSize) total() int64 {
-	return a.reader.Total() + a.cast + a.out + a.carry + a.merge
+	return a.reader.Total() + a.cast + a.arranged + a.out + a.carry + a.merge
 }
 
 // tileElements is how many elements a tile of the job has: whole units, and at
@@ -166,11 +166,26 @@ func (j *jobRun) tileElements(bytes int64) int64 {
 	case j.weight.Decoder != nil:
 		unit = j.weight.Decoder.Unit()
 	}
+	unit = common(unit, j.run())
 	if j.turned() {
 		bytes *= transposedTiles
 	}
 	n := bytes / (j.weight.Values.Bits() / 8)
+	for _, of := range []any{j.encoder, j.weight.Decoder} { // a tile of a scheme's own size
+		if x, ok := of.(quant.Wishful); ok {
+			n = max(n, x.TileElements())
+		}
+	}
 	return max(n-n%unit, unit)
+}
+
+// common is the least number that both divide.
+func common(a, b int64) int64 {
+	x, y := a, b
+	for y != 0 {
+		x, y = y, x%y
+	}
+	return a / max(x, 1) * b
 }
 
 // turned reports whether what is written lies the other way round than what is stored.
@@ -183,6 +198,9 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 	if j.DType != j.weight.Values {
 		s.cast = n * j.DType.Bits() / 8
 	}
+	if j.run() > 1 {
+		s.arranged = n * j.DType.Bits() / 8
+	}
 	if j.Finite {
 		s.merge = 4 * n
 	}
@@ -190,7 +208,7 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 		s.cast = max(s.cast, 4*n)
 		// x, and the delta, what it is added to, what was written and their sums in pieces
 		// of at least 64 Ki elements.
-		s.merge = 4*n + (24+4*j.weight.atOnce())*max(m.Width, 64<<10)
+		s.merge = 4*n + (24+4*j.weight.atOnce())*max(m.Width, 64<<10, j.run())
 		if j.Through != nil {
 			s.merge += j.weight.Count() // 4 bits an element, and its scales twice
 		}

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -104,8 +105,13 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 		if err != nil {
 			return nil, w.Failed(err)
 		}
-		jobs = append(jobs, j)
+		arranged, err := b.arrange(ctx, w, j)
+		if err != nil {
+			return nil, w.Failed(err)
+		}
+		jobs = append(jobs, arranged...)
 	}
+	b.group(jobs)
 	if b.scheme != nil && len(b.quantised) == 0 {
 		return nil, fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s; --include GLOB chooses them by name", b.Path, ErrRefused, len(b.from.Weights), b.Quantize)
 	}
@@ -209,25 +215,38 @@ func (b *planner) quantiseJob(ctx context.Context, w *Weight) (Job, error) {
 // encodeJob quantises a weight.
 func encodeJob(ctx context.Context, w *Weight, to tensor.DType, scheme quant.Scheme, spec quant.Spec) (Job, error) {
 	j := Job{Weight: w.Name, DType: to, Encode: &spec}
-	e, err := scheme.Encoder(ctx, spec, j.encoded(w))
+	return j, j.place(ctx, scheme, w)
+}
+
+// place finds the tensors that the job's encoder makes of the weight.
+func (j *Job) place(ctx context.Context, scheme quant.Scheme, w *Weight) error {
+	e, err := scheme.Encoder(ctx, *j.Encode, j.encoded(w))
 	if err != nil {
-		return Job{}, err
+		return err
 	}
+	j.Outputs = nil
 	for _, out := range e.Outputs() {
 		j.Outputs = append(j.Outputs, Output{Info: out})
 	}
-	return j, nil
+	return nil
 }
 
 // encoded is the weight as the job's encoder sees it: Conv1D is turned round
 // first, as transformers does.
 func (j *Job) encoded(w *Weight) tensor.Info {
-	t := tensor.Info{Name: w.Name, DType: j.DType, Shape: w.Shape}
+	t := tensor.Info{Name: j.name(), DType: j.DType, Shape: w.Shape}
+	if j.Rows != nil {
+		t.Shape = slices.Clone(w.Shape)
+		t.Shape[0] = j.Rows.Count
+	}
 	if j.flips(w) {
 		t.Shape = w.Shape.Transposed()
 	}
 	return t
 }
+
+// name is that of the weight in the result.
+func (j *Job) name() string { return cmp.Or(j.Name, j.Weight) }
 
 // flips reports whether the values are turned round before they are quantised.
 func (j *Job) flips(w *Weight) bool {

@@ -162,6 +162,7 @@ func (j *jobRun) prepared() bool {
 type mergeBuffers struct {
 	base, x, delta, out, total, before []float32
 	other, row                         []float32 // of an element-wise product
+	arranged                           []float32
 	deltas                             [][]float32
 }
 

@@ -37,13 +37,16 @@ type share struct {
 	rows  [][2]float64
 }
 
-// measure compares what a job has written to file with what it was to write: the kept share of
+// measureKept compares what a job has written to file with what it was to write: the kept share of
 // every contributor. The order of all sums is that of the rows.
-func (r *run) measure(ctx context.Context, s *scratch, j *jobRun, file io.ReaderAt) error {
+func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.ReaderAt) error {
 	list := j.weight.contributors()
-	width, n := j.weight.Change.Width, j.weight.Count()
+	width := j.weight.Change.Width
 	out := *j.weight.Weight
 	out.Decoder, out.DType, out.Values, out.Transposed = nil, j.DType, j.DType, false
+	if j.Rows != nil {
+		out.Shape = j.encoded(j.weight).Shape
+	}
 	parts := make([]formats.Tensor, len(j.Outputs))
 	for i, o := range j.Outputs {
 		size, err := o.Size()
@@ -67,7 +70,7 @@ func (r *run) measure(ctx context.Context, s *scratch, j *jobRun, file io.Reader
 	if base == nil || !slices.Equal(base.Shape, j.weight.Shape) {
 		base = nil // a grown vocabulary has nothing to be compared with
 	}
-	return measured(s, j, base, &out, list, width, n)
+	return measured(s, j, base, &out, list, width)
 }
 
 // measuredRows is how many rows of a width are measured at once.
@@ -94,8 +97,11 @@ func (w *Weight) atOnce() int64 {
 }
 
 // measured fills a job's shares from what is written and what was there.
-func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.Term, width, n int64) error {
+func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.Term, width int64) error {
+	rows := j.rows()
 	step := measuredRows(width)
+	step = max(step-step%rows.Run(), rows.Run())
+	first, last := j.extent()
 	fill := func(w *checkpoint.Weight, dst []float32, lo, hi int64) error {
 		values, err := s.Read(w, lo, hi, j.flip)
 		if err != nil {
@@ -106,13 +112,18 @@ func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.
 	var deltas [][]float32
 	here := make([]int, 0, len(list))
 	one := len(j.terms) == 1 && j.weight.Change.ValueOf == nil && j.terms[0].additive()
-	for row := int64(0); row < n/width; row += step {
-		end := min(row+step, n/width)
+	for row := first / width; row < last/width; row += step {
+		end := min(row+step, last/width)
 		lo, hi := row*width, end*width
 		size := int(hi - lo)
 		x, o, b, total := floats(&s.merge.x, size), floats(&s.merge.out, size), floats(&s.merge.base, size), floats(&s.merge.total, size)
-		if err := fill(out, o, lo, hi); err != nil {
+		if err := fill(out, o, lo-first, hi-first); err != nil {
 			return err
+		}
+		if rows.Run() > 1 {
+			written := floats(&s.merge.arranged, size)
+			copy(written, o)
+			turnRows(o, written, rows, width, true)
 		}
 		from := base
 		if from == nil {
@@ -303,7 +314,7 @@ func (r *run) beginMerge(j *jobRun) error {
 // finishMerge finds out what was kept of a job's change.
 func (r *run) finishMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	if j.simple() == nil {
-		if err := r.measure(ctx, s, j, j.shard.file); err != nil {
+		if err := r.measureKept(ctx, s, j, j.shard.file); err != nil {
 			return err
 		}
 	}
@@ -338,7 +349,7 @@ func (r *run) remeasure(ctx context.Context, sh *shardRun, file io.ReaderAt) err
 				return j.weight.Failed(err)
 			}
 		}
-		if err := r.measure(ctx, s, j, file); err != nil {
+		if err := r.measureKept(ctx, s, j, file); err != nil {
 			return j.weight.Failed(err)
 		}
 	}
@@ -428,7 +439,7 @@ func VerifyMerge(ctx context.Context, m *Merged, out *checkpoint.Checkpoint) (*M
 		if !slices.Equal(base.Shape, w.Shape) {
 			base = nil
 		}
-		if err := measured(s, j, base, o, w.contributors(), w.Change.Width, w.Count()); err != nil {
+		if err := measured(s, j, base, o, w.contributors(), w.Change.Width); err != nil {
 			return nil, o.Failed(err)
 		}
 	}

@@ -42,14 +42,24 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 	return nil
 }
 
-// place lays the jobs' outputs out in shards; those of a job stand in one.
+// place lays the jobs' outputs out in shards; those of a job, and of a group, stand in one.
 func (p *Plan) place(f formats.Format, jobs []Job, o formats.Options) error {
 	var infos []tensor.Info
 	var owner []*Output
+	var jobOf []int
+	first := map[string]int{} // the first job of a group
 	for i := range jobs {
+		at := i
+		if g := jobs[i].Group; g != "" {
+			if f, ok := first[g]; ok {
+				at = f
+			}
+			first[g] = at
+		}
 		for k := range jobs[i].Outputs {
 			infos = append(infos, jobs[i].Outputs[k].Info)
-			o.Groups = append(o.Groups, i)
+			o.Groups = append(o.Groups, at)
+			jobOf = append(jobOf, i)
 			owner = append(owner, &jobs[i].Outputs[k])
 		}
 	}
@@ -64,7 +74,7 @@ func (p *Plan) place(f formats.Format, jobs []Job, o formats.Options) error {
 		var members []int
 		for i, t := range s.Tensors {
 			owner[t].Offset = s.Offsets[i]
-			members = append(members, o.Groups[t])
+			members = append(members, jobOf[t])
 		}
 		slices.Sort(members) // jobs in the order of the source
 		for _, m := range slices.Compact(members) {

@@ -240,6 +240,7 @@ type jobRun struct {
 	shares  []share      // of its contributors
 	ready   bool         // the norms of DoRA are known
 	left    atomic.Int64 // tiles that are not done
+	group   *group       // of an encoder that measures, else nil
 }
 
 // newJob finds the weight of a job again and makes its encoder.
@@ -269,6 +270,15 @@ func (r *run) result(start time.Time) Result {
 	return Result{Adapters: r.shares, Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(), Overflowed: r.overflows.Load(), Elapsed: time.Since(start)}
 }
 
+// sourceBytes is how much of the source a job reads.
+func (j *jobRun) sourceBytes() int64 {
+	lo, hi := j.extent()
+	if all := j.weight.Count(); all > hi-lo {
+		return int64(float64(j.weight.StoredBytes()) / float64(all) * float64(hi-lo))
+	}
+	return j.weight.StoredBytes()
+}
+
 // prepare finds the weights of all jobs again, and divides the memory for the
 // largest of them.
 func (r *run) prepare(ctx context.Context) error {
@@ -286,7 +296,7 @@ func (r *run) prepare(ctx context.Context) error {
 				return err
 			}
 			needs.add(j)
-			r.total += j.weight.StoredBytes()
+			r.total += j.sourceBytes()
 		}
 	}
 	var err error
@@ -338,6 +348,16 @@ func (r *run) shards(ctx context.Context) error {
 // feed hands out the tasks in the order of the source.
 func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) error {
 	memory := semaphore.NewWeighted(r.budget.carry)
+	send := func(list []task) error {
+		for _, t := range list {
+			select {
+			case tasks <- t:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		return nil
+	}
 	for i, sh := range r.work {
 		if f, ok := r.sink.Finished(sh.Name, sh.Size); ok {
 			err := r.remeasure(ctx, sh, f)
@@ -369,14 +389,11 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 				return err
 			}
 		}
+		groups := groupsOf(sh)
 		for k := range sh.Jobs {
-			j, err := r.newJob(ctx, &sh.Jobs[k], sh)
+			j, err := groups.job(ctx, r, sh, k, send)
 			if err != nil {
 				return err
-			}
-			sh.jobs = append(sh.jobs, j)
-			if err := r.beginMerge(j); err != nil {
-				return j.weight.Failed(err)
 			}
 			pieces, err := r.pieces(ctx, j, memory)
 			if err != nil {
@@ -388,12 +405,8 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 					return err
 				}
 			}
-			for _, t := range pieces {
-				select {
-				case tasks <- t:
-				case <-ctx.Done():
-					return context.Cause(ctx)
-				}
+			if err := send(pieces); err != nil {
+				return err
 			}
 		}
 	}

@@ -9,11 +9,12 @@ import (
 // every other.
 type scratch struct {
 	checkpoint.Reader
-	cast, out, kept []byte
-	carry           []float32
-	merge           mergeBuffers
-	ranges          []quant.Range
-	views           [][]byte
+	cast, arranged []byte
+	out, kept      []byte
+	carry          []float32
+	merge          mergeBuffers
+	ranges         []quant.Range
+	views          [][]byte
 }
 
 // newScratch makes the memory of a worker that holds a token in compute while it computes.

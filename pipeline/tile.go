@@ -17,9 +17,10 @@ import (
 // task is a piece of work for one worker: elements [lo, hi) of a job, or of a Copy
 // the bytes [lo, hi) of one part.
 type task struct {
-	job    *jobRun
-	part   int
-	lo, hi int64
+	job     *jobRun
+	part    int
+	lo, hi  int64
+	measure bool // what the encoder has to know before it begins
 }
 
 // copyBytes is how much the kernel copies in one task.
@@ -31,18 +32,14 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 	if j.Copy {
 		for i, p := range j.weight.Parts {
 			for lo := int64(0); lo < p.Bytes; lo += copyBytes {
-				tasks = append(tasks, task{j, i, lo, min(lo+copyBytes, p.Bytes)})
+				tasks = append(tasks, task{job: j, part: i, lo: lo, hi: min(lo+copyBytes, p.Bytes)})
 			}
 		}
 		return tasks, nil
 	}
-	n, step := j.weight.Count(), j.tileElements(r.budget.tile)
-	if j.prepared() && n > 0 { // one worker does all of it
-		tasks = append(tasks, task{job: j, lo: 0, hi: n})
-	}
-	for lo := int64(0); lo < n && !j.prepared(); lo += step {
-		tasks = append(tasks, task{job: j, lo: lo, hi: min(lo+step, n)})
-	}
+	tasks = r.tiles(j)
+	lo, hi := j.extent()
+	n := hi - lo
 	if j.encoder != nil {
 		var err error
 		j.carry, err = newCarry(ctx, j.encoder.Carry(0, n), memory, r.budget.carry, r.scratch)
@@ -51,9 +48,26 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 	return tasks, nil
 }
 
+// tiles cuts a job whose values are read into tasks. Of one that has to be prepared one worker does all.
+func (r *run) tiles(j *jobRun) []task {
+	first, last := j.extent()
+	step := j.tileElements(r.budget.tile)
+	if j.prepared() {
+		step = max(last-first, 1)
+	}
+	var tasks []task
+	for lo := first; lo < last; lo += step {
+		tasks = append(tasks, task{job: j, lo: lo, hi: min(lo+step, last)})
+	}
+	return tasks
+}
+
 // do carries out one task.
 func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) error {
 	j := t.job
+	if t.measure {
+		return r.measure(ctx, s, t)
+	}
 	if j.Copy {
 		part, n := &j.weight.Parts[t.part], t.hi-t.lo
 		if err := j.shard.file.CopyAt(j.Outputs[t.part].Offset+t.lo, part.Data, part.Offset+t.lo, n); err != nil {
@@ -62,7 +76,11 @@ func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) err
 		r.written.Add(n)
 		r.done.Add(t.hi - t.lo)
 	} else {
-		if err := r.change(ctx, s, t); err != nil {
+		err := j.measured(ctx)
+		if err == nil {
+			err = r.inTiles(ctx, s, t, func(lo, hi int64) error { return r.change(ctx, s, j, lo, hi) })
+		}
+		if err != nil {
 			return err
 		}
 		r.done.Add((t.hi - t.lo) * j.weight.StoredBytes() / j.weight.Count())
@@ -73,41 +91,51 @@ func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) err
 	return nil
 }
 
-// change reads, casts and quantises one tile and writes it to its place in the
-// shard.
-func (r *run) change(ctx context.Context, s *scratch, t task) error {
+// inTiles prepares the job of a task, where it has to be, and goes through the task tile by tile.
+func (r *run) inTiles(ctx context.Context, s *scratch, t task, tile func(lo, hi int64) error) error {
 	j := t.job
-	if j.prepared() && !j.ready {
+	if !j.prepared() {
+		return tile(t.lo, t.hi)
+	}
+	if !j.ready {
 		if err := r.prepareMerge(ctx, s, j); err != nil {
 			return err
 		}
-		step := j.tileElements(r.budget.tile)
-		for lo := t.lo; lo < t.hi; lo += step {
-			if err := r.change(ctx, s, task{job: j, lo: lo, hi: min(lo+step, t.hi)}); err != nil {
-				return err
-			}
+	}
+	step := j.tileElements(r.budget.tile)
+	for lo := t.lo; lo < t.hi; lo += step {
+		if err := tile(lo, min(lo+step, t.hi)); err != nil {
+			return err
 		}
-		return nil
+	}
+	return nil
+}
+
+// values reads the elements [lo, hi) of a job's weight, with what adapters add, as they are written or quantised: cast,
+// and their rows arranged.
+func (r *run) values(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
 	}
 	w := j.weight
-	values, err := s.Read(w.Weight, t.lo, t.hi, j.flip)
+	values, err := s.Read(w.Weight, lo, hi, j.flip)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if j.Finite {
-		if err := j.finite(s, t, values); err != nil {
-			return err
+		if err := j.checkFinite(s, lo, hi, values); err != nil {
+			return nil, err
 		}
 	}
 	if w.Change != nil {
 		s.Begin()
-		values, err = r.merged(s, j, t.lo, t.hi, values)
+		values, err = r.merged(s, j, lo, hi, values)
 		s.End()
 		if err != nil {
-			return err
+			return nil, err
 		}
 	} else if j.DType != w.Values {
-		b := sized(&s.cast, (t.hi-t.lo)*j.DType.Bits()/8)
+		b := sized(&s.cast, (hi-lo)*j.DType.Bits()/8)
 		s.Begin()
 		err := tensor.Convert(b, j.DType, values, w.Values)
 		if j.DType == tensor.F16 && err == nil && hasInfinity(b) {
@@ -115,15 +143,31 @@ func (r *run) change(ctx context.Context, s *scratch, t task) error {
 		}
 		s.End()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		values = b
 	}
+	if rows := j.rows(); rows.Run() > 1 {
+		b := sized(&s.arranged, int64(len(values)))
+		turnRows(b, values, rows, int64(len(values))/(hi-lo)*j.run()/rows.Run(), false)
+		values = b
+	}
+	return values, nil
+}
+
+// change makes one tile of the result and writes it to its place in the shard.
+func (r *run) change(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) error {
+	values, err := r.values(ctx, s, j, lo, hi)
+	if err != nil {
+		return err
+	}
+	first, _ := j.extent() // of the weight: what is written begins there
+	lo, hi = lo-first, hi-first
 	if j.encoder == nil {
-		return r.write(j.shard, values, j.Outputs[0].Offset+t.lo*j.DType.Bits()/8)
+		return r.write(j.shard, values, j.Outputs[0].Offset+lo*j.DType.Bits()/8)
 	}
 
-	s.ranges = j.encoder.Tiles(s.ranges[:0], t.lo, t.hi)
+	s.ranges = j.encoder.Tiles(s.ranges[:0], lo, hi)
 	var total int64
 	for _, x := range s.ranges {
 		total += x.Length
@@ -134,15 +178,15 @@ func (r *run) change(ctx context.Context, s *scratch, t task) error {
 		s.views = append(s.views, out[:x.Length:x.Length])
 		out = out[x.Length:]
 	}
-	first := t.lo / j.encoder.Unit()
-	carry := j.carry.tile(s, first, j.encoder.Carry(t.lo, t.hi))
+	unit := lo / j.encoder.Unit()
+	carry := j.carry.tile(s, unit, j.encoder.Carry(lo, hi))
 	s.Begin()
-	err = j.encoder.Encode(s.views, carry, t.lo, t.hi, values)
+	err = j.encoder.Encode(s.views, carry, lo, hi, values)
 	s.End()
 	if err != nil {
 		return j.locate(err)
 	}
-	if err := j.carry.keep(s, carry, first); err != nil {
+	if err := j.carry.keep(s, carry, unit); err != nil {
 		return err
 	}
 	for i, x := range s.ranges {
@@ -153,15 +197,15 @@ func (r *run) change(ctx context.Context, s *scratch, t task) error {
 	return nil
 }
 
-// finite refuses values, those of a tile, that are not finite.
-func (j *jobRun) finite(s *scratch, t task, values []byte) error {
-	x := floats(&s.merge.x, int(t.hi-t.lo))
+// checkFinite refuses values, those of the elements [lo, hi), that are not finite.
+func (j *jobRun) checkFinite(s *scratch, lo, hi int64, values []byte) error {
+	x := floats(&s.merge.x, int(hi-lo))
 	if err := tensor.ToFloats(x, values, j.weight.Values); err != nil {
 		return err
 	}
 	for i, f := range x {
 		if !finite(f) {
-			return fmt.Errorf("%w: element %d is %v, expected finite numbers", lora.ErrMalformed, t.lo+int64(i), f)
+			return fmt.Errorf("%w: element %d is %v, expected finite numbers", lora.ErrMalformed, lo+int64(i), f)
 		}
 	}
 	return nil
@@ -173,7 +217,17 @@ func (j *jobRun) locate(err error) error {
 	if !errors.As(err, &bad) {
 		return err
 	}
-	index := bad.Index
+	first, _ := j.extent()
+	index := bad.Index + first
+	if rows := j.rows(); rows.Run() > 1 { // where it lies in the weight
+		width := j.run() / rows.Run()
+		row := bad.Index / width
+		for i := range rows.Run() {
+			if rows.Place(i) == row%rows.Run() {
+				index = first + (row-row%rows.Run()+i)*width + bad.Index%width
+			}
+		}
+	}
 	shape := j.weight.Shape
 	if j.flip {
 		index = index%shape[0]*shape[1] + index/shape[0]
