@@ -52,6 +52,8 @@ type Checkpoint struct {
 	Known bool
 	// Weights are the logical tensors, in the order in which their data is stored.
 	Weights []*Weight
+	// Notices say, in a sentence each, what was assumed.
+	Notices []string
 
 	container   formats.Container
 	byParameter func() map[string][]Piece // made when it is first asked for
@@ -152,7 +154,11 @@ func readSmall(path string, limit int64) ([]byte, fs.FileInfo, error) {
 
 // assemble makes the logical weights of the stored tensors.
 func (c *Checkpoint) assemble(ctx context.Context) error {
-	s := newStored(c.container.Tensors(), c.DType(), c.ConfigJSON)
+	tensors, notice := unwrap(c.container.Tensors(), c.Model)
+	if notice != "" {
+		c.Notices = append(c.Notices, notice)
+	}
+	s := newStored(tensors, c.DType(), c.ConfigJSON)
 
 	quantised := make(map[string]quant.Decoder) // by the name of the first part
 	companion := make(map[string]string)        // name of a part -> its weight

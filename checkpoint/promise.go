@@ -1,11 +1,14 @@
 package checkpoint
 
 import (
+	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/go-json-experiment/json"
 
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // promise is what the quantization_config says of how the weights are stored, by the scheme whose it is.
@@ -39,5 +42,26 @@ func (c *Checkpoint) ForeignScheme() (string, bool) {
 	return named.Method, true
 }
 
-// KnownSchemes lists the schemes that are read here.
-func KnownSchemes() string { return strings.Join(quant.Default.Names(), ", ") }
+// CheckReadable refuses a checkpoint whose weights are not the model's as they stand in its file: in a scheme that is
+// not read here, or with an adapter beside them that was never merged.
+func (c *Checkpoint) CheckReadable() error {
+	if method, ok := c.ForeignScheme(); ok {
+		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
+			filepath.Join(c.Path, ConfigName), ErrRefused, tensor.Quote(method), strings.Join(quant.Default.Names(), ", "))
+	}
+	base, factor := "", ""
+	for _, w := range c.Weights {
+		if strings.Contains(w.Name, ".base_layer.") {
+			base = w.Name
+		}
+		if strings.Contains(w.Name, ".lora_A.") || strings.Contains(w.Name, ".lora_embedding_A") {
+			factor = w.Name
+		}
+		if base != "" && factor != "" {
+			return fmt.Errorf("%s: %w: it was saved with an adapter that was never merged: %s stands beside %s; merge it before "+
+				"the model is saved (PEFT's merge_and_unload), or save the adapter apart", c.Path, ErrRefused,
+				tensor.Quote(factor), tensor.Quote(base))
+		}
+	}
+	return nil
+}

@@ -52,9 +52,10 @@ func (b *planner) check() error {
 	if b.Config != nil && b.Config.Quantization != nil && b.Config.Quantization.Kind() != '{' {
 		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, checkpoint.ConfigName), ErrRefused)
 	}
-	if method, ok := b.ForeignScheme(); ok && (b.Quantize != "keep" || b.Options.DType != 0) {
-		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
-			filepath.Join(b.Path, checkpoint.ConfigName), ErrRefused, tensor.Quote(method), checkpoint.KnownSchemes())
+	if b.Quantize != "keep" || b.Options.DType != 0 {
+		if err := b.CheckReadable(); err != nil {
+			return err
+		}
 	}
 	if err := globs(b.Include).unmatched("--include", b.from.Weights); err != nil {
 		return err

@@ -6,10 +6,12 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/lora"
+	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -86,6 +88,9 @@ func Plain(c *checkpoint.Checkpoint) *Merged {
 
 // Merge adds adapters, in their order, to a checkpoint.
 func Merge(c *checkpoint.Checkpoint, adapters []lora.Weighted) (*Merged, error) {
+	if err := c.CheckReadable(); err != nil {
+		return nil, err
+	}
 	targets := make([]lora.Target, len(c.Weights))
 	for i, w := range c.Weights {
 		targets[i] = lora.Target{Name: w.Name, Shape: w.Shape, Role: w.Role}
@@ -106,9 +111,15 @@ func Merge(c *checkpoint.Checkpoint, adapters []lora.Weighted) (*Merged, error) 
 		})
 	}
 	for i, change := range b.Changes {
-		if change != nil {
-			m.Weights[i] = m.changed(c.Weights[i], change)
+		if change == nil {
+			continue
 		}
+		if w := c.Weights[i]; w.Decoder == nil && !w.DType.Numeric() && change.Value == nil {
+			return nil, fmt.Errorf("%s: %w", c.Path, w.Failed(fmt.Errorf("%w: it is stored as %v, to which only the scales of a "+
+				"scheme give a meaning, expected F64, F32, F16, BF16 or a scheme that is read: %s", ErrRefused, w.DType,
+				strings.Join(quant.Default.Names(), ", "))))
+		}
+		m.Weights[i] = m.changed(c.Weights[i], change)
 	}
 	if b.Head != nil {
 		from := *c.Weights[b.HeadFrom]

@@ -6,11 +6,13 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // TestResumeMerge goes on with a merge after each of its shards: to the same bytes, and to
@@ -29,7 +31,7 @@ func TestResumeMerge(t *testing.T) {
 			a, err := lora.Open(fixtures+"llama/"+name, lora.OpenOptions{})
 			require.NoError(t, err)
 			defer a.Close()
-			c, err := checkpoint.Open(context.Background(), fixtures+"bases/llama")
+			c, err := checkpoint.Open(context.Background(), llama)
 			require.NoError(t, err)
 			defer c.Close()
 			m, err := pipeline.Merge(c, []lora.Weighted{{Adapter: a, Weight: 1}})
@@ -52,4 +54,32 @@ func TestResumeMerge(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMergeOntoWhatIsNotRead: a base in another tool's scheme, or in 8-bit floats, is refused by what it is.
+func TestMergeOntoWhatIsNotRead(t *testing.T) {
+	a, err := lora.Open("../fixtures/adapters/llama/rslora", lora.OpenOptions{})
+	require.NoError(t, err)
+	defer a.Close()
+	c, err := checkpoint.Open(context.Background(), llama)
+	require.NoError(t, err)
+	defer c.Close()
+	gptq, float8 := *c, *c
+	config := *c.Config
+	config.Quantization = []byte(`{"quant_method": "gptq", "bits": 4}`)
+	gptq.Config = &config
+	_, err = pipeline.Merge(&gptq, []lora.Weighted{{Adapter: a, Weight: 1}})
+	require.ErrorIs(t, err, pipeline.ErrRefused)
+	assert.ErrorContains(t, err, `stored as "gptq"`)
+
+	float8.Weights = nil
+	for _, w := range c.Weights {
+		n := *w
+		n.DType, n.Values = tensor.F8E4M3, tensor.F8E4M3
+		float8.Weights = append(float8.Weights, &n)
+	}
+	_, err = pipeline.Merge(&float8, []lora.Weighted{{Adapter: a, Weight: 1}})
+	require.ErrorIs(t, err, pipeline.ErrRefused)
+	assert.ErrorContains(t, err, "F8_E4M3")
+	assert.ErrorContains(t, err, "_proj.weight")
 }

@@ -144,7 +144,7 @@ func (p *Plan) OutputBytes() int64 {
 // NewPlan decides what becomes of every weight of m at the destination dst, which is only looked at for its extension.
 func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, error) {
 	b := planner{Checkpoint: m.Base, Options: o, from: m}
-	b.p = &Plan{Version: planVersion, Source: b.Path, Adapters: m.Adapters, Notices: slices.Clone(m.Notices)}
+	b.p = &Plan{Version: planVersion, Source: b.Path, Adapters: m.Adapters, Notices: slices.Concat(m.Base.Notices, m.Notices)}
 	if err := b.check(); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,81 @@
+package checkpoint
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// wrappers are the parts of names that training frameworks put before or between those of the model: torch.compile,
+// DataParallel and DeepSpeed, FSDP and its older releases, checkpointed activations, Lightning.
+var wrappers = []string{
+	"_orig_mod", "module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module",
+}
+
+// peftPrefix is what PEFT puts before the names of the model that it wraps.
+const peftPrefix = "base_model.model."
+
+// unwrapped returns a name without what wrappers have put into it.
+func unwrapped(name string) string {
+	for {
+		rest, cut := strings.CutPrefix(name, peftPrefix)
+		first, after, more := strings.Cut(rest, ".")
+		if more && slices.Contains(wrappers, first) {
+			rest, cut = after, true
+		}
+		if !cut {
+			break
+		}
+		name = rest
+	}
+	parts := strings.Split(name, ".")
+	inside := slices.ContainsFunc(parts, func(p string) bool { return slices.Contains(wrappers, p) })
+	if !inside {
+		return name
+	}
+	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return slices.Contains(wrappers, p) }), ".")
+}
+
+// unwrap takes off what a wrapper has put into the names of the tensors, where what is left are the architecture's: of
+// the matrices every one has to be known by its name then, and by its name as it is none. It returns the tensors as
+// they are where that is not so.
+func unwrap(tensors []formats.Tensor, m *models.Model) ([]formats.Tensor, string) {
+	if !m.Known {
+		return tensors, ""
+	}
+	names := make([]string, len(tensors))
+	taken := make(map[string]bool, len(tensors))
+	changed, first := 0, -1
+	for i, t := range tensors {
+		names[i] = unwrapped(t.Name)
+		if taken[names[i]] {
+			return tensors, "" // two would have one name
+		}
+		taken[names[i]] = true
+		if names[i] == t.Name {
+			continue
+		}
+		if changed++; first < 0 {
+			first = i
+		}
+		if len(t.Shape) < 2 { // a buffer that the model does not keep, as inv_freq
+			continue
+		}
+		if !m.Tensor(names[i], t.Shape).Known || m.Tensor(t.Name, t.Shape).Known {
+			return tensors, ""
+		}
+	}
+	if changed == 0 {
+		return tensors, ""
+	}
+	out := slices.Clone(tensors)
+	for i := range out {
+		out[i].Name = names[i]
+	}
+	return out, fmt.Sprintf("a wrapper's parts are taken off the names of %d tensors: %s is %s", changed,
+		tensor.Quote(tensors[first].Name), tensor.Quote(names[first]))
+}
