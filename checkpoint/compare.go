@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"runtime"
 	"slices"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/lorakit/lorakit/internal/parallel"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -18,9 +16,8 @@ import (
 type Difference struct {
 	Name  string       `json:"name"`
 	Shape tensor.Shape `json:"shape"`
-	// MaxAbs is the largest |a-b|; RelRMS the root of sum (a-b)^2 / sum a^2.
-	// NaNs in the same places are no difference; one beside a number makes
-	// both infinite.
+	// MaxAbs is the largest |a-b|; RelRMS the root of sum (a-b)^2 / sum a^2. NaNs in the same places are no difference;
+	// one beside a number makes both infinite.
 	MaxAbs float64 `json:"max_abs"`
 	RelRMS float64 `json:"rel_rms"`
 }
@@ -36,9 +33,8 @@ type Comparison struct {
 	Reshaped []string `json:"reshaped,omitempty"`
 }
 
-// Compare reads both checkpoints through their formats and schemes and compares them
-// weight by weight, so that a quantised one can be held against its source. Sums are
-// in float64, in the order of the elements.
+// Compare reads both checkpoints through their formats and schemes and compares them weight by weight, so that a
+// quantised one can be held against its source. Sums are in float64, in the order of the elements.
 func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 	others := make(map[string]*Weight, len(b.Weights))
 	for _, w := range b.Weights {
@@ -64,18 +60,17 @@ func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 		pairs = append(pairs, [2]*Weight{w, o})
 	}
 	all := make([]found, len(pairs))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for i, p := range pairs {
-		g.Go(func() (err error) {
-			f := &all[i]
-			if f.Difference, f.diff, f.norm, err = compareWeights(ctx, p[0], p[1]); err != nil {
-				return p[0].Failed(err)
-			}
-			return nil
-		})
+	err := parallel.Each(ctx, len(pairs), 0, func(ctx context.Context, i int) (err error) {
+		f, p := &all[i], pairs[i]
+		if f.Difference, f.diff, f.norm, err = compareWeights(ctx, p[0], p[1]); err != nil {
+			return p[0].Failed(err)
+		}
+		return nil
+	})
+	if ctx.Err() != nil {
+		return nil, ErrInterrupted
 	}
-	if err := g.Wait(); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	var diff, norm length
@@ -94,9 +89,8 @@ func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 	return r, nil
 }
 
-// length is the root of a sum of squares, which neither overflows nor underflows where
-// a float64 of its size would not: of numbers whose squares could, the sum is kept
-// in units of the largest.
+// length is the root of a sum of squares, which neither overflows nor underflows where a float64 of its size would not:
+// of numbers whose squares could, the sum is kept in units of the largest.
 type length struct {
 	usual      float64
 	scale, sum float64 // of the others: scale² * sum
@@ -149,8 +143,7 @@ func (l length) over(o length) float64 {
 // compareElements is how many elements are compared at a time.
 const compareElements = 8 << 10
 
-// step is how many elements are best read at a time: more of a weight that is turned
-// round, which is read in strips.
+// step is how many elements are best read at a time: more of a weight that is turned round, which is read in strips.
 func (w *Weight) step() int64 {
 	if w.Transposed {
 		return 128 * compareElements
@@ -225,8 +218,7 @@ func SameBytes(ctx context.Context, a, b *Weight) (bool, error) {
 	return true, nil
 }
 
-// SameValues reports whether two weights of one shape hold the same numbers, however they
-// are stored.
+// SameValues reports whether two weights of one shape hold the same numbers, however they are stored.
 func SameValues(ctx context.Context, a, b *Weight) (bool, error) {
 	if same, err := SameBytes(ctx, a, b); same || err != nil || !a.Values.Numeric() || !b.Values.Numeric() {
 		return same, err

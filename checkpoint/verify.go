@@ -4,11 +4,9 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/lorakit/lorakit/internal/parallel"
 	"github.com/lorakit/lorakit/models"
 )
 
@@ -24,21 +22,18 @@ type Verification struct {
 	Problems []Problem `json:"problems"`
 }
 
-// Verify reads every weight through its scheme. A problem is a value that is not
-// finite, a weight that cannot be read, or one that config.json promises in
-// another form than it has.
+// Verify reads every weight through its scheme. A problem is a value that is not finite, a weight that cannot be read,
+// or one that config.json promises in another form than it has.
 func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
 	found := make([]string, len(c.Weights))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for i, w := range c.Weights {
-		g.Go(func() error {
-			what, err := verifyWeight(ctx, w)
-			found[i] = what
-			return err
-		})
+	err := parallel.Each(ctx, len(c.Weights), 0, func(ctx context.Context, i int) (err error) {
+		found[i], err = verifyWeight(ctx, c.Weights[i])
+		return err
+	})
+	if ctx.Err() != nil {
+		return nil, ErrInterrupted
 	}
-	if err := g.Wait(); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	expected := c.expectations()
@@ -53,8 +48,7 @@ func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
 	return v, nil
 }
 
-// verifyWeight reads a weight from end to end. A damaged weight is a finding, and only
-// an interruption an error.
+// verifyWeight reads a weight from end to end. A damaged weight is a finding, and only an interruption an error.
 func verifyWeight(ctx context.Context, w *Weight) (string, error) {
 	n := w.Count()
 	if !w.DType.Numeric() {
@@ -102,8 +96,7 @@ func readAll(ctx context.Context, w *Weight) (string, error) {
 	return "", nil
 }
 
-// expectations are how a loader that has read config.json expects the weights to be
-// stored.
+// expectations are how a loader that has read config.json expects the weights to be stored.
 type expectations struct {
 	c         *Checkpoint
 	quantised bool
