@@ -1,0 +1,103 @@
+package lora
+
+import (
+	"errors"
+	"fmt"
+	"math"
+)
+
+// ErrOption says that an option has a value that is wrong whatever the files hold.
+var ErrOption = errors.New("wrong option")
+
+// Source is an adapter in any dialect that is known (Dialects): a PEFT or an MLX folder, a kohya or a loralib file.
+type Source struct {
+	Path   string
+	Weight float64 // the factor of its delta; 0 stands for 1
+	// Alpha is that of a loralib file, which does not hold it.
+	Alpha float64
+	// ExpertLayout is "rank_major" or "grouped_by_expert", for a PEFT folder whose config does not say how
+	// its stacks of experts lie; empty is PEFT's own rank_major.
+	ExpertLayout string
+}
+
+// Paths lists the paths of adapters.
+func Paths(sources []Source) []string {
+	var list []string
+	for _, s := range sources {
+		list = append(list, s.Path)
+	}
+	return list
+}
+
+// Several are adapters that are used together, in this order.
+type Several []Weighted
+
+// Close closes the files of all.
+func (s Several) Close() {
+	for _, a := range s {
+		a.Close()
+	}
+}
+
+// OpenAll opens adapters. An Alpha or an ExpertLayout that none of them needs is an error of kind ErrOption.
+func OpenAll(sources []Source) (Several, error) {
+	var list Several
+	needsAlpha, needsLayout := false, false
+	for _, s := range sources {
+		if s.Weight == 0 {
+			s.Weight = 1
+		}
+		if math.IsNaN(s.Weight) || math.IsInf(s.Weight, 0) {
+			list.Close()
+			return nil, fmt.Errorf("%w: the weight of %s is %v, expected a finite number", ErrOption, s.Path, s.Weight)
+		}
+		a, err := Open(s.Path, OpenOptions{Alpha: s.Alpha, ExpertLayout: s.ExpertLayout})
+		if err != nil {
+			list.Close()
+			return nil, err
+		}
+		list = append(list, Weighted{Adapter: a, Weight: s.Weight})
+		needsAlpha, needsLayout = needsAlpha || a.Dialect == LoRALib, needsLayout || a.Stacked()
+	}
+	for _, s := range sources {
+		switch {
+		case !needsAlpha && s.Alpha != 0:
+			list.Close()
+			return nil, fmt.Errorf("%w: an alpha is given, and %s holds its own; it is for loralib files, which do not",
+				ErrOption, s.Path)
+		case !needsLayout && s.ExpertLayout != "":
+			list.Close()
+			return nil, fmt.Errorf("%w: the expert layout %s is given, and %s has no experts whose layout is open",
+				ErrOption, s.ExpertLayout, s.Path)
+		}
+	}
+	return list, nil
+}
+
+// OpenWithoutBase opens adapters that are used without their base: one with tensors of modules that its config leaves
+// out is an error.
+func OpenWithoutBase(sources []Source) (Several, error) {
+	list, err := OpenAll(sources)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range list {
+		if err := a.CheckTargets(); err != nil {
+			list.Close()
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// Negate makes the weights those of adapters that are taken out of what they were merged into. A part that cannot be
+// subtracted is an error.
+func (s Several) Negate() error {
+	for i := range s {
+		s[i].Weight = -s[i].Weight
+		if err := s[i].Subtractable(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
