@@ -231,7 +231,7 @@ func TestExtractIsDifference(t *testing.T) {
 			require.NoError(t, err)
 			r, err := lorakit.Extract(t.Context(), plain, tuned, out, lorakit.ExtractOptions{Energy: 1})
 			require.NoError(t, err)
-			require.Len(t, r.Left, left)
+			require.Len(t, r.LeftOut, left)
 			require.InDelta(t, 1, r.Explained, 1e-5)
 			again := filepath.Join(dir, "again")
 			_, err = lorakit.Merge(t.Context(), plain, []lorakit.Adapter{{Path: out}}, again, lorakit.ConvertOptions{MinKept: -1})

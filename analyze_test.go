@@ -205,7 +205,7 @@ func TestAnalyzeWeightsAsNumpy(t *testing.T) {
 	// Experts are taken one by one.
 	r, err = lorakit.Analyze(t.Context(), "fixtures/tiny-mixtral", "", lorakit.AnalyzeOptions{})
 	require.NoError(t, err)
-	assert.Empty(t, r.Left)
+	assert.Empty(t, r.LeftOut)
 	experts := 0
 	for _, m := range r.Modules {
 		if strings.Contains(m.Name, ".experts.") {
@@ -448,7 +448,7 @@ func TestAnalyzeRefuses(t *testing.T) {
 		"an empty matrix":      {empty, "", lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{empty, q, "at least one element"}},
 		"no linear layer":      {none, "", lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{none, "no linear layer"}},
 		"a rank below 0":       {whole, "", lorakit.AnalyzeOptions{Rank: -1}, lorakit.ErrOption, []string{"-1"}},
-		"a page that is there": {whole, "", lorakit.AnalyzeOptions{HTML: page}, lorakit.ErrExists, []string{page, "--force"}},
+		"a page that is there": {whole, "", lorakit.AnalyzeOptions{HTML: page}, lorakit.ErrExists, []string{page, "already exists"}},
 		"a page that is SRC":   {whole, "", lorakit.AnalyzeOptions{HTML: whole, Force: true}, lorakit.ErrRefused, []string{whole}},
 		"a page in TUNED":      {whole, llama, lorakit.AnalyzeOptions{HTML: filepath.Join(llama, "x.html")}, lorakit.ErrRefused, []string{llama}},
 		"a page in no folder":  {whole, "", lorakit.AnalyzeOptions{HTML: filepath.Join(dir, "no", "x.html")}, lorakit.ErrRefused, []string{"no folder"}},
@@ -524,6 +524,30 @@ func TestAnalyzePage(t *testing.T) {
 	}
 	assert.Equal(t, 2*len(r.Modules)+quantized, counts["rect"]) // norm, effective rank, error of NF4
 	assert.NoFileExists(t, page+".partial")
+}
+
+// TestAnalyzePageOrder: kinds stand in the order of the model, and not in that of the file.
+func TestAnalyzePageOrder(t *testing.T) {
+	attention := []string{"q_proj", "k_proj", "v_proj", "o_proj"}
+	mlp := []string{"gate_proj", "up_proj", "down_proj"}
+	for path, want := range map[string][]string{
+		"fixtures/tiny-llama":                            slices.Concat(attention, mlp, []string{"lm_head"}),
+		"fixtures/tiny-mixtral":                          slices.Concat(attention, []string{"gate"}, mlp, []string{"lm_head"}),
+		"fixtures/tiny-gpt2":                             {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"},
+		filepath.Join(adapterFixtures, "llama/patterns"): slices.Concat(attention, mlp),
+	} {
+		page := filepath.Join(t.TempDir(), "page.html")
+		_, err := lorakit.Analyze(t.Context(), path, "", lorakit.AnalyzeOptions{HTML: page})
+		require.NoError(t, err)
+		b, err := os.ReadFile(page)
+		require.NoError(t, err)
+		var got []string
+		for _, part := range strings.Split(string(b), "<figcaption>")[1:] {
+			kind, _, _ := strings.Cut(part, "<")
+			got = append(got, kind)
+		}
+		assert.Equal(t, want, got, path)
+	}
 }
 
 func TestInspectAdapter(t *testing.T) {

@@ -347,11 +347,11 @@ func TestAttachRefuses(t *testing.T) {
 		"runaway":        {"tiny-llama", lorakit.AttachOptions{Target: `(([a-z0-9._]+)+)+\$`}, lorakit.ErrRefused, "takes too long"},
 		"half":           {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Target: "w1"}, lorakit.ErrRefused, "w1 without w3"},
 		"experts":        {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Init: "compensate"}, lorakit.ErrRefused, "leaves experts and routers out of four bits"},
-		"experts' pissa": {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Init: "pissa"}, lorakit.ErrRefused, "PEFT has no --init pissa for experts"},
-		"embedding":      {"tiny-gpt2", lorakit.AttachOptions{Target: "wte", Init: "olora"}, lorakit.ErrRefused, "no --init olora for an embedding"},
+		"experts' pissa": {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Init: "pissa"}, lorakit.ErrRefused, "PEFT has no init pissa for experts"},
+		"embedding":      {"tiny-gpt2", lorakit.AttachOptions{Target: "wte", Init: "olora"}, lorakit.ErrRefused, "no init olora for an embedding"},
 		"tied":           {"tiny-qwen3", lorakit.AttachOptions{Target: "lm_head", Init: "pissa"}, lorakit.ErrRefused, "its weight is the embedding's too"},
 		"convolution":    {"resnet", lorakit.AttachOptions{Target: "convolution"}, lorakit.ErrRefused, "it is a convolution"},
-		"four bits":      {"expected/tiny-llama/nf4-dq", lorakit.AttachOptions{Init: "compensate"}, lorakit.ErrRefused, "quantised already, and --init compensate needs what it was"},
+		"four bits":      {"expected/tiny-llama/nf4-dq", lorakit.AttachOptions{Init: "compensate"}, lorakit.ErrRefused, "quantised already, and the init compensate needs what it was"},
 		"loftq's":        {"expected/tiny-llama/nf4-dq", lorakit.AttachOptions{Init: "loftq"}, lorakit.ErrRefused, "quantised already"},
 	} {
 		t.Run(name, func(t *testing.T) {

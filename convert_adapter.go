@@ -3,8 +3,6 @@ package lorakit
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
@@ -41,34 +39,22 @@ func ExpertLayouts() []string { return lora.ExpertLayouts() }
 // ExpertChoices lists what AdapterOptions.Experts may be.
 func ExpertChoices() []string { return lora.ExpertChoices() }
 
-// IsAdapter reports whether a path looks like an adapter and not like a checkpoint.
-func IsAdapter(path string) bool { return lora.IsAdapter(path) }
-
-// checkpoints refuses adapters where checkpoints are expected. A folder may hold one of each.
-func checkpoints(paths ...string) error {
-	for _, p := range paths {
-		if _, err := os.Stat(filepath.Join(p, "config.json")); err != nil && IsAdapter(p) {
-			return fmt.Errorf("%s: %w: it is an adapter, expected a checkpoint", p, ErrRefused)
-		}
-	}
-	return nil
-}
-
 // ConvertAdapter writes an adapter in another dialect, or with its experts laid out in another way. Its
 // delta stays what it is; what a dialect has no place for is an error.
 func ConvertAdapter(ctx context.Context, src Adapter, dst string, o AdapterOptions) (*AdapterConversion, error) {
-	cast, err := plainType(o.DType)
+	cast, err := pipeline.CastType(o.DType)
 	if err != nil {
 		return nil, err
 	}
 	if src.Weight != 0 && src.Weight != 1 {
-		return nil, fmt.Errorf("%w: an adapter is converted with the weight %g, expected 1; combine scales it", ErrOption, src.Weight)
+		return nil, fmt.Errorf("%w: an adapter is converted with the weight %g, expected 1; combine scales it",
+			ErrOption, src.Weight)
 	}
-	list, closeAll, err := openAlone([]Adapter{src})
+	list, err := lora.OpenWithoutBase([]Adapter{src})
 	if err != nil {
 		return nil, err
 	}
-	defer closeAll()
+	defer list.Close()
 	a := list[0].Adapter
 	e, err := a.Encode(lora.EncodeOptions{To: o.To, Experts: o.Experts})
 	if err != nil {
@@ -77,5 +63,8 @@ func ConvertAdapter(ctx context.Context, src Adapter, dst string, o AdapterOptio
 	if err := pipeline.WriteAdapter(ctx, e, src.Path, dst, cast, o.Force); err != nil {
 		return nil, err
 	}
-	return &AdapterConversion{Source: src.Path, Destination: dst, From: a.Dialect, To: e.Dialect, Tensors: len(e.Tensors), Notices: append([]string{}, e.Notices...)}, nil
+	return &AdapterConversion{
+		Source: src.Path, Destination: dst, From: a.Dialect, To: e.Dialect, Tensors: len(e.Tensors),
+		Notices: append([]string{}, e.Notices...),
+	}, nil
 }

@@ -88,8 +88,8 @@ func TestExtractTells(t *testing.T) {
 			}
 			require.Equal(t, x.modules, modules)
 			require.Equal(t, x.whole, r.Whole)
-			require.Equal(t, append([]string{}, x.left...), r.Left)
-			require.Equal(t, x.matrices, r.Matrices)
+			require.Equal(t, append([]string{}, x.left...), r.LeftOut)
+			require.Equal(t, x.matrices, r.LeftOutMatrices)
 			var config struct {
 				Targets    []string `json:"target_modules"`
 				Parameters []string `json:"target_parameters"`

@@ -13,8 +13,7 @@ type Inspection struct {
 	Format       string `json:"format"`
 	ModelType    string `json:"model_type,omitempty"`
 	Architecture string `json:"architecture,omitempty"`
-	// Known says whether lorakit knows the architecture's tensors; else it chooses
-	// by names and shapes.
+	// Known says whether lorakit knows the architecture's tensors; else it chooses by names and shapes.
 	Known      bool   `json:"architecture_known"`
 	DType      string `json:"dtype,omitempty"` // of config.json
 	Scheme     string `json:"scheme,omitempty"`
@@ -44,12 +43,18 @@ func Inspect(path string) (*Inspection, error) {
 		return nil, err
 	}
 	defer c.Close()
-	r := &Inspection{Path: path, Format: c.Format.Name(), Known: c.Known, Files: c.Files(), Metadata: c.Metadata(), Tensors: []InspectedTensor{}}
+	r := &Inspection{
+		Path: path, Format: c.Format.Name(), Known: c.Known, Files: c.Files(), Metadata: c.Metadata(),
+		Tensors: []InspectedTensor{},
+	}
 	if c.Config != nil {
 		r.ModelType, r.Architecture, r.DType = c.Config.ModelType, c.Config.Architecture, c.Config.DType
 	}
 	for _, w := range c.Weights {
-		t := InspectedTensor{Name: w.Name, DType: w.DType, Shape: w.Shape, Bytes: w.StoredBytes(), Kind: w.Role.Kind.String(), File: w.Parts[0].File}
+		t := InspectedTensor{
+			Name: w.Name, DType: w.DType, Shape: w.Shape, Bytes: w.StoredBytes(), Kind: w.Role.Kind.String(),
+			File: w.Parts[0].File,
+		}
 		if w.Decoder != nil {
 			t.Scheme = w.Decoder.Spec().String()
 			if r.Scheme == "" {

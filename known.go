@@ -14,14 +14,14 @@ type Known struct {
 	Architectures []string `json:"architectures"`
 }
 
-// KnownFormat is a container; --to takes those that are not read only.
+// KnownFormat is a container; ConvertOptions.To takes those that are not read only.
 type KnownFormat struct {
 	Name       string   `json:"name"`
 	Extensions []string `json:"extensions"`
 	ReadOnly   bool     `json:"read_only"`
 }
 
-// KnownScheme is a way to store quantised weights, with its types for --quantize.
+// KnownScheme is a way to store quantised weights, with its types for ConvertOptions.Quantize.
 type KnownScheme struct {
 	Name  string   `json:"name"`
 	Types []string `json:"types"`

@@ -17,10 +17,10 @@
 package lorakit
 
 import (
-	"errors"
-
 	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
 
 	_ "github.com/lorakit/lorakit/formats/pytorch"     // registers the container
@@ -35,20 +35,27 @@ const Version = "0.1.0"
 // says what is wrong with the environment variable LORAKIT_KERNELS, which forces one.
 func Kernels() (string, error) { return kernels.Active(), kernels.Err() }
 
-// Kinds of errors. Test for them with errors.Is; those of formats and quant
-// may be met too.
+// Kinds of errors. Test for them with errors.Is; those of formats and quant may be met too.
 var (
-	ErrExists      = pipeline.ErrExists         // the destination is there already
-	ErrBusy        = pipeline.ErrBusy           // another run is writing to it
-	ErrOtherPlan   = pipeline.ErrOtherPlan      // a stage was made with other options
-	ErrRefused     = pipeline.ErrRefused        // what was asked for contradicts itself or the checkpoint
-	ErrLost        = pipeline.ErrLost           // a merge would lose an adapter
-	ErrMemory      = pipeline.ErrMemory         // Memory is less than this checkpoint needs
-	ErrInterrupted = pipeline.ErrInterrupted    // the context was cancelled
-	ErrOption      = errors.New("wrong option") // an option has a value that is unknown
+	ErrExists      = pipeline.ErrExists      // the destination is there already
+	ErrBusy        = pipeline.ErrBusy        // another run is writing to it
+	ErrOtherPlan   = pipeline.ErrOtherPlan   // a stage was made with other options
+	ErrRefused     = pipeline.ErrRefused     // what was asked for contradicts itself or the checkpoint
+	ErrLost        = pipeline.ErrLost        // a merge would lose an adapter
+	ErrMemory      = pipeline.ErrMemory      // Memory is less than this checkpoint needs
+	ErrInterrupted = pipeline.ErrInterrupted // the context was cancelled
+	ErrOption      = lora.ErrOption          // an option has a value that is unknown
+	// ErrUnsupported says that an adapter has a part that is not known, or lacks what would tell what it is.
+	ErrUnsupported = lora.ErrUnsupported
 )
 
-// What the functions return and report is made by package pipeline.
+// Hint is one thing that can be done about an error: an option to set, or a function to call.
+type Hint = hint.Hint
+
+// Hints lists what can be done about an error, which its text does not say.
+func Hints(err error) []Hint { return hint.Of(err) }
+
+// What the functions return and report is made by packages pipeline and checkpoint.
 type (
 	// Progress says how far a run is.
 	Progress = pipeline.Progress

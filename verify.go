@@ -31,10 +31,10 @@ func VerifyMerge(ctx context.Context, merged, base string, adapters []Adapter) (
 		return nil, err
 	}
 	defer c.Close()
-	m, closeAll, err := merge(c, adapters, false)
+	m, list, err := merge(c, adapters, false)
 	if err != nil {
 		return nil, err
 	}
-	defer closeAll()
+	defer list.Close()
 	return pipeline.VerifyMerge(ctx, m, out)
 }

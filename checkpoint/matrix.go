@@ -6,21 +6,25 @@ import (
 	"math"
 
 	"github.com/lorakit/lorakit/formats"
-	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
+
+// Rows is a matrix of float32 that is read by rows: one that a file holds, as Matrix, or one that is computed.
+type Rows interface {
+	Dims() (rows, cols int)
+	// ReadRows fills dst with the rows from lo to hi.
+	ReadRows(dst []float32, lo, hi int) error
+}
 
 // Matrix reads a weight as a matrix of float32, by rows: of the shape that its
 // parameter has at run time, (out, in), so Conv1D is turned round.
 type Matrix struct {
 	w          *Weight
 	r          Reader
-	other      []float32
 	flip       bool
 	first      int64 // element of w
 	rows, cols int
-	less       *Matrix // is subtracted
 }
 
 // NewMatrix reads w, which has two dimensions.
@@ -34,16 +38,9 @@ func NewMatrix(w *Weight, flip bool) *Matrix {
 	return m
 }
 
-// NewMatrixAt reads a part of w: a matrix that begins at an element and lies by rows, such as one
-// expert of a stack.
+// NewMatrixAt reads a part of w: a matrix that begins at an element and lies by rows, such as one expert of a stack.
 func NewMatrixAt(w *Weight, first int64, rows, cols int) *Matrix {
 	return &Matrix{w: w, first: first, rows: rows, cols: cols}
-}
-
-// Minus reads the difference of two weights of one shape.
-func (m *Matrix) Minus(less *Matrix) *Matrix {
-	n := &Matrix{w: m.w, flip: m.flip, first: m.first, rows: m.rows, cols: m.cols, less: less}
-	return n
 }
 
 // Dims returns rows and columns.
@@ -58,44 +55,7 @@ func (m *Matrix) ReadRows(dst []float32, lo, hi int) error {
 	if err := tensor.ToFloats(dst, values, m.w.Values); err != nil {
 		return m.w.Failed(err)
 	}
-	if m.less == nil {
-		return nil
-	}
-	if cap(m.other) < len(dst) {
-		m.other = make([]float32, len(dst))
-	}
-	other := m.other[:len(dst)]
-	if err := m.less.ReadRows(other, lo, hi); err != nil {
-		return err
-	}
-	for i, v := range other {
-		dst[i] -= v
-	}
 	return nil
-}
-
-// Energy is the sum of the squares of all elements.
-func (m *Matrix) Energy() (float64, error) {
-	rows, cols := m.Dims()
-	step := max(1, (256<<10)/max(cols, 1))
-	x := make([]float32, min(step, rows)*cols)
-	var sum float64
-	for lo := 0; lo < rows; lo += step {
-		hi := min(lo+step, rows)
-		if err := m.ReadRows(x[:(hi-lo)*cols], lo, hi); err != nil {
-			return 0, err
-		}
-		for i := range hi - lo {
-			sum += kernels.SquaredNorm(x[i*cols : (i+1)*cols])
-		}
-	}
-	return sum, nil
-}
-
-// Rows is a matrix of float32 that is read by rows, as Matrix is.
-type Rows interface {
-	Dims() (rows, cols int)
-	ReadRows(dst []float32, lo, hi int) error
 }
 
 // Computed returns a weight like w, the weight of a linear layer (out, in), whose
@@ -110,7 +70,8 @@ func Computed(w *Weight, m Rows) *Weight {
 	}
 	c.Values = c.DType
 	bytes := c.Count() * c.DType.Bits() / 8
-	c.Parts = []formats.Tensor{{Info: c.Info, File: w.Parts[0].File, Data: &computed{m: m, dtype: c.DType}, Bytes: bytes}}
+	data := &computed{m: m, dtype: c.DType}
+	c.Parts = []formats.Tensor{{Info: c.Info, File: w.Parts[0].File, Data: data, Bytes: bytes}}
 	return c
 }
 
@@ -128,7 +89,8 @@ func (c *computed) ReadAt(p []byte, off int64) (int, error) {
 	const most = 64 << 10 // elements at a time, or one row
 	rows, cols := c.m.Dims()
 	width := int(c.dtype.Bits() / 8)
-	if off%int64(width) != 0 || len(p)%width != 0 || off < 0 || off+int64(len(p)) > int64(rows)*int64(cols)*int64(width) {
+	size := int64(rows) * int64(cols) * int64(width)
+	if off%int64(width) != 0 || len(p)%width != 0 || off < 0 || off+int64(len(p)) > size {
 		return 0, fmt.Errorf("bytes %d to %d of a computed matrix of %d x %d", off, off+int64(len(p)), rows, cols)
 	}
 	n := 0

@@ -37,11 +37,13 @@ func TestPage(t *testing.T) {
 		Title: evil, Lead: evil,
 		Sections: []Section{
 			{Heading: evil, Note: evil, HeatMap: &HeatMap{
-				Rows: []string{"0", evil}, Columns: []string{"a", evil}, RowName: evil, Values: [][]float64{{1, 2}, {math.NaN(), 4}},
+				Rows: []string{"0", evil}, Columns: []string{"a", evil}, RowName: evil,
+				Values: [][]float64{{1, 2}, {math.NaN(), 4}},
 			}},
 			{Heading: "charts", Charts: []Chart{
 				{Title: evil, X: Axis{Name: evil, Log2: true}, Y: Axis{Percent: true}, Lines: []Line{
-					{Name: evil, Points: []Point{{1, 0.25}, {2, 0.5}, {4, 1}}}, {Name: "b", Points: []Point{{1, 0}, {4, 1}}},
+					{Name: evil, Points: []Point{{1, 0.25}, {2, 0.5}, {4, 1}}},
+					{Name: "b", Points: []Point{{1, 0}, {4, 1}}},
 				}},
 				{Title: "nothing"},
 			}},

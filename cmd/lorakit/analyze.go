@@ -73,8 +73,9 @@ effective rank is then a lower bound, marked ≥; of all others, and of adapters
 				}
 				fmt.Fprintf(w, "no linear layer: %s %s\n", shorten(escape(t.Name), longestName), what)
 			}
-			if len(r.Left) > 0 {
-				fmt.Fprintf(c.ErrOrStderr(), "note: %s, which the file holds in other pieces than the model, not looked at; the first is %s\n", count(len(r.Left), "tensor"), escape(r.Left[0]))
+			if n := len(r.LeftOut); n > 0 {
+				fmt.Fprintf(c.ErrOrStderr(), "note: %s, which the file holds in other pieces than the model, not "+
+					"looked at; the first is %s\n", count(n, "tensor"), escape(r.LeftOut[0]))
 			}
 			for _, n := range r.Notices {
 				fmt.Fprintln(c.ErrOrStderr(), "note: "+escape(n))
@@ -111,7 +112,8 @@ func printAnalysis(w io.Writer, r *lorakit.Analysis) {
 		head = append(head, "NORM", "EFF. RANK", "50%", "90%", "NF4 ERROR", "BY 8", "BY 16", "BY 32", "BY 64")
 	}
 	t := newTable(w, head...)
-	t.names, t.spare = []string{"MODULE"}, []string{"SHAPE", "SPECTRUM", "FORM", "50%", "RANK", "90%", "EFF. RANK", "NORM"}
+	t.names = []string{"MODULE"}
+	t.spare = []string{"SHAPE", "SPECTRUM", "FORM", "50%", "RANK", "90%", "EFF. RANK", "NORM"}
 	for _, m := range r.Modules {
 		shape := "-"
 		if m.Shape != nil {
@@ -188,8 +190,7 @@ func printKinds(w io.Writer, r *lorakit.Analysis) {
 	}
 }
 
-// needed is the rank that a share needs; more than all that are known where they do not
-// reach it.
+// needed is the rank that a share needs; more than all that are known where they do not reach it.
 func needed(s *lorakit.SpectrumFigures, share float64) string {
 	for _, n := range s.Needed {
 		if n.Share == share {

@@ -45,6 +45,7 @@ them), attention, names joined by commas, or a regular expression that matches w
 			if err != nil {
 				return err
 			}
+			r.Notices = append(r.Notices, whatToType(r, args[0])...)
 			if asJSON {
 				return printJSON(c.OutOrStdout(), r)
 			}
@@ -63,7 +64,8 @@ them), attention, names joined by commas, or a regular expression that matches w
 					return err
 				}
 			}
-			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s: rank %d, alpha %g, %s, %d parameters\n", escape(r.Destination), r.Rank, r.Alpha, count(len(r.Modules), "module"), r.Parameters)
+			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s: rank %d, alpha %g, %s, %d parameters\n",
+				escape(r.Destination), r.Rank, r.Alpha, count(len(r.Modules), "module"), r.Parameters)
 			return err
 		},
 	}
@@ -78,4 +80,19 @@ them), attention, names joined by commas, or a regular expression that matches w
 	complete(c, "init", "kaiming", "gaussian", "pissa", "olora", "loftq", "compensate")
 	complete(c, "target", "all-linear", "attention")
 	return c
+}
+
+// whatToType lists the commands that an adapter needs beside it, which depend on what it starts from.
+func whatToType(r *lorakit.Attachment, base string) []string {
+	switch r.Init {
+	case "pissa", "olora":
+		return []string{
+			fmt.Sprintf("the base without the adapter's part: lorakit unmerge %s %s RESIDUAL", base, r.Destination),
+			fmt.Sprintf("once trained, an adapter for %s: lorakit combine PLAIN TRAINED=1 %s=-1 --type cat",
+				base, r.Destination),
+		}
+	case "compensate":
+		return []string{fmt.Sprintf("its base: lorakit convert %s DST --quantize nf4", base)}
+	}
+	return nil
 }

@@ -36,16 +36,28 @@ tensors differ that have no part in it (norms, biases, convolutions).`,
 				t.row(m.Name, fmt.Sprint(m.Rank), share(m.Explained), fmt.Sprintf("%.4g", m.DeltaNorm))
 			}
 			t.flush()
+			w := c.ErrOrStderr()
 			if len(r.Whole) > 0 {
-				fmt.Fprintf(c.ErrOrStderr(), "note: %s of positions in the adapter whole: %s\n", count(len(r.Whole), "embedding"), escape(strings.Join(r.Whole, ", ")))
+				fmt.Fprintf(w, "note: %s of positions in the adapter whole: %s\n",
+					count(len(r.Whole), "embedding"), escape(strings.Join(r.Whole, ", ")))
 			}
-			if n := len(r.Matrices); n > 0 {
-				fmt.Fprintf(c.ErrOrStderr(), "note: %s of the change left out, which no LoRA module is made for: %s%s\n", map[bool]string{true: "1 matrix", false: fmt.Sprintf("%d matrices", n)}[n == 1], escape(strings.Join(r.Matrices[:min(n, 8)], ", ")), map[bool]string{true: ", ..."}[n > 8])
+			if n := len(r.LeftOutMatrices); n > 0 {
+				matrices, more := fmt.Sprintf("%d matrices", n), ""
+				if n == 1 {
+					matrices = "1 matrix"
+				}
+				if n > 8 {
+					more = ", ..."
+				}
+				fmt.Fprintf(w, "note: %s of the change left out, which no LoRA module is made for: %s%s\n",
+					matrices, escape(strings.Join(r.LeftOutMatrices[:min(n, 8)], ", ")), more)
 			}
-			if len(r.Left) > 0 {
-				fmt.Fprintf(c.ErrOrStderr(), "note: %s differ that have no part in the adapter, the first is %s\n", count(len(r.Left), "tensor"), escape(r.Left[0]))
+			if n := len(r.LeftOut); n > 0 {
+				fmt.Fprintf(w, "note: %s differ that have no part in the adapter, the first is %s\n",
+					count(n, "tensor"), escape(r.LeftOut[0]))
 			}
-			fmt.Fprintf(c.ErrOrStderr(), "%s: %s, %s of the change\n", escape(r.Destination), count(len(r.Modules), "module"), share(r.Explained))
+			fmt.Fprintf(w, "%s: %s, %s of the change\n",
+				escape(r.Destination), count(len(r.Modules), "module"), share(r.Explained))
 			return nil
 		},
 	}

@@ -43,8 +43,7 @@ func limitMemory(bytes int64) { debug.SetMemoryLimit(bytes - bytes/8) }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
-// writers are the commands that have a stage to put away when they are interrupted; the
-// others just end.
+// writers are the commands that have a stage to put away when they are interrupted; the others just end.
 var writers = []string{"convert", "merge", "unmerge", "attach", "extract", "resize", "combine"}
 
 // run carries out one command line and returns the exit code.
@@ -86,7 +85,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errFound):
 		return exitFound
 	}
-	fmt.Fprintln(stderr, "lorakit: "+shorten(escape(strings.Join(strings.Fields(err.Error()), " ")), 4000))
+	fmt.Fprintln(stderr, "lorakit: "+shorten(escape(strings.Join(strings.Fields(withHints(err)), " ")), 4000))
 	switch {
 	case errors.Is(err, lorakit.ErrInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
@@ -185,8 +184,7 @@ func wrapFlags(root *cobra.Command, w io.Writer) {
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "FlagUsages ", fmt.Sprintf("FlagUsagesWrapped %d ", width)))
 }
 
-// output remembers that something could not be written, so that a full disk behind
-// a redirection is no success.
+// output remembers that something could not be written, so that a full disk behind a redirection is no success.
 type output struct {
 	io.Writer
 	err error

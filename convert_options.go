@@ -1,0 +1,110 @@
+package lorakit
+
+import (
+	"cmp"
+	"fmt"
+
+	"github.com/lorakit/lorakit/pipeline"
+	"github.com/lorakit/lorakit/quant"
+)
+
+// ConvertOptions say what Convert makes of a checkpoint. The zero value keeps every weight as it is.
+type ConvertOptions struct {
+	// To is the format to write, such as "safetensors"; empty keeps the source's.
+	To string
+	// DType is what plain weights are cast to: "f32", "f16", "bf16", or "keep" (or empty).
+	DType string
+	// Quantize is "keep" (or empty), "none" for plain weights, or a type: "nf4", "fp4", "int8".
+	Quantize string
+	// BlockSize is how many elements share a scale: a power of two from 32 to 4096; 0 is 64. DoubleQuant quantises the
+	// scales as well. Both are for nf4 and fp4.
+	BlockSize   int
+	DoubleQuant bool
+	// PerExpert quantises the matrices of experts as well.
+	PerExpert bool
+	// Include, where not empty, names by globs exactly the tensors that are quantised. Exclude names some that are not.
+	Include, Exclude []string
+	// Merge are adapters whose deltas are added, in this order, before anything is cast or quantised.
+	Merge    []Adapter
+	subtract bool // instead of adding
+
+	// Base is "as-is" (or empty), or "dequantized": each adapted weight goes through NF4
+	// and back first, as an adapter trained by QLoRA has seen it.
+	Base string
+	// MinKept is the least share of an adapter that each of its modules has to keep; 0 is 0.5, a
+	// negative one asks for nothing.
+	MinKept float64
+	// MaxShardSize is the most bytes of tensors in a file; 0 is 5 GB.
+	MaxShardSize int64
+	// AllowNonFinite encodes NaN and infinity as bitsandbytes does. Else they are an error.
+	AllowNonFinite bool
+
+	// Memory is the peak of the whole process in bytes; 0 is 256 MiB. Buffers are made to fit; a program that wants the
+	// garbage collector to keep to it too calls debug.SetMemoryLimit, as the command does.
+	Memory int64
+	// Threads is how many compute at once; 0 is one a processor.
+	Threads int
+	// Resume goes on with a stage that an earlier run has left. Force replaces
+	// what is at the destination. DryRun stops when the plan is made.
+	Resume, Force, DryRun bool
+	// Progress, where not nil, is called several times a second, from another goroutine.
+	Progress func(Progress)
+}
+
+// plan is how a plan is made by these options.
+func (o *ConvertOptions) plan() (pipeline.Options, error) {
+	po := pipeline.Options{
+		To: o.To, Quantize: cmp.Or(o.Quantize, "keep"), Params: o.params(),
+		PerExpert: o.PerExpert, Include: o.Include, Exclude: o.Exclude,
+		MaxShardSize: cmp.Or(o.MaxShardSize, pipeline.DefaultShardSize), AllowNonFinite: o.AllowNonFinite,
+	}
+	seen, err := nf4Spec(po.Params) // also where no type is asked for that has them
+	if err != nil {
+		return po, err
+	}
+	switch {
+	case o.Base != "" && o.Base != "as-is" && o.Base != "dequantized":
+		return po, fmt.Errorf("%w: base %q is unknown; known are as-is, dequantized", ErrOption, o.Base)
+	case o.Base == "dequantized" && len(o.Merge) == 0:
+		return po, fmt.Errorf("%w: base says what adapters are added to, and none is merged", ErrOption)
+	}
+	if o.Base == "dequantized" {
+		po.Through = &seen
+	}
+	if po.DType, err = pipeline.CastType(o.DType); err != nil {
+		return po, err
+	}
+	return po, po.Check()
+}
+
+// params are the parameters of a type that the options have fields for.
+func (o *ConvertOptions) params() quant.Params {
+	return quant.Params{
+		{Name: "block_size", Value: int64(cmp.Or(o.BlockSize, 64))}, {Name: "double_quant", Value: o.DoubleQuant},
+	}
+}
+
+// nf4Spec is NF4 as it is asked for: what QLoRA has seen.
+func nf4Spec(asked quant.Params) (quant.Spec, error) {
+	scheme, err := quant.ForType("nf4")
+	if err != nil {
+		return quant.Spec{}, err
+	}
+	s, err := scheme.Spec("nf4", asked)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrOption, err)
+	}
+	return s, err
+}
+
+// run is how a plan is carried out by these options.
+func (o *ConvertOptions) run() (pipeline.RunOptions, error) {
+	ro := pipeline.RunOptions{
+		Threads: o.Threads, Memory: o.Memory, Resume: o.Resume, Force: o.Force, MinKept: cmp.Or(o.MinKept, 0.5),
+		Progress: o.Progress,
+	}
+	if ro.Memory <= 0 {
+		ro.Memory = pipeline.DefaultMemory
+	}
+	return ro, ro.Check()
+}
