@@ -14,6 +14,7 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/tensor"
@@ -149,11 +150,16 @@ func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
 	byName, single := formats.ForExtension(dst)
 	switch {
 	case e.File != "" && single:
-		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a folder, and this is the name of a file; lorakit convert --to kohya or loralib makes a file of one", dst, ErrRefused, e.Dialect)
+		err := fmt.Errorf("%s: %w: a %s adapter is a folder, and this is the name of a file", dst, ErrRefused, e.Dialect)
+		return nil, "", hint.With(err, hint.Hint{
+			Function: "Convert", Option: "To", Value: lora.Kohya + " or " + lora.LoRALib, Effect: "makes a file of one",
+		})
 	case e.File != "":
 		return format, e.File, nil
 	case !single:
-		return nil, "", fmt.Errorf("%s: %w: a %s adapter is one file, expected a name that ends in %s; --to peft or mlx makes a folder", dst, ErrRefused, e.Dialect, strings.Join(format.Extensions(), ", "))
+		err := fmt.Errorf("%s: %w: a %s adapter is one file, expected a name that ends in %s",
+			dst, ErrRefused, e.Dialect, strings.Join(format.Extensions(), ", "))
+		return nil, "", hint.With(err, hint.Hint{Option: "To", Value: lora.PEFT + " or " + lora.MLX, Effect: "makes a folder"})
 	case byName.Name() != e.Format:
 		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a %s file, expected a name that ends in %s", dst, ErrRefused, e.Dialect, e.Format, strings.Join(format.Extensions(), ", "))
 	}

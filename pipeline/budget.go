@@ -8,6 +8,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/quant"
 )
 
@@ -69,8 +70,11 @@ func CheckMemory(m *Merged, o Options, memory int64) error {
 }
 
 func tooLittle(memory, least int64) error {
-	return fmt.Errorf("%w: %s allowed, at least %s needed for this checkpoint; --memory %dMiB will do",
-		ErrMemory, humanize.IBytes(uint64(memory)), humanize.IBytes(uint64(least)), (least+1<<20-1)>>20)
+	err := fmt.Errorf("%w: %s allowed, at least %s needed for this checkpoint",
+		ErrMemory, humanize.IBytes(uint64(memory)), humanize.IBytes(uint64(least)))
+	return hint.With(err, hint.Hint{
+		Option: "Memory", Value: fmt.Sprintf("%dMiB", (least+1<<20-1)>>20), Effect: "will do",
+	})
 }
 
 // needs is what a run takes.

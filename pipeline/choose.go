@@ -10,6 +10,7 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -30,7 +31,7 @@ type planner struct {
 	decoded   int          // how many weights are dequantised
 	changed   bool         // whether the scheme of any weight changes
 	unfit     int          // how many were chosen that hold nothing to quantise
-	uncast    []string     // what --dtype leaves: types that only a scheme gives a meaning
+	uncast    []string     // what is not cast: types that only a scheme gives a meaning
 }
 
 func (b *planner) notice(format string, args ...any) {
@@ -57,10 +58,10 @@ func (b *planner) check() error {
 			return err
 		}
 	}
-	if err := globs(b.Include).unmatched("--include", b.from.Weights); err != nil {
+	if err := globs(b.Include).unmatched("include", b.from.Weights); err != nil {
 		return err
 	}
-	return globs(b.Exclude).unmatched("--exclude", b.from.Weights)
+	return globs(b.Exclude).unmatched("exclude", b.from.Weights)
 }
 
 func (b *planner) target(dst string) (formats.Format, error) {
@@ -73,7 +74,7 @@ func (b *planner) target(dst string) (formats.Format, error) {
 	case b.To != "":
 		f, err := formats.Lookup(b.To)
 		if err == nil && single && byName.Name() != f.Name() {
-			err = fmt.Errorf("%w: %s has the extension of %s, and --to says %s", ErrRefused, dst, byName.Name(), f.Name())
+			err = fmt.Errorf("%w: %s has the extension of %s, and %s is asked for", ErrRefused, dst, byName.Name(), f.Name())
 		}
 		return f, err
 	case single:
@@ -114,7 +115,9 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 	}
 	b.group(jobs)
 	if b.scheme != nil && len(b.quantised) == 0 {
-		return nil, fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s; --include GLOB chooses them by name", b.Path, ErrRefused, len(b.from.Weights), b.Quantize)
+		err := fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s",
+			b.Path, ErrRefused, len(b.from.Weights), b.Quantize)
+		return nil, hint.With(err, hint.Hint{Option: "Include", Value: "GLOB", Effect: "chooses them by name"})
 	}
 	b.explain()
 	return jobs, nil
@@ -195,7 +198,8 @@ func (b *planner) selected(w *Weight) bool {
 
 func (b *planner) quantiseJob(ctx context.Context, w *Weight) (Job, error) {
 	if w.Role.Kind == models.Expert && len(w.Shape) > 2 && len(b.Include) == 0 {
-		return Job{}, fmt.Errorf("%w: its experts are stored as one tensor of shape %v, and per-expert needs one tensor an expert; --experts keep leaves them as they are", ErrRefused, w.Shape)
+		return Job{}, fmt.Errorf("%w: its experts are stored as one tensor of shape %v, and per-expert needs one tensor an "+
+			"expert; they can be kept as they are", ErrRefused, w.Shape)
 	}
 	spec, to := b.spec, b.castTo(w)
 	if w.Decoder != nil {
@@ -323,7 +327,7 @@ func (b *planner) explain() {
 		b.notice("%s are not among those of %s: chosen by their names and shapes", plural(guessed, "tensor"), b.Config.Architecture)
 	}
 	if b.unfit > 0 {
-		b.notice("left as they are, since they hold integers or nothing: %s that --include chooses", plural(b.unfit, "tensor"))
+		b.notice("left as they are, since they hold integers or nothing: %s that were chosen by name", plural(b.unfit, "tensor"))
 	}
 	experts, others := 0, []string(nil)
 	for _, w := range b.extra {
@@ -344,7 +348,7 @@ func (b *planner) explain() {
 		b.notice("experts: %s in %s, one tensor an expert, %s; transformers does not load such a folder",
 			plural(experts, "tensor"), b.Quantize, loaders)
 	case experts > 0:
-		b.notice("experts: %s in %s, by --include; transformers does not load such a folder", plural(experts, "tensor"), b.Quantize)
+		b.notice("experts: %s in %s, chosen by name; transformers does not load such a folder", plural(experts, "tensor"), b.Quantize)
 	default:
 		n := 0
 		for _, w := range b.from.Weights {
@@ -353,7 +357,7 @@ func (b *planner) explain() {
 			}
 		}
 		if n > 0 {
-			b.notice("experts: %s not quantised, as transformers loads them; --experts per-expert quantises them", plural(n, "tensor"))
+			b.notice("experts: %s not quantised, as transformers loads them; per-expert quantises them", plural(n, "tensor"))
 		}
 	}
 	if len(others) > 0 && b.Known {
@@ -418,7 +422,7 @@ func matchGlob(pattern, name string) bool {
 }
 
 // unmatched is an error where a glob matches no weight: most likely a mistake.
-func (g globs) unmatched(flag string, weights []*Weight) error {
+func (g globs) unmatched(what string, weights []*Weight) error {
 	for _, pattern := range g {
 		found := false
 		for _, w := range weights {
@@ -427,7 +431,7 @@ func (g globs) unmatched(flag string, weights []*Weight) error {
 			}
 		}
 		if !found {
-			return fmt.Errorf("%s %s matches none of the %d tensors", flag, tensor.Quote(pattern), len(weights))
+			return fmt.Errorf("%w: %s %s matches none of the %d tensors", ErrRefused, what, tensor.Quote(pattern), len(weights))
 		}
 	}
 	return nil

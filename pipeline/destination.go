@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/storage"
 )
 
@@ -131,7 +132,7 @@ func (r *run) matches(ctx context.Context, dst string) error {
 	}
 	var d *different
 	if errors.As(err, &d) {
-		return fmt.Errorf("%s: %w, and is not what this source and these flags make: %w; --force replaces it", dst, ErrExists, d)
+		return hint.With(fmt.Errorf("%s: %w, and is not what this source and these options make: %w", dst, ErrExists, d), force)
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/storage"
 )
 
@@ -153,7 +154,8 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 		return fmt.Errorf("%w; and %s could not be removed: %v", err, r.sink, left)
 	}
 	if keep {
-		return fmt.Errorf("%w; %d of %d shards are finished in %s, --resume goes on from there", err, n, len(r.work), r.sink)
+		err := fmt.Errorf("%w; %d of %d shards are finished in %s", err, n, len(r.work), r.sink)
+		return hint.With(err, hint.Hint{Option: "Resume", Effect: "goes on from there"})
 	}
 	return err
 }

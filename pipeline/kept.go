@@ -12,6 +12,7 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/tensor"
@@ -369,19 +370,27 @@ func (r *run) checkKept() error {
 	name, least := short[0].Lowest()
 	for _, m := range short {
 		if !m.Finite() {
-			return fmt.Errorf("%w: module %s: its kept share is not a number, since the base or the result holds NaN or infinity; lorakit verify tells a base that does, and --dtype f32 has room for larger numbers", ErrLost, tensor.Quote(m.Name))
+			err := fmt.Errorf("%w: module %s: its kept share is not a number, since the base or the result holds NaN or infinity",
+				ErrLost, tensor.Quote(m.Name))
+			return hint.With(err, hint.Hint{Function: "Verify", Effect: "tells a base that does"},
+				hint.Hint{Option: "DType", Value: "f32", Effect: "has room for larger numbers"})
 		}
 		if n, kept := m.Lowest(); kept < least {
 			name, least = n, kept
 		}
 	}
-	out := "write f32 (--dtype f32)"
+	out := []hint.Hint{{Option: "DType", Value: "f32", Effect: "keeps all of it"}}
 	if slices.ContainsFunc(r.merges, func(j *jobRun) bool { return j.Encode != nil }) {
-		out = "write 16 bit (--quantize none) or int8, or leave the 4-bit base as it is with the adapter beside it"
+		out = []hint.Hint{
+			{Option: "Quantize", Value: "none", Effect: "writes 16 bit"}, {Option: "Quantize", Value: "int8", Effect: "keeps more"},
+		}
 	}
 	// A share of a little less than 0 is said without a sign: -0 and 0 is 0.
-	return fmt.Errorf("%w: kept share of %s is %.4f, expected at least %g (%s below it); %s; --min-kept 0 writes it all the same",
-		ErrLost, tensor.Quote(name), math.Round(least*1e4)/1e4+0, r.opts.MinKept, plural(len(short), "module"), out)
+	out = append(out, hint.Hint{Option: "MinKept", Value: "0", Effect: "writes it all the same"})
+	err := fmt.Errorf("%w: kept share of %s is %.4f, expected at least %g (%s below it); the untouched base with the adapter "+
+		"beside it loses nothing", ErrLost, tensor.Quote(name), math.Round(least*1e4)/1e4+0, r.opts.MinKept,
+		plural(len(short), "module"))
+	return hint.With(err, out...)
 }
 
 // ErrLost says that a merge would lose an adapter, or a part of one.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -37,7 +38,9 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 		return fmt.Errorf("%s: the result: %w", b.Path, err)
 	}
 	if len(b.p.Shards) > maxShards {
-		return fmt.Errorf("%s: %w: the result would have %d shards, expected at most %d; a larger --max-shard-size makes fewer", b.Path, ErrRefused, len(b.p.Shards), maxShards)
+		err := fmt.Errorf("%s: %w: the result would have %d shards, expected at most %d",
+			b.Path, ErrRefused, len(b.p.Shards), maxShards)
+		return hint.With(err, hint.Hint{Option: "MaxShardSize", Value: "SIZE", Effect: "makes fewer if it is larger"})
 	}
 	return nil
 }

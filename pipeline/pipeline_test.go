@@ -24,6 +24,7 @@ import (
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	_ "github.com/lorakit/lorakit/formats/safetensors"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/quant"
 	_ "github.com/lorakit/lorakit/quant/bnb"
@@ -179,7 +180,10 @@ func TestTooLittleMemorySaysTheLeast(t *testing.T) {
 	_, err := convert(context.Background(), src, dst, nf4, pipeline.RunOptions{Memory: 1 << 20})
 	require.ErrorIs(t, err, pipeline.ErrMemory)
 	var least int64
-	_, scanErr := fmt.Sscanf(err.Error()[strings.Index(err.Error(), "--memory "):], "--memory %dMiB will do", &least)
+	hints := hint.Of(err)
+	require.Len(t, hints, 1)
+	require.Equal(t, "Memory", hints[0].Option)
+	_, scanErr := fmt.Sscanf(hints[0].Value, "%dMiB", &least)
 	require.NoError(t, scanErr, err)
 	assert.NoDirExists(t, dst+".partial")
 	_, err = convert(context.Background(), src, dst, nf4, pipeline.RunOptions{Memory: (least + 4) << 20})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -214,7 +215,8 @@ func (s *stage) takeUp(digest string, resume bool) error {
 	earlier, known := parseBegun(b)
 	if resume && known {
 		if earlier.Plan != digest {
-			return fmt.Errorf("%s: %w; the same source and flags are needed to go on with it, or a run without --resume to start over", s.dir, ErrOtherPlan)
+			return fmt.Errorf("%s: %w; the same source and options are needed to go on with it, or a run that starts over", s.dir,
+				ErrOtherPlan)
 		}
 		// A result that is complete but stands neither here nor at DST has been moved
 		// away after it was published: what is here is the DST it replaced.
@@ -307,8 +309,11 @@ func (s *stage) restore() error {
 	return err
 }
 
+// force is what to do where something is in the way.
+var force = hint.Hint{Option: "Force", Effect: "replaces it"}
+
 func existsError(dst string) error {
-	return fmt.Errorf("%s: %w; --force replaces it", dst, ErrExists)
+	return hint.With(fmt.Errorf("%s: %w", dst, ErrExists), force)
 }
 
 // published reports whether the result is at DST already, and only this stage

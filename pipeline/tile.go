@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -237,8 +238,9 @@ func (j *jobRun) locate(err error) error {
 	for i := len(shape) - 1; i >= 0; i-- {
 		at[i], rest = rest%shape[i], rest/shape[i]
 	}
-	return fmt.Errorf("%w (at %v of %v), expected finite numbers; --allow-non-finite encodes it as %s does",
-		&quant.NonFiniteError{Index: index, What: bad.What}, at, shape, j.Encode.Type)
+	err = fmt.Errorf("%w (at %v of %v), expected finite numbers",
+		&quant.NonFiniteError{Index: index, What: bad.What}, at, shape)
+	return hint.With(err, hint.Hint{Option: "AllowNonFinite", Effect: "encodes it as " + j.Encode.Type + " does"})
 }
 
 func (r *run) write(sh *shardRun, p []byte, off int64) error {

@@ -37,5 +37,5 @@ func TestFullDisk(t *testing.T) {
 	}
 	require.Error(t, err)
 	assert.Equal(t, exitFailed, c.ProcessState.ExitCode(), "%s", out)
-	assert.Regexp(t, `^lorakit: .*no space left on device; [1-9]\d* of 6 shards are finished in .*dst\.partial, --resume goes on from there\n$`, string(out))
+	assert.Regexp(t, `^lorakit: .*no space left on device; [1-9]\d* of 6 shards are finished in .*dst\.partial; --resume goes on from there\n$`, string(out))
 }
