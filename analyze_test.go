@@ -410,7 +410,7 @@ func TestAnalyzeDialects(t *testing.T) {
 	}
 	_, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "dialects/loralib-llama.pt")})
 	require.ErrorIs(t, err, lorakit.ErrUnsupported)
-	require.ErrorContains(t, err, "--alpha")
+	require.Equal(t, []lorakit.Hint{{Option: "Alpha", Effect: "gives it"}}, lorakit.Hints(err))
 }
 
 func TestAnalyzeRefuses(t *testing.T) {

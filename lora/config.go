@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -380,7 +381,12 @@ func (c *Config) plainBase() error {
 		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base that PEFT makes as it loads the adapter: in four bits, and without the part it started from", ErrUnsupported, tensor.Quote(start))
 	}
 	if start != "" {
-		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from; lorakit combine PLAIN TRAINED=1 START=-1 --type cat makes a plain one of it and the adapter it started as", ErrUnsupported, tensor.Quote(start))
+		err := fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from",
+			ErrUnsupported, tensor.Quote(start))
+		return hint.With(err, hint.Hint{
+			Function: "Combine", Option: "Type", Value: "cat",
+			Effect: "makes a plain one of it, with the weight 1, and of the adapter it started as, with -1",
+		})
 	}
 	return nil
 }

@@ -252,7 +252,7 @@ func TestOpenBadDialects(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.safetensors")
 	writeTensors(t, path, map[string][]int64{"q.lora_A": {2, 3}, "q.lora_B": {4, 2}})
 	_, err := Open(path, OpenOptions{})
-	require.ErrorContains(t, err, "give it with --alpha")
+	require.ErrorContains(t, err, "does not hold its alpha")
 	a, err := Open(path, OpenOptions{Alpha: 8})
 	require.NoError(t, err)
 	require.Equal(t, 4.0, a.Modules[0].Scaling)

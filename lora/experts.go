@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -299,12 +300,13 @@ func (a *Adapter) singles(dialect, experts string) ([]*Module, error) {
 	if err != nil {
 		return nil, err
 	}
+	apart := hint.Hint{Option: "Experts", Value: perExpert, Effect: "takes it apart"}
 	for _, s := range stacks {
-		return nil, noPlace(s.Module, "a stack of experts", dialect, "; --experts per-expert takes it apart")
+		return nil, noPlace(s.Module, "a stack of experts", dialect, apart)
 	}
 	for _, m := range a.Modules {
 		if m.Experts > 0 {
-			return nil, noPlace(m, "a stack of experts", dialect, "; --experts per-expert takes it apart")
+			return nil, noPlace(m, "a stack of experts", dialect, apart)
 		}
 	}
 	return a.Modules, nil

@@ -146,7 +146,7 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 	seen, part := map[string]string{}, kohyaPart(modules)
 	for _, m := range modules {
 		if m.Form != Linear && m.Form != Conv || m.Magnitude != nil {
-			return nil, noPlace(m, m.what(), Kohya, "")
+			return nil, noPlace(m, m.what(), Kohya)
 		}
 		key := m.Name
 		if !m.Flat {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -16,7 +17,8 @@ import (
 // readLoRALib makes modules of the tensors of a loralib state dict.
 func (a *Adapter) readLoRALib(tensors []formats.Tensor, alpha float64) error {
 	if alpha == 0 {
-		return fmt.Errorf("%s: %w: a loralib state dict does not hold its alpha: give it with --alpha", a.Path, ErrUnsupported)
+		err := fmt.Errorf("%s: %w: a loralib state dict does not hold its alpha, and none is given", a.Path, ErrUnsupported)
+		return hint.With(err, hint.Hint{Option: "Alpha", Effect: "gives it"})
 	}
 	type parts struct{ a, b *formats.Tensor }
 	byName := map[string]*parts{}
@@ -129,7 +131,7 @@ func (a *Adapter) encodeLoRALib(experts string) (*Encoded, error) {
 			e.Tensors = append(e.Tensors, asItIs(m.Name+"."+m.Param, m.Value))
 			continue
 		case m.Form != Linear && m.Form != Embedding || m.Magnitude != nil:
-			return nil, noPlace(m, m.what(), LoRALib, "")
+			return nil, noPlace(m, m.what(), LoRALib)
 		}
 		want := common.alpha / float64(m.Rank) // what loralib makes of the alpha
 		e.Tensors = append(e.Tensors,

@@ -265,7 +265,7 @@ func (m *Module) mlxOutputs(rank int, scale float64) ([]Output, error) {
 		}
 		return []Output{asItIs(m.Name+inner+m.Param, m.Value)}, nil
 	case m.Form != Linear && m.Form != Embedding || m.Magnitude != nil && m.Form == Embedding:
-		return nil, noPlace(m, m.what(), MLX, "")
+		return nil, noPlace(m, m.what(), MLX)
 	}
 	A, B := padded(m.A, int64(rank)), padded(m.B.Transposed(), int64(rank))
 	out := []Output{

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -203,9 +204,11 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 	return e, nil
 }
 
-// noPlace says that a dialect cannot hold a module.
-func noPlace(m *Module, what, dialect, hint string) error {
-	return fmt.Errorf("module %s: %w: %s has no place in a %s adapter%s", tensor.Quote(m.String()), ErrUnsupported, what, dialect, hint)
+// noPlace says that a dialect cannot hold a module, and what helps.
+func noPlace(m *Module, what, dialect string, hints ...hint.Hint) error {
+	err := fmt.Errorf("module %s: %w: %s has no place in a %s adapter",
+		tensor.Quote(m.String()), ErrUnsupported, what, dialect)
+	return hint.With(err, hints...)
 }
 
 // what names what is special about a module.

@@ -74,7 +74,7 @@ func inspectAdapter(c *cobra.Command, path string, parse func([]string) ([]lorak
 	a[0].Path = path // an equals sign in it is part of the name
 	r, err := lorakit.InspectAdapter(c.Context(), a[0])
 	if info, e := os.Stat(path); errors.Is(err, lorakit.ErrUnsupported) && e == nil && !info.IsDir() {
-		fmt.Fprintf(c.ErrOrStderr(), "note: its tensors are shown as they are: %s\n", escape(err.Error()))
+		fmt.Fprintf(c.ErrOrStderr(), "note: its tensors are shown as they are: %s\n", escape(withHints(err)))
 		return false, nil
 	}
 	if err != nil {
