@@ -88,7 +88,7 @@ func AnalyzeWeights(ctx context.Context, c *checkpoint.Checkpoint, o AnalyzeOpti
 		return nil, err
 	}
 	r := &Analysis{Path: c.Path, Of: "weights"}
-	matrices := Apart(c, Targets(c))
+	matrices := takeApart(c, Targets(c))
 	var list []*Target
 	for _, w := range c.Weights {
 		if err := checkFilled(c, w); err != nil {
@@ -177,7 +177,7 @@ func (r *Analysis) compare(ctx context.Context, base, tuned *checkpoint.Checkpoi
 	for _, y := range tuned.Weights {
 		other[y.Name] = y
 	}
-	matrices := Apart(base, Targets(base))
+	matrices := takeApart(base, Targets(base))
 	var changes []*change
 	var rest, restTuned checkpoint.Checkpoint // tensors that are none of them
 	for _, x := range base.Weights {

@@ -133,7 +133,7 @@ func (r *Extraction) compare(
 	for _, y := range tuned.Weights {
 		other[y.Name] = y
 	}
-	matrices := Apart(base, Targets(base))
+	matrices := takeApart(base, Targets(base))
 	for _, x := range base.Weights {
 		y := other[x.Name]
 		delete(other, x.Name)

@@ -25,13 +25,16 @@ type Target struct {
 	Experts int
 	// ByParameter says that PEFT finds it by target_parameters, and not by its module.
 	ByParameter bool
-	// Weight is the tensor of the file that holds all its values; nil where they are spread over several, or are a part
-	// of one, unless the target is one of Apart.
+	// Weight is the tensor of the file that holds its values; nil where they are spread over several, or are only a
+	// part of one.
 	Weight *checkpoint.Weight
 
-	first     int64        // the element of Weight that its matrix begins at
-	stack     *Target      // of Apart: the run-time parameter that it is, or is in
-	part      int          // of Apart: which of the projections that the parameter joins
+	// Of what takeApart makes: the element of Weight that its matrix begins at, the run-time parameter that it is or is
+	// in, and which of the projections that the parameter joins.
+	first int64
+	stack *Target
+	part  int
+
 	shape     tensor.Shape // of the matrix, as it lies at run time
 	tensors   int          // of the file, that it is made of
 	perMatrix int          // how many tensors each matrix is made of
@@ -195,11 +198,11 @@ func tiedHead(c *checkpoint.Checkpoint, list []*Target, byParam map[string]*Targ
 	return nil
 }
 
-// Apart takes targets apart into single matrices, as they are decomposed: each linear layer, router and embedding, and
-// each expert of a stack by the name that an adapter of single experts has for it. The matrices are listed by the
+// takeApart takes targets apart into single matrices, as they are decomposed: each linear layer, router and embedding,
+// and each expert of a stack by the name that an adapter of single experts has for it. The matrices are listed by the
 // tensor of the file that holds them, in the order in which it does. A tensor that is not made of such matrices alone
 // is not in the map.
-func Apart(c *checkpoint.Checkpoint, targets []*Target) map[*checkpoint.Weight][]*Target {
+func takeApart(c *checkpoint.Checkpoint, targets []*Target) map[*checkpoint.Weight][]*Target {
 	byParam := map[string]*Target{}
 	for _, t := range targets {
 		byParam[t.Param] = t

@@ -133,7 +133,7 @@ func TestApart(t *testing.T) {
 	} {
 		c := open(t, path...)
 		names := map[string]bool{}
-		apart := Apart(c, Targets(c))
+		apart := takeApart(c, Targets(c))
 		require.NotEmpty(t, apart)
 		for w, list := range apart {
 			var n int64
@@ -155,7 +155,7 @@ func TestApartStack(t *testing.T) {
 	const up, down = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"
 	shapes := map[string]tensor.Shape{up: {3, 4, 5}, down: {3, 5, 2}}
 	c := made(t, `{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}`, shapes, down, up)
-	apart := Apart(c, Targets(c))
+	apart := takeApart(c, Targets(c))
 	require.Len(t, apart, 2)
 	downs, ups := apart[c.Weights[0]], apart[c.Weights[1]]
 	require.Len(t, downs, 3)
@@ -174,7 +174,7 @@ func TestApartStack(t *testing.T) {
 
 	// gpt-oss has gate and up in turns, and an adapter of single experts cannot hold those.
 	c = made(t, `{"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}`, shapes, down, up)
-	require.Empty(t, Apart(c, Targets(c)))
+	require.Empty(t, takeApart(c, Targets(c)))
 }
 
 // TestApartTurned reads a Conv1D as the linear layer that it is.
@@ -182,7 +182,7 @@ func TestApartTurned(t *testing.T) {
 	const name = "transformer.h.0.mlp.c_fc.weight"
 	shapes := map[string]tensor.Shape{name: {2, 3}}
 	c := made(t, `{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}`, shapes, name)
-	m := Apart(c, Targets(c))[c.Weights[0]][0]
+	m := takeApart(c, Targets(c))[c.Weights[0]][0]
 	require.Equal(t, []int{3, 2}, []int{m.Out, m.In})
 	require.Equal(t, []float32{0, 3, 1, 4, 2, 5}, values(t, m.matrix(m.Weight)))
 }
