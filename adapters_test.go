@@ -1,6 +1,7 @@
 package lorakit_test
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/lorakit/lorakit"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/lora"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -32,14 +34,21 @@ func exists(path string) bool {
 	return err == nil
 }
 
+// opened is the container at a path.
+func opened(t *testing.T, path string) formats.Container {
+	t.Helper()
+	dir, name, err := storage.Resolve(path, storage.Options{})
+	require.NoError(t, err)
+	c, err := formats.Open(context.Background(), dir, name)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
 // numbers reads all tensors of a checkpoint as float32.
 func numbers(t *testing.T, path string) map[string][]float32 {
 	t.Helper()
-	f, err := formats.Detect(path)
-	require.NoError(t, err)
-	c, err := f.Open(path)
-	require.NoError(t, err)
-	defer c.Close()
+	c := opened(t, path)
 	out := map[string][]float32{}
 	for _, x := range c.Tensors() {
 		if !x.DType.Integer() {
@@ -54,11 +63,7 @@ func numbers(t *testing.T, path string) map[string][]float32 {
 // shapes of the tensors of a file.
 func shapes(t *testing.T, path string) map[string]tensor.Shape {
 	t.Helper()
-	f, err := formats.Detect(path)
-	require.NoError(t, err)
-	c, err := f.Open(path)
-	require.NoError(t, err)
-	defer c.Close()
+	c := opened(t, path)
 	out := map[string]tensor.Shape{}
 	for _, x := range c.Tensors() {
 		out[x.Name] = x.Shape

@@ -52,7 +52,7 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	defer c.Close()
 	m := pipeline.Plain(c)
 	if len(o.Merge) > 0 {
-		merged, list, err := merge(c, o.Merge, o.subtract)
+		merged, list, err := merge(ctx, c, o.Merge, o.subtract)
 		if err != nil {
 			return nil, err
 		}

@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit"
-	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -229,11 +228,7 @@ type entry struct {
 
 func load(t *testing.T, path string) map[string]entry {
 	t.Helper()
-	f, err := formats.Detect(path)
-	require.NoError(t, err)
-	c, err := f.Open(path)
-	require.NoError(t, err)
-	defer c.Close()
+	c := opened(t, path)
 	all := map[string]entry{}
 	for _, x := range c.Tensors() {
 		b := make([]byte, x.Bytes)

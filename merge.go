@@ -49,7 +49,7 @@ func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapte
 		return err
 	}
 	defer c.Close()
-	m, list, err := merge(c, adapters, true)
+	m, list, err := merge(ctx, c, adapters, true)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapte
 }
 
 // merge opens adapters and adds them to a checkpoint, or subtracts them.
-func merge(c *checkpoint.Checkpoint, adapters []Adapter, subtract bool) (*pipeline.Merged, lora.Several, error) {
+func merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []Adapter, subtract bool) (*pipeline.Merged, lora.Several, error) {
 	list, err := lora.OpenAll(adapters)
 	if err != nil {
 		return nil, nil, err
@@ -74,7 +74,7 @@ func merge(c *checkpoint.Checkpoint, adapters []Adapter, subtract bool) (*pipeli
 	}
 	var m *pipeline.Merged
 	if err == nil {
-		m, err = pipeline.Merge(c, list)
+		m, err = pipeline.Merge(ctx, c, list)
 	}
 	if err != nil {
 		list.Close()

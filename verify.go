@@ -31,7 +31,7 @@ func VerifyMerge(ctx context.Context, merged, base string, adapters []Adapter) (
 		return nil, err
 	}
 	defer c.Close()
-	m, list, err := merge(c, adapters, false)
+	m, list, err := merge(ctx, c, adapters, false)
 	if err != nil {
 		return nil, err
 	}

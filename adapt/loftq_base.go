@@ -69,7 +69,7 @@ func (a *attaching) quantise(ctx context.Context, adapters []lora.Source) error 
 	defer list.Close()
 	m := pipeline.Plain(a.base)
 	if len(list) > 0 {
-		if m, err = pipeline.Merge(a.base, list); err != nil {
+		if m, err = pipeline.Merge(ctx, a.base, list); err != nil {
 			return err
 		}
 	}

@@ -12,8 +12,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/lorakit/lorakit/formats"
@@ -39,14 +37,15 @@ const maxConfigBytes = 16 << 20
 
 // Checkpoint is an opened checkpoint: its headers have been read and checked, its data has not been touched.
 type Checkpoint struct {
-	Path   string // as it was given
-	Folder bool   // whether Path is a folder
+	Path   string         // as it was given, in messages
+	Dir    storage.Folder // of the files
+	Folder bool           // whether the checkpoint is all of Dir, and not one file there
 	Format formats.Format
-	// Config is what config.json says, nil where there is none. ConfigJSON are its bytes and ConfigInfo its size and
-	// time.
-	Config     *models.Config
-	ConfigJSON []byte
-	ConfigInfo fs.FileInfo
+	// Config is what config.json says, nil where there is none. ConfigJSON are its bytes and ConfigVersion tells them from
+	// others, as storage.File has it.
+	Config        *models.Config
+	ConfigJSON    []byte
+	ConfigVersion string
 	// Model knows the architecture's tensors, or answers by the general rule where Known is false.
 	Model *models.Model
 	Known bool
@@ -62,25 +61,39 @@ type Checkpoint struct {
 // Open reads the headers of the checkpoint at path, a folder or a file, and its config.json where path is a folder that
 // has one.
 func Open(ctx context.Context, path string) (*Checkpoint, error) {
-	info, err := os.Stat(path)
+	dir, name, err := storage.Resolve(path, storage.Options{})
 	if err != nil {
 		return nil, err
 	}
-	f, err := formats.Detect(path)
+	return OpenIn(ctx, dir, name)
+}
+
+// OpenIn reads the headers of a checkpoint in a folder: the file of that name, or with no name the folder itself. The
+// context holds until the checkpoint is closed.
+func OpenIn(ctx context.Context, dir storage.Folder, name string) (*Checkpoint, error) {
+	c, err := open(ctx, dir, name)
+	if ctx.Err() != nil && err != nil {
+		return nil, ErrInterrupted
+	}
+	return c, err
+}
+
+func open(ctx context.Context, dir storage.Folder, name string) (*Checkpoint, error) {
+	f, err := formats.Detect(ctx, dir, name)
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{Path: path, Folder: info.IsDir(), Format: f}
+	c := &Checkpoint{Path: dir.Path(name), Folder: name == "", Format: f, Dir: dir}
 	c.byParameter = sync.OnceValue(c.pieces)
-	if err := c.readConfig(); err != nil {
+	if err := c.readConfig(ctx); err != nil {
 		return nil, err
 	}
-	if c.container, err = f.Open(path); err != nil {
+	if c.container, err = f.Open(ctx, dir, name); err != nil {
 		return nil, err
 	}
 	if err := c.assemble(ctx); err != nil {
 		c.Close()
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", c.Path, err)
 	}
 	return c, nil
 }
@@ -94,15 +107,6 @@ func (c *Checkpoint) Metadata() map[string]string { return c.container.Metadata(
 // Files returns the names of the files that hold the tensors, an index included.
 func (c *Checkpoint) Files() []string { return c.container.Files() }
 
-// FilePath is the path of one of the checkpoint's files.
-func (c *Checkpoint) FilePath(name string) string {
-	dir := c.Path
-	if !c.Folder {
-		dir = filepath.Dir(dir)
-	}
-	return filepath.Join(dir, filepath.FromSlash(name))
-}
-
 // DType is the type that config.json gives for the model, or 0.
 func (c *Checkpoint) DType() tensor.DType {
 	if c.Config == nil {
@@ -115,16 +119,19 @@ func (c *Checkpoint) DType() tensor.DType {
 	return d
 }
 
-func (c *Checkpoint) readConfig() error {
+func (c *Checkpoint) readConfig(ctx context.Context) error {
 	if c.Folder {
-		path, err := storage.Within(c.Path, ConfigName)
+		f, err := c.Dir.Open(ctx, ConfigName)
 		switch {
 		case err == nil:
-			if c.ConfigJSON, c.ConfigInfo, err = readSmall(path, maxConfigBytes); err != nil {
+			c.ConfigVersion = f.Version()
+			c.ConfigJSON, err = readSmall(f, c.Dir.Path(ConfigName), maxConfigBytes)
+			f.Close()
+			if err != nil {
 				return err
 			}
 			if c.Config, err = models.ParseConfig(c.ConfigJSON); err != nil {
-				return fmt.Errorf("%s: %w", filepath.Join(c.Path, ConfigName), err)
+				return fmt.Errorf("%s: %w", c.Dir.Path(ConfigName), err)
 			}
 		case !errors.Is(err, fs.ErrNotExist):
 			return err
@@ -134,22 +141,12 @@ func (c *Checkpoint) readConfig() error {
 	return nil
 }
 
-// readSmall reads a regular file of at most limit bytes.
-func readSmall(path string, limit int64) ([]byte, fs.FileInfo, error) {
-	f, err := storage.Open(path)
-	if err != nil {
-		return nil, nil, err
+// readSmall reads a file of at most limit bytes.
+func readSmall(f storage.File, path string, limit int64) ([]byte, error) {
+	if f.Size() > limit {
+		return nil, fmt.Errorf("%s: %w: %d bytes, expected at most %d", path, formats.ErrLimit, f.Size(), limit)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if info.Size() > limit {
-		return nil, nil, fmt.Errorf("%s: %w: %d bytes, expected at most %d", path, formats.ErrLimit, info.Size(), limit)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, limit))
-	return b, info, err
+	return io.ReadAll(io.NewSectionReader(f, 0, limit))
 }
 
 // assemble makes the logical weights of the stored tensors.
@@ -164,9 +161,6 @@ func (c *Checkpoint) assemble(ctx context.Context) error {
 	companion := make(map[string]string)        // name of a part -> its weight
 	for _, scheme := range quant.All() {
 		decoders, err := scheme.Find(ctx, s)
-		if ctx.Err() != nil {
-			return ErrInterrupted
-		}
 		if err != nil {
 			return err
 		}

@@ -9,10 +9,10 @@
 package formats
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -27,7 +27,7 @@ var (
 	// ErrLimit says that a file is larger, or holds more, than lorakit is
 	// willing to read.
 	ErrLimit = errors.New("limit exceeded")
-	// ErrUnknown says that no registered format reads the path.
+	// ErrUnknown says that no registered format reads what is there.
 	ErrUnknown = errors.New("unknown format")
 	// ErrOutside says that a checkpoint points to a file outside of its folder.
 	ErrOutside = storage.ErrOutside
@@ -37,7 +37,7 @@ var (
 type Tensor struct {
 	tensor.Info
 	File   string      // base name of the file that holds it
-	Data   io.ReaderAt // the file; an *os.File where the bytes can be copied by the kernel
+	Data   io.ReaderAt // the file: a storage.OSFile where the kernel can copy the bytes
 	Offset int64       // where the bytes begin in Data
 	Bytes  int64       // how many there are: Info.Size
 }
@@ -107,16 +107,17 @@ type Format interface {
 	Name() string
 	// Extensions lists the endings of the format's files, with the dot.
 	Extensions() []string
-	// Detect reports whether the path, a file or a folder, looks like this
-	// format. It reads a few bytes at most.
-	Detect(path string) bool
-	// Open reads and checks the headers of the file or folder.
-	Open(path string) (Container, error)
+	// Detect reports whether the file of that name in a folder, or with no name the folder itself,
+	// looks like this format. It reads a few bytes at most.
+	Detect(ctx context.Context, dir storage.Folder, name string) (bool, error)
+	// Open reads and checks the headers of the file or folder. The context holds until the container
+	// is closed.
+	Open(ctx context.Context, dir storage.Folder, name string) (Container, error)
 	// ReadOnly reports whether Layout always fails.
 	ReadOnly() bool
 	// Layout places the tensors, which all have valid sizes. The result
 	// depends on the arguments alone.
-	Layout(tensors []tensor.Info, o Options) (Layout, error)
+	Layout(ctx context.Context, tensors []tensor.Info, o Options) (Layout, error)
 }
 
 var registry []Format
@@ -142,17 +143,27 @@ func Lookup(name string) (Format, error) {
 	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, name, names(true))
 }
 
-// Detect finds the format of an existing file or folder.
-func Detect(path string) (Format, error) {
-	if _, err := os.Stat(path); err != nil {
-		return nil, err
-	}
+// Detect finds the format of a file in a folder, or with no name of the folder.
+func Detect(ctx context.Context, dir storage.Folder, name string) (Format, error) {
 	for _, f := range registry {
-		if f.Detect(path) {
+		ok, err := f.Detect(ctx, dir, name)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
 			return f, nil
 		}
 	}
-	return nil, fmt.Errorf("%s: %w: no %s file there", path, ErrUnknown, names(false))
+	return nil, fmt.Errorf("%s: %w: no %s file there", Display(dir.Path(name)), ErrUnknown, names(false))
+}
+
+// Open opens a file in a folder, or with no name the folder, in whatever format it is.
+func Open(ctx context.Context, dir storage.Folder, name string) (Container, error) {
+	f, err := Detect(ctx, dir, name)
+	if err != nil {
+		return nil, err
+	}
+	return f.Open(ctx, dir, name)
 }
 
 // ForExtension finds the format of files named like path, if any. It may be one that is not

@@ -1,12 +1,11 @@
 package formats
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,14 +22,14 @@ const maxOpen = 512
 type FileReader interface {
 	// Locate returns the name of the one file of a folder to begin with: the weights or
 	// their index.
-	Locate(dir string) (string, error)
+	Locate(ctx context.Context, dir storage.Folder) (string, error)
 	// IsIndex reports whether a file of this name is an index.
 	IsIndex(name string) bool
 	// ReadIndex reads an index of one file or more.
-	ReadIndex(f *os.File) (Index, error)
-	// ReadFile reads and checks the header of a file of tensors of the given size. The
-	// tensors' Data is of c.Data, not of f, which may be closed when it is done.
-	ReadFile(f io.ReaderAt, size int64, c *Contents) error
+	ReadIndex(f storage.File) (Index, error)
+	// ReadFile reads and checks the header of a file of tensors. The tensors' Data is of c.Data,
+	// not of f, which may be closed when it is done.
+	ReadFile(f storage.File, c *Contents) error
 }
 
 // Index says which file has which tensor.
@@ -79,31 +78,26 @@ func (c *Contents) Add(tensors []Tensor, metadata map[string]string) {
 	}
 }
 
-// OpenFiles opens the container at path: a file, the files that an index names, which stand
-// beside it, or a folder with either. A tensor that is in two files, or not where the
-// index says, is ErrMalformed. Other errors are the reader's, ErrOutside,
+// OpenFiles opens a container: the file of that name in a folder, the files that it names where it is an
+// index, which stand beside it, or with no name the folder that has either. A tensor that is in two
+// files, or not where the index says, is ErrMalformed. Other errors are the reader's, ErrOutside,
 // storage.ErrNotRegular, fs.ErrNotExist or what the system says.
-func OpenFiles(path string, r FileReader) (Container, error) {
-	info, err := os.Stat(path)
+func OpenFiles(ctx context.Context, dir storage.Folder, name string, r FileReader) (Container, error) {
+	if name == "" {
+		var err error
+		if name, err = r.Locate(ctx, dir); err != nil {
+			return nil, err
+		}
+	}
+	o := opener{FileReader: r, ctx: ctx, dir: dir, Contents: Contents{seen: map[string]int32{}}}
+	f, err := dir.Open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	dir, name := filepath.Split(path)
-	resolved := path
-	if info.IsDir() {
-		dir = path
-		if name, err = r.Locate(dir); err != nil {
-			return nil, err
-		}
-		if resolved, err = storage.Within(dir, name); err != nil {
-			return nil, err
-		}
-	}
-	o := opener{FileReader: r, dir: dir, Contents: Contents{seen: map[string]int32{}}}
 	if r.IsIndex(name) {
-		err = o.index(resolved, name)
+		err = o.index(f, name)
 	} else {
-		err = o.weights(resolved, name)
+		err = o.weights(f, name)
 	}
 	if err != nil {
 		o.c.Close()
@@ -117,7 +111,7 @@ type container struct {
 	tensors  []Tensor
 	metadata map[string]string
 	files    []string
-	open     []*os.File
+	open     []storage.File
 }
 
 func (c *container) Tensors() []Tensor           { return c.tensors }
@@ -136,24 +130,24 @@ func (c *container) Close() error {
 // opener opens the files of a container.
 type opener struct {
 	FileReader
-	dir string
+	ctx context.Context
+	dir storage.Folder
 	Contents
 }
 
 // index opens the files that an index names, in the order of their names.
-func (o *opener) index(path, name string) error {
-	shown := Display(filepath.Join(o.dir, name))
-	f, err := storage.Open(path)
-	if err != nil {
-		return err
-	}
+func (o *opener) index(f storage.File, name string) error {
+	shown := Display(o.dir.Path(name))
 	x, err := o.ReadIndex(f)
 	f.Close()
 	if err != nil {
 		return fmt.Errorf("%s: %w", shown, err)
 	}
 	for _, shard := range slices.Sorted(slices.Values(x.Files)) {
-		path, err := storage.Within(o.dir, shard)
+		if strings.Contains(shard, "/") && fs.ValidPath(shard) {
+			return fmt.Errorf("%s: %w", shown, malformedf("found the file name %s, expected one without a folder", tensor.Quote(shard)))
+		}
+		f, err := o.dir.Open(o.ctx, shard)
 		system, isSystem := errors.AsType[*fs.PathError](err)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -162,10 +156,8 @@ func (o *opener) index(path, name string) error {
 			return fmt.Errorf("%s: shard %s: %w", shown, tensor.Quote(shard), system.Err)
 		case err != nil:
 			return fmt.Errorf("%s: %w", shown, err)
-		case strings.Contains(shard, "/"):
-			return fmt.Errorf("%s: %w", shown, malformedf("found the file name %s, expected one without a folder", tensor.Quote(shard)))
 		}
-		if err := o.weights(path, shard); err != nil {
+		if err := o.weights(f, shard); err != nil {
 			return err
 		}
 	}
@@ -195,29 +187,20 @@ func (o *opener) compare(x Index) error {
 	return tensorError(first, malformedf("found it in %s, expected it in %s as the index says", place, tensor.Quote(x.Files[x.Tensors[first]])))
 }
 
-// weights opens one file of tensors, known as name in its folder.
-func (o *opener) weights(path, name string) error {
-	f, err := storage.Open(path)
-	if err != nil {
-		return err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return err
-	}
+// weights reads one file of tensors, known as name in its folder.
+func (o *opener) weights(f storage.File, name string) error {
 	o.Data = f
 	if len(o.c.open) < maxOpen {
 		o.c.open = append(o.c.open, f)
 	} else {
-		o.Data = reopener{path, info}
+		o.Data = reopener{o.ctx, o.dir, name, f.Size(), f.Version()}
 		defer f.Close()
 	}
 	o.file = int32(len(o.c.files))
 	o.c.files = append(o.c.files, name)
 	before := len(o.c.tensors)
-	if err := o.ReadFile(f, info.Size(), &o.Contents); err != nil {
-		return fmt.Errorf("%s: %w", Display(filepath.Join(o.dir, name)), err)
+	if err := o.ReadFile(f, &o.Contents); err != nil {
+		return fmt.Errorf("%s: %w", Display(o.dir.Path(name)), err)
 	}
 	for i := range o.c.tensors[before:] {
 		o.c.tensors[before+i].File = name
@@ -227,24 +210,23 @@ func (o *opener) weights(path, name string) error {
 
 // reopener reads a file that is not kept open.
 type reopener struct {
-	path string
-	info fs.FileInfo
+	ctx     context.Context
+	dir     storage.Folder
+	name    string
+	size    int64
+	version string
 }
 
 // ReadAt opens the file, which must still be the one whose header was read, reads, and
 // closes it.
 func (r reopener) ReadAt(p []byte, off int64) (int, error) {
-	f, err := storage.Open(r.path)
+	f, err := r.dir.Open(r.ctx, r.name)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	if !os.SameFile(info, r.info) {
-		return 0, fmt.Errorf("%s: found another file than before, expected it unchanged", r.path)
+	if f.Size() != r.size || f.Version() != r.version {
+		return 0, fmt.Errorf("%s: found another file than before, expected it unchanged", Display(r.dir.Path(r.name)))
 	}
 	return f.ReadAt(p, off)
 }

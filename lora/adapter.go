@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -153,10 +154,10 @@ type Adapter struct {
 	Path    string
 	Dialect string // one of Dialects
 	Config  Config
-	Modules []*Module // in the order of their names
-	Dir     string    // the folder of Files
-	Files   []string  // what it was read from
-	Notices []string  // what was assumed
+	Modules []*Module      // in the order of their names
+	Dir     storage.Folder // of Files
+	Files   []string       // what it was read from
+	Notices []string       // what was assumed
 	Options OpenOptions
 
 	container formats.Container

@@ -19,6 +19,7 @@ import (
 	"github.com/lorakit/lorakit/formats"
 	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
 	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -82,9 +83,9 @@ func collect(t *testing.T, list []Weighted, o CombineOptions) map[string]Trained
 // stored reads the tensors of a safetensors file.
 func stored(t *testing.T, path string) map[string]*formats.Tensor {
 	t.Helper()
-	f, err := formats.Detect(path)
+	dir, name, err := storage.Resolve(path, storage.Options{})
 	require.NoError(t, err)
-	c, err := f.Open(path)
+	c, err := formats.Open(t.Context(), dir, name)
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	out := map[string]*formats.Tensor{}

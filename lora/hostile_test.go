@@ -264,18 +264,17 @@ func TestEndOfManyParts(t *testing.T) {
 
 // A file of torch.save may say that a tensor is a few elements again and again: an adapter does not.
 func TestExpandedTensors(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "a.pt")
-	require.NoError(t, os.WriteFile(path, make([]byte, 2000), 0o644))
+	const size = 2000
 	of := func(bytes ...int64) *Adapter {
-		a := &Adapter{Path: path}
+		a := &Adapter{Path: "a.pt"}
 		for _, n := range bytes {
 			a.tensors = append(a.tensors, formats.Tensor{Info: tensor.Info{Name: "q.lora_A"}, Bytes: n})
 		}
 		return a
 	}
-	require.NoError(t, of(1000, 1000).expanded(path))
-	require.ErrorIs(t, of(8, 2<<30).expanded(path), ErrMalformed)
-	require.ErrorIs(t, of(1<<62, 1<<62).expanded(path), ErrMalformed)
+	require.NoError(t, of(1000, 1000).expanded(size))
+	require.ErrorIs(t, of(8, 2<<30).expanded(size), ErrMalformed)
+	require.ErrorIs(t, of(1<<62, 1<<62).expanded(size), ErrMalformed)
 }
 
 // Several adapters have files of one name: messages say of which it is.

@@ -2,6 +2,7 @@ package lora
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -60,19 +61,26 @@ func errNone(path, found string) error {
 
 // Open reads the headers of an adapter of any of the Dialects.
 func Open(path string, o OpenOptions) (*Adapter, error) {
-	info, err := os.Stat(path)
+	dir, name, err := storage.Resolve(path, storage.Options{})
 	if err != nil {
 		return nil, err
 	}
+	return OpenIn(context.Background(), dir, name, o)
+}
+
+// OpenIn reads the headers of an adapter in a folder: the file of that name, or with no name the folder
+// itself. The context holds until the adapter is closed.
+func OpenIn(ctx context.Context, dir storage.Folder, name string, o OpenOptions) (*Adapter, error) {
+	path := dir.Path(name)
 	if alpha := float32(o.Alpha); alpha-alpha != 0 || alpha == 0 && o.Alpha != 0 {
 		return nil, fmt.Errorf("%s: %w: alpha is %v, expected a number that float32 holds", path, ErrMalformed, o.Alpha)
 	}
-	a := &Adapter{Path: path, Dir: path, Options: o}
-	if info.IsDir() {
-		err = a.openFolder(o)
+	a := &Adapter{Path: path, Dir: dir, Options: o}
+	var err error
+	if name == "" {
+		err = a.openFolder(ctx, o)
 	} else {
-		a.Dir = filepath.Dir(path)
-		err = a.openFile(path, o)
+		err = a.openFile(ctx, name, o)
 	}
 	if err == nil && len(a.Modules) == 0 {
 		err = fmt.Errorf("%s: %w: it has no tensors", a.Path, ErrMalformed)
@@ -107,23 +115,20 @@ func (a *Adapter) checkTypes() error {
 // IsAdapter reports whether a path looks like an adapter and not like a checkpoint. It
 // reads headers at most.
 func IsAdapter(path string) bool {
-	info, err := os.Stat(path)
+	ctx := context.Background()
+	dir, name, err := storage.Resolve(path, storage.Options{})
 	if err != nil {
 		return false
 	}
-	if info.IsDir() {
+	if name == "" {
 		for _, name := range []string{configName, mlxFile} {
-			if _, err := os.Stat(filepath.Join(path, name)); err == nil {
+			if _, err := os.Stat(dir.Path(name)); err == nil {
 				return true
 			}
 		}
 		return false
 	}
-	f, err := formats.Detect(path)
-	if err != nil {
-		return false
-	}
-	c, err := f.Open(path)
+	c, err := formats.Open(ctx, dir, name)
 	if err != nil {
 		return false
 	}
@@ -133,8 +138,8 @@ func IsAdapter(path string) bool {
 }
 
 // openFolder reads a PEFT or an MLX folder.
-func (a *Adapter) openFolder(o OpenOptions) error {
-	config, err := readFile(a.Dir, configName)
+func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
+	config, err := readFile(ctx, a.Dir, configName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errNone(a.Path, "there is no "+configName)
 	}
@@ -148,7 +153,7 @@ func (a *Adapter) openFolder(o OpenOptions) error {
 	}
 	if all["peft_type"] == nil && (all["lora_parameters"] != nil || all["fine_tune_type"] != nil) {
 		a.Dialect = MLX
-		if err := a.openTensors(mlxFile); err != nil {
+		if err := a.openTensors(ctx, mlxFile); err != nil {
 			return err
 		}
 		return a.readMLX(config)
@@ -163,7 +168,7 @@ func (a *Adapter) openFolder(o OpenOptions) error {
 	if err := a.Config.setLayout(o.ExpertLayout); err != nil {
 		return a.named(err)
 	}
-	if err := a.openTensors(adapterFiles...); err != nil {
+	if err := a.openTensors(ctx, adapterFiles...); err != nil {
 		return err
 	}
 	return a.readPEFT(a.tensors)
@@ -182,53 +187,48 @@ func names(list []string) string {
 }
 
 // openTensors opens the first of the files that is there.
-func (a *Adapter) openTensors(names ...string) error {
+func (a *Adapter) openTensors(ctx context.Context, names ...string) error {
 	for _, name := range names {
-		file, err := storage.Within(a.Dir, name)
+		err := a.openContainer(ctx, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			a.Files = append(a.Files, name)
 		}
-		f, err := formats.Detect(file)
-		if err != nil {
-			return err
-		}
-		if err := a.openContainer(f, file, filepath.Join(a.Dir, name)); err != nil {
-			return err
-		}
-		a.Files = append(a.Files, name)
-		return nil
+		return err
 	}
 	return fmt.Errorf("%s: %w: expected %s beside %s", a.Path, ErrMalformed, strings.Join(names, " or "), configName)
 }
 
 // openContainer opens the file of the adapter's tensors. Messages have its whole name: several adapters have files of one.
-func (a *Adapter) openContainer(f formats.Format, file, name string) (err error) {
-	if a.container, err = f.Open(file); err != nil {
+func (a *Adapter) openContainer(ctx context.Context, name string) error {
+	file, err := a.Dir.Open(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if a.container, err = formats.Open(ctx, a.Dir, name); err != nil {
 		return err
 	}
 	a.tensors = slices.Clone(a.container.Tensors())
 	for i := range a.tensors {
-		a.tensors[i].File = name
+		a.tensors[i].File = a.Dir.Path(name)
 	}
-	return a.expanded(file)
+	return a.expanded(file.Size())
 }
 
 // openFile reads a kohya or a loralib file.
-func (a *Adapter) openFile(path string, o OpenOptions) error {
-	f, err := formats.Detect(path)
+func (a *Adapter) openFile(ctx context.Context, name string, o OpenOptions) error {
+	path := a.Path
+	err := a.openContainer(ctx, name)
 	if errors.Is(err, formats.ErrUnknown) {
 		return errNone(path, "a file that is neither safetensors nor of torch.save")
 	}
 	if err != nil {
 		return err
 	}
-	if err := a.openContainer(f, path, path); err != nil {
-		return err
-	}
-	a.Files = []string{filepath.Base(path)}
+	a.Files = []string{name}
 	tensors := a.tensors
 	dialect, example := dialectOf(tensors)
 	a.Dialect = dialect
@@ -247,17 +247,13 @@ func (a *Adapter) openFile(path string, o OpenOptions) error {
 // may share their elements, and one of a few bytes may be expanded to gigabytes, which no adapter is.
 const mostExpanded = 4
 
-// expanded refuses a file whose tensors are far larger than it is: they are read whole.
-func (a *Adapter) expanded(file string) error {
-	info, err := os.Stat(file)
-	if err != nil {
-		return err
-	}
+// expanded refuses a file, of the given size, whose tensors are far larger than it is: they are read whole.
+func (a *Adapter) expanded(size int64) error {
 	var total int64
 	for i := range a.tensors {
 		t := &a.tensors[i]
-		if total += t.Bytes; total < 0 || total/mostExpanded > info.Size()+1<<20 {
-			return a.failed(t, fmt.Errorf("%w: with it the tensors are %d bytes, in a file of %d", ErrMalformed, total, info.Size()))
+		if total += t.Bytes; total < 0 || total/mostExpanded > size+1<<20 {
+			return a.failed(t, fmt.Errorf("%w: with it the tensors are %d bytes, in a file of %d", ErrMalformed, total, size))
 		}
 	}
 	return nil
@@ -300,19 +296,14 @@ func (a *Adapter) sort() {
 	})
 }
 
-func readFile(dir, name string) ([]byte, error) {
-	path, err := storage.Within(dir, name)
-	if err != nil {
-		return nil, err
-	}
-	f, err := storage.Open(path)
+func readFile(ctx context.Context, dir storage.Folder, name string) ([]byte, error) {
+	f, err := dir.Open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err == nil && len(b) > maxConfigBytes {
-		err = fmt.Errorf("%s: %w: more than %d bytes", path, formats.ErrLimit, maxConfigBytes)
+	if f.Size() > maxConfigBytes {
+		return nil, fmt.Errorf("%s: %w: more than %d bytes", dir.Path(name), formats.ErrLimit, maxConfigBytes)
 	}
-	return b, err
+	return io.ReadAll(io.NewSectionReader(f, 0, maxConfigBytes))
 }

@@ -41,7 +41,7 @@ func (t Trained) Module(a, b *formats.Tensor) *Module {
 // New makes an adapter of modules, for PEFT: s says what does not follow from them. It has the path
 // for messages.
 func New(path string, s Settings, modules []*Module) *Adapter {
-	a := &Adapter{Path: path, Dir: path, Modules: modules, settings: &s}
+	a := &Adapter{Path: path, Modules: modules, settings: &s}
 	if s.Like != nil {
 		a.Config.Base, a.Config.Mapping = s.Like.Base, s.Like.Mapping
 	} else {

@@ -100,7 +100,7 @@ func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.
 		jobs = append(jobs, job)
 	}
 	p := &Plan{Version: planVersion, SingleFile: w.stage.single}
-	if err := p.place(format, jobs, formats.Options{SingleFile: name, Metadata: e.Metadata}); err != nil {
+	if err := p.place(ctx, format, jobs, formats.Options{SingleFile: name, Metadata: e.Metadata}); err != nil {
 		return err
 	}
 	if e.Config != nil {

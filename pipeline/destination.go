@@ -13,8 +13,8 @@ import (
 )
 
 // CheckDestination refuses, before any work is done, a destination that a run from
-// src could not or must not write to. One that exists is refused unless it may be
-// replaced, or taken for the result of an earlier run.
+// src, empty where that is not on this machine, could not or must not write to. One that exists is refused unless it
+// may be replaced, or taken for the result of an earlier run.
 func CheckDestination(src, dst string, o RunOptions) error {
 	abs, err := filepath.Abs(dst)
 	if err != nil {
@@ -71,6 +71,9 @@ func CheckSpared(dst string, sources ...string) error {
 
 // apart refuses a destination that is the source, or inside of it, or around it.
 func apart(src, dst string) error {
+	if src == "" {
+		return nil
+	}
 	a, err := resolve(src)
 	if err != nil {
 		return err

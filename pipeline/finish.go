@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -76,15 +75,14 @@ func (r *run) files(ctx context.Context) error {
 
 // copyAlong copies a file of the source as it is.
 func (r *run) copyAlong(ctx context.Context, in InputFile) error {
-	path, err := storage.Within(r.from.Base.Path, in.Name)
-	if err != nil {
-		return err
-	}
-	src, err := storage.Open(path)
+	src, err := r.from.Base.Dir.Open(ctx, in.Name)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
+	if now := inputFile(in.Name, src); now != in {
+		return changedError(r.from.Base.Dir.Path(in.Name), now, in)
+	}
 	return r.small(in.Name, in.Size, func(file File) error {
 		for off := int64(0); off < in.Size; off += copyBytes {
 			if err := ctx.Err(); err != nil {
@@ -113,19 +111,18 @@ func (r *run) small(name string, size int64, fill func(File) error) error {
 }
 
 // unchanged makes sure that the source is still what the plan was made from.
-func (r *run) unchanged() error {
+func (r *run) unchanged(ctx context.Context) error {
 	for _, in := range append(r.plan.Inputs[:len(r.plan.Inputs):len(r.plan.Inputs)], r.plan.Carried...) {
-		path := r.from.Base.FilePath(in.Name)
-		info, err := os.Stat(path)
+		now, err := inputFileIn(ctx, r.from.Base.Dir, in.Name)
 		if err != nil {
 			return err
 		}
-		if now := inputFile(in.Name, info); now != in {
-			return changedError(path, now, in)
+		if now != in {
+			return changedError(r.from.Base.Dir.Path(in.Name), now, in)
 		}
 	}
 	for _, a := range r.plan.Adapters {
-		now, err := adapterFiles(a.Dir, a.names())
+		now, err := adapterFiles(ctx, a.folder(), a.names())
 		if err != nil {
 			return err
 		}
@@ -139,7 +136,8 @@ func (r *run) unchanged() error {
 }
 
 func changedError(path string, now, in InputFile) error {
-	return fmt.Errorf("%s: it changed while it was read: %d bytes, modified at %s, expected %d, at %s", path, now.Size, now.Modified, in.Size, in.Modified)
+	return fmt.Errorf("%s: it changed while it was read: %d bytes of version %s, expected %d of %s",
+		path, now.Size, now.Version, in.Size, in.Version)
 }
 
 // giveUp decides what becomes of the stage after an error, and says so in it.

@@ -1,10 +1,9 @@
 package pipeline
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path"
 	"strings"
 	"unicode/utf8"
@@ -19,50 +18,44 @@ const maxCarried = 10_000
 // carried lists the files of the folder that go along with the tensors as they are:
 // tokenizer, generation config, licence, chat template. Files in written are made
 // anew; weights in other formats would contradict the result, so they stay, and are returned in skipped.
-func carried(folder string, written map[string]bool) (files []InputFile, skipped []string, err error) {
-	err = fs.WalkDir(os.DirFS(folder), ".", func(name string, d fs.DirEntry, err error) error {
+func carried(ctx context.Context, dir storage.Folder, written map[string]bool) (files []InputFile, skipped []string, err error) {
+	folders := 0
+	var walk func(below string) error
+	walk = func(below string) error {
+		entries, err := dir.List(ctx, below)
 		if err != nil {
 			return err
 		}
-		if d.IsDir() {
-			if name != "." && (d.Name() == ".git" || d.Name() == ".cache") {
-				return fs.SkipDir
+		for _, e := range entries {
+			name := path.Join(below, e.Name)
+			switch {
+			case e.Folder && (e.Name == ".git" || e.Name == ".cache"), !e.Folder && written[name]:
+			case !utf8.ValidString(name) || strings.Contains(name, `\`), // no name on every system
+				!e.Folder && isWeights(name):
+				skipped = append(skipped, name)
+			case len(files) == maxCarried || folders == maxCarried:
+				return fmt.Errorf("%s: %w: more than %d files", dir.Path(""), formats.ErrLimit, maxCarried)
+			case e.Folder:
+				folders++
+				if err := walk(name); err != nil {
+					return err
+				}
+			default:
+				in, err := inputFileIn(ctx, dir, name)
+				nowhere := e.Link && err != nil && !errors.Is(err, storage.ErrOutside) // as links of editors lead
+				if nowhere || errors.Is(err, storage.ErrNotRegular) {                  // a link to a folder, a pipe, a socket
+					skipped = append(skipped, name)
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				files = append(files, in)
 			}
-			return nil
 		}
-		if written[name] {
-			return nil
-		}
-		if isWeights(name) {
-			skipped = append(skipped, name)
-			return nil
-		}
-		if !utf8.ValidString(name) || strings.Contains(name, `\`) { // no name on every system
-			skipped = append(skipped, name)
-			return nil
-		}
-		resolved, err := storage.Within(folder, name)
-		if d.Type()&fs.ModeSymlink != 0 && err != nil && !errors.Is(err, storage.ErrOutside) { // it leads to nothing, as those of editors do
-			skipped = append(skipped, name)
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		info, err := os.Stat(resolved)
-		if err != nil {
-			return err
-		}
-		if !info.Mode().IsRegular() { // a link to a folder, a pipe, a socket
-			skipped = append(skipped, name)
-			return nil
-		}
-		if len(files) == maxCarried {
-			return fmt.Errorf("%s: %w: more than %d files", folder, formats.ErrLimit, maxCarried)
-		}
-		files = append(files, inputFile(name, info))
 		return nil
-	})
+	}
+	err = walk("")
 	return files, skipped, err
 }
 

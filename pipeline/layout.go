@@ -1,8 +1,8 @@
 package pipeline
 
 import (
+	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -20,7 +20,7 @@ import (
 const maxShards = 10_000
 
 // layOut places the jobs' outputs in shards.
-func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
+func (b *planner) layOut(ctx context.Context, f formats.Format, dst string, jobs []Job) error {
 	var params int64
 	elements := make(map[string]int64, len(b.from.Weights))
 	for _, w := range b.from.Weights {
@@ -34,7 +34,7 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 	if b.p.SingleFile {
 		opts.SingleFile = filepath.Base(dst)
 	}
-	if err := b.p.place(f, jobs, opts); err != nil {
+	if err := b.p.place(ctx, f, jobs, opts); err != nil {
 		return fmt.Errorf("%s: the result: %w", b.Path, err)
 	}
 	if len(b.p.Shards) > maxShards {
@@ -46,7 +46,7 @@ func (b *planner) layOut(f formats.Format, dst string, jobs []Job) error {
 }
 
 // place lays the jobs' outputs out in shards; those of a job, and of a group, stand in one.
-func (p *Plan) place(f formats.Format, jobs []Job, o formats.Options) error {
+func (p *Plan) place(ctx context.Context, f formats.Format, jobs []Job, o formats.Options) error {
 	var infos []tensor.Info
 	var owner []*Output
 	var jobOf []int
@@ -66,7 +66,7 @@ func (p *Plan) place(f formats.Format, jobs []Job, o formats.Options) error {
 			owner = append(owner, &jobs[i].Outputs[k])
 		}
 	}
-	layout, err := f.Layout(infos, o)
+	layout, err := f.Layout(ctx, infos, o)
 	if err != nil {
 		return err
 	}
@@ -90,19 +90,19 @@ func (p *Plan) place(f formats.Format, jobs []Job, o formats.Options) error {
 
 // files decides what else the destination gets: config.json, and what is carried
 // along.
-func (b *planner) files() error {
+func (b *planner) files(ctx context.Context) error {
 	for _, name := range b.Files() {
-		info, err := os.Stat(b.FilePath(name))
+		in, err := inputFileIn(ctx, b.Dir, name)
 		if err != nil {
 			return err
 		}
-		b.p.Inputs = append(b.p.Inputs, inputFile(name, info))
+		b.p.Inputs = append(b.p.Inputs, in)
 	}
 	if !b.Folder || b.p.SingleFile {
 		return nil
 	}
 	if b.Config != nil {
-		b.p.Inputs = append(b.p.Inputs, inputFile(checkpoint.ConfigName, b.ConfigInfo))
+		b.p.Inputs = append(b.p.Inputs, InputFile{checkpoint.ConfigName, int64(len(b.ConfigJSON)), b.ConfigVersion})
 		config, err := b.editedConfig()
 		if err != nil {
 			return fmt.Errorf("%s: %w", filepath.Join(b.Path, checkpoint.ConfigName), err)
@@ -119,7 +119,7 @@ func (b *planner) files() error {
 	for _, name := range b.Files() {
 		written[name] = true
 	}
-	carried, skipped, err := carried(b.Path, written)
+	carried, skipped, err := carried(ctx, b.Dir, written)
 	if err != nil {
 		return err
 	}

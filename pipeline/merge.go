@@ -2,9 +2,9 @@ package pipeline
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -18,8 +18,9 @@ import (
 
 // AdapterInput is an adapter that a plan merges, and the files it was read from.
 type AdapterInput struct {
-	Path   string  `json:"path"`
-	Dir    string  `json:"dir"` // the folder of Files
+	Path   string `json:"path"`
+	Dir    string `json:"dir"` // the folder of Files, in messages
+	dir    storage.Folder
 	Weight float64 `json:"weight"`
 	// What was said of it that its files do not tell.
 	Alpha        float64     `json:"alpha,omitempty"`
@@ -35,19 +36,23 @@ func (a *AdapterInput) names() []string {
 	return names
 }
 
+// folder is where the files are, also of an adapter of a plan that was read back.
+func (a *AdapterInput) folder() storage.Folder {
+	if a.dir != nil {
+		return a.dir
+	}
+	return storage.Local(a.Dir, storage.Options{})
+}
+
 // adapterFiles looks at the files of an adapter.
-func adapterFiles(dir string, names []string) ([]InputFile, error) {
+func adapterFiles(ctx context.Context, dir storage.Folder, names []string) ([]InputFile, error) {
 	var files []InputFile
 	for _, name := range names {
-		path, err := storage.Within(dir, name)
+		in, err := inputFileIn(ctx, dir, name)
 		if err != nil {
 			return nil, err
 		}
-		info, err := os.Stat(path)
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, inputFile(name, info))
+		files = append(files, in)
 	}
 	return files, nil
 }
@@ -87,7 +92,7 @@ func Plain(c *checkpoint.Checkpoint) *Merged {
 }
 
 // Merge adds adapters, in their order, to a checkpoint.
-func Merge(c *checkpoint.Checkpoint, adapters []lora.Weighted) (*Merged, error) {
+func Merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []lora.Weighted) (*Merged, error) {
 	if err := c.CheckReadable(); err != nil {
 		return nil, err
 	}
@@ -102,12 +107,13 @@ func Merge(c *checkpoint.Checkpoint, adapters []lora.Weighted) (*Merged, error) 
 	m := Plain(c)
 	m.Notices = b.Notices
 	for _, a := range adapters {
-		files, err := adapterFiles(a.Dir, a.Files)
+		files, err := adapterFiles(ctx, a.Dir, a.Files)
 		if err != nil {
 			return nil, err
 		}
 		m.Adapters = append(m.Adapters, AdapterInput{
-			Path: a.Path, Dir: a.Dir, Weight: a.Weight, Alpha: a.Options.Alpha, ExpertLayout: a.Options.ExpertLayout, Files: files,
+			Path: a.Path, Dir: a.Dir.Path(""), dir: a.Dir, Weight: a.Weight, Alpha: a.Options.Alpha,
+			ExpertLayout: a.Options.ExpertLayout, Files: files,
 		})
 	}
 	for i, change := range b.Changes {

@@ -34,7 +34,7 @@ func TestResumeMerge(t *testing.T) {
 			c, err := checkpoint.Open(context.Background(), llama)
 			require.NoError(t, err)
 			defer c.Close()
-			m, err := pipeline.Merge(c, []lora.Weighted{{Adapter: a, Weight: 1}})
+			m, err := pipeline.Merge(context.Background(), c, []lora.Weighted{{Adapter: a, Weight: 1}})
 			require.NoError(t, err)
 			ref, dst := filepath.Join(t.TempDir(), "ref"), filepath.Join(t.TempDir(), "dst")
 			p, err := pipeline.NewPlan(context.Background(), m, dst, o)
@@ -68,7 +68,7 @@ func TestMergeOntoWhatIsNotRead(t *testing.T) {
 	config := *c.Config
 	config.Quantization = []byte(`{"quant_method": "gptq", "bits": 4}`)
 	gptq.Config = &config
-	_, err = pipeline.Merge(&gptq, []lora.Weighted{{Adapter: a, Weight: 1}})
+	_, err = pipeline.Merge(context.Background(), &gptq, []lora.Weighted{{Adapter: a, Weight: 1}})
 	require.ErrorIs(t, err, pipeline.ErrRefused)
 	assert.ErrorContains(t, err, `stored as "gptq"`)
 
@@ -78,7 +78,7 @@ func TestMergeOntoWhatIsNotRead(t *testing.T) {
 		n.DType, n.Values = tensor.F8E4M3, tensor.F8E4M3
 		float8.Weights = append(float8.Weights, &n)
 	}
-	_, err = pipeline.Merge(&float8, []lora.Weighted{{Adapter: a, Weight: 1}})
+	_, err = pipeline.Merge(context.Background(), &float8, []lora.Weighted{{Adapter: a, Weight: 1}})
 	require.ErrorIs(t, err, pipeline.ErrRefused)
 	assert.ErrorContains(t, err, "F8_E4M3")
 	assert.ErrorContains(t, err, "_proj.weight")

@@ -74,7 +74,7 @@ func writeFile(t testing.TB, path string, tensors ...stored) {
 	}
 	f, err := formats.Lookup("safetensors")
 	require.NoError(t, err)
-	l, err := f.Layout(infos, formats.Options{SingleFile: filepath.Base(path)})
+	l, err := f.Layout(context.Background(), infos, formats.Options{SingleFile: filepath.Base(path)})
 	require.NoError(t, err)
 	b := make([]byte, l.Shards[0].Size)
 	copy(b, l.Shards[0].Header)
@@ -480,7 +480,7 @@ func TestHuge(t *testing.T) {
 	require.Greater(t, n, int64(1)<<31)
 	f, err := formats.Lookup("safetensors")
 	require.NoError(t, err)
-	l, err := f.Layout([]tensor.Info{info}, formats.Options{SingleFile: "a.safetensors"})
+	l, err := f.Layout(context.Background(), []tensor.Info{info}, formats.Options{SingleFile: "a.safetensors"})
 	require.NoError(t, err)
 	file, err := os.Create(src)
 	require.NoError(t, err)

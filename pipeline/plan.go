@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"io/fs"
 	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -15,6 +14,7 @@ import (
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -76,13 +76,22 @@ const planVersion = 1
 
 // InputFile is a file of the source, with what tells that it has changed.
 type InputFile struct {
-	Name     string `json:"name"` // relative to the source's folder, with slashes
-	Size     int64  `json:"size"`
-	Modified string `json:"modified"` // seconds since 1970, to the nanosecond
+	Name    string `json:"name"` // relative to the source's folder, with slashes
+	Size    int64  `json:"size"`
+	Version string `json:"version"` // as storage.File has it
 }
 
-func inputFile(name string, info fs.FileInfo) InputFile {
-	return InputFile{Name: name, Size: info.Size(), Modified: timestamp(info.ModTime())}
+func inputFile(name string, f storage.File) InputFile {
+	return InputFile{Name: name, Size: f.Size(), Version: f.Version()}
+}
+
+// inputFileIn looks at a file of a folder.
+func inputFileIn(ctx context.Context, dir storage.Folder, name string) (InputFile, error) {
+	f, err := dir.Open(ctx, name)
+	if err != nil {
+		return InputFile{}, err
+	}
+	return inputFile(name, f), f.Close()
 }
 
 // Shard is one output file, and the unit of work and of resumption.
@@ -156,10 +165,10 @@ func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, erro
 	if err != nil {
 		return nil, err
 	}
-	if err := b.layOut(f, dst, jobs); err != nil {
+	if err := b.layOut(ctx, f, dst, jobs); err != nil {
 		return nil, err
 	}
-	if err := b.files(); err != nil {
+	if err := b.files(ctx); err != nil {
 		return nil, err
 	}
 	return b.p, nil

@@ -79,7 +79,11 @@ func Run(ctx context.Context, p *Plan, m *Merged, dst string, o RunOptions) (Res
 	if err != nil {
 		return Result{}, err
 	}
-	if err := CheckDestination(m.Base.Path, dst, o); err != nil {
+	src := m.Base.Path
+	if _, ok := storage.LocalPath(m.Base.Dir, ""); !ok {
+		src = ""
+	}
+	if err := CheckDestination(src, dst, o); err != nil {
 		return Result{}, err
 	}
 	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads)}
@@ -181,7 +185,7 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err := r.files(ctx); err != nil {
 		return err
 	}
-	if err := r.unchanged(); err != nil {
+	if err := r.unchanged(ctx); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

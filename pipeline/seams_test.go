@@ -151,7 +151,7 @@ func open(t *testing.T, base, adapter string) *pipeline.Merged {
 	a, err := lora.Open(adapter, lora.OpenOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { a.Close() })
-	m, err := pipeline.Merge(c, []lora.Weighted{{Adapter: a, Weight: 1}})
+	m, err := pipeline.Merge(context.Background(), c, []lora.Weighted{{Adapter: a, Weight: 1}})
 	require.NoError(t, err)
 	return m
 }

@@ -53,7 +53,7 @@ func (f *stageFile) WriteAt(p []byte, off int64) (int, error) {
 
 // CopyAt copies within the kernel where both are files.
 func (f *stageFile) CopyAt(to int64, src io.ReaderAt, from, n int64) error {
-	if file, ok := src.(*os.File); ok {
+	if file, ok := storage.OSFile(src); ok {
 		if err := storage.CopyRange(f.File, to, file, from, n); err != nil {
 			return err
 		}

@@ -2,17 +2,22 @@ package storage
 
 import (
 	"errors"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
 // CopyRange copies n bytes from src at srcOff to dst at dstOff, within the
-// kernel where the file systems can, without moving either file's position.
-// A source that ends early is an io.ErrUnexpectedEOF.
-func CopyRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) error {
+// kernel where src is an OSFile and the file systems can, without moving either file's
+// position. A source that ends early is an io.ErrUnexpectedEOF.
+func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) error {
+	from, ok := OSFile(src)
+	if !ok {
+		return copyByHand(dst, dstOff, src, srcOff, n)
+	}
 	for n > 0 {
-		m, err := unix.CopyFileRange(int(src.Fd()), &srcOff, int(dst.Fd()), &dstOff, int(min(n, 1<<30)), 0)
+		m, err := unix.CopyFileRange(int(from.Fd()), &srcOff, int(dst.Fd()), &dstOff, int(min(n, 1<<30)), 0)
 		switch {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue

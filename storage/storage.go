@@ -1,6 +1,7 @@
-// Package storage reads and writes local files: names that stay in their folder,
-// copies made by the kernel, space taken before it is filled, write-back that
-// starts early, and one folder put in the place of another.
+// Package storage has what is read and written. What is read is a File of a Folder, which says its size and
+// its version; Local is a folder of this machine, whose names stay in it. Of local files it also has copies
+// made by the kernel, space taken before it is filled, write-back that starts early, and one
+// folder put in the place of another.
 package storage
 
 import (
@@ -9,10 +10,13 @@ import (
 )
 
 // copyByHand is CopyRange through memory.
-func copyByHand(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) error {
+func copyByHand(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) error {
 	m, err := io.Copy(io.NewOffsetWriter(dst, dstOff), io.NewSectionReader(src, srcOff, n))
 	if err == nil && m < n {
-		err = &os.PathError{Op: "read", Path: src.Name(), Err: io.ErrUnexpectedEOF}
+		err = io.ErrUnexpectedEOF
+		if f, ok := OSFile(src); ok {
+			err = &os.PathError{Op: "read", Path: f.Name(), Err: err}
+		}
 	}
 	return err
 }

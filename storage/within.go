@@ -60,27 +60,32 @@ func Within(dir, name string) (string, error) {
 // Open opens a regular file for reading and never waits: a pipe without a
 // writer, a device or a folder is ErrNotRegular.
 func Open(path string) (*os.File, error) {
+	f, _, err := open(path)
+	return f, err
+}
+
+func open(path string) (*os.File, fs.FileInfo, error) {
 	// A device may act on being opened, so look first; look again at what was
 	// opened, since the two may differ.
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := regular(path, info); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if info, err = f.Stat(); err == nil {
 		err = regular(path, info)
 	}
 	if err != nil {
 		f.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return f, nil
+	return f, info, nil
 }
 
 func regular(path string, info fs.FileInfo) error {

@@ -2,14 +2,15 @@ package pytorch
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -21,8 +22,8 @@ const pickleName = "data.pkl"
 // the file. No data is read. Errors are ErrUnsafe, ErrUnsupported, formats.ErrMalformed,
 // formats.ErrLimit, formats.ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the
 // system says. Where shards differ in a metadata string, the first shard's is kept.
-func (f Format) Open(path string) (formats.Container, error) {
-	return formats.OpenFiles(path, reader{f.Limits.withDefaults()})
+func (f Format) Open(ctx context.Context, dir storage.Folder, name string) (formats.Container, error) {
+	return formats.OpenFiles(ctx, dir, name, reader{f.Limits.withDefaults()})
 }
 
 // reader reads files and indices for formats.OpenFiles.
@@ -30,18 +31,18 @@ type reader struct{ limits Limits }
 
 func (reader) IsIndex(name string) bool { return isIndex(name) }
 
-func (reader) Locate(dir string) (string, error) {
-	name, err := locate(dir)
+func (reader) Locate(ctx context.Context, dir storage.Folder) (string, error) {
+	name, err := locate(ctx, dir)
 	if err == nil && name == "" {
-		err = fmt.Errorf("%s: found no file of torch.save that is not beside safetensors, expected %s: %w", formats.Display(dir), preferred[0], fs.ErrNotExist)
+		err = fmt.Errorf("%s: found no file of torch.save that is not beside safetensors, expected %s: %w", formats.Display(dir.Path("")), preferred[0], fs.ErrNotExist)
 	}
 	return name, err
 }
 
-func (r reader) ReadIndex(f *os.File) (formats.Index, error) { return readIndexFile(f, r.limits) }
+func (r reader) ReadIndex(f storage.File) (formats.Index, error) { return readIndexFile(f, r.limits) }
 
-func (r reader) ReadFile(f io.ReaderAt, size int64, c *formats.Contents) error {
-	root, places, err := readFile(f, size, r.limits)
+func (r reader) ReadFile(f storage.File, c *formats.Contents) error {
+	root, places, err := readFile(f, f.Size(), r.limits)
 	if err != nil {
 		return err
 	}

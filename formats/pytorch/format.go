@@ -3,11 +3,11 @@ package pytorch
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -78,19 +78,21 @@ func (Format) Extensions() []string { return slices.Clone(extensions) }
 // ReadOnly returns false.
 func (Format) ReadOnly() bool { return false }
 
-// Detect reports whether path is a file that begins as torch.save writes them, an index of
-// such files, or a folder with one of them in it. A folder that has a safetensors file too is
-// left to that format.
-func (Format) Detect(path string) bool {
-	info, err := os.Stat(path)
-	if err != nil {
-		return false
+// Detect reports whether a file begins as torch.save writes them or is an index of such files, or
+// whether a folder has one of them in it. A folder that has a safetensors file too is left to that
+// format.
+func (Format) Detect(ctx context.Context, dir storage.Folder, name string) (bool, error) {
+	if name != "" {
+		if isIndex(name) {
+			return true, nil
+		}
+		return begins(ctx, dir, name, isWeights(name))
 	}
-	if info.IsDir() {
-		name, err := locate(path)
-		return err == nil && name != "" || errors.Is(err, errSeveral)
+	name, err := locate(ctx, dir)
+	if errors.Is(err, errSeveral) {
+		return true, nil
 	}
-	return isIndex(path) || begins(path, isWeights(path))
+	return name != "", err
 }
 
 // legacyMagic is how an old file begins in the protocol that torch.save has by
@@ -99,18 +101,21 @@ var legacyMagic = []byte("\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
 // begins looks at the first bytes of a file. A file that has one of the format's
 // extensions need only be a zip archive, a pickle or a tar archive.
-func begins(path string, named bool) bool {
-	f, err := storage.Open(path)
+func begins(ctx context.Context, dir storage.Folder, name string, named bool) (bool, error) {
+	f, err := dir.Open(ctx, name)
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer f.Close()
 	var start [tarMagicAt + len(tarMagic)]byte
-	n, err := io.ReadFull(f, start[:])
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return false
+	n, err := f.ReadAt(start[:], 0)
+	if n < len(start) && err != io.EOF {
+		return false, err
 	}
-	b := start[:n]
+	return looksSaved(start[:n], named), nil
+}
+
+func looksSaved(b []byte, named bool) bool {
 	switch {
 	case bytes.HasPrefix(b, legacyMagic):
 		return true

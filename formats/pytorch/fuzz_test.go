@@ -2,6 +2,7 @@ package pytorch
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/storage/storagetest"
 )
 
 // seeds are the files of the fixtures.
@@ -93,11 +96,8 @@ func FuzzOpen(f *testing.F) {
 	for _, b := range seeds(f) {
 		f.Add(b)
 	}
-	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte) {
-		path := filepath.Join(dir, "x.pt")
-		require.NoError(t, os.WriteFile(path, data, 0o600))
-		c, err := Format{Limits: few}.Open(path)
+		c, err := Format{Limits: few}.Open(context.Background(), storagetest.Memory{"x.pt": data}, "x.pt")
 		if err != nil {
 			checkError(t, err)
 			return
@@ -115,7 +115,7 @@ func FuzzOpen(f *testing.F) {
 			if n > 0 {
 				require.NoError(t, err)
 			}
-			if _, ok := x.Data.(*os.File); ok && n > 0 {
+			if _, ok := x.Data.(storage.File); ok && n > 0 {
 				require.Equal(t, data[x.Offset:x.Offset+n], b)
 			}
 		}

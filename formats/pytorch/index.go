@@ -3,23 +3,19 @@ package pytorch
 import (
 	"errors"
 	"io"
-	"os"
 
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
-func readIndexFile(f *os.File, limits Limits) (formats.Index, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return formats.Index{}, err
+func readIndexFile(f storage.File, limits Limits) (formats.Index, error) {
+	if f.Size() > limits.IndexBytes {
+		return formats.Index{}, limitf("found an index of %d bytes, expected at most %d", f.Size(), limits.IndexBytes)
 	}
-	if info.Size() > limits.IndexBytes {
-		return formats.Index{}, limitf("found an index of %d bytes, expected at most %d", info.Size(), limits.IndexBytes)
-	}
-	x, err := readIndex(io.LimitReader(f, limits.IndexBytes), limits)
+	x, err := readIndex(io.NewSectionReader(f, 0, limits.IndexBytes), limits)
 	if s, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		// Its own text repeats the names around the place.
 		return formats.Index{}, malformedf("byte %d of the JSON: %v", s.ByteOffset, s.Err)

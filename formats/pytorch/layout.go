@@ -2,6 +2,7 @@ package pytorch
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"maps"
 	"math"
@@ -27,7 +28,7 @@ import (
 // F6_E3M2 and F6_E2M3, which PyTorch does not have, are ErrUnsupported, and so is an F4 whose
 // last dimension is odd. More than 64 dimensions and what Open would refuse to read are
 // formats.ErrLimit.
-func (f Format) Layout(tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
+func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
 	limits := f.Limits.withDefaults()
 	stored := make([]storedTensor, len(tensors))
 	for i, t := range tensors {

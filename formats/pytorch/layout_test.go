@@ -3,6 +3,7 @@ package pytorch_test
 import (
 	"archive/zip"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -80,7 +81,7 @@ func TestFilesAreTorchs(t *testing.T) {
 		for _, x := range c.Tensors() {
 			infos = append(infos, x.Info)
 		}
-		l, err := pytorch.Format{}.Layout(infos, formats.Options{SingleFile: filepath.Base(name)})
+		l, err := pytorch.Format{}.Layout(context.Background(), infos, formats.Options{SingleFile: filepath.Base(name)})
 		require.NoError(t, err, name)
 		require.Len(t, l.Shards, 1)
 		require.Empty(t, l.Extra)
@@ -128,7 +129,7 @@ func TestZip64IsTorchs(t *testing.T) {
 		{Name: "first", DType: tensor.I8, Shape: tensor.Shape{3}}, {Name: "large", DType: tensor.I16, Shape: tensor.Shape{1<<31 + 32}},
 		{Name: "next", DType: tensor.I8, Shape: tensor.Shape{2}}, {Name: "empty", DType: tensor.I8, Shape: tensor.Shape{0}},
 	}
-	l, err := pytorch.Format{}.Layout(infos, formats.Options{SingleFile: "archive.pt"})
+	l, err := pytorch.Format{}.Layout(context.Background(), infos, formats.Options{SingleFile: "archive.pt"})
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "archive.pt")
 	write(t, path, l.Shards[0], func(i int) []byte { return []byte{1, 1, 1}[:[]int{3, 0, 2, 0}[i]] })
@@ -188,7 +189,7 @@ func TestRoundTrip(t *testing.T) {
 		}
 		dir, err := os.MkdirTemp(t.TempDir(), "")
 		require.NoError(rt, err)
-		l, err := pytorch.Format{}.Layout(tensors, o)
+		l, err := pytorch.Format{}.Layout(context.Background(), tensors, o)
 		require.NoError(rt, err)
 		// A plan is saved and read back.
 		b, err := json.Marshal(l)
@@ -228,7 +229,7 @@ func TestRoundTrip(t *testing.T) {
 			require.Equal(rt, "pytorch_model.bin.index.json", f.Name)
 			require.NoError(rt, os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644))
 		}
-		c, err := pytorch.Format{}.Open(dir)
+		c, err := openPath(pytorch.Format{}, dir)
 		require.NoError(rt, err)
 		defer c.Close()
 		require.Len(rt, c.Tensors(), len(tensors))
@@ -253,7 +254,7 @@ func TestMany(t *testing.T) {
 		for i := range infos {
 			infos[i] = tensor.Info{Name: fmt.Sprintf("layers.%d.weight", i), DType: tensor.U8, Shape: tensor.Shape{1}}
 		}
-		l, err := pytorch.Format{}.Layout(infos, formats.Options{SingleFile: "x.pth"})
+		l, err := pytorch.Format{}.Layout(context.Background(), infos, formats.Options{SingleFile: "x.pth"})
 		require.NoError(t, err)
 		path := filepath.Join(t.TempDir(), "x.pth")
 		write(t, path, l.Shards[0], func(i int) []byte { return []byte{byte(i)} })
@@ -270,7 +271,7 @@ func TestFolderInArchive(t *testing.T) {
 		"a.bin": "a", "pytorch_model-00001-of-00002.bin": "pytorch_model-00001-of-00002", "a.b.pt": "a.b", "a": "a", "c d.pth": "c d",
 		`x\y.pt`: "y", "modèle.pt": "archive", ".pt": "archive", "": "pytorch_model",
 	} {
-		l, err := pytorch.Format{}.Layout(nil, formats.Options{SingleFile: file})
+		l, err := pytorch.Format{}.Layout(context.Background(), nil, formats.Options{SingleFile: file})
 		require.NoError(t, err)
 		h := l.Shards[0].Header
 		n := binary.LittleEndian.Uint16(h[26:])
@@ -279,7 +280,7 @@ func TestFolderInArchive(t *testing.T) {
 }
 
 func TestIndexIsTransformers(t *testing.T) {
-	l, err := pytorch.Format{}.Layout([]tensor.Info{
+	l, err := pytorch.Format{}.Layout(context.Background(), []tensor.Info{
 		{Name: "é", DType: tensor.BF16, Shape: tensor.Shape{2, 2}}, {Name: "a", DType: tensor.F32, Shape: tensor.Shape{3}},
 	}, formats.Options{MaxShardSize: 8})
 	require.NoError(t, err)
@@ -324,7 +325,7 @@ func TestLayoutRefuses(t *testing.T) {
 		`found it twice`:                       {append(one(tensor.I8, 1), one(tensor.I8, 1)...), pytorch.Limits{}, nil},
 		`that the format cannot hold`:          {[]tensor.Info{{Name: "\xff", DType: tensor.I8}}, pytorch.Limits{}, nil},
 	} {
-		_, err := pytorch.Format{Limits: c.limits}.Layout(c.tensors, formats.Options{SingleFile: "x.bin"})
+		_, err := pytorch.Format{Limits: c.limits}.Layout(context.Background(), c.tensors, formats.Options{SingleFile: "x.bin"})
 		if assert.ErrorContains(t, err, text) && c.kind != nil {
 			assert.ErrorIs(t, err, c.kind)
 		}
@@ -332,10 +333,10 @@ func TestLayoutRefuses(t *testing.T) {
 }
 
 func TestMetadataIsLeftOutWithANotice(t *testing.T) {
-	l, err := pytorch.Format{}.Layout(nil, formats.Options{Metadata: map[string]string{"format": "pt", "pytorch.ignored": "x"}})
+	l, err := pytorch.Format{}.Layout(context.Background(), nil, formats.Options{Metadata: map[string]string{"format": "pt", "pytorch.ignored": "x"}})
 	require.NoError(t, err)
 	assert.Empty(t, l.Notices)
-	l, err = pytorch.Format{}.Layout(nil, formats.Options{Metadata: map[string]string{"format": "pt", "epoch": "3", "a\n": ""}})
+	l, err = pytorch.Format{}.Layout(context.Background(), nil, formats.Options{Metadata: map[string]string{"format": "pt", "epoch": "3", "a\n": ""}})
 	require.NoError(t, err)
 	assert.Equal(t, []string{`metadata is left out, pytorch files have no place for it: "a\n", "epoch"`}, l.Notices)
 }

@@ -1,16 +1,16 @@
 package pytorch
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
 )
 
 // preferred are the names that transformers, and then PEFT, look for in a folder,
@@ -37,14 +37,14 @@ var errSeveral = errors.New("expected one of them alone, or a " + preferred[0])
 // locate returns the name of the one file of a folder to begin with: the weights
 // or their index. It is "" where there is none, or where the folder is one of
 // safetensors.
-func locate(dir string) (string, error) {
-	entries, err := os.ReadDir(dir)
+func locate(ctx context.Context, dir storage.Folder) (string, error) {
+	entries, err := dir.List(ctx, "")
 	if err != nil {
 		return "", err
 	}
 	var names, indices, files, shards []string
 	for _, e := range entries {
-		if name := e.Name(); !strings.HasPrefix(name, ".") { // a Mac leaves ._NAME beside a copy
+		if name := e.Name; !strings.HasPrefix(name, ".") { // a Mac leaves ._NAME beside a copy
 			names = append(names, name)
 		}
 	}
@@ -66,20 +66,24 @@ func locate(dir string) (string, error) {
 			return want, nil
 		}
 	}
-	files = slices.DeleteFunc(files, func(name string) bool { return !begins(filepath.Join(dir, name), true) })
+	files = slices.DeleteFunc(files, func(name string) bool {
+		ok, err := begins(ctx, dir, name, true)
+		return err != nil || !ok
+	})
 	candidates := slices.Concat(indices, files)
 	if len(indices) == 0 {
 		candidates = append(candidates, shards...)
 	}
+	shown := formats.Display(dir.Path(""))
 	switch {
 	case len(candidates) == 0:
 		return "", nil
 	case len(candidates) == 1:
 		return candidates[0], nil
 	case len(indices) == 0 && len(files) == 0:
-		return "", fmt.Errorf("%s: found %s without an index, %w: %w", dir, formats.List(candidates), errSeveral, formats.ErrMalformed)
+		return "", fmt.Errorf("%s: found %s without an index, %w: %w", shown, formats.List(candidates), errSeveral, formats.ErrMalformed)
 	}
-	return "", fmt.Errorf("%s: found %s, %w: %w", dir, formats.List(candidates), errSeveral, formats.ErrMalformed)
+	return "", fmt.Errorf("%s: found %s, %w: %w", shown, formats.List(candidates), errSeveral, formats.ErrMalformed)
 }
 
 // isSafetensors knows what makes a folder one of safetensors.

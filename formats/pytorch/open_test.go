@@ -20,6 +20,8 @@ import (
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/formats/pytorch"
 	"github.com/lorakit/lorakit/formats/safetensors"
+	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/storage/storagetest"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -43,7 +45,7 @@ var kinds = map[string]error{
 
 func open(t testing.TB, path string) formats.Container {
 	t.Helper()
-	c, err := pytorch.Format{}.Open(path)
+	c, err := openPath(pytorch.Format{}, path)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	return c
@@ -87,9 +89,9 @@ func TestTwins(t *testing.T) {
 				path = found[0]
 			}
 			require.NotContains(t, refused, filepath.Base(path))
-			assert.True(t, pytorch.Format{}.Detect(path))
+			assert.True(t, detect(pytorch.Format{}, path))
 			c := open(t, path)
-			want, err := safetensors.Format{}.Open(twin)
+			want, err := openPath(safetensors.Format{}, twin)
 			require.NoError(t, err)
 			defer want.Close()
 			got := byName(c)
@@ -118,7 +120,7 @@ func TestRefused(t *testing.T) {
 		path := filepath.Join(fixtures, name)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		c, err := pytorch.Format{}.Open(path)
+		c, err := openPath(pytorch.Format{}, path)
 		runtime.ReadMemStats(&after)
 		assert.LessOrEqual(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20), "%s: bytes allocated", name)
 		if !assert.Error(t, err, name) {
@@ -134,7 +136,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestUnsafeNamesTheGlobal(t *testing.T) {
-	_, err := pytorch.Format{}.Open(filepath.Join(fixtures, "eval.pt"))
+	_, err := openPath(pytorch.Format{}, filepath.Join(fixtures, "eval.pt"))
 	assert.EqualError(t, err, fixtures+`/eval.pt: pickle: byte 53: global "builtins.eval" is not allowed in a state dict, expected only tensors in dicts`)
 }
 
@@ -175,11 +177,12 @@ func TestContiguousIsTheFile(t *testing.T) {
 		c := open(t, path)
 		x := byName(c)
 		for _, name := range []string{"whole", "tied", "rows", "row", "element", "scalar", "one"} {
-			assert.IsType(t, &os.File{}, x[name].Data, name)
+			_, isFile := storage.OSFile(x[name].Data)
+			assert.True(t, isFile, name)
 			assert.Equal(t, contents(t, x[name]), file[x[name].Offset:x[name].Offset+x[name].Bytes], name)
 		}
 		for _, name := range []string{"transposed", "columns", "expanded", "channels"} {
-			_, isFile := x[name].Data.(*os.File)
+			_, isFile := storage.OSFile(x[name].Data)
 			assert.False(t, isFile, name)
 		}
 		assert.Equal(t, x["whole"].Offset, x["tied"].Offset)
@@ -254,41 +257,41 @@ func TestFolders(t *testing.T) {
 	f := pytorch.Format{}
 	c := open(t, filepath.Join(fixtures, "sharded"))
 	assert.Equal(t, []string{"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"}, c.Files())
-	assert.True(t, f.Detect(filepath.Join(fixtures, "sharded", "pytorch_model.bin.index.json")))
-	assert.True(t, f.Detect(filepath.Join(fixtures, "adapter")))
+	assert.True(t, detect(f, filepath.Join(fixtures, "sharded", "pytorch_model.bin.index.json")))
+	assert.True(t, detect(f, filepath.Join(fixtures, "adapter")))
 
 	both := folder(t, "adapter/adapter_model.bin", "adapter.safetensors")
-	assert.False(t, f.Detect(both), "safetensors come first")
-	assert.True(t, safetensors.Format{}.Detect(both))
-	_, err := f.Open(both)
+	assert.False(t, detect(f, both), "safetensors come first")
+	assert.True(t, detect(safetensors.Format{}, both))
+	_, err := openPath(f, both)
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 
 	one := folder(t, "scalars.pt")
 	require.NoError(t, os.WriteFile(filepath.Join(one, "training_args.bin"), []byte("PK\x03\x04"), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(one, "ggml.bin"), []byte("GGUF...."), 0o644))
-	assert.True(t, f.Detect(one))
+	assert.True(t, detect(f, one))
 	assert.Equal(t, []string{"scalars.pt"}, open(t, one).Files())
 
 	several := folder(t, "scalars.pt", "module.bin")
-	assert.True(t, f.Detect(several))
-	_, err = f.Open(several)
+	assert.True(t, detect(f, several))
+	_, err = openPath(f, several)
 	assert.ErrorIs(t, err, formats.ErrMalformed)
 	assert.ErrorContains(t, err, `found "module.bin", "scalars.pt", expected one of them alone`)
 	shards := folder(t, "sharded/pytorch_model-00001-of-00002.bin", "sharded/pytorch_model-00002-of-00002.bin")
-	_, err = f.Open(shards)
+	_, err = openPath(f, shards)
 	assert.ErrorContains(t, err, "without an index")
 
-	assert.False(t, f.Detect(t.TempDir()))
-	assert.False(t, f.Detect(filepath.Join(fixtures, "refused.json")))
-	assert.False(t, f.Detect(filepath.Join(fixtures, "absent.bin")))
-	assert.False(t, f.Detect(filepath.Join(fixtures, "dtypes.safetensors")))
+	assert.False(t, detect(f, t.TempDir()))
+	assert.False(t, detect(f, filepath.Join(fixtures, "refused.json")))
+	assert.False(t, detect(f, filepath.Join(fixtures, "absent.bin")))
+	assert.False(t, detect(f, filepath.Join(fixtures, "dtypes.safetensors")))
 
 	// Other names are known by their first bytes.
 	for _, name := range []string{"dtypes.pt", "views-legacy.pth"} {
 		dir := folder(t, name)
 		renamed := filepath.Join(dir, "weights")
 		require.NoError(t, os.Rename(filepath.Join(dir, name), renamed))
-		assert.True(t, f.Detect(renamed))
+		assert.True(t, detect(f, renamed))
 		assert.NotEmpty(t, open(t, renamed).Tensors())
 	}
 	array := filepath.Join(t.TempDir(), "x.npz")
@@ -298,7 +301,7 @@ func TestFolders(t *testing.T) {
 	_, err = z.Create("x.npy")
 	require.NoError(t, err)
 	require.NoError(t, errors.Join(z.Close(), w.Close()))
-	assert.False(t, f.Detect(array), "another zip archive")
+	assert.False(t, detect(f, array), "another zip archive")
 }
 
 func TestIndex(t *testing.T) {
@@ -333,7 +336,7 @@ func TestIndex(t *testing.T) {
 		{`{"other":{"weight_map":1},"weight_map":{"a":"` + first + `"}}`, nil, ""},
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "pytorch_model.bin.index.json"), []byte(c.index), 0o644))
-		opened, err := pytorch.Format{}.Open(dir)
+		opened, err := openPath(pytorch.Format{}, dir)
 		if c.kind == nil {
 			require.NoError(t, err, c.index)
 			assert.NoError(t, opened.Close())
@@ -347,7 +350,7 @@ func TestIndex(t *testing.T) {
 	// The same tensor in two shards.
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "copy.bin"), must(os.ReadFile(filepath.Join(dir, first))), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "pytorch_model.bin.index.json"), []byte(`{"weight_map":{"a":"`+first+`","b":"copy.bin"}}`), 0o644))
-	_, err := pytorch.Format{}.Open(dir)
+	_, err := openPath(pytorch.Format{}, dir)
 	assert.ErrorContains(t, err, `tensor "a": found it in "copy.bin" too`)
 }
 
@@ -378,7 +381,7 @@ func TestLimits(t *testing.T) {
 		{pytorch.Limits{IndexBytes: 10}, "sharded", "an index of"},
 		{pytorch.Limits{Tensors: 1}, "sharded", "more than 1 tensors"},
 	} {
-		_, err := pytorch.Format{Limits: c.limits}.Open(filepath.Join(fixtures, c.path))
+		_, err := openPath(pytorch.Format{Limits: c.limits}, filepath.Join(fixtures, c.path))
 		assert.ErrorIs(t, err, formats.ErrLimit, c.path)
 		assert.ErrorContains(t, err, c.text)
 	}
@@ -398,7 +401,7 @@ func TestShortened(t *testing.T) {
 		path := filepath.Join(t.TempDir(), name)
 		for n := range whole {
 			require.NoError(t, os.WriteFile(path, whole[:n], 0o644))
-			_, err := pytorch.Format{}.Open(path)
+			_, err := openPath(pytorch.Format{}, path)
 			require.Error(t, err, "%s cut to %d bytes", name, n)
 			assertKind(t, err, name)
 		}
@@ -416,5 +419,22 @@ func TestGrownShorter(t *testing.T) {
 			_, err := x.ReadAt(make([]byte, x.Bytes), 0)
 			assert.ErrorIs(t, err, io.ErrUnexpectedEOF, x.Name)
 		}
+	}
+}
+
+// Nothing of a checkpoint needs to have a path.
+func TestOpenInMemory(t *testing.T) {
+	memory, err := storagetest.FromFS(os.DirFS(fixtures), "sharded")
+	require.NoError(t, err)
+	c, err := formats.Open(t.Context(), memory, "")
+	require.NoError(t, err)
+	defer c.Close()
+	want := byName(open(t, filepath.Join(fixtures, "sharded")))
+	require.NotEmpty(t, want)
+	got := byName(c)
+	require.Len(t, got, len(want))
+	for name, x := range want {
+		assert.Equal(t, x.Info, got[name].Info)
+		assert.Equal(t, contents(t, x), contents(t, got[name]))
 	}
 }

@@ -1,11 +1,12 @@
 package safetensors
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
-	"os"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -13,22 +14,25 @@ import (
 // with either. Errors are formats.ErrMalformed, formats.ErrLimit,
 // formats.ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the system
 // says. Where shards differ in a metadata string, the first shard's is kept.
-func (f Format) Open(path string) (formats.Container, error) {
-	return formats.OpenFiles(path, reader{f.Limits.withDefaults()})
+func (f Format) Open(ctx context.Context, dir storage.Folder, name string) (formats.Container, error) {
+	return formats.OpenFiles(ctx, dir, name, reader{f.Limits.withDefaults()})
 }
 
 // reader reads files and indices for formats.OpenFiles.
 type reader struct{ limits Limits }
 
-func (reader) Locate(dir string) (string, error) { return locate(dir) }
-func (reader) IsIndex(name string) bool          { return isIndex(name) }
+func (reader) IsIndex(name string) bool { return isIndex(name) }
 
-func (r reader) ReadIndex(f *os.File) (formats.Index, error) { return readIndexFile(f, r.limits) }
+func (reader) Locate(ctx context.Context, dir storage.Folder) (string, error) {
+	return locate(ctx, dir)
+}
 
-func (r reader) ReadFile(f io.ReaderAt, size int64, c *formats.Contents) error {
+func (r reader) ReadIndex(f storage.File) (formats.Index, error) { return readIndexFile(f, r.limits) }
+
+func (r reader) ReadFile(f storage.File, c *formats.Contents) error {
 	limits := r.limits
 	limits.Tensors -= c.Count()
-	h, start, err := readFile(f, size, limits)
+	h, start, err := readFile(f, f.Size(), limits)
 	if err != nil {
 		return err
 	}
@@ -37,7 +41,7 @@ func (r reader) ReadFile(f io.ReaderAt, size int64, c *formats.Contents) error {
 			return err
 		}
 	}
-	if err := h.check(uint64(size - start)); err != nil {
+	if err := h.check(uint64(f.Size() - start)); err != nil {
 		return err
 	}
 	tensors := make([]formats.Tensor, len(h.tensors))

@@ -31,7 +31,7 @@
 // checkpoint. Stricter than transformers, a tensor that the index puts in a
 // shard that does not have it, a tensor in two shards and a name twice in the
 // index are errors. Shards stand beside their index: a name with a folder in it
-// is refused, and so is one that leaves the folder, see storage.Within. A
+// is refused, and so is one that leaves the folder, see storage.Folder. A
 // folder without those two names may have adapter_model.safetensors, or else
 // one single file or index of any name; where several could be meant, the
 // error lists them.

@@ -1,12 +1,14 @@
 package safetensors_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/lorakit/lorakit/formats"
 	_ "github.com/lorakit/lorakit/formats/safetensors"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -16,7 +18,7 @@ func Example() {
 	if err != nil {
 		panic(err)
 	}
-	layout, err := format.Layout([]tensor.Info{
+	layout, err := format.Layout(context.Background(), []tensor.Info{
 		{Name: "bias", DType: tensor.I8, Shape: tensor.Shape{3}},
 		{Name: "weight", DType: tensor.I16, Shape: tensor.Shape{2}},
 	}, formats.Options{Metadata: map[string]string{"format": "pt"}})
@@ -35,7 +37,7 @@ func Example() {
 		panic(err)
 	}
 
-	c, err := format.Open(dir)
+	c, err := format.Open(context.Background(), storage.Local(dir, storage.Options{}), shard.Name)
 	if err != nil {
 		panic(err)
 	}

@@ -2,9 +2,9 @@ package safetensors
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
@@ -67,40 +67,38 @@ func (Format) ReadOnly() bool { return false }
 // Extensions returns ".safetensors".
 func (Format) Extensions() []string { return []string{extension} }
 
-// Detect reports whether path is a file named *.safetensors or
-// *.safetensors.index.json, a file that begins as one does, or a folder with
-// such a file in it.
-func (Format) Detect(path string) bool {
-	if isWeights(path) || isIndex(path) {
-		return true
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return false
-	}
-	if info.IsDir() {
-		entries, err := os.ReadDir(path)
+// Detect reports whether a file is named *.safetensors or *.safetensors.index.json, or
+// begins as one does, or whether a folder has such a file in it.
+func (Format) Detect(ctx context.Context, dir storage.Folder, name string) (bool, error) {
+	if name == "" {
+		entries, err := dir.List(ctx, "")
 		if err != nil {
-			return false
+			return false, err
 		}
 		for _, e := range entries {
-			if !hidden(e.Name()) && (isWeights(e.Name()) || isIndex(e.Name())) {
-				return true
+			if !hidden(e.Name) && (isWeights(e.Name) || isIndex(e.Name)) {
+				return true, nil
 			}
 		}
-		return false
+		return false, nil
 	}
-	f, err := storage.Open(path)
+	if isWeights(name) || isIndex(name) {
+		return true, nil
+	}
+	f, err := dir.Open(ctx, name)
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer f.Close()
 	var start [lengthBytes + 1]byte
-	if _, err := io.ReadFull(f, start[:]); err != nil {
-		return false
+	if n, err := f.ReadAt(start[:], 0); n < len(start) {
+		if err == io.EOF {
+			err = nil
+		}
+		return false, err
 	}
 	n := binary.LittleEndian.Uint64(start[:])
-	return n <= maxHeader && int64(n) <= info.Size()-lengthBytes && start[lengthBytes] == '{'
+	return n <= maxHeader && int64(n) <= f.Size()-lengthBytes && start[lengthBytes] == '{', nil
 }
 
 func isWeights(name string) bool { return strings.HasSuffix(name, extension) }

@@ -1,6 +1,7 @@
 package safetensors_test
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/formats/safetensors"
+	"github.com/lorakit/lorakit/storage/storagetest"
 )
 
 // FuzzOpen opens any bytes as a file. What is accepted must hold what a
@@ -20,11 +22,9 @@ func FuzzOpen(f *testing.F) {
 	for _, c := range corpus(f) {
 		f.Add(c.Data)
 	}
-	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte) {
-		path := filepath.Join(dir, "x.safetensors")
-		require.NoError(t, os.WriteFile(path, data, 0o600))
-		c, err := safetensors.Format{}.Open(path)
+		memory := storagetest.Memory{"x.safetensors": data}
+		c, err := safetensors.Format{}.Open(context.Background(), memory, "x.safetensors")
 		if err != nil {
 			assertKind(t, err, "file")
 			return
@@ -59,7 +59,7 @@ func FuzzIndex(f *testing.F) {
 	require.NoError(f, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, index), data, 0o600))
-		c, err := safetensors.Format{}.Open(dir)
+		c, err := openPath(safetensors.Format{}, dir)
 		if err != nil {
 			require.NotContains(t, err.Error(), "\n")
 			require.Less(t, len(err.Error()), 2000+len(dir))

@@ -2,20 +2,16 @@ package safetensors
 
 import (
 	"io"
-	"os"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
 )
 
-func readIndexFile(f *os.File, limits Limits) (formats.Index, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return formats.Index{}, err
+func readIndexFile(f storage.File, limits Limits) (formats.Index, error) {
+	if f.Size() > limits.IndexBytes {
+		return formats.Index{}, limitf("found an index of %d bytes, expected at most %d", f.Size(), limits.IndexBytes)
 	}
-	if info.Size() > limits.IndexBytes {
-		return formats.Index{}, limitf("found an index of %d bytes, expected at most %d", info.Size(), limits.IndexBytes)
-	}
-	return readIndex(io.LimitReader(f, limits.IndexBytes), limits)
+	return readIndex(io.NewSectionReader(f, 0, limits.IndexBytes), limits)
 }
 
 // readIndex reads model.safetensors.index.json: an object whose "weight_map" has the name of a

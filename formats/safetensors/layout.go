@@ -2,6 +2,7 @@ package safetensors
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -27,7 +28,7 @@ import (
 // A name that is no UTF-8, that occurs twice or is "__metadata__", and a size
 // that overflows or is no whole number of bytes, are errors. A header above
 // the reference's limit of 100,000,000 bytes is formats.ErrLimit.
-func (Format) Layout(tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
+func (Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
 	for k, v := range o.Metadata {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
 			return formats.Layout{}, fmt.Errorf("metadata %s: found invalid UTF-8, expected text", quote(k))

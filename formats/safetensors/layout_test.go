@@ -1,6 +1,7 @@
 package safetensors_test
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"os"
@@ -19,7 +20,7 @@ import (
 )
 
 func layout(t testing.TB, tensors []tensor.Info, o formats.Options) formats.Layout {
-	l, err := safetensors.Format{}.Layout(tensors, o)
+	l, err := safetensors.Format{}.Layout(context.Background(), tensors, o)
 	require.NoError(t, err)
 	return l
 }
@@ -166,7 +167,7 @@ func TestRoundTrip(t *testing.T) {
 			require.NoError(rt, os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644))
 		}
 
-		c, err := safetensors.Format{}.Open(dir)
+		c, err := openPath(safetensors.Format{}, dir)
 		require.NoError(rt, err)
 		defer c.Close()
 		require.Len(rt, c.Tensors(), len(tensors))
@@ -251,7 +252,7 @@ func TestLayoutRefuses(t *testing.T) {
 		"negative limit": {options: formats.Options{MaxShardSize: -1}},
 		"long header":    {tensors: many, kind: formats.ErrLimit},
 	} {
-		_, err := safetensors.Format{}.Layout(c.tensors, c.options)
+		_, err := safetensors.Format{}.Layout(context.Background(), c.tensors, c.options)
 		if assert.Error(t, err, what) {
 			assert.Less(t, len(err.Error()), 1000, what)
 			if c.kind != nil {

@@ -1,15 +1,16 @@
 package safetensors
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
 )
 
 // preferred are the names that transformers looks for in a folder, in its
@@ -29,14 +30,14 @@ var shardName = sync.OnceValue(func() *regexp.Regexp {
 
 // locate returns the name of the one file of a folder to begin with: the
 // weights or their index.
-func locate(dir string) (string, error) {
-	entries, err := os.ReadDir(dir)
+func locate(ctx context.Context, dir storage.Folder) (string, error) {
+	entries, err := dir.List(ctx, "")
 	if err != nil {
 		return "", err
 	}
 	var indices, files, shards []string
 	for _, e := range entries {
-		name := e.Name()
+		name := e.Name
 		switch {
 		case hidden(name), slices.Contains(preferred, name):
 		case isIndex(name):
@@ -49,11 +50,11 @@ func locate(dir string) (string, error) {
 		}
 	}
 	for _, want := range preferred {
-		if slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == want }) {
+		if slices.ContainsFunc(entries, func(e storage.Entry) bool { return e.Name == want }) {
 			return want, nil
 		}
 	}
-	candidates := append(indices, files...)
+	shown, candidates := formats.Display(dir.Path("")), append(indices, files...)
 	if len(indices) == 0 {
 		candidates = append(candidates, shards...)
 	}
@@ -61,11 +62,11 @@ func locate(dir string) (string, error) {
 	case len(candidates) == 1:
 		return candidates[0], nil
 	case len(candidates) == 0:
-		return "", fmt.Errorf("%s: found no .safetensors file, expected one: %w", dir, fs.ErrNotExist)
+		return "", fmt.Errorf("%s: found no .safetensors file, expected one: %w", shown, fs.ErrNotExist)
 	case len(candidates) == len(shards):
-		return "", fmt.Errorf("%s: found %s, expected an index for them, model%s: %w", dir, formats.List(candidates), indexExtension, fs.ErrNotExist)
+		return "", fmt.Errorf("%s: found %s, expected an index for them, model%s: %w", shown, formats.List(candidates), indexExtension, fs.ErrNotExist)
 	}
-	return "", fmt.Errorf("%s: found %s, expected one of them or a model%s: %w", dir, formats.List(candidates), extension, formats.ErrMalformed)
+	return "", fmt.Errorf("%s: found %s, expected one of them or a model%s: %w", shown, formats.List(candidates), extension, formats.ErrMalformed)
 }
 
 // hidden matches what a Mac leaves beside a file that it copies,

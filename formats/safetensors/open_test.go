@@ -2,6 +2,7 @@ package safetensors_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/storage/storagetest"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -56,7 +58,7 @@ func folder(t testing.TB, files ...any) string {
 }
 
 func open(t testing.TB, path string) formats.Container {
-	c, err := safetensors.Format{}.Open(path)
+	c, err := openPath(safetensors.Format{}, path)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	return c
@@ -88,7 +90,8 @@ func TestOpenFile(t *testing.T) {
 	assert.Equal(t, tensor.Info{Name: "a", DType: tensor.BF16, Shape: tensor.Shape{}}, a.Info)
 	assert.Equal(t, tensor.Info{Name: "b", DType: tensor.F4, Shape: tensor.Shape{2, 3}}, b.Info)
 	assert.Equal(t, "any.name", b.File)
-	assert.IsType(t, (*os.File)(nil), b.Data, "so that the kernel can copy it")
+	_, kernel := storage.OSFile(b.Data)
+	assert.True(t, kernel, "so that the kernel can copy it")
 	got := make([]byte, 3)
 	_, err := b.ReadAt(got, 0)
 	require.NoError(t, err)
@@ -122,7 +125,7 @@ func TestOpenFolder(t *testing.T) {
 		"escapes in index":       {[]any{index, `{"weight_map":{"\u0061":"\u0077"},"x":[1e999,{"y":1,"y":2}]}`, "w", named("a")}, []string{"a in w"}},
 	} {
 		dir := folder(t, c.files...)
-		got, err := safetensors.Format{}.Open(dir)
+		got, err := openPath(safetensors.Format{}, dir)
 		if assert.NoError(t, err, what) {
 			assert.Equal(t, c.want, names(got), what)
 			assert.NoError(t, got.Close())
@@ -181,7 +184,7 @@ func TestOpenFolderRefuses(t *testing.T) {
 		"control characters":  {fs.ErrNotExist, `"a\nb\x1b[31m"`, []any{index, weights(`"a":"a\nb\u001b[31m"`)}},
 	} {
 		dir := folder(t, c.files...)
-		got, err := safetensors.Format{}.Open(dir)
+		got, err := openPath(safetensors.Format{}, dir)
 		if !assert.Error(t, err, what) {
 			got.Close()
 			continue
@@ -194,7 +197,7 @@ func TestOpenFolderRefuses(t *testing.T) {
 		assert.NotContains(t, err.Error(), "\x1b", what)
 		assert.Less(t, len(err.Error()), 1000+len(dir), what)
 	}
-	_, err := safetensors.Format{}.Open(filepath.Join(t.TempDir(), "missing"))
+	_, err := openPath(safetensors.Format{}, filepath.Join(t.TempDir(), "missing"))
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
@@ -202,7 +205,7 @@ func TestSubfolderInIndex(t *testing.T) {
 	dir := folder(t, index, `{"weight_map":{"a":"sub/w"}}`)
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "sub", "w"), named("a"), 0o644))
-	_, err := safetensors.Format{}.Open(dir)
+	_, err := openPath(safetensors.Format{}, dir)
 	assert.ErrorIs(t, err, formats.ErrMalformed)
 	assert.ErrorContains(t, err, `"sub/w"`)
 }
@@ -211,13 +214,13 @@ func TestLinks(t *testing.T) {
 	outside := folder(t, "w", named("a"), single, named("a"))
 	dir := folder(t, index, `{"weight_map":{"a":"w"}}`)
 	require.NoError(t, os.Symlink(filepath.Join(outside, "w"), filepath.Join(dir, "w")))
-	_, err := safetensors.Format{}.Open(dir)
+	_, err := openPath(safetensors.Format{}, dir)
 	assert.ErrorIs(t, err, formats.ErrOutside)
 	assert.ErrorIs(t, err, storage.ErrOutside)
 
 	dir = folder(t)
 	require.NoError(t, os.Symlink(filepath.Join(outside, single), filepath.Join(dir, single)))
-	_, err = safetensors.Format{}.Open(dir)
+	_, err = openPath(safetensors.Format{}, dir)
 	assert.ErrorIs(t, err, formats.ErrOutside)
 	// What the user names himself may be a link to anywhere.
 	assert.Equal(t, []string{"a in " + single}, names(open(t, filepath.Join(dir, single))))
@@ -241,9 +244,9 @@ func TestLinks(t *testing.T) {
 func TestFoldersAreNoFiles(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, single), 0o755))
-	_, err := safetensors.Format{}.Open(dir)
+	_, err := openPath(safetensors.Format{}, dir)
 	assert.ErrorIs(t, err, storage.ErrNotRegular)
-	_, err = safetensors.Format{}.Open(filepath.Join(dir, single))
+	_, err = openPath(safetensors.Format{}, filepath.Join(dir, single))
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
@@ -271,7 +274,7 @@ func TestManyShards(t *testing.T) {
 	last := c.Tensors()[n-1]
 	require.NoError(t, os.Truncate(filepath.Join(dir, last.File), last.Offset+1))
 	_, err := last.ReadAt(make([]byte, 2), 0)
-	assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	assert.ErrorContains(t, err, "another file")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), named("a"), 0o644))
 	require.NoError(t, os.Rename(filepath.Join(dir, "new"), filepath.Join(dir, last.File)))
 	_, err = last.ReadAt(make([]byte, 2), 0)
@@ -290,7 +293,7 @@ func TestFailedOpenClosesFiles(t *testing.T) {
 	dir := folder(t, index, `{"weight_map":{"a":"`+shard1+`","b":"`+shard2+`"}}`, shard1, named("a"), shard2, named("b", "a"))
 	before := openFiles(t)
 	for range 20 {
-		_, err := safetensors.Format{}.Open(dir)
+		_, err := openPath(safetensors.Format{}, dir)
 		require.Error(t, err)
 	}
 	assert.Equal(t, before, openFiles(t))
@@ -307,19 +310,19 @@ func TestLimits(t *testing.T) {
 	dir := folder(t, index, `{"weight_map":{"aa":"1","b":"2"}}`,
 		"1", file(`{"aa":{"dtype":"U8","shape":[1,1,0],"data_offsets":[0,0]}}`), "2", named("b"))
 	for _, l := range []safetensors.Limits{{}, {HeaderBytes: 60, Tensors: 2, NameBytes: 2, Rank: 3, Dimensions: 3, Shards: 2, IndexBytes: 40}} {
-		c, err := safetensors.Format{Limits: l}.Open(dir)
+		c, err := openPath(safetensors.Format{Limits: l}, dir)
 		if assert.NoError(t, err, l) {
 			c.Close()
 		}
 	}
 	for _, l := range []safetensors.Limits{{HeaderBytes: 50}, {Tensors: 1}, {NameBytes: 1}, {Rank: 2}, {Dimensions: 2}, {Shards: 1}, {IndexBytes: 30}} {
-		_, err := safetensors.Format{Limits: l}.Open(dir)
+		_, err := openPath(safetensors.Format{Limits: l}, dir)
 		assert.ErrorIs(t, err, formats.ErrLimit, "%+v", l)
 		assert.NotErrorIs(t, err, formats.ErrMalformed)
 	}
 	// Unlisted tensors count too.
 	path := filepath.Join(folder(t, "x", named("a", "b")), "x")
-	_, err := safetensors.Format{Limits: safetensors.Limits{Tensors: 1}}.Open(path)
+	_, err := openPath(safetensors.Format{Limits: safetensors.Limits{Tensors: 1}}, path)
 	assert.ErrorIs(t, err, formats.ErrLimit)
 }
 
@@ -332,17 +335,17 @@ func TestLongStrings(t *testing.T) {
 		`{"a":{"x":1` + strings.Repeat("0", 1<<20) + `e-1048576,"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`, "{" + strings.Repeat(" ", 1<<20) + "}", "{}" + strings.Repeat(" ", 1<<20),
 	} {
 		path := filepath.Join(folder(t, "x", file(h)), "x")
-		_, err := safetensors.Format{Limits: safetensors.Limits{StringBytes: 1 << 18}}.Open(path)
+		_, err := openPath(safetensors.Format{Limits: safetensors.Limits{StringBytes: 1 << 18}}, path)
 		assert.ErrorIs(t, err, formats.ErrLimit, h[:20])
 		assert.ErrorContains(t, err, path+": ")
-		c, err := safetensors.Format{}.Open(path)
+		c, err := openPath(safetensors.Format{}, path)
 		if !strings.Contains(h, `"dtype":"x`) && assert.NoError(t, err, h[:20]) {
 			c.Close()
 		}
 	}
 	path := filepath.Join(folder(t, "x", file(`{"__metadata__":{"a":"","b":"","b":""}}`)), "x")
 	open(t, path)
-	_, err := safetensors.Format{Limits: safetensors.Limits{Metadata: 1}}.Open(path)
+	_, err := openPath(safetensors.Format{Limits: safetensors.Limits{Metadata: 1}}, path)
 	assert.ErrorIs(t, err, formats.ErrLimit)
 }
 
@@ -369,7 +372,7 @@ func TestAnnouncedLengthsAllocateNothing(t *testing.T) {
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err := safetensors.Format{}.Open(path)
+		_, err := openPath(safetensors.Format{}, path)
 		runtime.ReadMemStats(&after)
 		if assert.Error(t, err, what) {
 			assert.True(t, errors.Is(err, formats.ErrMalformed) || errors.Is(err, formats.ErrLimit), what)
@@ -397,18 +400,18 @@ func TestPaddedHeader(t *testing.T) {
 func TestDetect(t *testing.T) {
 	dir := folder(t, "config.json", "{}", "x", named("a"), "short", "abc", "text", strings.Repeat("some text", 10))
 	f := safetensors.Format{}
-	assert.False(t, f.Detect(dir))
-	assert.True(t, f.Detect(filepath.Join(dir, "x")))
-	assert.False(t, f.Detect(filepath.Join(dir, "short")))
-	assert.False(t, f.Detect(filepath.Join(dir, "text")))
-	assert.False(t, f.Detect(filepath.Join(dir, "missing")))
-	assert.True(t, f.Detect("a/b.safetensors"))
-	assert.True(t, f.Detect("a/"+index))
-	assert.True(t, f.Detect("a/model.safetensors.index.fp16.json"))
-	assert.False(t, f.Detect("a/model.safetensors.index.md"))
-	assert.True(t, f.Detect(folder(t, "w.safetensors", "")))
-	assert.True(t, f.Detect(folder(t, index, "")))
-	assert.False(t, f.Detect(folder(t, "._w.safetensors", "")))
+	assert.False(t, detect(f, dir))
+	assert.True(t, detect(f, filepath.Join(dir, "x")))
+	assert.False(t, detect(f, filepath.Join(dir, "short")))
+	assert.False(t, detect(f, filepath.Join(dir, "text")))
+	assert.False(t, detect(f, filepath.Join(dir, "missing")))
+	assert.True(t, detect(f, "a/b.safetensors"))
+	assert.True(t, detect(f, "a/"+index))
+	assert.True(t, detect(f, "a/model.safetensors.index.fp16.json"))
+	assert.False(t, detect(f, "a/model.safetensors.index.md"))
+	assert.True(t, detect(f, folder(t, "w.safetensors", "")))
+	assert.True(t, detect(f, folder(t, index, "")))
+	assert.False(t, detect(f, folder(t, "._w.safetensors", "")))
 
 	got, err := formats.Lookup("safetensors")
 	require.NoError(t, err)
@@ -437,7 +440,7 @@ func BenchmarkOpen100000(b *testing.B) {
 	path := large(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		c, err := safetensors.Format{}.Open(path)
+		c, err := openPath(safetensors.Format{}, path)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -447,8 +450,39 @@ func BenchmarkOpen100000(b *testing.B) {
 
 func TestErrorsAreShort(t *testing.T) {
 	name := strings.Repeat("x\n", 5000)
-	_, err := safetensors.Format{}.Open(filepath.Join(folder(t, "x", named(name, name)), "x"))
+	_, err := openPath(safetensors.Format{}, filepath.Join(folder(t, "x", named(name, name)), "x"))
 	require.ErrorIs(t, err, formats.ErrMalformed)
 	assert.Less(t, len(err.Error()), 1000)
 	assert.Equal(t, 1, len(bytes.Split([]byte(err.Error()), []byte("\n"))))
+}
+
+// Nothing of a checkpoint needs to have a path.
+func TestOpenInMemory(t *testing.T) {
+	memory := storagetest.Memory{index: []byte(`{"weight_map":{"b":"` + shard2 + `","a":"` + shard1 + `"}}`), shard1: named("a"), shard2: named("b")}
+	for name, want := range map[string][]string{"": {"a in " + shard1, "b in " + shard2}, index: {"a in " + shard1, "b in " + shard2}, shard2: {"b in " + shard2}} {
+		f, err := formats.Detect(t.Context(), memory, name)
+		require.NoError(t, err)
+		assert.Equal(t, safetensors.Format{}, f)
+		c, err := f.Open(t.Context(), memory, name)
+		require.NoError(t, err)
+		assert.Equal(t, want, names(c))
+		b := make([]byte, 1)
+		_, err = c.Tensors()[0].ReadAt(b, 0)
+		require.NoError(t, err)
+		assert.Equal(t, c.Tensors()[0].Name, string(b))
+		require.NoError(t, c.Close())
+	}
+	memory[shard2] = memory[shard2][:20]
+	_, err := safetensors.Format{}.Open(t.Context(), memory, "")
+	assert.ErrorIs(t, err, formats.ErrMalformed)
+	assert.ErrorContains(t, err, "memory:"+shard2+": ")
+	delete(memory, shard2)
+	_, err = safetensors.Format{}.Open(t.Context(), memory, "")
+	assert.ErrorIs(t, err, fs.ErrNotExist)
+	_, err = formats.Open(t.Context(), storagetest.Memory{"x": nil}, "")
+	assert.ErrorIs(t, err, formats.ErrUnknown)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = formats.Open(ended, memory, "")
+	assert.ErrorIs(t, err, context.Canceled)
 }

@@ -21,10 +21,10 @@ func TestPipesAreNoFiles(t *testing.T) {
 		require.NoError(t, syscall.Mkfifo(filepath.Join(dir, name), 0o600))
 	}
 	f := safetensors.Format{}
-	_, err := f.Open(dir)
+	_, err := openPath(f, dir)
 	assert.ErrorIs(t, err, storage.ErrNotRegular)
-	assert.True(t, f.Detect(filepath.Join(dir, "x.safetensors")))
-	_, err = f.Open(filepath.Join(dir, "x.safetensors"))
+	assert.True(t, detect(f, filepath.Join(dir, "x.safetensors")))
+	_, err = openPath(f, filepath.Join(dir, "x.safetensors"))
 	assert.ErrorIs(t, err, storage.ErrNotRegular)
-	assert.False(t, f.Detect(filepath.Join(dir, "w")))
+	assert.False(t, detect(f, filepath.Join(dir, "w")))
 }

@@ -1,0 +1,28 @@
+package safetensors_test
+
+import (
+	"context"
+	"path/filepath"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/storage"
+)
+
+// openPath opens what a path leads to.
+func openPath(f formats.Format, path string) (formats.Container, error) {
+	dir, name, err := storage.Resolve(path, storage.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return f.Open(context.Background(), dir, name)
+}
+
+// detect asks for the format of what a path leads to, or would lead to.
+func detect(f formats.Format, path string) bool {
+	dir, name, err := storage.Resolve(path, storage.Options{})
+	if err != nil {
+		dir, name = storage.Local(filepath.Dir(path), storage.Options{}), filepath.Base(path)
+	}
+	ok, err := f.Detect(context.Background(), dir, name)
+	return ok && err == nil
+}
