@@ -39,7 +39,7 @@ func opened(t *testing.T, path string) formats.Container {
 	t.Helper()
 	dir, name, err := storage.Resolve(path, storage.Options{})
 	require.NoError(t, err)
-	c, err := formats.Open(context.Background(), dir, name)
+	c, err := formats.Default.Open(context.Background(), dir, name)
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	return c

@@ -30,7 +30,7 @@ type KnownScheme struct {
 // Formats lists the formats, quantisation schemes and architectures that are known.
 func Formats() Known {
 	var k Known
-	for _, f := range formats.All() {
+	for _, f := range formats.Default.All() {
 		k.Formats = append(k.Formats, KnownFormat{f.Name(), f.Extensions(), f.ReadOnly()})
 	}
 	for _, s := range quant.All() {

@@ -18,6 +18,7 @@ package lorakit
 
 import (
 	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
@@ -45,6 +46,7 @@ var (
 	ErrMemory      = pipeline.ErrMemory      // Memory is less than this checkpoint needs
 	ErrInterrupted = pipeline.ErrInterrupted // the context was cancelled
 	ErrOption      = lora.ErrOption          // an option has a value that is unknown
+	ErrForeign     = formats.ErrForeign      // what was to be a checkpoint is recognised as something else
 	// ErrUnsupported says that an adapter has a part that is not known, or lacks what would tell what it is.
 	ErrUnsupported = lora.ErrUnsupported
 )

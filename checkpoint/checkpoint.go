@@ -7,6 +7,7 @@
 package checkpoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,7 +80,7 @@ func OpenIn(ctx context.Context, dir storage.Folder, name string) (*Checkpoint, 
 }
 
 func open(ctx context.Context, dir storage.Folder, name string) (*Checkpoint, error) {
-	f, err := formats.Detect(ctx, dir, name)
+	f, err := formats.Default.Detect(ctx, dir, name)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +132,7 @@ func (c *Checkpoint) readConfig(ctx context.Context) error {
 				return err
 			}
 			if c.Config, err = models.ParseConfig(c.ConfigJSON); err != nil {
-				return fmt.Errorf("%s: %w", c.Dir.Path(ConfigName), err)
+				return fmt.Errorf("%s: %w", c.Dir.Path(ConfigName), cmp.Or(formats.Foreign(c.ConfigJSON, ConfigName), err))
 			}
 		case !errors.Is(err, fs.ErrNotExist):
 			return err

@@ -24,8 +24,8 @@ func (c *Checkpoint) promise() (quant.Promise, bool) {
 	return quant.Promise{}, false
 }
 
-// ForeignScheme returns the quant_method of config.json where no scheme here reads it, so that its weights are seen as
-// the raw tensors they consist of.
+// ForeignScheme says how config.json has the weights stored, in a few words, where no scheme here reads it, so that
+// they are seen as the raw tensors they consist of.
 func (c *Checkpoint) ForeignScheme() (string, bool) {
 	if c.Config == nil || c.Config.Quantization == nil {
 		return "", false
@@ -36,10 +36,22 @@ func (c *Checkpoint) ForeignScheme() (string, bool) {
 	var named struct {
 		Method string `json:"quant_method"`
 	}
-	if json.Unmarshal(c.Config.Quantization, &named) != nil {
-		named.Method = ""
+	if json.Unmarshal(c.Config.Quantization, &named) == nil && named.Method != "" {
+		return tensor.Quote(named.Method), true
 	}
-	return named.Method, true
+	var mlx struct { // as mlx-lm writes it
+		GroupSize int    `json:"group_size"`
+		Bits      int    `json:"bits"`
+		Mode      string `json:"mode"`
+	}
+	if json.Unmarshal(c.Config.Quantization, &mlx) != nil || mlx.GroupSize <= 0 || mlx.Bits <= 0 {
+		return "a scheme that its quantization_config does not name", true
+	}
+	kind := "affine"
+	if mlx.Mode != "" && mlx.Mode != kind {
+		kind = tensor.Quote(mlx.Mode)
+	}
+	return fmt.Sprintf("MLX's %s quantisation of %d bits", kind, mlx.Bits), true
 }
 
 // CheckReadable refuses a checkpoint whose weights are not the model's as they stand in its file: in a scheme that is
@@ -47,7 +59,7 @@ func (c *Checkpoint) ForeignScheme() (string, bool) {
 func (c *Checkpoint) CheckReadable() error {
 	if method, ok := c.ForeignScheme(); ok {
 		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
-			filepath.Join(c.Path, ConfigName), ErrRefused, tensor.Quote(method), strings.Join(quant.Default.Names(), ", "))
+			filepath.Join(c.Path, ConfigName), ErrRefused, method, strings.Join(quant.Default.Names(), ", "))
 	}
 	base, factor := "", ""
 	for _, w := range c.Weights {

@@ -11,10 +11,7 @@ package formats
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"slices"
-	"strings"
 
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
@@ -27,6 +24,9 @@ var (
 	// ErrLimit says that a file is larger, or holds more, than lorakit is
 	// willing to read.
 	ErrLimit = errors.New("limit exceeded")
+	// ErrUnsupported says that a file holds what its format has and lorakit does not, or was to hold
+	// what the format does not.
+	ErrUnsupported = errors.New("not supported")
 	// ErrUnknown says that no registered format reads what is there.
 	ErrUnknown = errors.New("unknown format")
 	// ErrOutside says that a checkpoint points to a file outside of its folder.
@@ -118,73 +118,4 @@ type Format interface {
 	// Layout places the tensors, which all have valid sizes. The result
 	// depends on the arguments alone.
 	Layout(ctx context.Context, tensors []tensor.Info, o Options) (Layout, error)
-}
-
-var registry []Format
-
-// Register makes a format known to Open and Lookup. It is called from the init
-// function of the format's package.
-func Register(f Format) { registry = append(registry, f) }
-
-// All returns the registered formats, sorted by name.
-func All() []Format {
-	all := slices.Clone(registry)
-	slices.SortFunc(all, func(a, b Format) int { return strings.Compare(a.Name(), b.Name()) })
-	return all
-}
-
-// Lookup finds a format that can be written by its name.
-func Lookup(name string) (Format, error) {
-	for _, f := range registry {
-		if f.Name() == name && !f.ReadOnly() {
-			return f, nil
-		}
-	}
-	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, name, names(true))
-}
-
-// Detect finds the format of a file in a folder, or with no name of the folder.
-func Detect(ctx context.Context, dir storage.Folder, name string) (Format, error) {
-	for _, f := range registry {
-		ok, err := f.Detect(ctx, dir, name)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			return f, nil
-		}
-	}
-	return nil, fmt.Errorf("%s: %w: no %s file there", Display(dir.Path(name)), ErrUnknown, names(false))
-}
-
-// Open opens a file in a folder, or with no name the folder, in whatever format it is.
-func Open(ctx context.Context, dir storage.Folder, name string) (Container, error) {
-	f, err := Detect(ctx, dir, name)
-	if err != nil {
-		return nil, err
-	}
-	return f.Open(ctx, dir, name)
-}
-
-// ForExtension finds the format of files named like path, if any. It may be one that is not
-// written, so that such a destination is an error and no folder of that name.
-func ForExtension(path string) (Format, bool) {
-	for _, f := range registry {
-		for _, e := range f.Extensions() {
-			if strings.HasSuffix(path, e) {
-				return f, true
-			}
-		}
-	}
-	return nil, false
-}
-
-func names(written bool) string {
-	var s []string
-	for _, f := range All() {
-		if !written || !f.ReadOnly() {
-			s = append(s, f.Name())
-		}
-	}
-	return strings.Join(s, ", ")
 }

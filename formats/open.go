@@ -20,6 +20,8 @@ const maxOpen = 512
 
 // FileReader is what a format knows of its files and OpenFiles does not.
 type FileReader interface {
+	// Name is that of the format.
+	Name() string
 	// Locate returns the name of the one file of a folder to begin with: the weights or
 	// their index.
 	Locate(ctx context.Context, dir storage.Folder) (string, error)
@@ -139,6 +141,9 @@ type opener struct {
 func (o *opener) index(f storage.File, name string) error {
 	shown := Display(o.dir.Path(name))
 	x, err := o.ReadIndex(f)
+	if err != nil {
+		err = o.explain(err, f, name)
+	}
 	f.Close()
 	if err != nil {
 		return fmt.Errorf("%s: %w", shown, err)
@@ -151,6 +156,10 @@ func (o *opener) index(f storage.File, name string) error {
 		system, isSystem := errors.AsType[*fs.PathError](err)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
+			if name := unfinished(o.ctx, o.dir); name != "" {
+				return fmt.Errorf("%s: found no shard %s beside it, expected one: %w: %s is a download that has not been finished",
+					shown, tensor.Quote(shard), fs.ErrNotExist, name)
+			}
 			return fmt.Errorf("%s: found no shard %s beside it, expected one: %w", shown, tensor.Quote(shard), fs.ErrNotExist)
 		case isSystem:
 			return fmt.Errorf("%s: shard %s: %w", shown, tensor.Quote(shard), system.Err)
@@ -200,13 +209,39 @@ func (o *opener) weights(f storage.File, name string) error {
 	o.c.files = append(o.c.files, name)
 	before := len(o.c.tensors)
 	if err := o.ReadFile(f, &o.Contents); err != nil {
-		return fmt.Errorf("%s: %w", Display(o.dir.Path(name)), err)
+		return fmt.Errorf("%s: %w", Display(o.dir.Path(name)), o.explain(err, f, name))
 	}
 	for i := range o.c.tensors[before:] {
 		o.c.tensors[before+i].File = name
 	}
 	return nil
 }
+
+// explain says of a file that breaks the rules of its format what it is instead, where that is known.
+func (o *opener) explain(err error, f storage.File, name string) error {
+	if !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrLimit) && !errors.Is(err, ErrUnsupported) {
+		return err
+	}
+	for _, other := range Default.All() {
+		if ok, failed := other.Detect(o.ctx, nameless{f}, "file"); other.Name() != o.Name() && ok && failed == nil {
+			return foreignf(ErrMalformed, "%v: it is a %s file by its content: give it a name that ends in %s",
+				ErrForeign, other.Name(), other.Extensions()[0])
+		}
+	}
+	b := start(f)
+	if is := Foreign(b, name); is != nil && b != nil {
+		return is
+	}
+	return err
+}
+
+// nameless is a folder with one file, whose name does not tell what it is.
+type nameless struct{ storage.File }
+
+func (n nameless) Path(string) string                                    { return "" }
+func (n nameless) Open(context.Context, string) (storage.File, error)    { return n, nil }
+func (n nameless) List(context.Context, string) ([]storage.Entry, error) { return nil, nil }
+func (n nameless) Close() error                                          { return nil }
 
 // reopener reads a file that is not kept open.
 type reopener struct {

@@ -85,7 +85,7 @@ func stored(t *testing.T, path string) map[string]*formats.Tensor {
 	t.Helper()
 	dir, name, err := storage.Resolve(path, storage.Options{})
 	require.NoError(t, err)
-	c, err := formats.Open(t.Context(), dir, name)
+	c, err := formats.Default.Open(t.Context(), dir, name)
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	out := map[string]*formats.Tensor{}

@@ -128,7 +128,7 @@ func IsAdapter(path string) bool {
 		}
 		return false
 	}
-	c, err := formats.Open(ctx, dir, name)
+	c, err := formats.Default.Open(ctx, dir, name)
 	if err != nil {
 		return false
 	}
@@ -149,7 +149,7 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 	a.Files = []string{configName}
 	var all map[string]jsontext.Value
 	if err := json.Unmarshal(config, &all); err != nil {
-		return fmt.Errorf("%s: %w: %w", filepath.Join(a.Path, configName), ErrMalformed, err)
+		return fmt.Errorf("%s: %w: %w", filepath.Join(a.Path, configName), ErrMalformed, cmp.Or(formats.Foreign(config, configName), err))
 	}
 	if all["peft_type"] == nil && (all["lora_parameters"] != nil || all["fine_tune_type"] != nil) {
 		a.Dialect = MLX
@@ -208,7 +208,7 @@ func (a *Adapter) openContainer(ctx context.Context, name string) error {
 		return err
 	}
 	defer file.Close()
-	if a.container, err = formats.Open(ctx, a.Dir, name); err != nil {
+	if a.container, err = formats.Default.Open(ctx, a.Dir, name); err != nil {
 		return err
 	}
 	a.tensors = slices.Clone(a.container.Tensors())
@@ -222,7 +222,7 @@ func (a *Adapter) openContainer(ctx context.Context, name string) error {
 func (a *Adapter) openFile(ctx context.Context, name string, o OpenOptions) error {
 	path := a.Path
 	err := a.openContainer(ctx, name)
-	if errors.Is(err, formats.ErrUnknown) {
+	if errors.Is(err, formats.ErrUnknown) && !errors.Is(err, formats.ErrForeign) {
 		return errNone(path, "a file that is neither safetensors nor of torch.save")
 	}
 	if err != nil {

@@ -236,7 +236,19 @@ func TestOpenBadFolder(t *testing.T) {
 		"a file": {func(t *testing.T, dir string) {
 			require.NoError(t, os.Remove(dir))
 			require.NoError(t, os.WriteFile(dir, []byte(plainConfig), 0o644))
-		}, ErrUnsupported, "a file"},
+		}, formats.ErrUnknown, "it is a JSON document"},
+		"a file of nothing known": {func(t *testing.T, dir string) {
+			require.NoError(t, os.Remove(dir))
+			require.NoError(t, os.WriteFile(dir, []byte("\x01\x02\x03"), 0o644))
+		}, ErrUnsupported, "a file that is neither safetensors nor of torch.save"},
+		"a page in place of the config": {func(t *testing.T, dir string) {
+			writeFolder(t, dir, "<!doctype html>", pair)
+		}, formats.ErrForeign, configName + ": malformed adapter: not a checkpoint: it is an HTML page"},
+		"a pointer in place of the tensors": {func(t *testing.T, dir string) {
+			writeFolder(t, dir, plainConfig, pair)
+			pointer := []byte("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 700\n")
+			require.NoError(t, os.WriteFile(filepath.Join(dir, adapterFiles[0]), pointer, 0o644))
+		}, formats.ErrForeign, adapterFiles[0] + ": not a checkpoint: it is a Git LFS pointer"},
 		"an empty folder": {func(*testing.T, string) {}, ErrUnsupported, "there is no adapter_config.json"},
 		"a config alone": {func(t *testing.T, dir string) {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, configName), []byte(plainConfig), 0o644))

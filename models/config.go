@@ -28,7 +28,7 @@ type Config struct {
 	Architecture string         // the first of "architectures" if it is known, else the model type's most usual class, else as in the file
 	Assumed      bool           // Architecture is the model type's, not the file's
 	DType        string         // "bfloat16" from dtype or torch_dtype, of the file or of its first section that has one; "" where none does
-	Quantization jsontext.Value // quantization_config as it is in the file, or nil
+	Quantization jsontext.Value // quantization_config as it is in the file, or MLX's own quantization, or nil
 
 	// TieWordEmbeddings is the file's own value, or that of its text_config, or
 	// nil. Model.Tensor knows what an absent one means.
@@ -50,9 +50,14 @@ func ParseConfig(b []byte) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	var mlx jsontext.Value
 	for _, m := range top {
 		v := root[m.value.from:m.value.to]
 		switch m.name {
+		case "quantization":
+			if v.Kind() == '{' && bytes.Contains(v, []byte(`"group_size"`)) {
+				mlx = bytes.Clone(b[m.value.from:m.value.to])
+			}
 		case "model_type":
 			if err := text(v, m.name, &c.ModelType); err != nil {
 				return nil, err
@@ -73,6 +78,9 @@ func ParseConfig(b []byte) (*Config, error) {
 				c.Quantization = bytes.Clone(b[m.value.from:m.value.to])
 			}
 		}
+	}
+	if c.Quantization == nil {
+		c.Quantization = mlx
 	}
 	c.DType = dtype(root, top)
 	for _, path := range []string{"tie_word_embeddings", "text_config.tie_word_embeddings"} {

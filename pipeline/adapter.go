@@ -143,11 +143,11 @@ func (w *AdapterWriter) weight(values *lora.Writer, o lora.Output) (*checkpoint.
 
 // adapterFile says in which format, and under which name, the tensors of an adapter are written.
 func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
-	format, err := formats.Lookup(e.Format)
+	format, err := formats.Default.Lookup(e.Format)
 	if err != nil {
 		return nil, "", err
 	}
-	byName, single := formats.ForExtension(dst)
+	byName, single := formats.Default.ForExtension(dst)
 	switch {
 	case e.File != "" && single:
 		err := fmt.Errorf("%s: %w: a %s adapter is a folder, and this is the name of a file", dst, ErrRefused, e.Dialect)

@@ -65,14 +65,14 @@ func (b *planner) check() error {
 }
 
 func (b *planner) target(dst string) (formats.Format, error) {
-	byName, single := formats.ForExtension(dst)
+	byName, single := formats.Default.ForExtension(dst)
 	b.p.SingleFile = single
 	if !single && isWeights(filepath.Base(dst)) { // a folder of that name is not what was meant
 		return nil, fmt.Errorf("%s: %w: no format that is written has this extension", dst, ErrRefused)
 	}
 	switch {
 	case b.To != "":
-		f, err := formats.Lookup(b.To)
+		f, err := formats.Default.Lookup(b.To)
 		if err == nil && single && byName.Name() != f.Name() {
 			err = fmt.Errorf("%w: %s has the extension of %s, and %s is asked for", ErrRefused, dst, byName.Name(), f.Name())
 		}
@@ -81,7 +81,7 @@ func (b *planner) target(dst string) (formats.Format, error) {
 		return byName, nil
 	}
 	if b.Format.ReadOnly() {
-		return formats.Lookup("safetensors")
+		return formats.Default.Lookup("safetensors")
 	}
 	return b.Format, nil
 }

@@ -45,7 +45,7 @@ func (o *Options) Check() error {
 		return fmt.Errorf("%w: include and exclude choose what is quantised, and quantize is %s", ErrOption, o.Quantize)
 	}
 	if o.To != "" {
-		if _, err := formats.Lookup(o.To); err != nil {
+		if _, err := formats.Default.Lookup(o.To); err != nil {
 			return fmt.Errorf("%w: %w", ErrOption, err)
 		}
 	}

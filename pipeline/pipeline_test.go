@@ -72,7 +72,7 @@ func writeFile(t testing.TB, path string, tensors ...stored) {
 	for i, x := range tensors {
 		infos[i] = tensor.Info{Name: x.name, DType: x.dtype, Shape: x.shape}
 	}
-	f, err := formats.Lookup("safetensors")
+	f, err := formats.Default.Lookup("safetensors")
 	require.NoError(t, err)
 	l, err := f.Layout(context.Background(), infos, formats.Options{SingleFile: filepath.Base(path)})
 	require.NoError(t, err)
@@ -478,7 +478,7 @@ func TestHuge(t *testing.T) {
 	info := tensor.Info{Name: "w", DType: tensor.BF16, Shape: shape}
 	n := info.Count()
 	require.Greater(t, n, int64(1)<<31)
-	f, err := formats.Lookup("safetensors")
+	f, err := formats.Default.Lookup("safetensors")
 	require.NoError(t, err)
 	l, err := f.Layout(context.Background(), []tensor.Info{info}, formats.Options{SingleFile: "a.safetensors"})
 	require.NoError(t, err)
@@ -638,12 +638,22 @@ func TestConfigThatIsNoFile(t *testing.T) {
 func TestForeignScheme(t *testing.T) {
 	src, dst := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst")
 	writeModel(t, src)
-	require.NoError(t, os.WriteFile(filepath.Join(src, "config.json"), []byte(`{"quantization_config": {"quant_method": "gptq"}}`), 0o666))
-	for _, o := range []pipeline.Options{{Quantize: "nf4", Params: block64}, {Quantize: "none"}, {Quantize: "keep", DType: tensor.BF16}} {
-		_, err := convert(context.Background(), src, dst, o, pipeline.RunOptions{})
-		require.ErrorIs(t, err, pipeline.ErrRefused)
-		assert.Contains(t, err.Error(), `"gptq"`)
-		assert.Contains(t, err.Error(), "bitsandbytes")
+	for config, says := range map[string]string{
+		`{"quantization_config": {"quant_method": "gptq"}}`: `stored as "gptq", expected`,
+		// As mlx-lm writes it, and its older versions.
+		`{"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"group_size": 64, "bits": 4}}`: "stored as MLX's affine quantisation of 4 bits, expected",
+		`{"quantization": {"group_size": 32, "bits": 8, "mode": "affine", "lm_head": false}}`:                   "stored as MLX's affine quantisation of 8 bits, expected",
+		`{"quantization_config": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}`:                               `stored as MLX's "mxfp4" quantisation of 4 bits, expected`,
+		`{"quantization_config": {}}`:                             "stored as a scheme that its quantization_config does not name, expected",
+		`{"quantization_config": {"group_size": 1, "bits": "4"}}`: "stored as a scheme that its quantization_config does not name, expected",
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(src, "config.json"), []byte(config), 0o666))
+		for _, o := range []pipeline.Options{{Quantize: "nf4", Params: block64}, {Quantize: "none"}, {Quantize: "keep", DType: tensor.BF16}} {
+			_, err := convert(context.Background(), src, dst, o, pipeline.RunOptions{})
+			require.ErrorIs(t, err, pipeline.ErrRefused, config)
+			assert.ErrorContains(t, err, says)
+			assert.ErrorContains(t, err, "bitsandbytes")
+		}
 	}
 	_, err := convert(context.Background(), src, dst, pipeline.Options{Quantize: "keep"}, pipeline.RunOptions{})
 	require.NoError(t, err)

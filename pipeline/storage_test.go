@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/storage/storagetest"
@@ -56,6 +57,22 @@ func TestSourceInMemory(t *testing.T) {
 	memory["LICENSE"] = []byte("as I like")
 	_, err = pipeline.Run(ctx, p, pipeline.Plain(c), filepath.Join(t.TempDir(), "dst"), pipeline.RunOptions{})
 	assert.ErrorContains(t, err, "memory:LICENSE: it changed while it was read")
+}
+
+// TestForeignConfig says what stands where config.json should be.
+func TestForeignConfig(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "src")
+	writeModel(t, src)
+	for content, says := range map[string]string{
+		"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 700\n": "config.json: not a checkpoint: it is a Git LFS pointer (oid sha256:00, 700 B): run git lfs pull",
+		"<!doctype html><title>Not found</title>":                               `config.json: not a checkpoint: it is an HTML page ("Not found")`,
+		"": "config.json: not a checkpoint: it is empty",
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(src, "config.json"), []byte(content), 0o666))
+		_, err := checkpoint.Open(context.Background(), src)
+		require.ErrorIs(t, err, formats.ErrForeign)
+		require.ErrorContains(t, err, says)
+	}
 }
 
 // TestMergeInMemory merges an adapter that has no path into a base that has none.

@@ -198,6 +198,8 @@ func readCentral(b []byte) (entry, []byte, error) {
 	switch {
 	case e.flags&flagEncrypted != 0:
 		return entry{}, nil, unsupportedf("zip entry %s: found it encrypted, expected plain bytes", tensor.Quote(e.name))
+	case method != 0 && strings.Contains(e.name, "/code/"):
+		return entry{}, nil, errProgram
 	case method != 0:
 		return entry{}, nil, unsupportedf("zip entry %s: found it compressed (method %d), expected it stored: save it again with torch.save", tensor.Quote(e.name), method)
 	case le.Uint16(b[34:]) != 0:

@@ -29,6 +29,7 @@ func (f Format) Open(ctx context.Context, dir storage.Folder, name string) (form
 // reader reads files and indices for formats.OpenFiles.
 type reader struct{ limits Limits }
 
+func (reader) Name() string             { return Format{}.Name() }
 func (reader) IsIndex(name string) bool { return isIndex(name) }
 
 func (reader) Locate(ctx context.Context, dir storage.Folder) (string, error) {
@@ -115,6 +116,9 @@ func readFile(f io.ReaderAt, size int64, limits Limits) (root any, place func(*s
 	return nil, nil, malformedf("found no zip archive and no pickle, expected a file of torch.save")
 }
 
+// errProgram is what TorchScript is refused with.
+var errProgram = unsupportedf("found a program of torch.jit.save, expected a state dict: save the state dict of its module with torch.save")
+
 // readZip reads a file of PyTorch 1.6 and newer.
 func readZip(f io.ReaderAt, size int64, limits Limits) (any, func(*storageRef) (span, error), error) {
 	a, err := readArchive(f, size, limits)
@@ -122,7 +126,7 @@ func readZip(f io.ReaderAt, size int64, limits Limits) (any, func(*storageRef) (
 		return nil, nil, err
 	}
 	if _, ok := a["constants.pkl"]; ok {
-		return nil, nil, unsupportedf("found a program of torch.jit.save, expected a state dict: save the state dict of its module with torch.save")
+		return nil, nil, errProgram
 	}
 	order, ok, err := a.small(f, "byteorder")
 	switch {

@@ -25,7 +25,7 @@ var (
 	ErrUnsafe = errors.New("not allowed in a state dict")
 	// ErrUnsupported says that a file holds what PyTorch reads and lorakit does not, or was to hold
 	// what PyTorch does not.
-	ErrUnsupported = errors.New("not supported")
+	ErrUnsupported = formats.ErrUnsupported
 )
 
 var extensions = []string{".bin", ".pt", ".pth", ".ckpt"}

@@ -329,7 +329,8 @@ func TestIndex(t *testing.T) {
 		{`{"weight_map":{}}`, formats.ErrMalformed, "no file in weight_map"},
 		{`{"weight_map":[]}`, formats.ErrMalformed, "weight_map as an object"},
 		{`[]`, formats.ErrMalformed, "an object with weight_map"},
-		{``, formats.ErrMalformed, "no JSON"},
+		{``, formats.ErrMalformed, "it is empty"},
+		{` `, formats.ErrMalformed, "no JSON"},
 		{`{`, formats.ErrMalformed, "JSON"},
 		{`{"weight_map":{"a":"` + first + `"}} x`, formats.ErrMalformed, "JSON"},
 		{`{"weight_map":{"a":"` + first + `"}} {}`, formats.ErrMalformed, "more JSON"},
@@ -388,7 +389,7 @@ func TestLimits(t *testing.T) {
 }
 
 func TestFormat(t *testing.T) {
-	f, err := formats.Lookup("pytorch")
+	f, err := formats.Default.Lookup("pytorch")
 	require.NoError(t, err)
 	assert.False(t, f.ReadOnly())
 	assert.Equal(t, []string{".bin", ".pt", ".pth", ".ckpt"}, f.Extensions())
@@ -426,7 +427,7 @@ func TestGrownShorter(t *testing.T) {
 func TestOpenInMemory(t *testing.T) {
 	memory, err := storagetest.FromFS(os.DirFS(fixtures), "sharded")
 	require.NoError(t, err)
-	c, err := formats.Open(t.Context(), memory, "")
+	c, err := formats.Default.Open(t.Context(), memory, "")
 	require.NoError(t, err)
 	defer c.Close()
 	want := byName(open(t, filepath.Join(fixtures, "sharded")))

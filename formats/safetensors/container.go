@@ -21,6 +21,7 @@ func (f Format) Open(ctx context.Context, dir storage.Folder, name string) (form
 // reader reads files and indices for formats.OpenFiles.
 type reader struct{ limits Limits }
 
+func (reader) Name() string             { return Format{}.Name() }
 func (reader) IsIndex(name string) bool { return isIndex(name) }
 
 func (reader) Locate(ctx context.Context, dir storage.Folder) (string, error) {

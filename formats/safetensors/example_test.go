@@ -14,7 +14,7 @@ import (
 
 // Place two tensors in a file, write it, and read it back.
 func Example() {
-	format, err := formats.Lookup("safetensors")
+	format, err := formats.Default.Lookup("safetensors")
 	if err != nil {
 		panic(err)
 	}

@@ -413,10 +413,10 @@ func TestDetect(t *testing.T) {
 	assert.True(t, detect(f, folder(t, index, "")))
 	assert.False(t, detect(f, folder(t, "._w.safetensors", "")))
 
-	got, err := formats.Lookup("safetensors")
+	got, err := formats.Default.Lookup("safetensors")
 	require.NoError(t, err)
 	assert.Equal(t, f, got)
-	got, ok := formats.ForExtension("out/x.safetensors")
+	got, ok := formats.Default.ForExtension("out/x.safetensors")
 	assert.True(t, ok)
 	assert.Equal(t, f, got)
 }
@@ -460,7 +460,7 @@ func TestErrorsAreShort(t *testing.T) {
 func TestOpenInMemory(t *testing.T) {
 	memory := storagetest.Memory{index: []byte(`{"weight_map":{"b":"` + shard2 + `","a":"` + shard1 + `"}}`), shard1: named("a"), shard2: named("b")}
 	for name, want := range map[string][]string{"": {"a in " + shard1, "b in " + shard2}, index: {"a in " + shard1, "b in " + shard2}, shard2: {"b in " + shard2}} {
-		f, err := formats.Detect(t.Context(), memory, name)
+		f, err := formats.Default.Detect(t.Context(), memory, name)
 		require.NoError(t, err)
 		assert.Equal(t, safetensors.Format{}, f)
 		c, err := f.Open(t.Context(), memory, name)
@@ -479,10 +479,10 @@ func TestOpenInMemory(t *testing.T) {
 	delete(memory, shard2)
 	_, err = safetensors.Format{}.Open(t.Context(), memory, "")
 	assert.ErrorIs(t, err, fs.ErrNotExist)
-	_, err = formats.Open(t.Context(), storagetest.Memory{"x": nil}, "")
+	_, err = formats.Default.Open(t.Context(), storagetest.Memory{"x": nil}, "")
 	assert.ErrorIs(t, err, formats.ErrUnknown)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = formats.Open(ended, memory, "")
+	_, err = formats.Default.Open(ended, memory, "")
 	assert.ErrorIs(t, err, context.Canceled)
 }
