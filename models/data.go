@@ -53,14 +53,16 @@ type architecture struct {
 	} `json:"last_else"`
 
 	Parameters map[string][]string `json:"parameters"` // kind and flags -> run-time names
-	Renamed    map[string]string   `json:"renamed"`    // prefix in the file -> prefix at run time, the longest first
-	Older      map[string]string   `json:"older"`      // the same, as older releases have it
+	Order      []order             `json:"order"`
+	Renamed    map[string]string   `json:"renamed"` // prefix in the file -> prefix at run time, the longest first
+	Older      map[string]string   `json:"older"`   // the same, as older releases have it
 	Slices     []piece             `json:"slices"`
 
-	parameters table[parameter] // Parameters
-	renamed    table[string]    // Renamed
-	older      table[string]    // Older
-	places     table[[]piece]   // Slices
+	parameters table[parameter]  // Parameters
+	orders     table[Registered] // Order
+	renamed    table[string]     // Renamed
+	older      table[string]     // Older
+	places     table[[]piece]    // Slices
 }
 
 // tie is a set of parameters that share their values with others where the
@@ -116,7 +118,7 @@ func read(class string) (*architecture, error) {
 // index fills the tables.
 func (a *architecture) index() error {
 	a.parameters, a.places = table[parameter]{}, table[[]piece]{}
-	a.renamed, a.older = table[string]{}, table[string]{}
+	a.renamed, a.older, a.orders = table[string]{}, table[string]{}, table[Registered]{}
 	for words, patterns := range a.Parameters {
 		p, err := parseParameter(words)
 		if err != nil {
@@ -132,6 +134,13 @@ func (a *architecture) index() error {
 					pattern = pattern[:at]
 				}
 				a.parameters.add(pattern, rank, p)
+			}
+		}
+	}
+	for _, o := range a.Order {
+		for _, line := range o.Modules {
+			for pattern := range expand(line) {
+				a.orders.add(pattern, anyRank, o.Registered)
 			}
 		}
 	}

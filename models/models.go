@@ -268,11 +268,29 @@ func (m *Model) renamed(name string) string {
 	return name
 }
 
-// inPart looks for a run-time name in the parts: what follows the name of a module
-// is a parameter of the model that the module is. The shorter the name of the
-// module the better; where it is nested, what follows has to have a layer's number, so
-// that no short name fits by chance.
+// inPart looks for a run-time name in the parts.
 func (m *Model) inPart(name string, rank int) (Tensor, bool) {
+	var found Tensor
+	var of *Model
+	prefix, ok := m.eachPart(name, func(part *Model, rest string) bool {
+		t, ok := part.lookUp(rest, rank)
+		if ok {
+			found, of = t, part
+		}
+		return ok
+	})
+	if !ok {
+		return Tensor{}, false
+	}
+	m.answered.LoadOrStore(prefix, of)
+	return found.below(prefix), true
+}
+
+// eachPart offers the parts what a run-time name may be in them, until one takes it, and returns what stands before
+// that: what follows the name of a module is a name of the model that the module is. The shorter the name of the
+// module the better; where it is nested, what follows has to have a layer's number, so that no short name fits by
+// chance.
+func (m *Model) eachPart(name string, take func(part *Model, rest string) bool) (string, bool) {
 	prefix, rest := "", name
 	for nested := 1; nested <= 4; nested++ {
 		module, after, ok := strings.Cut(rest, ".")
@@ -285,17 +303,13 @@ func (m *Model) inPart(name string, rank int) (Tensor, bool) {
 		}
 		for _, named := range []bool{true, false} { // the part of that name first
 			for _, p := range m.parts() {
-				if p.of(module) != named {
-					continue
-				}
-				if t, ok := p.model.lookUp(rest, rank); ok {
-					m.answered.LoadOrStore(prefix, p.model)
-					return t.below(prefix), true
+				if p.of(module) == named && take(p.model, rest) {
+					return prefix, true
 				}
 			}
 		}
 	}
-	return Tensor{}, false
+	return "", false
 }
 
 // below is the tensor of a part as that of the whole.

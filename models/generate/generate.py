@@ -6,7 +6,9 @@ not build), as from_pretrained builds it before a quantizer sees it, and once mo
 that adds or drops parameters. What is recorded is read off the built model, never off its name:
 
     python generate.py ../data [CLASS ...]             all classes, or the named ones (0/2 and 1/2: a half each)
+    python generate.py --order ../data [CLASS ...]     the order of parameters alone, into files that are there
     python generate.py --types ../data ../types.json   afterwards: the class of a config.json that names none
+    python generate.py --stacks ../data ../stacks.json afterwards: the stacks of experts of all classes
 """
 
 import collections, contextlib, copy, importlib, inspect, itertools, json, os, re, sys, time, warnings
@@ -110,6 +112,45 @@ def raw_weights(model):
 
 def matches(name, keys):
     return not should_convert_module(name, list(keys))
+
+
+Own = collections.namedtuple("Own", "parameters is_transposed inputs_first interleaved")
+
+
+def own_parameters(model):
+    """{module: Own} of those that have several matrices or stacks of them as parameters of their own, in the order in which they were
+    registered. PEFT nests the wrappers of target_parameters in this order, and tells the sides of a stack by is_transposed. inputs_first
+    is whether the stacks of gate_up_proj and down_proj lie (experts, in, out), interleaved whether gate and up take turns in the first."""
+    out = {}
+    for name, module in model.named_modules():
+        shapes = {n: v.shape for n, v in module.named_parameters(recurse=False) if v.ndim in (2, 3)}
+        if not name or len(shapes) < 2 or isinstance(module, (nn.ParameterList, nn.ParameterDict, nn.utils.parametrize.ParametrizationList)):
+            continue  # PEFT cannot wrap the model itself, and what is in a list or a parametrisation is read past any wrapper
+        up, down = shapes.get("gate_up_proj", ()), shapes.get("down_proj", ())
+        transposed, first = bool(getattr(module, "is_transposed", False)), False
+        if len(up) == len(down) == 3:
+            ways = [up[1] == 2 * down[2] and up[2] == down[1], up[2] == 2 * down[1] and up[1] == down[2]]
+            if ways[0] == ways[1]:
+                raise RuntimeError(f"{name}: gate_up_proj {up} and down_proj {down} do not tell which side is the inputs'")
+            first = ways[1]
+        elif transposed:
+            raise RuntimeError(f"{name}: is_transposed, and none of gate_up_proj and down_proj")
+        out[name] = Own(tuple(shapes), transposed, first, not getattr(module, "is_concatenated", True))
+    return out
+
+
+def merged(a, b):
+    """One order of the names of two that agree on what both have, or None."""
+    both = [n for n in a if n in b]
+    if both != [n for n in b if n in a]:
+        return None
+    out, rest = [], list(b)
+    for n in a:
+        if n in b:
+            out += rest[: rest.index(n)]
+            rest = rest[rest.index(n) + 1 :]
+        out.append(n)
+    return tuple(out + rest)
 
 
 def read(model):
@@ -339,6 +380,36 @@ def braces(patterns, width=150):
     return list(lines("", tree))
 
 
+def expanded(line):
+    """The patterns of a line that braces wrote."""
+    at = line.find("{")
+    if at < 0:
+        return [line]
+    depth, start, choices = 0, at + 1, []
+    for i in range(at, len(line)):
+        depth += (line[i] == "{") - (line[i] == "}")
+        if depth == 1 and line[i] == "," or depth == 0:
+            choices.append(line[start:i])
+            start = i + 1
+        if depth == 0:
+            return [x for c in choices for x in expanded(line[:at] + c + line[i + 1 :])]
+
+
+def generalisations(name, patterns):
+    """Those of the patterns that mean a name, in which any of its numbers may be a #."""
+    parts = name.split(".")
+    at = [i for i, p in enumerate(parts) if p.isdigit()]
+    if len(at) > 6:
+        at = at[-6:]
+    for bits in range(1 << len(at)):
+        p = list(parts)
+        for k, i in enumerate(at):
+            if bits >> k & 1:
+                p[i] = "#"
+        if ".".join(p) in patterns:
+            yield ".".join(p)
+
+
 # ------------------------------------------------------------------- the config
 
 
@@ -479,6 +550,7 @@ class Class:
     def __init__(self, cls, log):
         self.cls, self.name, self.log = cls, cls.__name__, log
         self.parameters, self.files, self.older, self.bad = {}, {}, {}, set()
+        self.own = {}  # pattern of a module -> Own
         self.lasts = []  # (what was changed, module, the linears that it keeps from being quantised)
         self.models = 0
 
@@ -486,6 +558,7 @@ class Class:
         """Merges one built model; reports whether it brought anything new."""
         r = read(model)
         self.models += 1
+        self.add_own(model, why)
         new = False
         for n, (k, ndim, flags) in r["parameters"].items():
             v = (k, ndim, flags - {"skip"})
@@ -503,6 +576,15 @@ class Class:
             if want != guess:
                 self.log(f"{self.name}: {m}: skipped {want}, the rule says {guess} with {why}")
         return new, r
+
+    def add_own(self, model, why):
+        """Merges the orders of one built model."""
+        for n, own in own_parameters(model).items():
+            old = self.own.setdefault(abstract(n), own)
+            names = merged(old.parameters, own.parameters)
+            if names is None or old[1:] != own[1:]:
+                raise RuntimeError(f"{n} has the parameters {own} with {why}, and elsewhere {old}")
+            self.own[abstract(n)] = own._replace(parameters=names)
 
     def name_files(self, model, why):
         found, bad = files(model, model.state_dict())
@@ -703,9 +785,60 @@ class Class:
         if lasts:
             out["last_else"] = [{"config": p, "is": v, "module": k} for k, whys in lasts.items() for why in whys for p, v in why[:1]]
         out["parameters"] = {k: braces(v) for k, v in kinds.items()}
+        if self.own:
+            out["order"] = self.order()
         self.names(out)
         if self.bad:
             self.log(f"{self.name}: {len(self.bad)} names of the file are not read back: {sorted(self.bad)[:3]}")
+        return out
+
+    def order(self):
+        groups = collections.OrderedDict()
+        for pattern, own in self.own.items():
+            groups.setdefault(own, []).append(pattern)
+        flags = lambda own: {f: True for f in Own._fields[1:] if getattr(own, f)}
+        return [{"modules": braces(patterns), "parameters": list(own.parameters), **flags(own)} for own, patterns in groups.items()]
+
+    def run_order(self, d):
+        """Builds what has all parameters of the class's data d, and returns d with their order."""
+        cls = self.cls
+        make = configs.BY_CLASS.get(self.name) or configs.BY_CONFIG.get(cls.config_class.__name__) or cls.config_class
+        config, seen = make(), set()
+        missing = {p.partition("[")[0] for lines in d["parameters"].values() for line in lines for p in expanded(line)}
+
+        def take(c, why):
+            model = build(cls, c)
+            self.add_own(model, why)
+            for n in model.state_dict():
+                missing.difference_update(generalisations(n, missing))
+
+        take(config, "the default config")
+        dictionary = plain(config)
+        if dictionary is not None:
+            dictionary = small(cls, dictionary)
+            take(changed(cls, dictionary, {}), "few layers")
+            # a bias beside a weight is no matrix, and where a parameter stands alone there is no order
+            alone = lambda n: n.rpartition(".")[2] == "bias" or n.rpartition(".")[2] == "weight"
+            start = time.time()
+            for key, value in flips(dictionary, [p for p in sections(config) if self.reachable(dictionary, p)]):
+                if not [n for n in missing if not alone(n)] or time.time() - start > PATIENCE:
+                    break
+                edits = dict(key) if isinstance(key[0], tuple) else {key: value}
+                try:
+                    c = changed(cls, dictionary, edits)
+                    build(cls, c)
+                except Exception:
+                    continue
+                take(c, ", ".join(f"{'.'.join(k)}={v}" for k, v in edits.items()))
+            left = sorted(n for n in missing if not alone(n))
+            if left:
+                self.log(f"{self.name}: no config was found that has {left[:5]}")
+        out = {}
+        for k, v in d.items():
+            if k != "order":
+                out[k] = v
+            if k == "parameters" and self.own:
+                out["order"] = self.order()
         return out
 
     def names(self, out):
@@ -790,7 +923,7 @@ def text(d):
                 lines.extend(f"   {json.dumps(p)}{',' if q + 1 < len(ps) else ''}" for q, p in enumerate(ps))
                 lines.append("  ]" + ("," if j + 1 < len(groups) else ""))
             lines.append(" }" + comma)
-        elif k in ("slices", "ties") and v:
+        elif k in ("slices", "ties", "order") and v:
             lines.append(f' "{k}": [')
             lines.extend(f"  {json.dumps(x)}{',' if q + 1 < len(v) else ''}" for q, x in enumerate(v))
             lines.append(" ]" + comma)
@@ -821,14 +954,38 @@ def types(folder):
     return out
 
 
+def stacks(folder):
+    """What the classes agree on about modules with several stacks of experts, for an adapter whose base is not at hand: the end of the
+    module's name, its parameters in their order, how they lie, and the model types that have them so."""
+    out = {}
+    for file in sorted(os.listdir(folder)):
+        with open(os.path.join(folder, file)) as f:
+            d = json.load(f)
+        experts = {p for line in d["parameters"].get("expert", []) for p in expanded(line)}
+        for o in d.get("order", []):
+            for module in (m for line in o["modules"] for m in expanded(line)):
+                if not any(f"{module}.{p}" in experts for p in o["parameters"]):
+                    continue
+                end = ".".join(module.split(".")[-2:])
+                key = json.dumps({"module": end, **{k: v for k, v in o.items() if k != "modules"}})
+                out.setdefault(key, set()).add(d["model_type"] or d["class"])
+    return [{**json.loads(k), "types": sorted(v)} for k, v in sorted(out.items())]
+
+
 def main():
     if sys.argv[1:2] == ["--types"]:
         with open(sys.argv[3], "w") as f:
             f.write(json.dumps(types(sys.argv[2]), indent=1) + "\n")
         return
+    if sys.argv[1:2] == ["--stacks"]:
+        with open(sys.argv[3], "w") as f:
+            f.write("[\n" + ",\n".join(f" {json.dumps(s)}" for s in stacks(sys.argv[2])) + "\n]\n")
+        return
+    only_order = sys.argv[1] == "--order"
+    if only_order:
+        del sys.argv[1]
     found, failed = classes()
     folder, names = sys.argv[1], sys.argv[2:]
-    errors = {}
     if names and re.fullmatch(r"\d+/\d+", names[0]):  # one share of all, by model type, so that two processes halve the time
         i, n = map(int, names[0].split("/"))
         order = sorted({c.config_class.__name__ for c in found.values()})
@@ -836,6 +993,10 @@ def main():
     log = lambda line: print(line, file=sys.stderr, flush=True)
     for name in names or sorted(found):
         try:
+            if only_order:
+                with open(os.path.join(folder, name + ".json")) as f:
+                    write(folder, Class(found[name], log).run_order(json.load(f)))
+                continue
             write(folder, Class(found[name], log).run())
         except Exception as e:
             log(f"FAILED {name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}")
