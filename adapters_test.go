@@ -209,7 +209,7 @@ func TestResizeKeeps(t *testing.T) {
 			base, _, _ := strings.Cut(name, "/")
 			a := lorakit.Adapter{Path: filepath.Join(adapterFixtures, name)}
 			out := filepath.Join(t.TempDir(), "out")
-			_, err := lorakit.Resize(t.Context(), a, out, 0, 1, false)
+			_, err := lorakit.Resize(t.Context(), a, out, lorakit.ResizeOptions{Energy: 1})
 			require.NoError(t, err)
 			sameNumbers(t, mergedNumbers(t, base, a), mergedNumbers(t, base, lorakit.Adapter{Path: out}))
 		})

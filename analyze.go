@@ -6,8 +6,6 @@ import (
 	"fmt"
 
 	"github.com/lorakit/lorakit/adapt"
-	"github.com/lorakit/lorakit/checkpoint"
-	"github.com/lorakit/lorakit/lora"
 )
 
 // AnalyzeOptions say how Analyze looks.
@@ -21,8 +19,9 @@ type AnalyzeOptions struct {
 	Alpha        float64
 	ExpertLayout string
 	// HTML is a file that the analysis is also written to, as a page; Force replaces it.
-	HTML  string
-	Force bool
+	HTML        string
+	Force       bool
+	FollowLinks bool // see ReadOptions
 }
 
 type (
@@ -68,7 +67,7 @@ func Analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 func analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analysis, error) {
 	ao := adapt.AnalyzeOptions{Rank: o.Rank, Threads: o.Threads}
 	if tuned == "" && IsAdapter(path) {
-		list, err := lora.OpenWithoutBase([]Adapter{{Path: path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout}})
+		list, err := openWithoutBase(ctx, []Adapter{{Path: path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout}}, o.FollowLinks)
 		if err != nil {
 			return nil, err
 		}
@@ -83,7 +82,7 @@ func analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 			}
 		}
 	}
-	base, err := checkpoint.Open(ctx, path)
+	base, err := open(ctx, path, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +90,7 @@ func analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 	if tuned == "" {
 		return adapt.AnalyzeWeights(ctx, base, ao)
 	}
-	other, err := checkpoint.Open(ctx, tuned)
+	other, err := open(ctx, tuned, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

@@ -95,7 +95,7 @@ func TestAnalyzeAdapterAsNumpy(t *testing.T) {
 			r, err := lorakit.Analyze(t.Context(), path, "", lorakit.AnalyzeOptions{})
 			require.NoError(t, err)
 			assert.Equal(t, "adapter", r.Of)
-			inspected, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: path})
+			inspected, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: path}, lorakit.ReadOptions{})
 			require.NoError(t, err)
 			found := 0
 			var energy, shown float64
@@ -360,7 +360,7 @@ func TestAnalyzeNeedsBase(t *testing.T) {
 	})
 	r, err := lorakit.Analyze(t.Context(), dir, "", lorakit.AnalyzeOptions{})
 	require.NoError(t, err)
-	inspected, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: dir})
+	inspected, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: dir}, lorakit.ReadOptions{})
 	require.NoError(t, err)
 	require.Len(t, r.Modules, 2)
 	m, i := r.Modules[0], inspected.Modules[0]
@@ -396,18 +396,18 @@ func TestAnalyzeDialects(t *testing.T) {
 				assert.InEpsilon(t, *w.Norm, *m.Norm, 1e-6)
 				assert.InEpsilon(t, w.EffectiveRank, m.EffectiveRank, 1e-6)
 			}
-			r, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: path, Alpha: same.alpha})
+			r, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: path, Alpha: same.alpha}, lorakit.ReadOptions{})
 			require.NoError(t, err)
 			assert.Contains(t, file, r.Dialect)
 			assert.Equal(t, 4, r.Rank)
 			assert.InDelta(t, 8, r.Alpha, 0)
-			plain, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, same.as)})
+			plain, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, same.as)}, lorakit.ReadOptions{})
 			require.NoError(t, err)
 			assert.Equal(t, plain.Trained, r.Trained)
 			assert.Len(t, r.Patterns, len(plain.Patterns))
 		})
 	}
-	_, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "dialects/loralib-llama.pt")})
+	_, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "dialects/loralib-llama.pt")}, lorakit.ReadOptions{})
 	require.ErrorIs(t, err, lorakit.ErrUnsupported)
 	require.Equal(t, []lorakit.Hint{{Option: "Alpha", Effect: "gives it"}}, lorakit.Hints(err))
 }

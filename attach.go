@@ -22,7 +22,7 @@ func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
-	c, err := openCheckpoint(ctx, base)
+	c, err := openCheckpoint(ctx, base, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

@@ -21,8 +21,9 @@ type CombineOptions struct {
 	// Rank is that of the result of the svd types; 0 is the largest of the adapters.
 	Rank int
 	// Seed is for the dare types, which drop values at random.
-	Seed  uint64
-	Force bool
+	Seed        uint64
+	Force       bool
+	FollowLinks bool // see ReadOptions
 }
 
 type (
@@ -50,26 +51,39 @@ func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptio
 	if err := pipeline.CheckSpared(out, lora.Paths(adapters)...); err != nil {
 		return nil, err
 	}
-	list, err := lora.OpenWithoutBase(adapters)
+	list, err := openWithoutBase(ctx, adapters, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer list.Close()
+	if err := pipeline.CheckSpared(out, list.Paths()...); err != nil {
+		return nil, err
+	}
 	return adapt.Combine(ctx, list, out, lo, o.Force)
 }
 
-// Resize writes an adapter of another rank: the given one, or with rank 0 the smallest of each module that keeps the
-// share energy of its squared norm. It works on the factors alone.
-func Resize(
-	ctx context.Context, adapter Adapter, out string, rank int, energy float64, force bool,
-) (*Combination, error) {
-	if err := adapt.CheckResize(rank, energy); err != nil {
+// ResizeOptions say what rank Resize gives an adapter.
+type ResizeOptions struct {
+	// Rank of every module; 0 with Energy takes the smallest that keeps that share of each module's squared norm. One of
+	// them is set.
+	Rank        int
+	Energy      float64
+	Force       bool
+	FollowLinks bool // see ReadOptions
+}
+
+// Resize writes an adapter of another rank. It works on the factors alone.
+func Resize(ctx context.Context, adapter Adapter, out string, o ResizeOptions) (*Combination, error) {
+	if err := adapt.CheckResize(o.Rank, o.Energy); err != nil {
 		return nil, err
 	}
-	list, err := lora.OpenWithoutBase([]Adapter{adapter})
+	list, err := openWithoutBase(ctx, []Adapter{adapter}, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer list.Close()
-	return adapt.Resize(ctx, list[0], out, rank, energy, force)
+	if err := pipeline.CheckSpared(out, list.Paths()...); err != nil {
+		return nil, err
+	}
+	return adapt.Resize(ctx, list[0], out, o.Rank, o.Energy, o.Force)
 }

@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
 )
@@ -45,14 +44,14 @@ func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	if err := pipeline.CheckSpared(dst, lora.Paths(o.Merge)...); err != nil {
 		return nil, err
 	}
-	c, err := checkpoint.Open(ctx, src)
+	c, err := open(ctx, src, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
 	m := pipeline.Plain(c)
 	if len(o.Merge) > 0 {
-		merged, list, err := merge(ctx, c, o.Merge, o.subtract)
+		merged, list, err := merge(ctx, c, o.Merge, o.subtract, o.FollowLinks)
 		if err != nil {
 			return nil, err
 		}

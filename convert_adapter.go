@@ -16,8 +16,9 @@ type AdapterOptions struct {
 	DType string
 	// Experts is "per-expert" for a module an expert, "fused" for one a stack, or "keep" (or empty)
 	// for what the dialect has.
-	Experts string
-	Force   bool
+	Experts     string
+	Force       bool
+	FollowLinks bool // see ReadOptions
 }
 
 // AdapterConversion says what ConvertAdapter has done.
@@ -50,11 +51,14 @@ func ConvertAdapter(ctx context.Context, src Adapter, dst string, o AdapterOptio
 		return nil, fmt.Errorf("%w: an adapter is converted with the weight %g, expected 1; combine scales it",
 			ErrOption, src.Weight)
 	}
-	list, err := lora.OpenWithoutBase([]Adapter{src})
+	list, err := openWithoutBase(ctx, []Adapter{src}, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer list.Close()
+	if err := pipeline.CheckSpared(dst, list.Paths()...); err != nil {
+		return nil, err
+	}
 	a := list[0].Adapter
 	e, err := a.Encode(lora.EncodeOptions{To: o.To, Experts: o.Experts})
 	if err != nil {

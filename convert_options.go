@@ -47,6 +47,7 @@ type ConvertOptions struct {
 	// Resume goes on with a stage that an earlier run has left. Force replaces
 	// what is at the destination. DryRun stops when the plan is made.
 	Resume, Force, DryRun bool
+	FollowLinks           bool // see ReadOptions
 	// Progress, where not nil, is called several times a second, from another goroutine.
 	Progress func(Progress)
 }

@@ -8,13 +8,13 @@ import (
 
 // Diff compares two checkpoints weight by weight, each read through its format and
 // scheme, so that a quantised one can be held against its source.
-func Diff(ctx context.Context, a, b string) (*Comparison, error) {
-	ca, err := checkpoint.Open(ctx, a)
+func Diff(ctx context.Context, a, b string, o ReadOptions) (*Comparison, error) {
+	ca, err := open(ctx, a, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer ca.Close()
-	cb, err := checkpoint.Open(ctx, b)
+	cb, err := open(ctx, b, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ func Example() {
 	if _, err := lorakit.Convert(ctx, packed, plain, lorakit.ConvertOptions{Quantize: "none"}); err != nil {
 		panic(err)
 	}
-	d, err := lorakit.Diff(ctx, packed, plain)
+	d, err := lorakit.Diff(ctx, packed, plain, lorakit.ReadOptions{})
 	if err != nil {
 		panic(err)
 	}
@@ -39,7 +39,7 @@ func Example() {
 }
 
 func ExampleInspect() {
-	r, err := lorakit.Inspect("fixtures/expected/tiny-gpt2/nf4-dq")
+	r, err := lorakit.Inspect(context.Background(), "fixtures/expected/tiny-gpt2/nf4-dq", lorakit.ReadOptions{})
 	if err != nil {
 		panic(err)
 	}

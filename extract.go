@@ -21,12 +21,12 @@ func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*E
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
-	a, err := openCheckpoint(ctx, base)
+	a, err := openCheckpoint(ctx, base, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer a.Close()
-	b, err := openCheckpoint(ctx, tuned)
+	b, err := openCheckpoint(ctx, tuned, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

@@ -80,7 +80,7 @@ func TestCombineIsInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	_, err := lorakit.Combine(ctx, filepath.Join(dir, "out"), []lorakit.Adapter{a, a}, lorakit.CombineOptions{Type: "cat"})
 	require.ErrorIs(t, err, lorakit.ErrInterrupted)
-	_, err = lorakit.Resize(ctx, a, filepath.Join(dir, "out"), 1, 0, false)
+	_, err = lorakit.Resize(ctx, a, filepath.Join(dir, "out"), lorakit.ResizeOptions{Rank: 1})
 	require.ErrorIs(t, err, lorakit.ErrInterrupted)
 	require.Empty(t, content(t, dir))
 }
@@ -102,10 +102,10 @@ func TestCombineDialects(t *testing.T) {
 		sum, resized := filepath.Join(dir, "sum"), filepath.Join(dir, "resized")
 		_, err := lorakit.Combine(ctx, sum, []lorakit.Adapter{a, half}, lorakit.CombineOptions{Type: "cat"})
 		require.NoError(t, err, a.Path)
-		_, err = lorakit.Resize(ctx, a, resized, 0, 1, false)
+		_, err = lorakit.Resize(ctx, a, resized, lorakit.ResizeOptions{Energy: 1})
 		require.NoError(t, err, a.Path)
 		for _, pair := range [][2]string{{merged("both", a, half), merged("of sum", lorakit.Adapter{Path: sum})}, {merged("one", a), merged("of resized", lorakit.Adapter{Path: resized})}} {
-			d, err := lorakit.Diff(ctx, pair[0], pair[1])
+			d, err := lorakit.Diff(ctx, pair[0], pair[1], lorakit.ReadOptions{})
 			require.NoError(t, err)
 			require.Empty(t, d.Missing)
 			require.Empty(t, d.Extra)

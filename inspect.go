@@ -3,7 +3,6 @@ package lorakit
 import (
 	"context"
 
-	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -37,8 +36,8 @@ type InspectedTensor struct {
 }
 
 // Inspect opens a checkpoint and says what is in it. No tensor is read.
-func Inspect(path string) (*Inspection, error) {
-	c, err := checkpoint.Open(context.Background(), path)
+func Inspect(ctx context.Context, path string, o ReadOptions) (*Inspection, error) {
+	c, err := open(ctx, path, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

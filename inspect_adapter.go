@@ -21,8 +21,8 @@ func IsAdapter(path string) bool { return lora.IsAdapter(path) }
 
 // InspectAdapter opens an adapter, whose Weight plays no part, and says what is in it. Its values are
 // read, for the norms.
-func InspectAdapter(ctx context.Context, adapter Adapter) (*AdapterInspection, error) {
-	list, err := lora.OpenWithoutBase([]Adapter{adapter})
+func InspectAdapter(ctx context.Context, adapter Adapter, o ReadOptions) (*AdapterInspection, error) {
+	list, err := openWithoutBase(ctx, []Adapter{adapter}, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

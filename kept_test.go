@@ -19,7 +19,7 @@ func TestVerifyNamesAnExpertThatIsLost(t *testing.T) {
 	adapters := []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, "qwen3-moe/experts")}}
 	_, err := lorakit.Merge(t.Context(), base, adapters, merged, lorakit.ConvertOptions{})
 	require.NoError(t, err)
-	v, err := lorakit.VerifyMerge(t.Context(), merged, base, adapters)
+	v, err := lorakit.VerifyMerge(t.Context(), merged, base, adapters, lorakit.ReadOptions{})
 	require.NoError(t, err)
 	require.Empty(t, v.Short(0.5))
 
@@ -31,7 +31,7 @@ func TestVerifyNamesAnExpertThatIsLost(t *testing.T) {
 		whole := tensors[name]
 		tensors[name] = load(t, base)[name]
 		writeTensors(t, file, tensors)
-		v, err = lorakit.VerifyMerge(t.Context(), merged, base, adapters)
+		v, err = lorakit.VerifyMerge(t.Context(), merged, base, adapters, lorakit.ReadOptions{})
 		require.NoError(t, err)
 		short := v.Short(0.5)
 		require.Len(t, short, 1)

@@ -23,6 +23,7 @@ import (
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
+	"github.com/lorakit/lorakit/storage"
 
 	_ "github.com/lorakit/lorakit/formats/pytorch"     // registers the container
 	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
@@ -46,6 +47,7 @@ var (
 	ErrMemory      = pipeline.ErrMemory      // Memory is less than this checkpoint needs
 	ErrInterrupted = pipeline.ErrInterrupted // the context was cancelled
 	ErrOption      = lora.ErrOption          // an option has a value that is unknown
+	ErrLink        = storage.ErrLink         // a link leads out of the folder that is read; FollowLinks takes it
 	ErrForeign     = formats.ErrForeign      // what was to be a checkpoint is recognised as something else
 	// ErrUnsupported says that an adapter has a part that is not known, or lacks what would tell what it is.
 	ErrUnsupported = lora.ErrUnsupported

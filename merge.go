@@ -3,12 +3,11 @@ package lorakit
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
+	"github.com/lorakit/lorakit/storage"
 )
 
 // Adapter is an adapter in any dialect that is known (AdapterDialects), the factor of its delta, and what its files
@@ -39,22 +38,24 @@ func Unmerge(
 	if err != nil || o.DryRun {
 		return r, err
 	}
-	return r, r.rounding(ctx, merged, dst, adapters)
+	return r, r.rounding(ctx, merged, dst, adapters, o.FollowLinks)
 }
 
 // rounding works out what the roundings of a merge and of its subtraction may have taken.
-func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapters []Adapter) error {
-	c, err := checkpoint.Open(ctx, merged)
+func (r *ConvertResult) rounding(
+	ctx context.Context, merged, dst string, adapters []Adapter, followLinks bool,
+) error {
+	c, err := open(ctx, merged, followLinks)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	m, list, err := merge(ctx, c, adapters, true)
+	m, list, err := merge(ctx, c, adapters, true, followLinks)
 	if err != nil {
 		return err
 	}
 	defer list.Close()
-	out, err := checkpoint.Open(ctx, dst)
+	out, err := open(ctx, dst, false)
 	if err != nil {
 		return err
 	}
@@ -64,8 +65,10 @@ func (r *ConvertResult) rounding(ctx context.Context, merged, dst string, adapte
 }
 
 // merge opens adapters and adds them to a checkpoint, or subtracts them.
-func merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []Adapter, subtract bool) (*pipeline.Merged, lora.Several, error) {
-	list, err := lora.OpenAll(adapters)
+func merge(
+	ctx context.Context, c *checkpoint.Checkpoint, adapters []Adapter, subtract, followLinks bool,
+) (*pipeline.Merged, lora.Several, error) {
+	list, err := lora.OpenAll(ctx, adapters, storage.Options{FollowLinks: followLinks})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -81,20 +84,4 @@ func merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []Adapter, su
 		return nil, nil, err
 	}
 	return m, list, nil
-}
-
-// checkCheckpoint refuses an adapter where a checkpoint is expected. A folder may hold one of each.
-func checkCheckpoint(path string) error {
-	if _, err := os.Stat(filepath.Join(path, checkpoint.ConfigName)); err != nil && IsAdapter(path) {
-		return fmt.Errorf("%s: %w: it is an adapter, expected a checkpoint", path, ErrRefused)
-	}
-	return nil
-}
-
-// openCheckpoint opens a checkpoint, and refuses an adapter.
-func openCheckpoint(ctx context.Context, path string) (*checkpoint.Checkpoint, error) {
-	if err := checkCheckpoint(path); err != nil {
-		return nil, err
-	}
-	return checkpoint.Open(ctx, path)
 }

@@ -73,7 +73,7 @@ func TestVerifyOtherMethods(t *testing.T) {
 			out := filepath.Join(dir, "out")
 			r, err := lorakit.Merge(t.Context(), baseOf(o.Base), m.adapters, out, lorakit.ConvertOptions{DType: "f32"})
 			require.NoError(t, err)
-			v, err := lorakit.VerifyMerge(t.Context(), out, baseOf(o.Base), m.adapters)
+			v, err := lorakit.VerifyMerge(t.Context(), out, baseOf(o.Base), m.adapters, lorakit.ReadOptions{})
 			require.NoError(t, err)
 			for i, a := range v.Adapters {
 				require.InDelta(t, 1, a.Kept, 1e-5, a.Path)
@@ -91,7 +91,7 @@ func TestVerifyOtherMethods(t *testing.T) {
 					}
 				}
 			}
-			v, err = lorakit.VerifyMerge(t.Context(), baseOf(o.Base), baseOf(o.Base), m.adapters)
+			v, err = lorakit.VerifyMerge(t.Context(), baseOf(o.Base), baseOf(o.Base), m.adapters, lorakit.ReadOptions{})
 			require.NoError(t, err)
 			for _, a := range v.Adapters {
 				require.Less(t, math.Abs(a.Kept), 0.5, a.Path) // what is replaced may lie beside it
@@ -189,13 +189,13 @@ func TestCombineOtherMethods(t *testing.T) {
 	for k, w := range want {
 		nearlyFloat32(t, k, w.data, got[k].data)
 	}
-	_, err = lorakit.Resize(t.Context(), path("llama-loha"), filepath.Join(dir, "smaller"), 4, 0, false)
+	_, err = lorakit.Resize(t.Context(), path("llama-loha"), filepath.Join(dir, "smaller"), lorakit.ResizeOptions{Rank: 4})
 	require.NoError(t, err)
 	for name, says := range map[string]string{"llama-ia3": "IA3", "llama-vera": "only its base tells"} {
 		_, err := lorakit.Combine(t.Context(), filepath.Join(dir, name), []lorakit.Adapter{path(name), path(name)}, lorakit.CombineOptions{Type: "cat"})
 		require.ErrorIs(t, err, lora.ErrUnsupported)
 		require.ErrorContains(t, err, says)
-		_, err = lorakit.Resize(t.Context(), path(name), filepath.Join(dir, name), 2, 0, false)
+		_, err = lorakit.Resize(t.Context(), path(name), filepath.Join(dir, name), lorakit.ResizeOptions{Rank: 2})
 		require.ErrorIs(t, err, lora.ErrUnsupported)
 		require.ErrorContains(t, err, says)
 	}

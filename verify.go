@@ -9,8 +9,8 @@ import (
 
 // Verify reads a checkpoint whole and looks for what would keep it from being
 // used. A checkpoint that cannot be opened at all is an error.
-func Verify(ctx context.Context, path string) (*Verification, error) {
-	c, err := checkpoint.Open(ctx, path)
+func Verify(ctx context.Context, path string, o ReadOptions) (*Verification, error) {
+	c, err := open(ctx, path, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
@@ -20,18 +20,20 @@ func Verify(ctx context.Context, path string) (*Verification, error) {
 
 // VerifyMerge holds a merge, whoever made it, against its base and the adapters: what
 // share of each module's delta is in it.
-func VerifyMerge(ctx context.Context, merged, base string, adapters []Adapter) (*MergeVerification, error) {
-	out, err := checkpoint.Open(ctx, merged)
+func VerifyMerge(
+	ctx context.Context, merged, base string, adapters []Adapter, o ReadOptions,
+) (*MergeVerification, error) {
+	out, err := open(ctx, merged, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	c, err := checkpoint.Open(ctx, base)
+	c, err := open(ctx, base, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	m, list, err := merge(ctx, c, adapters, false)
+	m, list, err := merge(ctx, c, adapters, false, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

@@ -37,8 +37,9 @@ type AttachOptions struct {
 	LoftQIterations int
 	Seed            uint64
 	// Threads is how many modules are decomposed at once; 0 is one a processor.
-	Threads int
-	Force   bool
+	Threads     int
+	Force       bool
+	FollowLinks bool // for who opens the base
 }
 
 // AttachedModule is a module of a new adapter.
@@ -90,6 +91,9 @@ func Attach(ctx context.Context, base *checkpoint.Checkpoint, out string, o Atta
 		if err := s.check(m.Target); err != nil {
 			return nil, fmt.Errorf("%s: %w", base.Path, err)
 		}
+	}
+	if err := pipeline.CheckSpared(out, base.Paths()...); err != nil {
+		return nil, err
 	}
 	w, err := pipeline.NewAdapterWriter(base.Path, out, o.Force)
 	if err != nil {

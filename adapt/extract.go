@@ -24,9 +24,10 @@ type ExtractOptions struct {
 	Rank   int
 	Energy float64
 	// Threads is how many modules are decomposed at once; 0 is one a processor.
-	Threads int
-	Force   bool
-	Seed    uint64
+	Threads     int
+	Force       bool
+	Seed        uint64
+	FollowLinks bool // for who opens the checkpoints
 }
 
 // Check refuses what is wrong whatever the checkpoints are.
@@ -73,7 +74,7 @@ func Extract(
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
-	if err := pipeline.CheckSpared(out, tuned.Path); err != nil {
+	if err := pipeline.CheckSpared(out, slices.Concat([]string{tuned.Path}, base.Paths(), tuned.Paths())...); err != nil {
 		return nil, err
 	}
 	w, err := pipeline.NewAdapterWriter(base.Path, out, o.Force)

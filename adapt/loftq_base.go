@@ -7,6 +7,7 @@ import (
 
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
+	"github.com/lorakit/lorakit/storage"
 )
 
 // What loftq writes besides the adapter, in the adapter's folder: loftqBase is the base that the adapter is for, and
@@ -62,7 +63,7 @@ func (a *attaching) quantise(ctx context.Context, adapters []lora.Source) error 
 	o := pipeline.Options{
 		Quantize: loftqNF4.Type, Params: loftqNF4.Params, MaxShardSize: pipeline.DefaultShardSize,
 	}
-	list, err := lora.OpenAll(adapters)
+	list, err := lora.OpenAll(ctx, adapters, storage.Options{})
 	if err != nil {
 		return err
 	}

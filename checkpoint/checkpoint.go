@@ -108,6 +108,17 @@ func (c *Checkpoint) Metadata() map[string]string { return c.container.Metadata(
 // Files returns the names of the files that hold the tensors, an index included.
 func (c *Checkpoint) Files() []string { return c.container.Files() }
 
+// Paths are the files on this machine that c is read from, wherever links have led.
+func (c *Checkpoint) Paths() []string {
+	var list []string
+	for _, name := range append([]string{ConfigName}, c.Files()...) {
+		if path := storage.LocalPath(c.Dir, name); path != "" {
+			list = append(list, path)
+		}
+	}
+	return list
+}
+
 // DType is the type that config.json gives for the model, or 0.
 func (c *Checkpoint) DType() tensor.DType {
 	if c.Config == nil {

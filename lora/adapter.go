@@ -173,6 +173,17 @@ func (a *Adapter) Close() error {
 	return a.container.Close()
 }
 
+// Paths are the files on this machine that a is read from, wherever links have led.
+func (a *Adapter) Paths() []string {
+	var list []string
+	for _, name := range a.Files {
+		if path := storage.LocalPath(a.Dir, name); path != "" {
+			list = append(list, path)
+		}
+	}
+	return list
+}
+
 // Names lists the modules that have factors, each once, in order.
 func (a *Adapter) Names() []string { return adapted(a.Modules) }
 

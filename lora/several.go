@@ -1,9 +1,12 @@
 package lora
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/lorakit/lorakit/storage"
 )
 
 // ErrOption says that an option has a value that is wrong whatever the files hold.
@@ -40,7 +43,7 @@ func (s Several) Close() {
 }
 
 // OpenAll opens adapters. An Alpha or an ExpertLayout that none of them needs is an error of kind ErrOption.
-func OpenAll(sources []Source) (Several, error) {
+func OpenAll(ctx context.Context, sources []Source, o storage.Options) (Several, error) {
 	var list Several
 	needsAlpha, needsLayout := false, false
 	for _, s := range sources {
@@ -51,7 +54,7 @@ func OpenAll(sources []Source) (Several, error) {
 			list.Close()
 			return nil, fmt.Errorf("%w: the weight of %s is %v, expected a finite number", ErrOption, s.Path, s.Weight)
 		}
-		a, err := Open(s.Path, OpenOptions{Alpha: s.Alpha, ExpertLayout: s.ExpertLayout})
+		a, err := openSource(ctx, s, o)
 		if err != nil {
 			list.Close()
 			return nil, err
@@ -76,8 +79,8 @@ func OpenAll(sources []Source) (Several, error) {
 
 // OpenWithoutBase opens adapters that are used without their base: one with tensors of modules that its config leaves
 // out is an error.
-func OpenWithoutBase(sources []Source) (Several, error) {
-	list, err := OpenAll(sources)
+func OpenWithoutBase(ctx context.Context, sources []Source, o storage.Options) (Several, error) {
+	list, err := OpenAll(ctx, sources, o)
 	if err != nil {
 		return nil, err
 	}
@@ -100,4 +103,21 @@ func (s Several) Negate() error {
 		}
 	}
 	return nil
+}
+
+// Paths are the files on this machine that the adapters are read from, wherever links have led.
+func (s Several) Paths() []string {
+	var list []string
+	for _, a := range s {
+		list = append(list, a.Paths()...)
+	}
+	return list
+}
+
+func openSource(ctx context.Context, s Source, o storage.Options) (*Adapter, error) {
+	dir, name, err := storage.Resolve(s.Path, o)
+	if err != nil {
+		return nil, err
+	}
+	return OpenIn(ctx, dir, name, OpenOptions{Alpha: s.Alpha, ExpertLayout: s.ExpertLayout})
 }

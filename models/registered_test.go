@@ -11,7 +11,7 @@ import (
 )
 
 // Every entry of order names parameters that the data has, and the table of stacks says what all entries do.
-func TestRegistered(t *testing.T) {
+func TestRegisteredOrder(t *testing.T) {
 	var found []Stack
 	for _, class := range All() {
 		a, err := read(class)

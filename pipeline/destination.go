@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/storage"
 )
@@ -67,6 +68,24 @@ func CheckSpared(dst string, sources ...string) error {
 		}
 	}
 	return nil
+}
+
+// paths are the files on this machine that a plan of c reads, wherever links have led.
+func (p *Plan) paths(c *checkpoint.Checkpoint) []string {
+	var list []string
+	add := func(dir storage.Folder, files []InputFile) {
+		for _, f := range files {
+			if path := storage.LocalPath(dir, f.Name); path != "" {
+				list = append(list, path)
+			}
+		}
+	}
+	add(c.Dir, p.Inputs)
+	add(c.Dir, p.Carried)
+	for _, a := range p.Adapters {
+		add(a.folder(), a.Files)
+	}
+	return list
 }
 
 // apart refuses a destination that is the source, or inside of it, or around it.

@@ -80,10 +80,13 @@ func Run(ctx context.Context, p *Plan, m *Merged, dst string, o RunOptions) (Res
 		return Result{}, err
 	}
 	src := m.Base.Path
-	if _, ok := storage.LocalPath(m.Base.Dir, ""); !ok {
+	if storage.LocalPath(m.Base.Dir, "") == "" {
 		src = ""
 	}
 	if err := CheckDestination(src, dst, o); err != nil {
+		return Result{}, err
+	}
+	if err := CheckSpared(dst, p.paths(m.Base)...); err != nil {
 		return Result{}, err
 	}
 	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads)}

@@ -9,8 +9,9 @@ import (
 // one. It is safe for concurrent use.
 type Folder interface {
 	// Open opens a file for reading by its name, a slash-separated path below the folder. A name
-	// that leads out of the folder is ErrOutside, what is no file ErrNotRegular, and what is not
-	// there fs.ErrNotExist. An error names the file. The context holds for all reads of the file.
+	// that leads out of the folder is ErrOutside, what is no file ErrNotRegular, what is not
+	// there fs.ErrNotExist, and a link to nothing ErrDangling. An error names the file. The context holds
+	// for all reads of the file.
 	Open(ctx context.Context, name string) (File, error)
 	// List lists what is in the folder, or with a name in that folder below it, in the order of names.
 	List(ctx context.Context, name string) ([]Entry, error)
@@ -30,7 +31,8 @@ type File interface {
 // Entry is something in a Folder.
 type Entry struct {
 	Name string
-	// Folder says that it can be listed.
+	// Folder says that it can be listed. Of links it is set for those to folders that are followed, but not
+	// for one that leads back to a folder around it.
 	Folder bool
 	// Link says that it is a link. One that leads to nothing is listed as well.
 	Link bool

@@ -1,11 +1,15 @@
 package storage
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -24,6 +28,9 @@ func Local(dir string, o Options) Folder { return &local{dir: dir, o: o} }
 func Resolve(path string, o Options) (Folder, string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
+		if to, failed := os.Readlink(path); failed == nil && errors.Is(err, fs.ErrNotExist) {
+			err = dangling(path, to)
+		}
 		return nil, "", err
 	}
 	if info.IsDir() {
@@ -33,13 +40,24 @@ func Resolve(path string, o Options) (Folder, string, error) {
 	return &local{dir: dir, o: o, given: name}, name, nil
 }
 
-// LocalPath is where on this machine a file of a folder is, and with an empty name the folder itself.
-// It reports false for folders of other places.
-func LocalPath(dir Folder, name string) (string, bool) {
-	if l, ok := dir.(*local); ok {
-		return l.Path(name), true
+// LocalPath is where on this machine a file of a folder is, all links resolved, and with an empty name the folder
+// itself. It is empty for a folder that is elsewhere, and for a file that is not there.
+func LocalPath(dir Folder, name string) string {
+	l, ok := dir.(*local)
+	if !ok {
+		return ""
 	}
-	return "", false
+	path, err := l.resolve(name)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return ""
+	}
+	return path
 }
 
 // OSFile returns the file of the operating system that a File reads, or any other reader that
@@ -74,7 +92,7 @@ func (l *local) Open(ctx context.Context, name string) (File, error) {
 	path := l.Path(name)
 	if name != l.given || name == "" {
 		var err error
-		if path, err = l.within(name); err != nil {
+		if path, err = within(l.dir, name, l.o); err != nil {
 			return nil, err
 		}
 	}
@@ -85,31 +103,78 @@ func (l *local) Open(ctx context.Context, name string) (File, error) {
 	return &localFile{f, info}, nil
 }
 
-func (l *local) within(name string) (string, error) { return Within(l.dir, name) }
+// resolve finds the path of a file or folder in the folder, or with no name its own.
+func (l *local) resolve(name string) (string, error) {
+	switch name {
+	case "":
+		return cmp.Or(l.dir, "."), nil // the folder of a file that was given without one
+	case l.given:
+		return l.Path(name), nil
+	}
+	return within(l.dir, name, l.o)
+}
 
 func (l *local) List(ctx context.Context, name string) ([]Entry, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	dir := l.dir
-	if name != "" {
-		var err error
-		if dir, err = l.within(name); err != nil {
-			return nil, err
-		}
-	}
-	if dir == "" { // that of a file without one
-		dir = "."
+	dir, err := l.resolve(name)
+	if err != nil {
+		return nil, err
 	}
 	found, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
 	entries := make([]Entry, len(found))
+	var above []string
 	for i, e := range found {
 		entries[i] = Entry{Name: e.Name(), Folder: e.IsDir(), Link: e.Type()&fs.ModeSymlink != 0}
+		if !entries[i].Link || !l.o.FollowLinks {
+			continue
+		}
+		if above == nil {
+			if above, err = l.above(name); err != nil {
+				return nil, err
+			}
+		}
+		entries[i].Folder = leadsToFolder(filepath.Join(dir, e.Name()), above)
 	}
 	return entries, nil
+}
+
+// above lists the folders that lead to one in the folder, itself included, all links resolved.
+func (l *local) above(name string) ([]string, error) {
+	root, err := filepath.Abs(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for {
+		path, err := filepath.EvalSymlinks(filepath.Join(root, filepath.FromSlash(name)))
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, path)
+		if name == "" {
+			return list, nil
+		}
+		name = name[:max(0, strings.LastIndexByte(name, '/'))]
+	}
+}
+
+// leadsToFolder reports whether a link leads to a folder in which none of the folders above it lies: else it would be
+// listed in itself without end.
+func leadsToFolder(link string, above []string) bool {
+	path, err := filepath.Abs(link)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return false
+	}
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir() && !slices.ContainsFunc(above, func(dir string) bool { return path == dir || inside(path, dir) })
 }
 
 // localFile is an *os.File, so that reading it takes no way round.

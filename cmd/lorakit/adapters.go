@@ -54,7 +54,7 @@ func convertsAdapter(c *cobra.Command, src string) bool {
 }
 
 // ofAdapters are the flags of convert that it takes for an adapter.
-var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "force", "json", "progress"}
+var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "force", "follow-links", "json", "progress"}
 
 // convertAdapter writes an adapter in another dialect.
 func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lorakit.Adapter, error)) error {
@@ -68,7 +68,7 @@ func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lor
 		return err
 	}
 	text := func(name string) string { return c.Flags().Lookup(name).Value.String() }
-	o := lorakit.AdapterOptions{To: text("to"), DType: text("dtype"), Experts: text("experts"), Force: text("force") == "true"}
+	o := lorakit.AdapterOptions{To: text("to"), DType: text("dtype"), Experts: text("experts"), Force: text("force") == "true", FollowLinks: text("follow-links") == "true"}
 	if o.To != "" && !slices.Contains(lorakit.AdapterDialects(), o.To) {
 		return usageError{fmt.Errorf("--to %q is no dialect of adapters; known are %s", o.To, strings.Join(lorakit.AdapterDialects(), ", "))}
 	}

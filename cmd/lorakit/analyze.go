@@ -92,6 +92,7 @@ effective rank is then a lower bound, marked ≥; of all others, and of adapters
 	f.IntVar(&o.Threads, "threads", 0, "modules that are decomposed at once (default: one a processor)")
 	f.StringVar(&o.HTML, "html", "", "also write a page with pictures to this `FILE`")
 	f.BoolVar(&o.Force, "force", false, "replace FILE if it exists")
+	linkFlag(c, &o.FollowLinks)
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
 	return c
 }

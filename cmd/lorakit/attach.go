@@ -76,6 +76,7 @@ them), attention, names joined by commas, or a regular expression that matches w
 	f.StringVar(&o.Init, "init", "kaiming", "kaiming, gaussian, pissa, olora, loftq or compensate")
 	f.Uint64Var(&o.Seed, "seed", 0, "for what is random")
 	f.BoolVar(&o.Force, "force", false, "replace OUT if it exists")
+	linkFlag(c, &o.FollowLinks)
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
 	complete(c, "init", "kaiming", "gaussian", "pissa", "olora", "loftq", "compensate")
 	complete(c, "target", "all-linear", "attention")

@@ -47,6 +47,7 @@ loads it. Less the adapter that it started as, by cat or svd, it is one for the 
 	f.IntVar(&o.Rank, "rank", 0, "rank of what the svd types make (default: the largest of the adapters)")
 	f.Uint64Var(&o.Seed, "seed", 0, "for the dare types")
 	f.BoolVar(&o.Force, "force", false, "replace OUT if it exists")
+	linkFlag(c, &o.FollowLinks)
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
 	complete(c, "type", types...)
 	complete(c, "majority-sign", "total", "frequency")
@@ -57,9 +58,8 @@ loads it. Less the adapter that it started as, by cat or svd, it is one for the 
 }
 
 func resizeCommand() *cobra.Command {
-	var rank int
-	var energy float64
-	var force, asJSON bool
+	var o lorakit.ResizeOptions
+	var asJSON bool
 	var parse func([]string) ([]lorakit.Adapter, error)
 	c := &cobra.Command{
 		Use:   "resize ADAPTER OUT",
@@ -73,7 +73,7 @@ leading singular values: --rank of them, or as many as hold the share --energy.`
 			if err != nil {
 				return err
 			}
-			r, err := lorakit.Resize(c.Context(), adapters[0], args[1], rank, energy, force)
+			r, err := lorakit.Resize(c.Context(), adapters[0], args[1], o)
 			if err != nil {
 				return err
 			}
@@ -82,9 +82,10 @@ leading singular values: --rank of them, or as many as hold the share --energy.`
 	}
 	parse = adapterFlags(c)
 	f := c.Flags()
-	f.IntVar(&rank, "rank", 0, "rank of every module")
-	f.Float64Var(&energy, "energy", 0, "the smallest rank that holds this share of each delta")
-	f.BoolVar(&force, "force", false, "replace OUT if it exists")
+	f.IntVar(&o.Rank, "rank", 0, "rank of every module")
+	f.Float64Var(&o.Energy, "energy", 0, "the smallest rank that holds this share of each delta")
+	f.BoolVar(&o.Force, "force", false, "replace OUT if it exists")
+	linkFlag(c, &o.FollowLinks)
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
 	c.MarkFlagsMutuallyExclusive("rank", "energy")
 	c.MarkFlagsOneRequired("rank", "energy")

@@ -147,6 +147,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.BoolVar(&o.Resume, "resume", false, "go on with what an interrupted run has left")
 	f.BoolVar(&o.Force, "force", false, "replace DST if it exists; the old one is removed last")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print what would be done, and do nothing")
+	linkFlag(c, &o.FollowLinks)
 	f.BoolVar(&o.AllowNonFinite, "allow-non-finite", false, "encode NaN and infinity as bitsandbytes does, instead of refusing them")
 	f.StringVar(&progress, "progress", "auto", "auto, bar, plain, json or none")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")

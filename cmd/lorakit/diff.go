@@ -11,6 +11,7 @@ import (
 
 func diffCommand() *cobra.Command {
 	var asJSON bool
+	var o lorakit.ReadOptions
 	var tolerance float64
 	c := &cobra.Command{
 		Use:   "diff A B",
@@ -27,7 +28,7 @@ side, or has another shape.`,
 			if tolerance < 0 || math.IsNaN(tolerance) {
 				return usageError{fmt.Errorf("--tolerance is %v, expected 0 or more", tolerance)}
 			}
-			r, err := lorakit.Diff(c.Context(), args[0], args[1])
+			r, err := lorakit.Diff(c.Context(), args[0], args[1], o)
 			if err != nil {
 				return err
 			}
@@ -69,6 +70,7 @@ side, or has another shape.`,
 		},
 	}
 	c.Flags().Float64Var(&tolerance, "tolerance", 0, "relative difference that is allowed for each weight")
+	linkFlag(c, &o.FollowLinks)
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return c
 }

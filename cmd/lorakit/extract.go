@@ -66,6 +66,7 @@ tensors differ that have no part in it (norms, biases, convolutions).`,
 	f.Float64Var(&o.Energy, "energy", 0, "the smallest rank that holds this share of each change")
 	f.IntVar(&o.Threads, "threads", 0, "modules that are decomposed at once (default: one a processor)")
 	f.BoolVar(&o.Force, "force", false, "replace OUT if it exists")
+	linkFlag(c, &o.FollowLinks)
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
 	c.MarkFlagsMutuallyExclusive("rank", "energy")
 	c.MarkFlagsOneRequired("rank", "energy")

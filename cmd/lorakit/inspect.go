@@ -17,6 +17,7 @@ import (
 
 func inspectCommand() *cobra.Command {
 	var asJSON, tree bool
+	var o lorakit.ReadOptions
 	var parse func([]string) ([]lorakit.Adapter, error)
 	c := &cobra.Command{
 		Use:   "inspect PATH",
@@ -34,7 +35,7 @@ of what they add, and says what its config does.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			w := c.OutOrStdout()
 			if lorakit.IsAdapter(args[0]) {
-				shown, err := inspectAdapter(c, args[0], parse, asJSON)
+				shown, err := inspectAdapter(c, args[0], parse, o, asJSON)
 				if shown || err != nil {
 					return err
 				}
@@ -42,7 +43,7 @@ of what they add, and says what its config does.`,
 			if err := useless(c, "is for an adapter", "alpha", "expert-layout"); err != nil {
 				return err
 			}
-			r, err := lorakit.Inspect(args[0])
+			r, err := lorakit.Inspect(c.Context(), args[0], o)
 			if err != nil {
 				return err
 			}
@@ -59,6 +60,7 @@ of what they add, and says what its config does.`,
 		},
 	}
 	parse = adapterFlags(c)
+	linkFlag(c, &o.FollowLinks)
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	c.Flags().BoolVar(&tree, "tree", false, "show modules as a tree, equal layers once")
 	return c
@@ -66,13 +68,13 @@ of what they add, and says what its config does.`,
 
 // inspectAdapter shows an adapter. Of a file that is none by itself, such as the tensors of a PEFT folder without its
 // config, it says so and shows nothing: the tensors are shown in its place.
-func inspectAdapter(c *cobra.Command, path string, parse func([]string) ([]lorakit.Adapter, error), asJSON bool) (shown bool, err error) {
+func inspectAdapter(c *cobra.Command, path string, parse func([]string) ([]lorakit.Adapter, error), o lorakit.ReadOptions, asJSON bool) (shown bool, err error) {
 	a, err := parse([]string{path})
 	if err != nil {
 		return false, err
 	}
 	a[0].Path = path // an equals sign in it is part of the name
-	r, err := lorakit.InspectAdapter(c.Context(), a[0])
+	r, err := lorakit.InspectAdapter(c.Context(), a[0], o)
 	if info, e := os.Stat(path); errors.Is(err, lorakit.ErrUnsupported) && e == nil && !info.IsDir() {
 		fmt.Fprintf(c.ErrOrStderr(), "note: its tensors are shown as they are: %s\n", escape(withHints(err)))
 		return false, nil

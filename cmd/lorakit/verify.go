@@ -11,6 +11,7 @@ import (
 
 func verifyCommand() *cobra.Command {
 	var asJSON bool
+	var o lorakit.ReadOptions
 	var base string
 	var adapters []string
 	var minKept float64
@@ -45,7 +46,7 @@ the modules that fell short of --min-kept.`,
 				if err != nil {
 					return err
 				}
-				r, err := lorakit.VerifyMerge(c.Context(), args[0], base, list)
+				r, err := lorakit.VerifyMerge(c.Context(), args[0], base, list, o)
 				if err != nil {
 					return err
 				}
@@ -70,7 +71,7 @@ the modules that fell short of --min-kept.`,
 				}
 				return nil
 			}
-			r, err := lorakit.Verify(c.Context(), args[0])
+			r, err := lorakit.Verify(c.Context(), args[0], o)
 			if err != nil {
 				return err
 			}
@@ -95,6 +96,7 @@ the modules that fell short of --min-kept.`,
 	f.StringVar(&base, "base", "", "what the adapter was merged into")
 	f.StringArrayVar(&adapters, "adapter", nil, "what was merged, `ADAPTER[=WEIGHT]`; may be repeated")
 	f.Float64Var(&minKept, "min-kept", 0.5, "the least share that each module is to have kept")
+	linkFlag(c, &o.FollowLinks)
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return c
 }
