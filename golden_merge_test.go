@@ -133,6 +133,8 @@ func asPEFT(t *testing.T, m peftMerge, dtype, dir string, o lorakit.ConvertOptio
 			nearlyFloat32(t, k, w.data, g.data)
 		case tensor.BF16:
 			nearlyBFloat16(t, k, w.data, g.data, base[k].data, roundsDelta(m.file, k))
+		case tensor.I64:
+			require.Equal(t, w.data, g.data, k)
 		default:
 			t.Fatalf("%s is of type %s", k, w.DType)
 		}
@@ -424,7 +426,7 @@ var badAdapters = []badAdapter{
 	{name: "a rank that is not the config's", adapter: "llama/attention", config: map[string]any{"r": 3}, says: []string{"rank", "3", "adapter_config.json"}, kind: lora.ErrMalformed},
 	{name: "a rank that is not the pattern's", adapter: "llama/attention", config: map[string]any{"rank_pattern": map[string]any{"q_proj": 2}}, says: []string{"q_proj", "rank", "2"}, kind: lora.ErrMalformed},
 	{name: "ranks of A and B that differ", adapter: "llama/attention", change: put(qProj+"lora_A.weight", ones(3, 32)), says: []string{"q_proj", "[3, 32]", "ranks differ"}, kind: lora.ErrMalformed},
-	{name: "another peft_type", adapter: "llama/attention", config: map[string]any{"peft_type": "OFT"}, says: []string{"OFT", "adapter_config.json", "known are LORA"}, kind: lora.ErrUnsupported},
+	{name: "another peft_type", adapter: "llama/attention", config: map[string]any{"peft_type": "OTHER"}, says: []string{"OTHER", "adapter_config.json", "known are LORA"}, kind: lora.ErrUnsupported},
 	{name: "no peft_type", adapter: "llama/attention", config: map[string]any{"peft_type": nil}, says: []string{"peft_type", "known are LORA"}, kind: lora.ErrUnsupported},
 	{name: "NaN in A", adapter: "llama/attention", change: badValue(qProj+"lora_A.weight", 0x7fc00000), says: []string{"q_proj", "lora_A", "NaN"}, kind: lora.ErrMalformed},
 	{name: "infinity in B", adapter: "llama/attention", change: badValue(qProj+"lora_B.weight", 0x7f800000), says: []string{"q_proj", "lora_B", "Inf"}, kind: lora.ErrMalformed},

@@ -36,18 +36,19 @@ type Form uint8
 
 // The forms.
 const (
-	Linear    Form = iota // adds scaling * B·A, also to one expert or a stack of them
-	Embedding             // A (r x rows), B (width x r): adds scaling * (B·A) transposed
-	Conv                  // Linear on the kernels as matrices
-	Bias                  // Value (n): adds scaling * Value
-	Replace               // Value is the parameter's new value
-	Rows                  // Value (n, width) are the new values of the rows Indices
-	Scale                 // multiplies the outputs by Value, or where Inputs is set the inputs
+	Linear      Form = iota // adds scaling * B·A, also to one expert or a stack of them
+	Embedding               // A (r x rows), B (width x r): adds scaling * (B·A) transposed
+	Conv                    // Linear on the kernels as matrices
+	Bias                    // Value (n): adds scaling * Value
+	Replace                 // Value is the parameter's new value
+	Rows                    // Value (n, width) are the new values of the rows Indices
+	Scale                   // multiplies the outputs by Value, or where Inputs is set the inputs
+	Transformed             // makes each row another one, by Transform
 )
 
 // String returns the form's name.
 func (f Form) String() string {
-	return [...]string{"linear", "embedding", "conv", "bias", "replace", "rows", "scale"}[f]
+	return [...]string{"linear", "embedding", "conv", "bias", "replace", "rows", "scale", "transform"}[f]
 }
 
 // Module is one part of an adapter: what it does to one parameter of the base.
@@ -69,7 +70,7 @@ type Module struct {
 	// (experts*rank x in) and B (out x experts*rank), taken apart by expert.
 	A, B      Matrix
 	Kernel    tensor.Shape    // of Conv, which tells how in is made up
-	Value     *formats.Tensor // of Bias, Replace, Rows and Scale
+	Value     *formats.Tensor // of Bias, Replace, Rows and Scale, and the main one of Transform
 	Magnitude *formats.Tensor // of DoRA, else nil
 	Indices   []int64         // of Rows
 	Rank      int
@@ -82,8 +83,15 @@ type Module struct {
 	// Reshaped is whether a convolution's kernels may be taken for the rows of the delta as they lie.
 	Reshaped bool
 	Inputs   bool // of Scale
-	// narrow, where not nil, makes A for a number of inputs that only the base tells: A itself has the most of any module.
-	narrow func(in int64) Matrix
+	// Waves, where not nil, are what B·A is instead.
+	Waves *Waves
+	// Transform is that of Transformed.
+	Transform Transform
+	inverted  bool // Transform undoes what the adapter does
+	// fit, where not nil, makes A and B, Hadamard or Waves for a number of outputs and inputs that only the base tells.
+	fit func(m *Module, outputs, inputs int64) error
+	// selectedAs, where not empty, is the module that target_modules has to mean for this value.
+	selectedAs string
 	// Base is whether the new value of a Replace stands for the base's own (an
 	// embedding that PEFT stores beside its adapter), so that deltas are added to it.
 	Base bool
@@ -184,6 +192,14 @@ func (a *Adapter) Paths() []string {
 	return list
 }
 
+// Multiplies reports whether what an adapter does to a weight depends on what the weight is, so that the order of
+// several adapters counts.
+func (a *Adapter) Multiplies() bool {
+	return slices.ContainsFunc(a.Modules, func(m *Module) bool {
+		return m.Form == Transformed || m.Form == Scale || m.Magnitude != nil
+	})
+}
+
 // Names lists the modules that have factors, each once, in order.
 func (a *Adapter) Names() []string { return adapted(a.Modules) }
 
@@ -198,6 +214,12 @@ func (a *Adapter) Subtractable() error {
 		switch {
 		case m.Magnitude != nil:
 			return fmt.Errorf("%s: module %s: %w: DoRA cannot be subtracted, since the norms of the base are not in a merged checkpoint", a.Path, tensor.Quote(m.String()), ErrUnsupported)
+		case m.Form == Transformed:
+			inverse, err := m.Transform.Inverse()
+			if err != nil {
+				return fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(m.String()), err)
+			}
+			m.Transform, m.inverted = inverse, !m.inverted
 		case m.Form == Scale:
 			return fmt.Errorf("%s: module %s: %w: IA3 scales weights, which cannot be subtracted", a.Path, tensor.Quote(m.String()), ErrUnsupported)
 		case m.Form == Replace && !m.Base, m.Form == Rows:

@@ -41,6 +41,10 @@ type Term struct {
 	// Hadamard, where not nil, are the matrices whose element-wise product stands for that of Left and
 	// Right.
 	Hadamard []Tiled
+	// Waves, where not nil, stand for that product too.
+	Waves *Waves
+	// Transform, of Form Transformed, is what becomes of the rectangle's rows, whose FirstOutput is the first.
+	Transform Transform
 	// Factor, of Form Scale, multiplies the rectangle's rows or columns, as OutputRows says.
 	Factor *formats.Tensor
 	// OutputRows says, for DoRA and Scale, that the magnitudes or factors belong to rows of the rectangle,
@@ -342,7 +346,7 @@ func (b *binder) place(t Term, at spot, pc piece, nth int64) {
 		return
 	}
 	t.Left, t.Right = t.Left.rows(lo-first, hi-first), t.Right.cols(c0, c1)
-	t.Hadamard = window(t.Hadamard, lo-first, c0)
+	t.Hadamard, t.Waves = window(t.Hadamard, lo-first, c0), t.Waves.window(lo-first, c0)
 	if t.OutputRows {
 		t.FirstOutput += lo - first
 	} else {
@@ -354,7 +358,7 @@ func (b *binder) place(t Term, at spot, pc piece, nth int64) {
 		height, width = width, height
 		t.Row, t.Rows, t.Col, t.Cols = t.Col, t.Cols, t.Row, t.Rows
 		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
-		t.Hadamard = Transposed(t.Hadamard)
+		t.Hadamard, t.Waves = Transposed(t.Hadamard), t.Waves.Transposed()
 		t.OutputRows = !t.OutputRows
 	}
 	parts := int64(1) // of the file's tensor, below each other and beside each other
@@ -421,6 +425,8 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 		return b.value(a, t, p)
 	case Scale:
 		return b.factor(a, t, s)
+	case Transformed:
+		return b.transform(a, t, s)
 	case Bias:
 		if n := m.Value.Count(); len(p.shape) != 1 || n != p.shape[0] {
 			return fmt.Errorf("module %s: %w: its bias has %d elements, expected %v", tensor.Quote(m.Name), ErrBase, n, p.shape)
@@ -451,12 +457,20 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 	for _, d := range p.shape[1:] {
 		cols *= d
 	}
-	if m.narrow != nil {
-		in := cols
-		if p.kind == models.Conv1D || rows != m.B.Rows && cols == m.B.Rows {
-			in = rows
+	if m.fit != nil {
+		if len(p.shape) != 2 || p.kind == models.Embedding {
+			return fmt.Errorf("module %s: %w: %s is for linear layers, and %s is none, of shape %v", tensor.Quote(m.Name), ErrBase,
+				a.Config.PeftType, tensor.Quote(p.name), p.shape)
 		}
-		m.A = m.narrow(in)
+		outputs, inputs := a.Config.sides(p, rows, cols)
+		if a.Config.PeftType == veRA && outputs != m.B.Rows && inputs == m.B.Rows {
+			outputs, inputs = inputs, outputs
+		}
+		if err := m.fit(m, outputs, inputs); err != nil {
+			return fmt.Errorf("module %s: %w; it does not fit %s of shape %v", tensor.Quote(m.Name), err, tensor.Quote(p.name),
+				p.shape)
+		}
+		t.Rank = m.A.Rows
 	}
 	direct, turned := rows == m.B.Rows && cols == m.A.Cols, rows == m.A.Cols && cols == m.B.Rows && len(p.shape) == 2 && s.parts == 0
 	switch {
@@ -481,10 +495,10 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 	default:
 		t.Left, t.Right, t.OutputRows = m.B, m.A, true
 	}
-	if m.Hadamard != nil {
-		t.Left, t.Right, t.Hadamard = Matrix{}, Matrix{}, m.Hadamard
+	if m.Hadamard != nil || m.Waves != nil {
+		t.Left, t.Right, t.Hadamard, t.Waves = Matrix{}, Matrix{}, m.Hadamard, m.Waves
 		if turned {
-			t.Hadamard = Transposed(m.Hadamard)
+			t.Hadamard, t.Waves = Transposed(m.Hadamard), m.Waves.Transposed()
 		}
 	}
 	if m.Magnitude != nil && m.Magnitude.Count() != m.B.Rows {

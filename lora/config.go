@@ -44,6 +44,7 @@ type Config struct {
 	targets       targets
 	kept          map[string][]bool          // of AdaLoRA: which directions are left, by module
 	feedforward   jsontext.Value             // of IA3: the modules whose inputs are scaled
+	fields        fields                     // of another method than LoRA: all of them
 	regexes       map[string]*regexp2.Regexp // those of whole names, by their expression
 	unheard       []string                   // fields that are set and not known
 	spent         time.Duration              // matching patterns
@@ -99,6 +100,11 @@ var known = []string{
 	"merge_weights", "module_dropout", "modules_to_save", "orth_reg_weight", "peft_type", "peft_version", "projection_prng_key", "qalora_group_size", "r", "rank_dropout", "rank_dropout_scale",
 	"rank_pattern", "revision", "runtime_config", "save_projection", "target_modules", "target_parameters", "target_r", "task_type", "tfinal", "tinit", "total_step",
 	"trainable_token_indices", "use_dora", "use_effective_conv2d", "use_rslora", "vera_dropout",
+	"apply_GS", "block_share", "boft_block_num", "boft_block_size", "boft_dropout", "boft_n_butterfly_factor", "coft",
+	"eps", "init_logits_std", "init_vector_bank_bound", "mini_r", "miss_dropout", "module_dropout", "n_frequency",
+	"n_frequency_pattern", "num_cayley_neumann_terms", "num_vectors", "oft_block_size", "randlora_alpha",
+	"randlora_dropout", "random_loc_seed", "save_only_topk_weights", "scaling", "sparse", "token_indices", "topk",
+	"use_cayley_neumann", "vblora_dropout", "vector_length", "very_sparse",
 }
 
 // unheard lists the fields that are set and not known. One that switches something on is an error: PEFT calls what
@@ -136,7 +142,7 @@ func parseConfig(b []byte) (Config, error) {
 		return c, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	if !slices.Contains(methods(), c.PeftType) {
-		return c, fmt.Errorf("%w: peft_type is %s; known are %s", ErrUnsupported, tensor.Quote(c.PeftType), strings.Join(methods(), ", "))
+		return c, errType(c.PeftType)
 	}
 	var err error
 	if c.targets, err = c.parseTargets(); err != nil {

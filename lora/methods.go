@@ -13,8 +13,10 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// PEFT's other methods whose folders are read. AdaLoRA and VeRA are products of two matrices as LoRA is, LoHa and LoKr
-// element-wise products of two such, and IA3 scales rows or columns.
+// PEFT's other methods whose folders are read. AdaLoRA, VeRA, RandLoRA and VB-LoRA are products of two matrices as LoRA
+// is, LoHa and LoKr element-wise products of two such, MiSS repeats a small matrix, and FourierFT is a sum of waves. IA3
+// scales rows or columns. OFT, BOFT, HRA and the bat variant of MiSS make each row of a weight another one. LN tuning
+// and trainable tokens replace values.
 const (
 	plainLoRA = "LORA"
 	adaLoRA   = "ADALORA"
@@ -22,6 +24,16 @@ const (
 	loKr      = "LOKR"
 	veRA      = "VERA"
 	ia3       = "IA3"
+	oft       = "OFT"
+	boft      = "BOFT"
+	hra       = "HRA"
+	miss      = "MISS"
+	bone      = "BONE" // as MiSS was called before PEFT 0.17
+	vbLoRA    = "VBLORA"
+	fourierFT = "FOURIERFT"
+	randLoRA  = "RANDLORA"
+	lnTuning  = "LN_TUNING"
+	tokens    = "TRAINABLE_TOKENS"
 )
 
 // methodParts are the names that each of them gives to its tensors, after the module's.
@@ -31,7 +43,22 @@ var methodParts = map[string][]string{
 	loKr:    {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"},
 	veRA:    {"vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"},
 	ia3:     {"ia3_l"},
+
+	oft:       {"oft_R", "oft_embedding_R", "oft_r", "oft_s"},
+	boft:      {"boft_R", "boft_s"},
+	hra:       {"hra_u"},
+	miss:      {"miss_block"},
+	bone:      {"bone_block"},
+	vbLoRA:    vbParts,
+	fourierFT: {"fourierft_spectrum"},
+	randLoRA:  {"randlora_A", "randlora_B", "randlora_lambda", "randlora_gamma"},
+	lnTuning:  {"ln_tuning_layers"},
+	tokens:    {"trainable_tokens_delta"},
 }
+
+// partStarts are the beginnings of all those names, by which a part of an adapter is told from a plain value.
+var partStarts = []string{"lora_", "hada_", "lokr_", "vera_", "ia3_", "oft_", "boft_", "hra_", "miss_", "bone_", "vblora_",
+	"fourierft_", "randlora_", "ln_tuning_", "trainable_tokens_"}
 
 // methods lists the types of PEFT adapters that are known.
 func methods() []string { return append([]string{plainLoRA}, slices.Sorted(maps.Keys(methodParts))...) }
@@ -45,23 +72,20 @@ const largestRank = 1 << 20
 // parseMethod reads what the config of another method than LoRA says of the mathematics.
 func (c *Config) parseMethod(all map[string]jsontext.Value) error {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		known := name == "use_effective_conv2d" || name == "use_rslora" && c.PeftType == adaLoRA // which PEFT does not look at there
+		// PEFT does not look at use_rslora of AdaLoRA.
+		known := name == "use_effective_conv2d" || name == "use_rslora" && c.PeftType == adaLoRA ||
+			name == "use_cayley_neumann" && c.PeftType == oft
 		if (strings.HasPrefix(name, "use_") && !known || name == "target_parameters") && !empty(all[name]) {
 			return fmt.Errorf("%w: %s is %s, which is not known of %s", ErrUnsupported, name, tensor.Quote(string(all[name])), c.PeftType)
 		}
 	}
 	c.RSLoRA, c.LoraBias = false, false
-	number := func(name string, otherwise float64) (float64, error) {
-		v, ok := all[name]
-		if !ok {
-			return otherwise, nil
-		}
-		var f float64
-		if v.Kind() != '0' || json.Unmarshal(v, &f) != nil {
-			return 0, fmt.Errorf("%w: %s is %s, expected a number", ErrMalformed, name, tensor.Quote(string(v)))
-		}
-		return f, nil
+	c.fields = all
+	if parse := parsers[c.PeftType]; parse != nil {
+		c.Rank, c.Alpha = 0, 0
+		return parse(c)
 	}
+	number := c.fields.number
 	rank, alpha, ranks := "r", "alpha", 8.0
 	switch c.PeftType {
 	case adaLoRA:
@@ -98,6 +122,47 @@ func (c *Config) parseMethod(all map[string]jsontext.Value) error {
 		return fmt.Errorf("alpha_pattern: %w", err)
 	}
 	return nil
+}
+
+// parsers read the fields of a method's config, and say of it what there is to say.
+var parsers = map[string]func(c *Config) error{}
+
+// fields are those of a config.
+type fields map[string]jsontext.Value
+
+// number is that of a field, or otherwise where the config has none.
+func (f fields) number(name string, otherwise float64) (float64, error) {
+	v, ok := f[name]
+	if !ok {
+		return otherwise, nil
+	}
+	var x float64
+	if v.Kind() != '0' || json.Unmarshal(v, &x) != nil {
+		return 0, fmt.Errorf("%w: %s is %s, expected a number", ErrMalformed, name, tensor.Quote(string(v)))
+	}
+	return x, nil
+}
+
+// whole is the whole number of a field, from least to largestRank.
+func (f fields) whole(name string, otherwise, least int64) (int64, error) {
+	x, err := f.number(name, float64(otherwise))
+	if err == nil && (!(x >= float64(least) && x <= largestRank) || x != float64(int64(x))) {
+		err = fmt.Errorf("%w: %s is %g, expected a whole number from %d to %d", ErrMalformed, name, x, least, largestRank)
+	}
+	return int64(x), err
+}
+
+// truth is the boolean of a field.
+func (f fields) truth(name string, otherwise bool) (bool, error) {
+	v, ok := f[name]
+	if !ok {
+		return otherwise, nil
+	}
+	var x bool
+	if json.Unmarshal(v, &x) != nil || v.Kind() == 'n' {
+		return false, fmt.Errorf("%w: %s is %s, expected true or false", ErrMalformed, name, tensor.Quote(string(v)))
+	}
+	return x, nil
 }
 
 // rankAndAlpha are those of a module, after the patterns.
@@ -146,15 +211,27 @@ func (p parts) without(names ...string) parts {
 
 // readMethod makes modules of the tensors that are a method's own, and returns the others: values that were trained whole.
 func (a *Adapter) readMethod(tensors []formats.Tensor) ([]formats.Tensor, error) {
+	switch a.Config.PeftType {
+	case lnTuning:
+		return a.readLN(tensors)
+	case tokens:
+		return a.readTokens(tensors)
+	}
 	modules, rest, err := a.gather(tensors)
 	if err != nil {
 		return nil, err
 	}
-	var shared parts // of VeRA
-	if a.Config.PeftType == veRA {
-		if shared, err = a.sharedVeRA(modules); err != nil {
-			return nil, err
-		}
+	var shared parts // what is there once for all modules
+	switch a.Config.PeftType {
+	case veRA:
+		shared, err = a.sharedVeRA(modules)
+	case randLoRA:
+		shared, err = a.sharedRandLoRA(modules)
+	case vbLoRA:
+		shared, err = a.sharedVBLoRA(modules)
+	}
+	if err != nil {
+		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(modules)) {
 		var m *Module
@@ -169,6 +246,20 @@ func (a *Adapter) readMethod(tensors []formats.Tensor) ([]formats.Tensor, error)
 			m, err = a.Config.veRA(name, p, shared)
 		case ia3:
 			m, err = a.Config.ia3(name, p)
+		case oft:
+			m, err = a.Config.oft(name, p)
+		case boft:
+			m, err = a.Config.boft(name, p)
+		case hra:
+			m, err = a.Config.hra(name, p)
+		case miss, bone:
+			m, err = a.Config.miss(name, p)
+		case vbLoRA:
+			m, err = a.Config.vbLoRA(name, p, shared)
+		case fourierFT:
+			m, err = a.Config.fourierFT(name, p)
+		case randLoRA:
+			m, err = a.Config.randLoRA(name, p, shared)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(name), err)
@@ -177,7 +268,7 @@ func (a *Adapter) readMethod(tensors []formats.Tensor) ([]formats.Tensor, error)
 			a.Notices = append(a.Notices, fmt.Sprintf("%s: its rank_pattern leaves it a rank of 0, so it adds nothing", name))
 			continue
 		}
-		if m.A.T != nil {
+		if m.A.T != nil || m.Form == Transformed {
 			for _, of := range []parts{modules[name], shared} {
 				for _, key := range slices.Sorted(maps.Keys(of)) {
 					m.made = append(m.made, of[key])
@@ -236,7 +327,7 @@ func (a *Adapter) gather(tensors []formats.Tensor) (modules map[string]parts, re
 // strange reports whether a word of a name is of an adapter, so that it is not a plain value.
 func strange(words []string) bool {
 	return slices.ContainsFunc(words, func(w string) bool {
-		return slices.ContainsFunc([]string{"lora_", "hada_", "lokr_", "vera_", "ia3_"}, func(start string) bool { return strings.HasPrefix(w, start) })
+		return slices.ContainsFunc(partStarts, func(start string) bool { return strings.HasPrefix(w, start) })
 	})
 }
 
@@ -268,8 +359,16 @@ func (a *Adapter) plain() error {
 		switch {
 		case m.Form == Scale:
 			err = fmt.Errorf("%w: IA3 scales weights, which no plain matrices do", ErrUnsupported)
-		case m.narrow != nil:
-			err = fmt.Errorf("%w: VeRA's shared matrices are as wide as the widest module, and how many inputs this one has only its base tells", ErrUnsupported)
+		case m.Form == Transformed:
+			err = fmt.Errorf("%w: %s multiplies weights, which no plain matrices do", ErrUnsupported, a.Config.PeftType)
+		case m.selectedAs != "":
+			err = fmt.Errorf("%w: %s replaces values, which no plain matrices do", ErrUnsupported, a.Config.PeftType)
+		case m.fit != nil && a.Config.PeftType == veRA:
+			err = fmt.Errorf("%w: VeRA's shared matrices are as wide as the widest module, and how many inputs this one "+
+				"has only its base tells", ErrUnsupported)
+		case m.fit != nil:
+			err = fmt.Errorf("%w: the tensors of %s do not say how many inputs this one has, only its base tells",
+				ErrUnsupported, a.Config.PeftType)
 		}
 		if err != nil {
 			return fmt.Errorf("module %s: %w", tensor.Quote(m.String()), err)

@@ -192,7 +192,8 @@ func TestMethodsRefused(t *testing.T) {
 		kind   error
 		says   string
 	}{
-		"an unknown method":          {`{"peft_type": "OFT"}`, adaPair, ErrUnsupported, `peft_type is "OFT"; known are LORA, ADALORA, IA3, LOHA, LOKR, VERA`},
+		"an unknown method":          {`{"peft_type": "OTHER"}`, adaPair, ErrUnsupported, `peft_type is "OTHER"; known are LORA, ADALORA, BOFT`},
+		"a method without a delta":   {`{"peft_type": "PROMPT_TUNING"}`, adaPair, ErrUnsupported, `PROMPT_TUNING: it adds virtual tokens`},
 		"DoRA in AdaLoRA":            {with(ada, `"use_dora": true`), adaPair, ErrUnsupported, "use_dora"},
 		"rsLoRA in LoHa":             {with(ha, `"use_rslora": true`), quad(3, 4, 2), ErrUnsupported, "use_rslora"},
 		"parameters":                 {with(ada, `"target_parameters": ["x"]`), adaPair, ErrUnsupported, "target_parameters"},
@@ -329,8 +330,9 @@ func FuzzMethods(f *testing.F) {
 				_, err := x.Read()
 				require.NoError(t, err) // of zeros
 			}
-			if m.narrow != nil {
-				require.Equal(t, int64(1), m.narrow(1).Cols)
+			if m.fit != nil && name == veRA {
+				require.NoError(t, m.fit(m, m.B.Rows, 1))
+				require.Equal(t, int64(1), m.A.Cols)
 			}
 			hadamardOf(t, m.Hadamard, int(m.B.Rows), int(m.A.Cols))
 		}

@@ -192,7 +192,7 @@ func (b *binder) fileParameter(i int) *parameter {
 // shapeOf is the shape that a module's parameter has by its own tensors.
 func (b *binder) shapeOf(m *Module) tensor.Shape {
 	switch {
-	case m.Form == Scale: // it tells one side alone
+	case m.Form == Scale, m.Form == Transformed: // it tells one side alone
 		return tensor.Shape{m.Value.Count(), m.Value.Count()}
 	case m.A.T == nil:
 		return m.Value.Shape

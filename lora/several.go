@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/lorakit/lorakit/storage"
 )
@@ -96,6 +97,9 @@ func OpenWithoutBase(ctx context.Context, sources []Source, o storage.Options) (
 // Negate makes the weights those of adapters that are taken out of what they were merged into. A part that cannot be
 // subtracted is an error.
 func (s Several) Negate() error {
+	if slices.ContainsFunc(s, func(a Weighted) bool { return a.Multiplies() }) {
+		slices.Reverse(s) // the last is taken out first
+	}
 	for i := range s {
 		s[i].Weight = -s[i].Weight
 		if err := s[i].Subtractable(); err != nil {

@@ -38,6 +38,9 @@ func (g *Spectrograph) Spectrum(a *Adapter, m *Module) (*Spectrum, error) {
 	s := &Spectrum{}
 	var err error
 	switch {
+	case m.Form == Transformed:
+		s.Norm, s.NeedsBase = math.NaN(), true
+		return s, nil
 	case !m.factored() && m.Value.DType.Integer():
 		s.Norm = math.NaN()
 		return s, nil
@@ -45,7 +48,7 @@ func (g *Spectrograph) Spectrum(a *Adapter, m *Module) (*Spectrum, error) {
 		if s.Norm, err = norm(m.Value); m.Form == Bias {
 			s.Norm *= math.Abs(m.Scaling)
 		}
-	case m.Rank == 0 || m.narrow != nil:
+	case m.Rank == 0 || m.fit != nil:
 		s.Norm, s.NeedsBase = math.NaN(), true
 		return s, nil
 	case m.stackOf() > 0:
@@ -215,11 +218,14 @@ func (m *Module) Contents() Contents {
 		return Contents{Shape: m.Value.Shape, DType: m.Value.DType}
 	}
 	c := Contents{A: m.A.T.Shape, B: m.B.T.Shape, DType: m.B.T.DType, Experts: m.stackOf()}
+	if m.Waves != nil || m.fit != nil && m.A.Rows*m.A.Cols*m.B.Rows*m.B.Cols == 0 {
+		return Contents{A: m.A.T.Shape, DType: m.A.T.DType}
+	}
 	if m.made != nil {
 		c.A, c.B, c.DType = tensor.Shape{m.A.Rows, m.A.Cols}, tensor.Shape{m.B.Rows, m.B.Cols}, m.made[0].DType
 	}
 	switch {
-	case m.Rank == 0 || c.Experts > 0 || m.narrow != nil:
+	case m.Rank == 0 || c.Experts > 0 || m.fit != nil:
 	case m.Form == Embedding:
 		c.Shape = tensor.Shape{m.A.Cols, m.B.Rows}
 	default:

@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -275,10 +276,10 @@ func (a *Adapter) checkTargets(parameter func(module, param string) bool) error 
 		return nil
 	}
 	for _, m := range a.Modules {
-		if m.A.T == nil && m.Form != Scale {
+		if !m.targeted() {
 			continue
 		}
-		names := rewrapped(m.Name)
+		names := rewrapped(cmp.Or(m.selectedAs, m.Name))
 		if slices.ContainsFunc(names, func(name string) bool { return parameter(name, m.Param) }) {
 			continue
 		}

@@ -2,7 +2,6 @@ package lora
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/lorakit/lorakit/tensor"
@@ -13,28 +12,9 @@ import (
 
 // sharedVeRA takes the shared matrices out of the modules. PEFT stores them once, or draws them again from a seed.
 func (a *Adapter) sharedVeRA(modules map[string]parts) (parts, error) {
-	shared := parts{}
-	for _, module := range slices.Sorted(maps.Keys(modules)) { // "base_model" is the first to have them
-		p := modules[module]
-		for _, name := range []string{"vera_A", "vera_B"} {
-			t := p[name]
-			if t == nil {
-				continue
-			}
-			if o := shared[name]; o != nil {
-				if same, err := sameBytes(o, t); err != nil || !same {
-					if err == nil {
-						err = fmt.Errorf("%w: it differs from %s", ErrMalformed, tensor.Quote(o.Name))
-					}
-					return nil, a.failed(t, err)
-				}
-			} else {
-				shared[name] = t
-			}
-		}
-		if modules[module] = p.without("vera_A", "vera_B"); len(modules[module]) == 0 {
-			delete(modules, module)
-		}
+	shared, err := a.sharedParts(modules, "vera_A", "vera_B")
+	if err != nil {
+		return nil, err
 	}
 	A, B := shared["vera_A"], shared["vera_B"]
 	switch {
@@ -58,11 +38,11 @@ func (c *Config) veRA(name string, p, shared parts) (*Module, error) {
 		return nil, fmt.Errorf("%w: its vera_lambda_b has %d elements, and the shared vera_A and vera_B are %v and %v", ErrMalformed, b.Shape[0], A, B)
 	}
 	m := &Module{Name: name, Param: "weight", A: scaledRows(A, d), B: scaledRows(B.rows(0, b.Shape[0]), b), Rank: int(rank), Alpha: float64(rank), Scaling: 1}
-	m.narrow = func(in int64) Matrix {
-		if in > A.Cols {
-			return m.A // does not fit
+	m.fit = func(m *Module, _, inputs int64) error {
+		if inputs <= A.Cols { // else it does not fit
+			m.A = scaledRows(A.cols(0, inputs), d)
 		}
-		return scaledRows(A.cols(0, in), d)
+		return nil
 	}
 	return m, nil
 }

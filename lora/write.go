@@ -228,6 +228,8 @@ func (m *Module) what() string {
 		return "trained rows of an embedding"
 	case m.Form == Scale:
 		return "a vector of IA3"
+	case m.Form == Transformed:
+		return "a transform of a weight"
 	}
 	return "a linear layer"
 }

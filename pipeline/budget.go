@@ -197,6 +197,9 @@ func (j *jobRun) turned() bool { return j.flip != j.weight.Transposed }
 
 // scratchSize is what a tile of n elements needs at most.
 func (j *jobRun) scratchSize(n int64) scratchSize {
+	if j.weight.wholeRows() {
+		n += 2 * j.weight.Change.Width // of rows that the tile has a part of
+	}
 	n = min(n, j.weight.Count())
 	s := scratchSize{reader: checkpoint.MemoryFor(j.weight.Weight, n, j.flip)}
 	if j.DType != j.weight.Values {

@@ -19,6 +19,8 @@ type term struct {
 	magnitude   []float32           // of DoRA: magnitude / norm, once the norms are known
 	values      []float32           // of Rows and Scale
 	tiles       []*lora.TiledValues // of an element-wise product
+	waves       *lora.WaveValues
+	rowMap      lora.RowMap // of Transformed
 	rows        map[int64]int
 }
 
@@ -75,6 +77,12 @@ func (w *Weight) factorBytes() int64 {
 			tensors = append(tensors, x.Left.T, x.Right.T)
 			total += 4 * max(w.Change.Width, chunk, x.Right.Cols) // other and row of mergeBuffers
 		}
+		if t.Waves != nil {
+			total += t.Waves.Bytes()
+		}
+		if t.Transform != nil {
+			total += t.Transform.Bytes(t.Cols)
+		}
 		for _, x := range tensors {
 			if x != nil && !seen[x] {
 				seen[x] = true
@@ -103,6 +111,14 @@ func (r *run) loadTerms(j *jobRun) error {
 		switch {
 		case t.Module.Form == lora.Scale:
 			if t.values, err = r.factors.get(t.Factor); err != nil {
+				return err
+			}
+		case t.Transform != nil:
+			if t.rowMap, err = t.Transform.Load(t.Cols); err != nil {
+				return err
+			}
+		case t.Waves != nil:
+			if t.waves, err = t.Waves.Load(); err != nil {
 				return err
 			}
 		case t.Hadamard != nil:
@@ -163,6 +179,7 @@ type mergeBuffers struct {
 	base, x, delta, out, total, before []float32
 	other, row                         []float32 // of an element-wise product
 	arranged                           []float32
+	lines                              []float64 // of waves
 	deltas                             [][]float32
 }
 
@@ -257,6 +274,11 @@ func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
 		}
 		scale := t.Module.Form == lora.Scale
 		delta := floats(&s.merge.delta, int((r1-r0)*(c1-c0)))
+		if t.rowMap != nil { // tiles are of whole rows
+			part := kernels.MatOf(piece, int(rows), int(cols)).Slice(int(r0-row), int(r1-row), int(c0-col), int(c1-col))
+			t.rowMap.Apply(part, t.FirstOutput+r0-t.Row, delta)
+			continue
+		}
 		if !scale {
 			t.product(&s.merge, delta, r0-t.Row, r1-t.Row, c0-t.Col, c1-t.Col)
 		}

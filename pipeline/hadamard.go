@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"slices"
+
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
 )
@@ -8,6 +10,10 @@ import (
 // product makes the rows [r0, r1) and columns [c0, c1) of a term's rectangle of its delta, before it is scaled. delta holds
 // them by rows.
 func (t *term) product(b *mergeBuffers, delta []float32, r0, r1, c0, c1 int64) {
+	if t.waves != nil {
+		t.waves.Fill(delta, &b.lines, r0, r1, c0, c1)
+		return
+	}
 	if t.tiles == nil {
 		clear(delta)
 		kernels.MulAdd(kernels.MatOf(delta, int(r1-r0), int(c1-c0)),
@@ -30,7 +36,22 @@ func (t *term) product(b *mergeBuffers, delta []float32, r0, r1, c0, c1 int64) {
 
 // additive reports whether what a term does is to add a delta, whatever was there.
 func (t *term) additive() bool {
-	return t.magnitude == nil && t.Module.Form != lora.Rows && t.Module.Form != lora.Scale
+	return t.magnitude == nil && t.Module.Form != lora.Rows && t.Module.Form != lora.Scale && t.Transform == nil
+}
+
+// wholeRows reports whether a change needs whole rows of what it is made to.
+func (w *Weight) wholeRows() bool {
+	return w.Change != nil && slices.ContainsFunc(w.Change.Terms, func(t lora.Term) bool { return t.Transform != nil })
+}
+
+// around are the elements [lo, hi), or the rows that have them where a change needs whole ones: a tile ends where a block of
+// a quantised weight does.
+func (w *Weight) around(lo, hi int64) (first, last int64) {
+	if w.wholeRows() {
+		lo -= lo % w.Change.Width
+		hi += (w.Change.Width - hi%w.Change.Width) % w.Change.Width
+	}
+	return lo, hi
 }
 
 // multiply multiplies a part of row k of a weight, from column c0 on, with the factors of a term's outputs.

@@ -166,6 +166,10 @@ func (m *Merged) changed(w *checkpoint.Weight, change *lora.Change) *Weight {
 	if v := change.Value; v != nil {
 		n.Parts, n.Decoder, n.Values, n.Transposed = []formats.Tensor{*v}, nil, v.DType, false
 		n.Shape = v.Shape
+		if v.DType.Integer() && v.DType == w.DType && len(change.Terms) == 0 {
+			n.Parts[0].Name = w.Name // as a count that a batch norm keeps: its bytes are copied
+			return &Weight{Weight: &n}
+		}
 		if len(v.Shape) == 2 && v.Shape[0] != w.Shape[0] {
 			m.Vocabulary, m.VocabularyWas = v.Shape[0], w.Shape[0]
 		}
@@ -182,7 +186,7 @@ func transposed(change *lora.Change, shape tensor.Shape) *lora.Change {
 		t := &c.Terms[i]
 		t.Row, t.Rows, t.Col, t.Cols = t.Col, t.Cols, t.Row, t.Rows
 		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
-		t.Hadamard = lora.Transposed(t.Hadamard)
+		t.Hadamard, t.Waves = lora.Transposed(t.Hadamard), t.Waves.Transposed()
 		t.OutputRows = !t.OutputRows
 	}
 	return &c

@@ -119,7 +119,8 @@ func (r *run) values(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) (
 		return nil, context.Cause(ctx)
 	}
 	w := j.weight
-	values, err := s.Read(w.Weight, lo, hi, j.flip)
+	first, last := w.around(lo, hi)
+	values, err := s.Read(w.Weight, first, last, j.flip)
 	if err != nil {
 		return nil, err
 	}
@@ -130,11 +131,13 @@ func (r *run) values(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) (
 	}
 	if w.Change != nil {
 		s.Begin()
-		values, err = r.merged(s, j, lo, hi, values)
+		values, err = r.merged(s, j, first, last, values)
 		s.End()
 		if err != nil {
 			return nil, err
 		}
+		width := j.DType.Bits() / 8
+		values = values[(lo-first)*width : (hi-first)*width]
 	} else if j.DType != w.Values {
 		b := sized(&s.cast, (hi-lo)*j.DType.Bits()/8)
 		s.Begin()
