@@ -52,7 +52,7 @@ type PatternedModule struct {
 // InspectedModule is one part of an adapter.
 type InspectedModule struct {
 	Name string `json:"name"`
-	// Form is linear, embedding, conv, bias, replace or rows.
+	// Form is linear, embedding, conv, bias, replace, rows, scale or transform.
 	Form string `json:"form"`
 	// Base is set for a copy of the base's own matrix that is stored beside an adapter of it.
 	Base bool `json:"base,omitzero"`
@@ -95,6 +95,9 @@ func Inspect(ctx context.Context, a *lora.Adapter) (*AdapterInspection, error) {
 			return err
 		}
 		x := m.Contents()
+		if s.NeedsBase && x.A == nil { // what rank its delta has is not said by that of the tensors
+			m = &lora.Module{Name: m.Name, Param: m.Param, Form: m.Form, Base: m.Base, Magnitude: m.Magnitude}
+		}
 		r.Modules[i] = InspectedModule{
 			Name: m.String(), Form: m.Form.String(), Base: m.Base, Shape: x.Shape, Experts: x.Experts,
 			NeedsBase: s.NeedsBase, A: x.A, B: x.B, DType: x.DType, Rank: m.Rank, Alpha: m.Alpha,

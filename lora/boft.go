@@ -8,9 +8,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// BOFT (Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", 2023) rotates the inputs of
-// a module as OFT does, several times over: each butterfly factor but the last permutes them before its blocks and back
-// after them. Then it scales the outputs: diag(s)·W·B₀ᵀ·B₁ᵀ·…
+// BOFT (Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", 2023) rotates the inputs
+// of a module as OFT does, several times over: each butterfly factor but the last permutes them before its blocks and
+// back after them. Then it scales the outputs: diag(s)·W·B₀ᵀ·B₁ᵀ·…
 
 func init() {
 	parsers[boft] = func(c *Config) error {
@@ -51,12 +51,12 @@ func (c *Config) boft(name string, p parts) (*Module, error) {
 	case size != 0 && x.size != size, num != 0 && x.blocks != num:
 		err = fmt.Errorf("%w: it has %d blocks of %d, and boft_block_size is %d and boft_block_num %d", ErrMalformed,
 			x.blocks, x.size, size, num)
-	case x.factors != factors && x.factors != 1: // without its kernel for CUDA, PEFT trains one, whatever the config says
+	case x.factors != factors && x.factors != 1: // PEFT trains one without its kernel for CUDA
 		err = fmt.Errorf("%w: it has %d butterfly factors, and boft_n_butterfly_factor is %d", ErrMalformed, x.factors,
 			factors)
 	case x.factors > 32 || x.factors > 1 && (x.size%2 != 0 || x.blocks%(1<<(x.factors-1)) != 0):
-		err = fmt.Errorf("%w: it has %d butterfly factors for %d blocks of %d, which has to be even, expected a number of "+
-			"blocks that 2 to the number of factors less one divides", ErrMalformed, x.factors, x.blocks, x.size)
+		err = fmt.Errorf("%w: it has %d butterfly factors for %d blocks of %d, which has to be even, expected a number "+
+			"of blocks that 2 to the number of factors less one divides", ErrMalformed, x.factors, x.blocks, x.size)
 	}
 	if err != nil {
 		return nil, err
@@ -136,8 +136,8 @@ func (x *boftTransform) Inverse() (Transform, error) {
 	return &inverse, nil
 }
 
-// butterfly is where a factor's permutation puts n inputs: within each of a number of groups, the even ones of its pieces
-// of half a block before the odd ones.
+// butterfly is where a factor's permutation puts n inputs: within each of a number of groups, the even ones of its
+// pieces of half a block before the odd ones.
 func butterfly(n, groups, half int) []int32 {
 	order, size := make([]int32, n), n/groups
 	at := 0

@@ -9,7 +9,7 @@ import (
 
 func TestConfigRefuses(t *testing.T) {
 	for config, says := range map[string]string{
-		`{"peft_type": "OTHER", "r": 4}`:                                   "peft_type is \"OFT\"; known are LORA, ADALORA",
+		`{"peft_type": "OTHER", "r": 4}`:                                   "peft_type is \"OTHER\"; known are LORA, ADALORA",
 		`{"peft_type": "LORA", "r": 0}`:                                    "r is 0",
 		`{"peft_type": "LORA", "r": 4, "use_qalora": true}`:                "use_qalora is \"true\"",
 		`{"peft_type": "LORA", "r": 4, "alora_invocation_tokens": [1]}`:    "alora_invocation_tokens",

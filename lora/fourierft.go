@@ -11,9 +11,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// FourierFT (Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform", 2024) has a few coefficients of
-// the delta's two-dimensional spectrum, at places that torch's generator draws from a seed: the delta is the real part of
-// the inverse transform, scaled.
+// FourierFT (Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform", 2024) has a few
+// coefficients of the delta's two-dimensional spectrum, at places that torch's generator draws from a seed: the delta
+// is the real part of the inverse transform, scaled.
 
 func init() {
 	parsers[fourierFT] = func(c *Config) error {
@@ -34,7 +34,12 @@ func (c *Config) fourierOptions() (scaling float64, seed int64, err error) {
 		return 0, 0, err
 	}
 	seed = 777
-	if v, ok := c.fields["random_loc_seed"]; ok && (v.Kind() != '0' || json.Unmarshal(v, &seed) != nil) {
+	var large uint64
+	switch v, ok := c.fields["random_loc_seed"]; {
+	case !ok, v.Kind() == '0' && json.Unmarshal(v, &seed) == nil:
+	case v.Kind() == '0' && json.Unmarshal(v, &large) == nil:
+		seed = int64(large)
+	default:
 		err = fmt.Errorf("%w: random_loc_seed is %s, expected a whole number", ErrMalformed, tensor.Quote(string(v)))
 	}
 	return scaling, seed, err
@@ -58,7 +63,8 @@ func (c *Config) fourierFT(name string, p parts) (*Module, error) {
 	if len(t.Shape) != 1 || float64(t.Shape[0]) != n || n < 1 {
 		return nil, fmt.Errorf("%w: it has %v, expected fourierft_spectrum (%g)", ErrMalformed, p, n)
 	}
-	m := &Module{Name: name, Param: "weight", Rank: int(n), A: Matrix{T: t, Rows: int64(n)}, B: Matrix{T: t, Cols: int64(n)}}
+	m := &Module{Name: name, Param: "weight", Rank: int(n), A: Matrix{T: t, Rows: int64(n)}, B: Matrix{T: t,
+		Cols: int64(n)}}
 	m.Waves = &Waves{spectrum: t, seed: seed}
 	m.setScaling(scaling)
 	m.fit = func(m *Module, outputs, inputs int64) error {
@@ -179,8 +185,8 @@ func (x *WaveValues) Fill(dst []float32, room *[]float64, r0, r1, c0, c1 int64) 
 // circle are the points e^(2πik/n).
 type circle struct{ cos, sin []float64 }
 
-// newCircle works the points out with rounded sums and products alone: the functions of the math package differ in their
-// last digits from one kind of machine to another.
+// newCircle works the points out with rounded sums and products alone: the functions of the math package differ in
+// their last digits from one kind of machine to another.
 func newCircle(n int) *circle {
 	c := &circle{make([]float64, n), make([]float64, n)}
 	for k := range n {

@@ -10,14 +10,14 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// HRA (Yuan et al., "Bridging the Gap between Low-rank and Orthogonal Adaptation via Householder Reflection Adaptation",
-// 2024) reflects the inputs of a module r times: W·(I - 2u₁u₁ᵀ)·(I - 2u₂u₂ᵀ)·… of vectors of length 1; or with apply_GS
-// W·(I - 2UUᵀ) of what Gram and Schmidt make of them.
+// HRA (Yuan et al., "Bridging the Gap between Low-rank and Orthogonal Adaptation via Householder Reflection
+// Adaptation", 2024) reflects the inputs of a module r times: W·(I - 2u₁u₁ᵀ)·(I - 2u₂u₂ᵀ)·… of vectors of length 1;
+// or with apply_GS W·(I - 2UUᵀ) of what Gram and Schmidt make of them.
 
 func init() {
 	parsers[hra] = func(c *Config) error {
 		r, _, err := c.hraOptions()
-		c.Rank = int(r)
+		c.Rank, c.Alpha = int(r), float64(r) // nothing is scaled
 		return err
 	}
 }
@@ -40,8 +40,8 @@ func (c *Config) hra(name string, p parts) (*Module, error) {
 		return nil, fmt.Errorf("%w: it has %v, expected hra_u (inputs, %d)", ErrMalformed, p, r)
 	}
 	if orthogonal && r > u.Shape[0] {
-		return nil, fmt.Errorf("%w: it has %v, of which apply_GS makes no orthogonal vectors: they are more than the inputs",
-			ErrMalformed, p)
+		return nil, fmt.Errorf("%w: it has %v, of which apply_GS makes no orthogonal vectors: they are more than "+
+			"the inputs", ErrMalformed, p)
 	}
 	return transformed(name, u, &hraTransform{u: u, orthogonal: orthogonal}), nil
 }
@@ -60,8 +60,8 @@ func (x *hraTransform) Fit(_, inputs int64) error {
 	return nil
 }
 
-// reflectionsAtOnce is how many reflections are made into one pair of factors at most, the work of which grows with their
-// square.
+// reflectionsAtOnce is how many reflections are made into one pair of factors at most, the work of which grows with
+// their square.
 const reflectionsAtOnce = 64
 
 // Bytes is the memory of the vectors as the file has them, in float64, and of two factors.
@@ -113,11 +113,13 @@ func (x *hraTransform) Inverse() (Transform, error) {
 	return &inverse, nil
 }
 
-// reflections adds (W·U)·V to rows: the product of some reflections is I + U·V, where V is a triangle times -Uᵀ (Schreiber
-// and Van Loan, "A Storage-Efficient WY Representation for Products of Householder Transformations", 1989).
+// reflections adds (W·U)·V to rows: the product of some reflections is I + U·V, where V is a triangle times -Uᵀ
+// (Schreiber and Van Loan, "A Storage-Efficient WY Representation for Products of Householder Transformations",
+// 1989).
 type reflections struct{ u, v kernels.Mat } // (inputs x some), (some x inputs)
 
-// newReflections makes the factors of reflections at vectors of length 1, of which orthogonal ones may be taken at once.
+// newReflections makes the factors of reflections at vectors of length 1, of which orthogonal ones may be taken at
+// once.
 func newReflections(u [][]float64, orthogonal bool) *reflections {
 	k, n := len(u), len(u[0])
 	x := &reflections{kernels.NewMat(n, k), kernels.NewMat(k, n)}

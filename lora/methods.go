@@ -233,6 +233,9 @@ func (a *Adapter) readMethod(tensors []formats.Tensor) ([]formats.Tensor, error)
 	if err != nil {
 		return nil, err
 	}
+	if a.Config.PeftType == oft {
+		a.noteSeries()
+	}
 	for _, name := range slices.Sorted(maps.Keys(modules)) {
 		var m *Module
 		switch p := modules[name]; a.Config.PeftType {

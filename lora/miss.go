@@ -10,15 +10,15 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// MiSS (Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure", 2024; Bone, as
-// it was called before) adds one matrix (outputs x r) to each r columns of a weight. Its mini variant repeats a matrix of
-// some rows for all outputs. The bat variant multiplies: each square block Wᵢⱼ of r rows and columns becomes
-// Wᵢⱼ + Wᵢⱼ·Bᵢ + Bᵢ.
+// MiSS (Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure", 2024; Bone,
+// as it was called before) adds one matrix (outputs x r) to each r columns of a weight. Its mini variant repeats a
+// matrix of some rows for all outputs. The bat variant multiplies: each square block Wᵢⱼ of r rows and columns
+// becomes Wᵢⱼ + Wᵢⱼ·Bᵢ + Bᵢ.
 
 func init() {
 	parsers[miss] = func(c *Config) error {
 		o, err := c.missOptions()
-		c.Rank = int(o.rank)
+		c.Rank, c.Alpha = int(o.rank), float64(o.rank) // nothing is scaled
 		return err
 	}
 	parsers[bone] = parsers[miss]
@@ -39,7 +39,8 @@ func (c *Config) missOptions() (o missOptions, err error) {
 	switch {
 	case v == nil, json.Unmarshal(v, &begun) == nil && v.Kind() != 'n':
 	case json.Unmarshal(v, &o.variant) != nil || o.variant != "bat" && (o.variant != "mini" || c.PeftType == bone):
-		return o, fmt.Errorf("%w: init_weights is %s, which is not known of %s", ErrUnsupported, tensor.Quote(string(v)),
+		return o, fmt.Errorf("%w: init_weights is %s, which is not known of %s", ErrUnsupported,
+			tensor.Quote(string(v)),
 			c.PeftType)
 	}
 	if o.variant == "mini" {
@@ -94,8 +95,8 @@ type batTransform struct {
 // Fit holds the blocks against the weight.
 func (x *batTransform) Fit(outputs, inputs int64) error {
 	if outputs%x.size != 0 || outputs/x.size != x.groups || inputs%x.size != 0 {
-		return fmt.Errorf("%w: it has %d blocks of %d x %d, expected one for each %d outputs, and inputs in whole blocks",
-			ErrBase, x.groups, x.size, x.size, x.size)
+		return fmt.Errorf("%w: it has %d blocks of %d x %d, expected one for each %d outputs, and inputs in whole "+
+			"blocks", ErrBase, x.groups, x.size, x.size, x.size)
 	}
 	return nil
 }
@@ -126,8 +127,8 @@ func (x *batTransform) Load(int64) (RowMap, error) {
 			a[i*n+i]++
 		}
 		if !inverse(a, n) || !narrowed(out.multiply[g*n*n:][:n*n], a, n, false) {
-			return nil, fmt.Errorf("%s: tensor %s: %w: its block %d cannot be taken out of a weight again: I + B has no "+
-				"inverse", x.t.File, tensor.Quote(x.t.Name), ErrUnsupported, g)
+			return nil, fmt.Errorf("%s: tensor %s: %w: its block %d cannot be taken out of a weight again: I + B "+
+				"has no inverse", x.t.File, tensor.Quote(x.t.Name), ErrUnsupported, g)
 		}
 	}
 	return out, nil

@@ -10,10 +10,10 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// OFT (Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", 2023) rotates the inputs of a module
-// in blocks: W·Rᵀ, where each block of R comes of a skew-symmetric Q, whose upper triangle the file has. By Cayley's
-// transform R is orthogonal; Neumann's series stands for the inverse in it, and makes R nearly so. Of an embedding, what
-// it looks up is rotated: W·R.
+// OFT (Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", 2023) rotates the inputs of a
+// module in blocks: W·Rᵀ, where each block of R comes of a skew-symmetric Q, whose upper triangle the file has. By
+// Cayley's transform R is orthogonal; Neumann's series stands for the inverse in it, and makes R nearly so. Of an
+// embedding, what it looks up is rotated: W·R.
 
 // oftOptions are what a config says of OFT.
 type oftOptions struct {
@@ -31,8 +31,8 @@ const mostTerms = 1000
 
 func (c *Config) oftOptions() (o oftOptions, err error) {
 	if c.fields["oft_block_size"] == nil {
-		return o, fmt.Errorf("%w: there is no oft_block_size: the adapter is of PEFT before 0.14, whose OFT was another one; "+
-			"merge it with PEFT 0.13", ErrUnsupported)
+		return o, fmt.Errorf("%w: there is no oft_block_size: the adapter is of PEFT before 0.14, whose OFT was "+
+			"another one; merge it with PEFT 0.13", ErrUnsupported)
 	}
 	get := func(at *int64, name string, otherwise, least int64) {
 		if err == nil {
@@ -59,7 +59,8 @@ func (c *Config) oftOptions() (o oftOptions, err error) {
 	}
 	switch {
 	case (o.rank == 0) == (o.block == 0):
-		err = fmt.Errorf("%w: r is %d and oft_block_size %d, expected one of both to be 0", ErrMalformed, o.rank, o.block)
+		err = fmt.Errorf("%w: r is %d and oft_block_size %d, expected one of both to be 0", ErrMalformed, o.rank,
+			o.block)
 	case o.terms > mostTerms:
 		err = fmt.Errorf("%w: num_cayley_neumann_terms is %d, expected at most %d", ErrUnsupported, o.terms, mostTerms)
 	case o.coft && !(o.eps >= 0 && o.eps <= math.MaxFloat32):
@@ -70,13 +71,22 @@ func (c *Config) oftOptions() (o oftOptions, err error) {
 
 func init() {
 	parsers[oft] = func(c *Config) error {
-		o, err := c.oftOptions()
-		c.Rank = int(o.rank)
+		_, err := c.oftOptions()
 		return err
 	}
 }
 
-// beforeVersion reports whether an adapter was saved by a PEFT before 0.minor. One that does not say it is of before 0.18.
+// noteSeries tells of a series that the adapter has been trained with and newer versions of PEFT do not know.
+func (a *Adapter) noteSeries() {
+	if o, err := a.Config.oftOptions(); err == nil && o.older && o.terms > 2 {
+		a.Notices = append(a.Notices,
+			a.Path+": it is of PEFT before 0.18, whose Cayley-Neumann series was another one, and which "+
+				"it is merged with; newer versions of PEFT merge it with theirs, and warn of that")
+	}
+}
+
+// beforeVersion reports whether an adapter was saved by a PEFT before 0.minor. One that does not say it is of before
+// 0.18.
 func beforeVersion(version string, minor int) bool {
 	parts := strings.Split(version, ".")
 	if len(parts) < 2 {
@@ -93,8 +103,8 @@ func (c *Config) oft(name string, p parts) (*Module, error) {
 		return nil, err
 	}
 	if p["oft_r"] != nil || p["oft_s"] != nil {
-		return nil, fmt.Errorf("%w: it has %v: the adapter is of PEFT before 0.16, whose OFT had other tensors; merge it "+
-			"with PEFT 0.15", ErrUnsupported, p)
+		return nil, fmt.Errorf("%w: it has %v: the adapter is of PEFT before 0.16, whose OFT had other tensors; "+
+			"merge it with PEFT 0.15", ErrUnsupported, p)
 	}
 	x := &oftTransform{oftOptions: o, embedding: p["oft_embedding_R"] != nil}
 	key := "oft_R"
@@ -188,8 +198,8 @@ func (x *oftTransform) Load(int64) (RowMap, error) {
 			}
 		}
 		if !ok || !narrowed(out.blocks[b*n*n:][:n*n], r, n, turned) {
-			return nil, fmt.Errorf("%s: tensor %s: %w: the rotation of block %d has no finite values, or no inverse", x.t.File,
-				tensor.Quote(x.t.Name), ErrMalformed, b)
+			return nil, fmt.Errorf("%s: tensor %s: %w: the rotation of block %d has no finite values, or no inverse",
+				x.t.File, tensor.Quote(x.t.Name), ErrMalformed, b)
 		}
 	}
 	return out, nil
@@ -238,7 +248,8 @@ func (x *oftTransform) rotation(upper []float32, w *squares) (r []float64, ok bo
 	if !x.neumann {
 		return w.q, cayley(w.q, n)
 	}
-	// I + 2Q + 2Q² + …, where PEFT takes the last power once, and has no fewer than three powers but for one or two terms.
+	// I + 2Q + 2Q² + …, where PEFT takes the last power once, and has no fewer than three powers but for one or two
+	// terms.
 	clear(w.r)
 	for i := range n {
 		w.r[i*n+i] = 1

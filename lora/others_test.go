@@ -170,6 +170,7 @@ func TestHadamard(t *testing.T) {
 // TestMethodsRefused opens what contradicts itself or is not known, and says so before anything is read.
 func TestMethodsRefused(t *testing.T) {
 	const ada, ha, kr, ve, scale = `{"peft_type": "ADALORA", "init_r": 3}`, `{"peft_type": "LOHA", "r": 2}`, `{"peft_type": "LOKR", "r": 2}`, `{"peft_type": "VERA", "r": 2}`, `{"peft_type": "IA3"}`
+	const of, bf, vb, rl = `{"peft_type": "OFT", "oft_block_size": 4}`, `{"peft_type": "BOFT"}`, `{"peft_type": "VBLORA", "r": 2, "num_vectors": 5, "vector_length": 4}`, `{"peft_type": "RANDLORA", "r": 2}`
 	with := func(config, more string) string { return strings.TrimSuffix(config, "}") + ", " + more + "}" }
 	adaPair := map[string][]int64{"q.lora_A": {3, 4}, "q.lora_B": {5, 3}, "q.lora_E": {3, 1}}
 	quad := func(out, in, r int64) map[string][]int64 {
@@ -224,6 +225,52 @@ func TestMethodsRefused(t *testing.T) {
 		"w2 of five dimensions":      {kr, map[string][]int64{"q.lokr_w1": {2, 2}, "q.lokr_w2": {2, 2, 1, 1, 1}}, ErrMalformed, "kernel"},
 		"a large weight":             {kr, map[string][]int64{"q.lokr_w1": {1 << 17, 1}, "q.lokr_w2": {1, 1 << 17}}, nil, ""},
 		"projections from a seed":    {with(ve, `"save_projection": false`), map[string][]int64{"q.vera_lambda_b": {3}, "q.vera_lambda_d": {2}}, ErrUnsupported, "save_projection is false"},
+		"OFT of before 0.14":         {`{"peft_type": "OFT", "r": 4}`, map[string][]int64{"q.oft_R.weight": {2, 1}}, ErrUnsupported, "PEFT before 0.14"},
+		"OFT of before 0.16":         {of, map[string][]int64{"q.oft_r": {2, 4, 4}}, ErrUnsupported, "PEFT before 0.16"},
+		"a size and a number":        {`{"peft_type": "OFT", "r": 2, "oft_block_size": 2}`, map[string][]int64{"q.oft_R.weight": {2, 1}}, ErrMalformed, "one of both to be 0"},
+		"neither size nor number":    {`{"peft_type": "OFT", "r": 0, "oft_block_size": 0}`, map[string][]int64{"q.oft_R.weight": {2, 1}}, ErrMalformed, "one of both to be 0"},
+		"no triangle":                {of, map[string][]int64{"q.oft_R.weight": {2, 5}}, ErrMalformed, "size * (size - 1) / 2"},
+		"a cube":                     {of, map[string][]int64{"q.oft_R.weight": {2, 4, 4}}, ErrMalformed, "expected oft_R"},
+		"no blocks":                  {of, map[string][]int64{"q.oft_R.weight": {0, 6}}, ErrMalformed, "expected oft_R"},
+		"a huge block":               {of, map[string][]int64{"q.oft_R.weight": {0, 1 << 50}}, ErrMalformed, "expected oft_R"},
+		"blocks that are shared":     {with(of, `"block_share": true`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "with block_share there is one"},
+		"a rotation of two":          {of, map[string][]int64{"q.oft_R.weight": {2, 6}, "q.oft_embedding_R.weight": {2, 6}}, ErrMalformed, "expected oft_R"},
+		"a long series":              {with(of, `"num_cayley_neumann_terms": 100000`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrUnsupported, "expected at most 1000"},
+		"a negative eps":             {with(of, `"coft": true, "eps": -1`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "eps is -1"},
+		"a flag that is none":        {with(of, `"coft": "yes"`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "coft"},
+		"a block of half a number":   {`{"peft_type": "OFT", "oft_block_size": 4.5}`, map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "whole number"},
+		"BOFT without scales":        {bf, map[string][]int64{"q.boft_R": {1, 2, 4, 4}}, ErrMalformed, "boft_s"},
+		"BOFT of other blocks":       {bf, map[string][]int64{"q.boft_R": {1, 2, 6, 6}, "q.boft_s": {3, 1}}, ErrMalformed, "blocks of 6"},
+		"BOFT of oblong blocks":      {bf, map[string][]int64{"q.boft_R": {1, 2, 4, 5}, "q.boft_s": {3, 1}}, ErrMalformed, "boft_R"},
+		"BOFT of many factors":       {bf, map[string][]int64{"q.boft_R": {3, 4, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed, "3 butterfly factors, and boft_n"},
+		"a butterfly of odd blocks":  {with(bf, `"boft_n_butterfly_factor": 2`), map[string][]int64{"q.boft_R": {2, 3, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed, "divides"},
+		"a butterfly of a thousand":  {with(bf, `"boft_n_butterfly_factor": 1000`), map[string][]int64{"q.boft_R": {1000, 1, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed, "divides"},
+		"HRA of another rank":        {`{"peft_type": "HRA", "r": 3}`, map[string][]int64{"q.hra_u": {4, 2}}, ErrMalformed, "expected hra_u (inputs, 3)"},
+		"HRA of too many vectors":    {`{"peft_type": "HRA", "r": 3, "apply_GS": true}`, map[string][]int64{"q.hra_u": {2, 3}}, ErrMalformed, "more than the inputs"},
+		"MiSS of another rank":       {`{"peft_type": "MISS", "r": 3}`, map[string][]int64{"q.miss_block": {2, 4}}, ErrMalformed, "expected miss_block (3, outputs)"},
+		"MiSS of another mini_r":     {`{"peft_type": "MISS", "r": 3, "mini_r": 2, "init_weights": "mini"}`, map[string][]int64{"q.miss_block": {3, 4}}, ErrMalformed, "(3, 2)"},
+		"a variant of MiSS":          {`{"peft_type": "MISS", "r": 3, "init_weights": "cat"}`, map[string][]int64{"q.miss_block": {3, 4}}, ErrUnsupported, "init_weights"},
+		"a variant of MiSS for Bone": {`{"peft_type": "BONE", "r": 3, "init_weights": "mini"}`, map[string][]int64{"q.bone_block": {3, 4}}, ErrUnsupported, "init_weights"},
+		"bat of oblong blocks":       {`{"peft_type": "MISS", "r": 3, "init_weights": "bat"}`, map[string][]int64{"q.miss_block": {2, 3, 4}}, ErrMalformed, "(outputs / 3, 3, 3)"},
+		"no bank":                    {vb, map[string][]int64{"q.vblora_logits_A": {2, 2, 5}, "q.vblora_logits_B": {2, 2, 5}}, ErrMalformed, "vblora_vector_bank (5, 4)"},
+		"another bank":               {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 3}, "q.vblora_logits_A": {2, 2, 5}, "q.vblora_logits_B": {2, 2, 5}}, ErrMalformed, "vblora_vector_bank (5, 4)"},
+		"other logits":               {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 4}, "q.vblora_logits_A": {2, 2, 4}, "q.vblora_logits_B": {2, 2, 5}}, ErrMalformed, "expected for A"},
+		"half of the logits":         {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 4}, "q.vblora_logits_A": {2, 2, 5}}, ErrMalformed, "expected for A"},
+		"more than the bank":         {with(vb, `"topk": 6`), map[string][]int64{"base_model.vblora_vector_bank": {5, 4}}, ErrMalformed, "topk is 6"},
+		"numbers that are floats":    {with(vb, `"save_only_topk_weights": true`), map[string][]int64{"base_model.vblora_vector_bank": {5, 4}, "q.vblora_logits_A_topk_indices": {2, 2, 2}, "q.vblora_logits_A_topk_weights": {2, 2, 1}, "q.vblora_logits_B_topk_indices": {2, 2, 2}, "q.vblora_logits_B_topk_weights": {2, 2, 1}}, ErrMalformed, "expected for A"},
+		"other frequencies":          {`{"peft_type": "FOURIERFT", "n_frequency": 5}`, map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "fourierft_spectrum (5)"},
+		"frequencies by a pattern":   {`{"peft_type": "FOURIERFT", "n_frequency": 4, "n_frequency_pattern": {"q": 7}}`, map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "fourierft_spectrum (7)"},
+		"a huge n_frequency":         {`{"peft_type": "FOURIERFT", "n_frequency": 1e18}`, map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "n_frequency is 1e+18"},
+		"a seed that is none":        {`{"peft_type": "FOURIERFT", "n_frequency": 4, "random_loc_seed": null}`, map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "random_loc_seed"},
+		"RandLoRA from a seed":       {rl, map[string][]int64{"q.randlora_lambda": {2, 2}, "q.randlora_gamma": {2, 4}}, ErrUnsupported, "save_projection is false"},
+		"RandLoRA of other bases":    {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 4}, "base_model.randlora_B": {5, 2, 2}, "q.randlora_lambda": {2, 3}, "q.randlora_gamma": {3, 4}}, ErrMalformed, "as many bases"},
+		"RandLoRA that is too wide":  {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 3}, "base_model.randlora_B": {5, 2, 2}, "q.randlora_lambda": {2, 2}, "q.randlora_gamma": {2, 4}}, ErrMalformed, "as many bases"},
+		"half of RandLoRA's":         {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 4}, "q.randlora_lambda": {2, 2}, "q.randlora_gamma": {2, 4}}, ErrMalformed, "randlora_B"},
+		"LN tuning of no module":     {`{"peft_type": "LN_TUNING"}`, map[string][]int64{"base_model.model.ln_tuning_layers.weight": {3}}, ErrUnsupported, "none that PEFT gives"},
+		"LN tuning of no parameter":  {`{"peft_type": "LN_TUNING"}`, map[string][]int64{"q.ln_tuning_layers.": {3}}, ErrMalformed, "no parameter"},
+		"tokens without a list":      {`{"peft_type": "TRAINABLE_TOKENS"}`, map[string][]int64{"e.trainable_tokens_delta": {3, 2}}, ErrMalformed, "token_indices"},
+		"tokens of another number":   {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]}`, map[string][]int64{"e.trainable_tokens_delta": {3, 2}}, ErrMalformed, "has 2 indices"},
+		"a token twice":              {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 1]}`, map[string][]int64{"e.trainable_tokens_delta": {2, 2}}, ErrMalformed, "1 twice"},
 		"half of the projections":    {ve, and(vera, "base_model.vera_B"), ErrMalformed, "vera_B (out, 2)"},
 		"outputs past the widest":    {ve, and(vera, "q.vera_lambda_b", 6), ErrMalformed, "6 elements"},
 		"lambdas of another rank":    {ve, and(vera, "q.vera_lambda_d", 3), ErrMalformed, "vera_lambda_d (2)"},
@@ -282,6 +329,8 @@ func FuzzMethods(f *testing.F) {
 	kinds := slices.Sorted(slices.Values(methods()))
 	for k := range kinds {
 		f.Add(byte(k), "", []byte{0x22, 0x22, 0x22, 0x22, 0x22, 0x22, 0x22})
+		f.Add(byte(k), `"save_only_topk_weights": true, "init_weights": "bat"`, []byte{0xa2, 0xa2, 0xa2, 0xa2, 0xa2, 0xa2, 0x22})
+		f.Add(byte(k), `"apply_GS": true, "coft": true, "block_share": true`, []byte{0x21, 0x88, 0x12, 0xff, 0xff, 0xff, 0xff})
 		f.Add(byte(k), `"alpha": 2, "init_r": 3, "rank_pattern": {"q": 2}`, []byte{0x32, 0x23, 0x31, 0x22, 0xff, 0xff, 0xff})
 		f.Add(byte(k), `"rank_pattern": {"q.lora_E": [true, false]}`, []byte{0x03, 0x30, 0x01, 0x22, 0x82, 0x82, 0x82})
 	}
@@ -303,16 +352,18 @@ func FuzzMethods(f *testing.F) {
 			case shape[0] == 0:
 				shape[1] <<= 59
 			}
-			if n := part; strings.HasPrefix(n, "vera_A") || strings.HasPrefix(n, "vera_B") {
+			if n := part; slices.Contains([]string{"vera_A", "vera_B", "randlora_A", "randlora_B", "vblora_vector_bank"}, n) {
 				shapes["base_model."+n] = shape
 			} else {
 				shapes["q."+n] = shape
 			}
 		}
+		const small = `"r": 2, "init_r": 2, "oft_block_size": 0, "boft_block_size": 2, "topk": 2, "num_vectors": 2, "vector_length": 2,
+			"n_frequency": 2, "token_indices": [0, 1], "n_frequency_pattern": {}`
 		dir := t.TempDir()
-		config := fmt.Sprintf(`{"peft_type": %q, "r": 2, "init_r": 2, %s}`, name, more)
+		config := fmt.Sprintf(`{"peft_type": %q, %s, %s}`, name, small, more)
 		if strings.TrimSpace(more) == "" || !json.Valid([]byte(config)) {
-			config = fmt.Sprintf(`{"peft_type": %q, "r": 2, "init_r": 2}`, name)
+			config = fmt.Sprintf(`{"peft_type": %q, %s}`, name, small)
 		}
 		writeFolder(t, dir, config, shapes)
 		a, err := Open(dir, OpenOptions{})
@@ -323,7 +374,28 @@ func FuzzMethods(f *testing.F) {
 		defer a.Close()
 		checkOpened(t, a)
 		for _, m := range a.Modules {
+			if m.Transform != nil {
+				for _, in := range []int64{1, 2, 4, 6} {
+					if m.Transform.Fit(4, in) != nil {
+						continue
+					}
+					by, err := m.Transform.Load(in) // of zeros
+					if err == nil {
+						by.Apply(kernels.NewMat(4, int(in)), 0, make([]float32, 4*in))
+					}
+				}
+				continue
+			}
 			if m.A.T == nil {
+				continue
+			}
+			if m.fit != nil && m.fit(m, 4, 6) == nil && m.Waves != nil {
+				w, err := m.Waves.Load()
+				require.NoError(t, err)
+				var room []float64
+				w.Fill(make([]float32, 24), &room, 0, 4, 0, 6)
+			}
+			if m.fit != nil && name != veRA {
 				continue
 			}
 			for _, x := range []Matrix{m.A, m.B} {

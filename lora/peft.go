@@ -275,6 +275,10 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 // addTokens adds the trained rows of an embedding.
 func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
 	name = unwrapped(name)
+	field := "trainable_token_indices"
+	if a.Config.PeftType == tokens {
+		field = "token_indices"
+	}
 	m := &Module{Name: name, Param: "weight", Form: Rows, Value: t}
 	var list []int64
 	if err := json.Unmarshal(a.Config.Tokens, &list); err != nil {
@@ -294,12 +298,12 @@ func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
 		}
 	}
 	if len(t.Shape) != 2 || int64(len(list)) != t.Shape[0] {
-		return a.failed(t, fmt.Errorf("%w: its shape is %v, and trainable_token_indices has %d indices", ErrMalformed, t.Shape, len(list)))
+		return a.failed(t, fmt.Errorf("%w: its shape is %v, and %s has %d indices", ErrMalformed, t.Shape, field, len(list)))
 	}
 	seen := map[int64]bool{}
 	for _, i := range list {
 		if i < 0 || seen[i] {
-			return a.failed(t, fmt.Errorf("%w: trainable_token_indices has %d twice or negative", ErrMalformed, i))
+			return a.failed(t, fmt.Errorf("%w: %s has %d twice or negative", ErrMalformed, field, i))
 		}
 		seen[i] = true
 	}

@@ -8,10 +8,11 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// RandLoRA (Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", 2025) has one random A
-// (r, 1, narrowest side) and B (widest side, bases, r) for all modules, and for each module lambda (r, bases) and gamma
-// (bases, narrow side): the delta is the product of B and of lambda ⊙ A ⊙ gamma, scaled by alpha / r, with B on the wider
-// side of the weight. In B's rows a base stands before its r elements, in A's the other way round.
+// RandLoRA (Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", 2025) has one
+// random A (r, 1, narrowest side) and B (widest side, bases, r) for all modules, and for each module lambda (r,
+// bases) and gamma (bases, narrow side): the delta is the product of B and of lambda ⊙ A ⊙ gamma, scaled by alpha /
+// r, with B on the wider side of the weight. In B's rows a base stands before its r elements, in A's the other way
+// round.
 
 func init() {
 	parsers[randLoRA] = func(c *Config) error {
@@ -24,7 +25,8 @@ func init() {
 	}
 }
 
-// sharedRandLoRA takes the random matrices out of the modules. PEFT stores the same ones with each module, and once more.
+// sharedRandLoRA takes the random matrices out of the modules. PEFT stores the same ones with each module, and once
+// more.
 func (a *Adapter) sharedRandLoRA(modules map[string]parts) (parts, error) {
 	shared, err := a.sharedParts(modules, "randlora_A", "randlora_B")
 	if err != nil {
@@ -33,8 +35,8 @@ func (a *Adapter) sharedRandLoRA(modules map[string]parts) (parts, error) {
 	r, A, B := int64(a.Config.Rank), shared["randlora_A"], shared["randlora_B"]
 	switch {
 	case A == nil && B == nil:
-		return nil, fmt.Errorf("%s: %w: it has no randlora_A and randlora_B, since save_projection is false: PEFT draws them "+
-			"from projection_prng_key with torch's generator; save it with save_projection", a.Path, ErrUnsupported)
+		return nil, fmt.Errorf("%s: %w: it has no randlora_A and randlora_B, since save_projection is false: PEFT "+
+			"draws them from projection_prng_key with torch's generator; save it with save_projection", a.Path, ErrUnsupported)
 	case A == nil || B == nil || len(A.Shape) != 3 || len(B.Shape) != 3 || A.Shape[0] != r || A.Shape[1] != 1 ||
 		B.Shape[2] != r || A.Count() < 1 || B.Count() < 1:
 		return nil, fmt.Errorf("%s: %w: it has %v, expected randlora_A (%d, 1, narrow side) and randlora_B "+
@@ -77,14 +79,14 @@ func (c *Config) randLoRA(name string, p, shared parts) (*Module, error) {
 	lambda, gamma, r := p["randlora_lambda"], p["randlora_gamma"], int64(c.Rank)
 	if !p.have("randlora_lambda", "randlora_gamma") || len(lambda.Shape) != 2 || len(gamma.Shape) != 2 ||
 		lambda.Shape[0] != r || lambda.Shape[1] != gamma.Shape[0] || lambda.Count() < 1 || gamma.Count() < 1 {
-		return nil, fmt.Errorf("%w: it has %v, expected randlora_lambda (%d, bases) and randlora_gamma (bases, narrow side)",
-			ErrMalformed, p, r)
+		return nil, fmt.Errorf("%w: it has %v, expected randlora_lambda (%d, bases) and randlora_gamma (bases, "+
+			"narrow side)", ErrMalformed, p, r)
 	}
 	bases, narrow := gamma.Shape[0], gamma.Shape[1]
 	A, B := shared["randlora_A"], shared["randlora_B"]
 	if bases != (narrow+r-1)/r || narrow > A.Shape[2] || bases > B.Shape[1] {
-		return nil, fmt.Errorf("%w: it has %v for the shared %v, expected as many bases as a narrow side of %d has ranks of %d",
-			ErrMalformed, p, shared, narrow, r)
+		return nil, fmt.Errorf("%w: it has %v for the shared %v, expected as many bases as a narrow side of %d "+
+			"has ranks of %d", ErrMalformed, p, shared, narrow, r)
 	}
 	rank, err := elements(bases, r)
 	if err != nil {
@@ -119,12 +121,14 @@ func (c *Config) randLoRA(name string, p, shared parts) (*Module, error) {
 		return v, nil
 	}, rank, narrow))
 	wide := Matrix{T: B, RowStride: B.Shape[1] * r, ColStride: 1, Rows: B.Shape[0], Cols: rank}
-	m := &Module{Name: name, Param: "weight", Rank: int(rank), A: Matrix{T: scaled.T, Rows: rank}, B: Matrix{T: B, Cols: rank}}
+	m := &Module{Name: name, Param: "weight", Rank: int(rank)}
+	m.A, m.B = Matrix{T: scaled.T, Rows: rank}, Matrix{T: B, Cols: rank}
 	m.setScaling(c.Alpha / float64(r))
 	m.fit = func(m *Module, outputs, inputs int64) error {
 		side := max(outputs, inputs)
 		if min(outputs, inputs) != narrow || side > wide.Rows {
-			return fmt.Errorf("%w: its gamma is for a narrow side of %d, and randlora_B for a wide one of %d at most", ErrBase,
+			return fmt.Errorf("%w: its gamma is for a narrow side of %d, and randlora_B for a wide one of %d at most",
+				ErrBase,
 				narrow, wide.Rows)
 		}
 		if m.A, m.B = scaled, wide.rows(0, side); inputs > outputs {

@@ -21,14 +21,14 @@ func newMersenne(seed int64) *mersenne {
 // bits32 draws 32 bits.
 func (g *mersenne) bits32() uint32 {
 	if n := len(g.state); g.at == n {
-		for i := range n {
-			x := g.state[i]&0x80000000 | g.state[(i+1)%n]&0x7fffffff
-			next := g.state[(i+397)%n] ^ x>>1
-			if x&1 != 0 {
-				next ^= 0x9908b0df
-			}
-			g.state[i] = next
+		const apart = 397
+		for i := range n - apart {
+			g.state[i] = mixed(g.state[i], g.state[i+1]) ^ g.state[i+apart]
 		}
+		for i := n - apart; i < n-1; i++ {
+			g.state[i] = mixed(g.state[i], g.state[i+1]) ^ g.state[i+apart-n]
+		}
+		g.state[n-1] = mixed(g.state[n-1], g.state[0]) ^ g.state[apart-1]
 		g.at = 0
 	}
 	x := g.state[g.at]
@@ -39,14 +39,20 @@ func (g *mersenne) bits32() uint32 {
 	return x ^ x>>18
 }
 
+// mixed is the twist of a number by the one after it.
+func mixed(x, next uint32) uint32 {
+	y := x&0x80000000 | next&0x7fffffff
+	return y>>1 ^ y&1*0x9908b0df
+}
+
 // bits64 draws 64 bits.
 func (g *mersenne) bits64() uint64 {
 	high := uint64(g.bits32())
 	return high<<32 | uint64(g.bits32())
 }
 
-// permutation is the beginning of torch.randperm(n): its first k elements. It takes n steps for more than some 200 million
-// elements, else k.
+// permutation is the beginning of torch.randperm(n): its first k elements. It takes n steps for more than some 200
+// million elements, else k.
 func (g *mersenne) permutation(n, k int64) []int64 {
 	k = min(n, k)
 	first := make([]int64, k)

@@ -219,10 +219,13 @@ func (m *Module) Contents() Contents {
 	}
 	c := Contents{A: m.A.T.Shape, B: m.B.T.Shape, DType: m.B.T.DType, Experts: m.stackOf()}
 	if m.Waves != nil || m.fit != nil && m.A.Rows*m.A.Cols*m.B.Rows*m.B.Cols == 0 {
-		return Contents{A: m.A.T.Shape, DType: m.A.T.DType}
+		return Contents{Shape: m.A.T.Shape, DType: m.A.T.DType} // of what both are made of
 	}
 	if m.made != nil {
 		c.A, c.B, c.DType = tensor.Shape{m.A.Rows, m.A.Cols}, tensor.Shape{m.B.Rows, m.B.Cols}, m.made[0].DType
+		if i := slices.IndexFunc(m.made, func(t *formats.Tensor) bool { return !t.DType.Integer() }); i >= 0 {
+			c.DType = m.made[i].DType
+		}
 	}
 	switch {
 	case m.Rank == 0 || c.Experts > 0 || m.fit != nil:

@@ -12,8 +12,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// PEFT's trainable tokens as an adapter of their own are what trainable_token_indices of a LoRA adapter are: new values of
-// some rows of an embedding, which hold for all that shares its values.
+// PEFT's trainable tokens as an adapter of their own are what trainable_token_indices of a LoRA adapter are: new
+// values of some rows of an embedding, which hold for all that shares its values.
 
 func init() {
 	parsers[tokens] = func(c *Config) error {

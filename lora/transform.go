@@ -12,8 +12,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Transform is what a module of a multiplicative method makes of its weight, as a matrix (outputs x inputs): each row of
-// it becomes another one, for which the row and the adapter are enough.
+// Transform is what a module of a multiplicative method makes of its weight, as a matrix (outputs x inputs): each row
+// of it becomes another one, for which the row and the adapter are enough.
 type Transform interface {
 	// Fit reports whether the transform is for a weight of such a size, as an error that says why not.
 	Fit(outputs, inputs int64) error
@@ -60,7 +60,8 @@ func (b *binder) transform(a Weighted, t Term, s spot) error {
 	ofEmbedding = ofEmbedding && m.Transform.(*oftTransform).embedding
 	switch n := len(p.shape); {
 	case p.kind == models.Conv1D:
-		return fmt.Errorf("module %s: %w: %s on a Conv1D, which PEFT has not", tensor.Quote(m.Name), ErrUnsupported, what)
+		return fmt.Errorf("module %s: %w: %s on a Conv1D, which PEFT has not", tensor.Quote(m.Name), ErrUnsupported,
+			what)
 	case p.experts > 0 && s.expert < 0, n != 2 && n != 4, n == 4 && (p.shape[2] != p.shape[3] || ofEmbedding):
 		return misfit(fmt.Errorf("%w: %s is for linear layers, and convolutions with square kernels", ErrBase, what))
 	case ofEmbedding && (p.kind == models.Linear || b.isHead(p)), !ofEmbedding && p.kind == models.Embedding:
@@ -157,8 +158,8 @@ func (x rowScales) Apply(rows kernels.Mat, first int64, _ []float32) {
 // The arithmetic from here on is in float64, with a conversion around each product that is added to something: without
 // it compilers may fuse both, and the bytes would be those of a machine.
 
-// inverse inverts a matrix (n x n, by rows) in place, by Gauss-Jordan elimination with row pivots. It reports whether the
-// matrix has an inverse that is known to some digits.
+// inverse inverts a matrix (n x n, by rows) in place, by Gauss-Jordan elimination with row pivots. It reports whether
+// the matrix has an inverse that is known to some digits.
 func inverse(a []float64, n int) bool {
 	largest := 0.0
 	for _, x := range a {

@@ -9,14 +9,15 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// VB-LoRA (Li et al., "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks", 2024) makes the rows of A and
-// the columns of B, in pieces, of one bank of vectors for all modules: each piece is the mean of the topk vectors that
-// have the largest logits, weighted by their softmax. A file has the logits, or of those of the topk vectors the numbers
-// and all weights but the last, which add up to 1.
+// VB-LoRA (Li et al., "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks", 2024) makes the rows of A
+// and the columns of B, in pieces, of one bank of vectors for all modules: each piece is the mean of the topk vectors
+// that have the largest logits, weighted by their softmax. A file has the logits, or of those of the topk vectors the
+// numbers and all weights but the last, which add up to 1.
 
 // vbParts are the names of its tensors.
 var vbParts = []string{"vblora_logits_A", "vblora_logits_B", "vblora_logits_A_topk_indices",
-	"vblora_logits_A_topk_weights", "vblora_logits_B_topk_indices", "vblora_logits_B_topk_weights", "vblora_vector_bank"}
+	"vblora_logits_A_topk_weights", "vblora_logits_B_topk_indices", "vblora_logits_B_topk_weights",
+	"vblora_vector_bank"}
 
 func init() {
 	parsers[vbLoRA] = func(c *Config) error {
@@ -86,7 +87,8 @@ func (c *Config) vbLoRA(name string, p, shared parts) (*Module, error) {
 	}
 	bad := func() error {
 		return fmt.Errorf("%w: it has %v, expected for A (%d, inputs / %d, %d) and for B (outputs / %d, %d, %d), "+
-			"save_only_topk_weights %t", ErrMalformed, p, o.rank, o.length, x[0].last, o.length, o.rank, x[1].last, o.onlyTop)
+			"save_only_topk_weights %t", ErrMalformed, p, o.rank, o.length, x[0].last, o.length, o.rank, x[1].last,
+			o.onlyTop)
 	}
 	if !p.have(want...) {
 		return nil, bad()
