@@ -305,3 +305,44 @@ func TestTransformsKept(t *testing.T) {
 		}
 	}
 }
+
+// TestTransformsOfExperts transforms one expert of a stack as it does a weight of its own.
+func TestTransformsOfExperts(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct {
+		base, module, tensor string
+		rows                 int64
+	}{
+		{"qwen3-moe", "model.layers.0.mlp.experts.2.gate_proj", "model.layers.0.mlp.experts.2.gate_proj.weight", 24},
+		{"qwen3-moe", "model.layers.0.mlp.experts.0.down_proj", "model.layers.0.mlp.experts.0.down_proj.weight", 32},
+	} {
+		whole := cast(t, x.base, lorakit.ConvertOptions{DType: "f32"})[x.tensor]
+		width := whole.Shape[1]
+		require.Equal(t, x.rows, whole.Shape[0])
+		base := filepath.Join(t.TempDir(), "base")
+		require.NoError(t, os.Mkdir(base, 0o755))
+		writeTensors(t, filepath.Join(base, "model.safetensors"), map[string]entry{"m.weight": whole})
+		require.NoError(t, os.WriteFile(filepath.Join(base, "config.json"), []byte(`{}`), 0o644))
+		for config, parts := range map[string]map[string]entry{
+			`{"peft_type": "BOFT", "boft_block_size": 8}`: {
+				"M.boft_R": randomEntry(1, 0.1, 1, width/8, 8, 8), "M.boft_s": randomEntry(2, 1, x.rows, 1)},
+			`{"peft_type": "MISS", "r": 4, "init_weights": "bat"}`: {"M.miss_block": randomEntry(3, 0.1, x.rows/4, 4, 4)},
+			`{"peft_type": "FOURIERFT", "n_frequency": 40}`:        {"M.fourierft_spectrum": randomEntry(4, 1, 40)},
+		} {
+			merge := func(base, module string) map[string]entry {
+				named := map[string]entry{}
+				for k, e := range parts {
+					named[strings.Replace(k, "M", module, 1)] = e
+				}
+				out := filepath.Join(t.TempDir(), "out")
+				adapters := []lorakit.Adapter{{Path: madeFolder(t, config, "adapter_model.safetensors", named)}}
+				_, err := lorakit.Merge(t.Context(), base, adapters, out, lorakit.ConvertOptions{DType: "f32"})
+				require.NoError(t, err, x.module)
+				return load(t, out)
+			}
+			want, got := merge(base, "m")["m.weight"].data, merge(baseOf(x.base), x.module)[x.tensor].data
+			require.Equal(t, want, got, x.module+config)
+			require.NotEqual(t, whole.data, want)
+		}
+	}
+}
