@@ -270,6 +270,7 @@ func TestMethodsRefused(t *testing.T) {
 		"LN tuning of no parameter":  {`{"peft_type": "LN_TUNING"}`, map[string][]int64{"q.ln_tuning_layers.": {3}}, ErrMalformed, "no parameter"},
 		"tokens without a list":      {`{"peft_type": "TRAINABLE_TOKENS"}`, map[string][]int64{"e.trainable_tokens_delta": {3, 2}}, ErrMalformed, "token_indices"},
 		"tokens of another number":   {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]}`, map[string][]int64{"e.trainable_tokens_delta": {3, 2}}, ErrMalformed, "has 2 indices"},
+		"rows within rows":           {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1]}`, map[string][]int64{"h.trainable_tokens_delta": {1, 2}, "h.base_layer.trainable_tokens_delta": {1, 2}}, ErrUnsupported, "rows within rows"},
 		"a token twice":              {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 1]}`, map[string][]int64{"e.trainable_tokens_delta": {2, 2}}, ErrMalformed, "1 twice"},
 		"half of the projections":    {ve, and(vera, "base_model.vera_B"), ErrMalformed, "vera_B (out, 2)"},
 		"outputs past the widest":    {ve, and(vera, "q.vera_lambda_b", 6), ErrMalformed, "6 elements"},

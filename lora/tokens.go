@@ -35,7 +35,12 @@ func (a *Adapter) readTokens(tensors []formats.Tensor) ([]formats.Tensor, error)
 	}
 	var meant *Module
 	for _, name := range slices.Sorted(maps.Keys(modules)) {
-		if err := a.addTokens(name, modules[name]["trainable_tokens_delta"]); err != nil {
+		t := modules[name]["trainable_tokens_delta"]
+		if strings.HasSuffix(name, ".base_layer") {
+			return nil, a.failed(t, fmt.Errorf("%w: rows within rows: target_modules means both ends of a tie, and PEFT cannot "+
+				"run what it makes of that", ErrUnsupported))
+		}
+		if err := a.addTokens(name, t); err != nil {
 			return nil, err
 		}
 		m := a.Modules[len(a.Modules)-1]
