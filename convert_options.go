@@ -65,7 +65,7 @@ func (o *ConvertOptions) plan() (pipeline.Options, error) {
 	}
 	switch {
 	case o.Base != "" && o.Base != "as-is" && o.Base != "dequantized":
-		return po, fmt.Errorf("%w: base %q is unknown; known are as-is, dequantized", ErrOption, o.Base)
+		return po, pipeline.Unknown("base", o.Base, "as-is", "dequantized")
 	case o.Base == "dequantized" && len(o.Merge) == 0:
 		return po, fmt.Errorf("%w: base says what adapters are added to, and none is merged", ErrOption)
 	}

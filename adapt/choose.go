@@ -10,6 +10,7 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/hint"
+	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
@@ -123,7 +124,7 @@ func choose(c *checkpoint.Checkpoint, o AttachOptions, s start, task string) (*c
 	}
 	for _, name := range p.names {
 		if !b.matched[name] {
-			tell("no module is called %s", tensor.Quote(name))
+			tell("no module is called %s%s", tensor.Quote(name), nearest.Suggestion(name, b.words()))
 		}
 	}
 	return chosen, nil
@@ -172,8 +173,24 @@ func (b *chooser) nothingChosen(target string) error {
 			names = append(names, t.String())
 		}
 	}
-	return fmt.Errorf("%w: target %s matches none of its linear layers, such as %s",
-		ErrRefused, tensor.Quote(target), strings.Join(names[:min(3, len(names))], ", "))
+	word := target
+	if len(b.names) > 0 {
+		word = b.names[0]
+	}
+	return fmt.Errorf("%w: target %s matches none of its linear layers, such as %s%s", ErrRefused, tensor.Quote(target),
+		strings.Join(names[:min(3, len(names))], ", "), nearest.Suggestion(word, b.words()))
+}
+
+// words lists what a target may be called: modules by their last and whole names, and the words for many of them.
+func (b *chooser) words() []string {
+	words := []string{"all-linear", "attention"}
+	for _, t := range b.all {
+		words = append(words, last(t.Module()))
+	}
+	for _, t := range b.all {
+		words = append(words, t.Module())
+	}
+	return words
 }
 
 // modules chooses modules. One that shares its name with what experts had is left to experts: PEFT cannot tell them

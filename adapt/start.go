@@ -2,17 +2,16 @@ package adapt
 
 import (
 	"context"
-	"fmt"
 	"hash/fnv"
 	"math"
 	"math/rand/v2"
-	"strings"
 
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/svd"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/quant"
 )
 
@@ -46,7 +45,7 @@ func startNamed(name string) (start, error) {
 		}
 		known = append(known, s.name)
 	}
-	return start{}, fmt.Errorf("%w: init %q is unknown; known are %s", ErrOption, name, strings.Join(known, ", "))
+	return start{}, pipeline.Unknown("init", name, known...)
 }
 
 // The quantisations that the starts answer to: that of QLoRA, and that of the base that LoftQ brings along.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/storage"
 )
 
@@ -71,7 +72,13 @@ func (r *Registry) Lookup(name string) (Format, error) {
 			return f, nil
 		}
 	}
-	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, name, r.names(true))
+	var known []string
+	for _, f := range r.formats {
+		if !f.ReadOnly() {
+			known = append(known, f.Name())
+		}
+	}
+	return nil, fmt.Errorf("%w %q; known are %s%s", ErrUnknown, name, r.names(true), nearest.Suggestion(name, known))
 }
 
 // Detect finds the format of a file in a folder, or with no name of the folder. Where none knows it, the

@@ -231,13 +231,13 @@ func (a *Adapter) largestRank() int {
 func (o *CombineOptions) Check() error {
 	switch {
 	case !slices.Contains(CombineTypes(), o.Type):
-		return fmt.Errorf("%w: type %s of combination; known are %s", ErrUnsupported, tensor.Quote(o.Type), strings.Join(CombineTypes(), ", "))
+		return fmt.Errorf("%w: type %s of combination; known are %s", ErrUnsupported, tensor.Quote(o.Type), choices(o.Type, CombineTypes()))
 	case o.prunes() && !(o.Density > 0 && o.Density <= 1):
 		return fmt.Errorf("%w: density %v for %s, expected more than 0 and at most 1", ErrUnsupported, o.Density, o.Type)
 	case !o.prunes() && o.Density != 0:
 		return fmt.Errorf("%w: density %v for %s, which prunes nothing", ErrUnsupported, o.Density, o.Type)
 	case !slices.Contains([]string{"", "total", "frequency"}, o.MajoritySign):
-		return fmt.Errorf("%w: majority sign %s; known are total, frequency", ErrUnsupported, tensor.Quote(o.MajoritySign))
+		return fmt.Errorf("%w: majority sign %s; known are %s", ErrUnsupported, tensor.Quote(o.MajoritySign), choices(o.MajoritySign, []string{"total", "frequency"}))
 	case o.MajoritySign != "" && !strings.Contains(o.Type, "ties"):
 		return fmt.Errorf("%w: a majority sign for %s, which elects none", ErrUnsupported, o.Type)
 	case o.Rank != 0 && !strings.HasSuffix(o.Type, "svd"):

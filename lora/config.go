@@ -352,7 +352,7 @@ func (c *Config) setLayout(layout string) error {
 	switch {
 	case layout == "":
 	case !slices.Contains(ExpertLayouts(), layout):
-		return fmt.Errorf("%w: expert layout %s; known are %s", ErrUnsupported, tensor.Quote(layout), strings.Join(ExpertLayouts(), ", "))
+		return fmt.Errorf("%w: expert layout %s; known are %s", ErrUnsupported, tensor.Quote(layout), choices(layout, ExpertLayouts()))
 	case empty(c.Parameters): // it has no stacks
 	case c.BLayout != "" && c.BLayout != layout:
 		return fmt.Errorf("%w: the expert layout %s is given, and lora_B_layout is %s", ErrMalformed, layout, c.BLayout)

@@ -16,6 +16,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -172,6 +173,11 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 		return err
 	}
 	return a.readPEFT(a.tensors)
+}
+
+// choices lists the words that are, and which of them is nearest to one that is not.
+func choices(word string, words []string) string {
+	return strings.Join(words, ", ") + nearest.Suggestion(word, words)
 }
 
 // names lists some of many names.

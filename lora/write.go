@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/hint"
@@ -162,7 +161,7 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 		o.Experts = keepExperts
 	}
 	if !slices.Contains(ExpertChoices(), o.Experts) {
-		return nil, fmt.Errorf("%w: experts %s; known are %s", ErrUnsupported, tensor.Quote(o.Experts), strings.Join(ExpertChoices(), ", "))
+		return nil, fmt.Errorf("%w: experts %s; known are %s", ErrUnsupported, tensor.Quote(o.Experts), choices(o.Experts, ExpertChoices()))
 	}
 	if start := a.Config.residual(); start != "" && o.To != PEFT {
 		return nil, fmt.Errorf("%s: %w: init_lora_weights is %s, whose deltas are for the base without the part it started from, which only PEFT works out", a.Path, ErrUnsupported, tensor.Quote(start))
@@ -185,7 +184,7 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 	case LoRALib:
 		e, err = a.encodeLoRALib(o.Experts)
 	default:
-		return nil, fmt.Errorf("%w: dialect %s; known are %s", ErrUnsupported, tensor.Quote(o.To), strings.Join(Dialects(), ", "))
+		return nil, fmt.Errorf("%w: dialect %s; known are %s", ErrUnsupported, tensor.Quote(o.To), choices(o.To, Dialects()))
 	}
 	if err != nil {
 		return nil, a.named(err)

@@ -11,6 +11,7 @@ import (
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/hint"
+	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -67,8 +68,16 @@ func (b *planner) check() error {
 func (b *planner) target(dst string) (formats.Format, error) {
 	byName, single := formats.Default.ForExtension(dst)
 	b.p.SingleFile = single
-	if !single && isWeights(filepath.Base(dst)) { // a folder of that name is not what was meant
-		return nil, fmt.Errorf("%s: %w: no format that is written has this extension", dst, ErrRefused)
+	if extensions := written(); !single { // a folder of that name is not what was meant
+		meant, near := nearest.To(filepath.Ext(dst), extensions)
+		did := ""
+		if near = near && len(meant) >= longExtension; near {
+			did = nearest.Hint(meant)
+		}
+		if near || isWeights(filepath.Base(dst)) {
+			return nil, fmt.Errorf("%s: %w: no format that is written has this extension; known are %s%s",
+				dst, ErrRefused, strings.Join(extensions, ", "), did)
+		}
 	}
 	switch {
 	case b.To != "":
@@ -84,6 +93,20 @@ func (b *planner) target(dst string) (formats.Format, error) {
 		return formats.Default.Lookup("safetensors")
 	}
 	return b.Format, nil
+}
+
+// longExtension is how long an extension is that nobody gives a folder by chance, mistyped or not.
+const longExtension = len(".safetensors")
+
+// written lists the extensions of the formats that are written.
+func written() []string {
+	var list []string
+	for _, f := range formats.Default.All() {
+		if !f.ReadOnly() {
+			list = append(list, f.Extensions()...)
+		}
+	}
+	return list
 }
 
 // jobs decides the way of every weight.
@@ -431,8 +454,28 @@ func (g globs) unmatched(what string, weights []*Weight) error {
 			}
 		}
 		if !found {
-			return fmt.Errorf("%w: %s %s matches none of the %d tensors", ErrRefused, what, tensor.Quote(pattern), len(weights))
+			return fmt.Errorf("%w: %s %s matches none of the %d tensors%s", ErrRefused, what, tensor.Quote(pattern), len(weights), meant(pattern, weights))
 		}
 	}
 	return nil
+}
+
+// meant suggests for a glob that matches nothing another word between its dots, where no name has that one.
+func meant(pattern string, weights []*Weight) string {
+	var words []string
+	known := map[string]bool{}
+	for _, w := range weights {
+		for word := range strings.SplitSeq(w.Name, ".") {
+			if !known[word] {
+				known[word] = true
+				words = append(words, word)
+			}
+		}
+	}
+	for word := range strings.SplitSeq(pattern, ".") {
+		if !known[word] && !strings.ContainsAny(word, "*?") {
+			return nearest.Suggestion(word, words)
+		}
+	}
+	return ""
 }

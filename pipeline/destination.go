@@ -54,7 +54,7 @@ func CheckSpared(dst string, sources ...string) error {
 		if err != nil {
 			return err
 		}
-		si, err := os.Stat(a)
+		si, err := storage.Stat(a)
 		if err != nil {
 			return err
 		}
@@ -101,7 +101,7 @@ func apart(src, dst string) error {
 	if err != nil {
 		return err
 	}
-	si, err := os.Stat(a)
+	si, err := storage.Stat(a)
 	if err != nil {
 		return err
 	}

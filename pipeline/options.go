@@ -3,8 +3,10 @@ package pipeline
 import (
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -15,6 +17,12 @@ var ErrOption = lora.ErrOption
 
 // DefaultShardSize is the most bytes of tensors in a file where nothing else is said: transformers' own.
 const DefaultShardSize = 5_000_000_000
+
+// Unknown is the error of an option whose value is none of those that are known: it names the nearest.
+func Unknown(what, value string, known ...string) error {
+	return fmt.Errorf("%w: %s %q is unknown; known are %s%s", ErrOption, what, value, strings.Join(known, ", "),
+		nearest.Suggestion(value, known))
+}
 
 // CastType returns the type of that name that plain weights are cast to, 0 for "keep" (or nothing).
 func CastType(name string) (tensor.DType, error) {
@@ -28,7 +36,7 @@ func CastType(name string) (tensor.DType, error) {
 	case "bf16":
 		return tensor.BF16, nil
 	}
-	return 0, fmt.Errorf("%w: dtype %q is unknown; known are keep, f32, f16, bf16", ErrOption, name)
+	return 0, Unknown("dtype", name, "keep", "f32", "f16", "bf16")
 }
 
 // Check refuses what is wrong whatever the checkpoint is.
@@ -36,7 +44,7 @@ func (o *Options) Check() error {
 	if o.Quantize != "keep" && o.Quantize != "none" {
 		scheme, err := quant.ForType(o.Quantize)
 		if err != nil {
-			return fmt.Errorf("%w: %w, keep, none", ErrOption, err)
+			return fmt.Errorf("%w: %w", ErrOption, quant.Default.Unknown(o.Quantize, "keep", "none"))
 		}
 		if _, err := scheme.Spec(o.Quantize, o.Params); err != nil {
 			return fmt.Errorf("%w: %w", ErrOption, err)

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/lorakit/lorakit/internal/nearest"
 )
 
 // Registry is a set of schemes, each known by its name and by its types. The zero value is empty and ready.
@@ -69,16 +71,25 @@ func (r *Registry) All() []Scheme {
 
 // ForType finds the scheme that has a type, such as "nf4".
 func (r *Registry) ForType(typ string) (Scheme, error) {
+	for _, s := range r.All() {
+		if slices.ContainsFunc(s.Types(), func(t Type) bool { return t.Name == typ }) {
+			return s, nil
+		}
+	}
+	return nil, r.Unknown(typ)
+}
+
+// Unknown is the error of a type that no scheme has. It lists those that are known, and words that are chosen instead
+// of one, and names the nearest.
+func (r *Registry) Unknown(typ string, words ...string) error {
 	var known []string
 	for _, s := range r.All() {
 		for _, t := range s.Types() {
-			if t.Name == typ {
-				return s, nil
-			}
 			known = append(known, t.Name)
 		}
 	}
-	return nil, fmt.Errorf("%w %q; known are %s", ErrUnknown, typ, strings.Join(known, ", "))
+	known = append(known, words...)
+	return fmt.Errorf("%w %q; known are %s%s", ErrUnknown, typ, strings.Join(known, ", "), nearest.Suggestion(typ, known))
 }
 
 // Names lists the names of the schemes, sorted.

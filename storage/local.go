@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/lorakit/lorakit/internal/nearest"
 )
 
 // Options say how local folders are read.
@@ -26,11 +28,8 @@ func Local(dir string, o Options) Folder { return &local{dir: dir, o: o} }
 // the folder that it is in and its name there. That file may be a link to anywhere, since whoever gave the
 // path has chosen it.
 func Resolve(path string, o Options) (Folder, string, error) {
-	info, err := os.Stat(path)
+	info, err := Stat(path)
 	if err != nil {
-		if to, failed := os.Readlink(path); failed == nil && errors.Is(err, fs.ErrNotExist) {
-			err = dangling(path, to)
-		}
 		return nil, "", err
 	}
 	if info.IsDir() {
@@ -38,6 +37,46 @@ func Resolve(path string, o Options) (Folder, string, error) {
 	}
 	dir, name := filepath.Split(path)
 	return &local{dir: dir, o: o, given: name}, name, nil
+}
+
+// Stat is os.Stat. For a path that is not there the error names the nearest that is, or says that it is a link to
+// nothing.
+func Stat(path string) (fs.FileInfo, error) {
+	info, err := os.Stat(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return info, err
+	}
+	if to, failed := os.Readlink(path); failed == nil {
+		return nil, dangling(path, to)
+	}
+	parent, name := filepath.Split(filepath.Clean(path))
+	for {
+		if info, failed := os.Stat(cmp.Or(parent, ".")); failed == nil {
+			if near, ok := nearestIn(cmp.Or(parent, "."), name); ok && info.IsDir() {
+				err = fmt.Errorf("%w%s", err, nearest.Hint(parent+near))
+			}
+			return nil, err
+		}
+		above, last := filepath.Split(strings.TrimRight(parent, string(filepath.Separator)))
+		if above == parent || last == "" {
+			return nil, err
+		}
+		parent, name = above, last
+	}
+}
+
+// mostNames is how many names of a folder are looked through for one that may be meant.
+const mostNames = 10_000
+
+func nearestIn(dir, name string) (string, bool) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return "", false
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(mostNames)
+	slices.Sort(names)
+	return nearest.To(name, names)
 }
 
 // LocalPath is where on this machine a file of a folder is, all links resolved, and with an empty name the folder

@@ -145,3 +145,31 @@ func TestCopyRange(t *testing.T) {
 		require.NoError(t, out.Close())
 	}
 }
+
+// A path that is not there is answered with the nearest that is, at the first of its names that is missing.
+func TestStatNamesTheNearest(t *testing.T) {
+	dir := tempDir(t)
+	path := write(t, filepath.Join(dir, "models", "llama", "model.safetensors"))
+	for wrong, near := range map[string]string{
+		filepath.Join(dir, "models", "llama", "model.safetensor"): path,
+		filepath.Join(dir, "models", "lama"):                      filepath.Join(dir, "models", "llama"),
+		filepath.Join(dir, "model", "llama", "x") + "/":           filepath.Join(dir, "models"),
+	} {
+		_, err := storage.Stat(wrong)
+		assert.ErrorIs(t, err, fs.ErrNotExist)
+		assert.ErrorContains(t, err, "; did you mean "+near+"?")
+		_, _, err = storage.Resolve(wrong, storage.Options{})
+		assert.ErrorContains(t, err, "did you mean")
+	}
+	t.Chdir(filepath.Join(dir, "models"))
+	_, err := storage.Stat("lama")
+	assert.ErrorContains(t, err, "; did you mean llama?")
+	for _, far := range []string{"other", filepath.Join(dir, "models", "llama", "x.y"), filepath.Join(path, "x")} {
+		_, err := storage.Stat(far)
+		assert.Error(t, err)
+		assert.NotContains(t, err.Error(), "did you mean")
+	}
+	info, err := storage.Stat(path)
+	require.NoError(t, err)
+	assert.Equal(t, int64(len(path)), info.Size())
+}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lorakit/lorakit"
+	"github.com/lorakit/lorakit/internal/nearest"
 )
 
 // adapterFlags gives a command the flags of what adapters leave open, and returns what reads
@@ -26,8 +27,10 @@ func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, erro
 		if c.Flags().Changed("alpha") && (float32(alpha) == 0 || float32(alpha)-float32(alpha) != 0) {
 			return nil, usageError{fmt.Errorf("--alpha is %v, expected a number other than 0 that float32 holds", alpha)}
 		}
-		if layout != "" && !slices.Contains(lorakit.ExpertLayouts(), layout) {
-			return nil, usageError{fmt.Errorf("--expert-layout %q is unknown; known are %s", layout, strings.Join(lorakit.ExpertLayouts(), ", "))}
+		if layout != "" {
+			if err := oneOf("expert-layout", layout, lorakit.ExpertLayouts()...); err != nil {
+				return nil, err
+			}
 		}
 		var out []lorakit.Adapter
 		for _, text := range list {
@@ -69,11 +72,11 @@ func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lor
 	}
 	text := func(name string) string { return c.Flags().Lookup(name).Value.String() }
 	o := lorakit.AdapterOptions{To: text("to"), DType: text("dtype"), Experts: text("experts"), Force: text("force") == "true", FollowLinks: text("follow-links") == "true"}
-	if o.To != "" && !slices.Contains(lorakit.AdapterDialects(), o.To) {
-		return usageError{fmt.Errorf("--to %q is no dialect of adapters; known are %s", o.To, strings.Join(lorakit.AdapterDialects(), ", "))}
+	if known := lorakit.AdapterDialects(); o.To != "" && !slices.Contains(known, o.To) {
+		return usageError{fmt.Errorf("--to %q is no dialect of adapters; known are %s%s", o.To, strings.Join(known, ", "), nearest.Suggestion(o.To, known))}
 	}
-	if !slices.Contains(lorakit.ExpertChoices(), o.Experts) {
-		return usageError{fmt.Errorf("--experts %q is unknown; known are %s", o.Experts, strings.Join(lorakit.ExpertChoices(), ", "))}
+	if err := oneOf("experts", o.Experts, lorakit.ExpertChoices()...); err != nil {
+		return err
 	}
 	adapters, err := parse(args[:1])
 	if err != nil {

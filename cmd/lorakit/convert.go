@@ -70,12 +70,10 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	var minKept float64
 	shard, memory := size{5_000_000_000, "5GB"}, size{defaultMemory, "256MiB"}
 	run := func(src, dst string, adapters []lorakit.Adapter, merge merging) error {
-		switch experts {
-		case "keep", "per-expert":
-			o.PerExpert = experts == "per-expert"
-		default:
-			return usageError{fmt.Errorf("--experts %q is unknown; known are keep, per-expert", experts)}
+		if err := oneOf("experts", experts, "keep", "per-expert"); err != nil {
+			return err
 		}
+		o.PerExpert = experts == "per-expert"
 		if o.Quantize == "keep" || o.Quantize == "none" {
 			names := []string{"include", "exclude", "experts"}
 			if o.Base != "dequantized" {
@@ -100,7 +98,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 		limitMemory(o.Memory)
 		p, err := newProgress(progress, c.ErrOrStderr(), dst)
 		if err != nil {
-			return usageError{err}
+			return err
 		}
 		o.Progress = p.update
 		if !(minKept >= 0 && minKept <= 1) {

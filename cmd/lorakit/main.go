@@ -109,7 +109,7 @@ model, and a destination appears whole or not at all.`,
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{orFlag(c, err)} })
 	root.AddCommand(convertCommand(), mergeCommand(), unmergeCommand(), attachCommand(), extractCommand(), resizeCommand(), combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), formatsCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
@@ -122,7 +122,7 @@ model, and a destination appears whole or not at all.`,
 	// An unknown command is wrong usage as well.
 	root.Args = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usageError{fmt.Errorf("unknown command %q; lorakit help lists them", args[0])}
+			return unknownCommand(c, args[0])
 		}
 		return nil
 	}
@@ -133,7 +133,7 @@ model, and a destination appears whole or not at all.`,
 // knownCommand is for help, which shows all of the help for a command that is not there.
 func knownCommand(c *cobra.Command, args []string) error {
 	if found, _, err := c.Root().Find(args); err != nil || found == c.Root() && len(args) > 0 {
-		return usageError{fmt.Errorf("unknown command %q; lorakit help lists them", args[0])}
+		return unknownCommand(c.Root(), args[0])
 	}
 	return nil
 }
@@ -160,11 +160,7 @@ func wrongArgumentsAreUsage(parent *cobra.Command) {
 				if len(args) == 0 {
 					return c.Help()
 				}
-				var known []string
-				for _, sub := range c.Commands() {
-					known = append(known, sub.Name())
-				}
-				return usageError{fmt.Errorf("%s %q is unknown; known are %s", c.Name(), args[0], strings.Join(known, ", "))}
+				return unknownWord(c.Name(), args[0], commandNames(c)...)
 			}
 			c.Args = cobra.ArbitraryArgs
 		}

@@ -38,7 +38,7 @@ func newProgress(kind string, w io.Writer, title string) (progress, error) {
 	case "none":
 		return silent{}, nil
 	}
-	return nil, fmt.Errorf("--progress %q is unknown; known are auto, bar, plain, json, none", kind)
+	return nil, oneOf("progress", kind, "auto", "bar", "plain", "json", "none")
 }
 
 type silent struct{}
