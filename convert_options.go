@@ -70,7 +70,7 @@ func (o *ConvertOptions) plan() (pipeline.Options, error) {
 		return po, fmt.Errorf("%w: base says what adapters are added to, and none is merged", ErrOption)
 	}
 	if o.Base == "dequantized" {
-		po.Through = &seen
+		po.RoundTrip = &seen
 	}
 	if po.DType, err = pipeline.CastType(o.DType); err != nil {
 		return po, err

@@ -96,17 +96,17 @@ func (r *Reader) Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*We
 			return nil, err
 		}
 	}
-	kept := make(floats, e.Carry(0, n)) // what outlives a tile
+	kept := make(floats, e.Deferred(0, n)) // what outlives a tile
 	err = tiles(func(lo, hi int64, values []byte) error {
 		var views [][]byte
 		for _, x := range e.Tiles(nil, lo, hi) {
 			views = append(views, bufs[x.Part][x.Offset:x.Offset+x.Length])
 		}
-		var carry []float32
-		if m := e.Carry(lo, hi); m > 0 {
-			carry = kept[lo/e.Unit():][:m]
+		var deferred []float32
+		if m := e.Deferred(lo, hi); m > 0 {
+			deferred = kept[lo/e.Unit():][:m]
 		}
-		return e.Encode(views, carry, lo, hi, values)
+		return e.Encode(views, deferred, lo, hi, values)
 	})
 	if err != nil {
 		return nil, err

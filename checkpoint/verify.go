@@ -23,7 +23,7 @@ type Verification struct {
 }
 
 // Verify reads every weight through its scheme. A problem is a value that is not finite, a weight that cannot be read,
-// or one that config.json promises in another form than it has.
+// or one that config.json declares in another form than it has.
 func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
 	found := make([]string, len(c.Weights))
 	err := parallel.Each(ctx, len(c.Weights), 0, func(ctx context.Context, i int) (err error) {
@@ -39,7 +39,7 @@ func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
 	expected := c.expectations()
 	v := &Verification{Tensors: len(c.Weights), Problems: []Problem{}}
 	for i, w := range c.Weights {
-		for _, what := range []string{found[i], expected.disappointed(w)} {
+		for _, what := range []string{found[i], expected.mismatch(w)} {
 			if what != "" {
 				v.Problems = append(v.Problems, Problem{Tensor: w.Name, What: what})
 			}
@@ -110,27 +110,27 @@ func (c *Checkpoint) expectations() *expectations {
 	if _, foreign := c.ForeignScheme(); foreign {
 		return nil
 	}
-	p, _ := c.promise()
+	p, _ := c.declaration()
 	return &expectations{c: c, quantised: c.Config.Quantization != nil, skips: p.Skips}
 }
 
-// disappointed says how a weight is stored otherwise than expected, or nothing.
-func (e *expectations) disappointed(w *Weight) string {
+// mismatch says how a weight is stored otherwise than expected, or nothing.
+func (e *expectations) mismatch(w *Weight) string {
 	if e == nil {
 		return ""
 	}
-	promised := false
+	declared := false
 	switch {
 	case !e.quantised:
 	case e.skips == nil:
-		promised = w.Role.Quantized
+		declared = w.Role.Quantized
 	case w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D:
-		promised = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.Modules(), e.skips)
+		declared = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.Modules(), e.skips)
 	}
 	switch stored := w.Decoder != nil; {
-	case stored && !promised:
+	case stored && !declared:
 		return fmt.Sprintf("it is stored as %s, expected plain by config.json", w.Decoder.Spec())
-	case promised && !stored && w.Count() > 0:
+	case declared && !stored && w.Count() > 0:
 		return fmt.Sprintf("it is stored as plain %v, expected quantised by the quantization_config of config.json", w.DType)
 	}
 	return ""

@@ -111,7 +111,7 @@ func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
-	r.spooled, r.before = true, w.spool.Close // a file that is open cannot be removed on Windows
+	r.spooled, r.beforePublish = true, w.spool.Close // a file that is open cannot be removed on Windows
 	s := w.stage
 	w.stage = nil // from here on the run removes it
 	_, err = r.into(ctx, s, time.Now())

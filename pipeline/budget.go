@@ -30,10 +30,10 @@ const (
 
 // budget says how a run uses the memory that it may.
 type budget struct {
-	workers int   // how many tiles are under way at once
-	tile    int64 // bytes of values a tile has
-	carry   int64 // bytes for what outlives a tile
-	factors int64 // bytes of adapters that are kept for the next weights
+	workers  int   // how many tiles are under way at once
+	tile     int64 // bytes of values a tile has
+	deferred int64 // bytes for what outlives a tile
+	factors  int64 // bytes of adapters that are kept for the next weights
 }
 
 const (
@@ -124,7 +124,7 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 		// One weight more than there are workers may have its factors in memory.
 		need := n.tiles[b.tile].total()*int64(b.workers) + n.factors*int64(b.workers+1)
 		if need <= free/2 {
-			b.carry = free - need - free/4
+			b.deferred = free - need - free/4
 			return b, nil
 		}
 		switch {
@@ -133,7 +133,7 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 		case b.workers > 1:
 			b.workers--
 		case need <= free*3/4:
-			b.carry = free / 8
+			b.deferred = free / 8
 			return b, nil
 		default:
 			least := fixed + b.factors + need*4/3 + 1<<20
@@ -144,18 +144,18 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 
 // scratchSize is the bytes of each slice of a scratch.
 type scratchSize struct {
-	reader                            checkpoint.ReaderMemory
-	cast, arranged, out, carry, merge int64
+	reader                               checkpoint.ReaderMemory
+	cast, arranged, out, deferred, merge int64
 }
 
 func (a scratchSize) max(b scratchSize) scratchSize {
 	return scratchSize{
-		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.arranged, b.arranged), max(a.out, b.out), max(a.carry, b.carry), max(a.merge, b.merge),
+		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.arranged, b.arranged), max(a.out, b.out), max(a.deferred, b.deferred), max(a.merge, b.merge),
 	}
 }
 
 func (a scratchSize) total() int64 {
-	return a.reader.Total() + a.cast + a.arranged + a.out + a.carry + a.merge
+	return a.reader.Total() + a.cast + a.arranged + a.out + a.deferred + a.merge
 }
 
 // tileElements is how many elements a tile of the job has: whole units, and at
@@ -216,7 +216,7 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 		// x, and the delta, what it is added to, what was written and their sums in pieces
 		// of at least 64 Ki elements.
 		s.merge = 4*n + (24+4*j.weight.atOnce())*max(m.Width, 64<<10, j.run())
-		if j.Through != nil {
+		if j.RoundTrip != nil {
 			s.merge += j.weight.Count() // 4 bits an element, and its scales twice
 		}
 	}
@@ -224,7 +224,7 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 		for _, r := range j.encoder.Tiles([]quant.Range(nil), 0, n) {
 			s.out += r.Length
 		}
-		s.carry = 4 * j.encoder.Carry(0, n)
+		s.deferred = 4 * j.encoder.Deferred(0, n)
 	}
 	return s
 }

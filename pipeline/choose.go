@@ -24,15 +24,15 @@ type planner struct {
 	from *Merged
 	p    *Plan
 
-	scheme    quant.Scheme // nil for keep and none
-	spec      quant.Spec   // of scheme
-	quantised []*Weight    // what is in the scheme in the result
-	left      []*Weight    // what transformers would quantise and stays plain
-	extra     []*Weight    // what is quantised and transformers would leave
-	decoded   int          // how many weights are dequantised
-	changed   bool         // whether the scheme of any weight changes
-	unfit     int          // how many were chosen that hold nothing to quantise
-	uncast    []string     // what is not cast: types that only a scheme gives a meaning
+	scheme      quant.Scheme // nil for keep and none
+	spec        quant.Spec   // of scheme
+	quantised   []*Weight    // what is in the scheme in the result
+	unquantised []*Weight    // what transformers would quantise and stays plain
+	extra       []*Weight    // what is quantised and transformers would leave
+	decoded     int          // how many weights are dequantised
+	changed     bool         // whether the scheme of any weight changes
+	unfit       int          // how many were chosen that hold nothing to quantise
+	uncast      []string     // what is not cast: types that only a scheme gives a meaning
 }
 
 func (b *planner) notice(format string, args ...any) {
@@ -161,7 +161,7 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 		return b.quantiseJob(ctx, w)
 	}
 	if b.scheme != nil && b.loaderMayExpect(w) {
-		b.left = append(b.left, w)
+		b.unquantised = append(b.unquantised, w)
 	}
 	to := b.castTo(w)
 	if b.Options.DType != 0 && !w.DType.Numeric() && !w.DType.Integer() {
@@ -181,19 +181,19 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 		b.decoded++
 		b.changed = true
 	}
-	return Job{Weight: w.Name, DType: to, Through: b.through(w), Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+	return Job{Weight: w.Name, DType: to, RoundTrip: b.roundTrip(w), Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
 }
 
-// through is the type that a plain weight goes through before anything is added to it,
+// roundTrip is the quantisation that a plain weight goes through, and back, before anything is added to it,
 // or nil. Weights that are not quantised, as an output head, were not so when the adapter was trained either.
-func (b *planner) through(w *Weight) *quant.Spec {
-	if b.Options.Through == nil || w.Change == nil || w.Decoder != nil || len(w.Change.Terms) == 0 || len(w.Shape) < 2 {
+func (b *planner) roundTrip(w *Weight) *quant.Spec {
+	if b.Options.RoundTrip == nil || w.Change == nil || w.Decoder != nil || len(w.Change.Terms) == 0 || len(w.Shape) < 2 {
 		return nil
 	}
 	if b.scheme == nil && !w.Role.Quantized || b.scheme != nil && !b.selected(w) {
 		return nil
 	}
-	spec := *b.Options.Through
+	spec := *b.Options.RoundTrip
 	spec.AllowNonFinite = b.AllowNonFinite
 	return &spec
 }
@@ -236,7 +236,7 @@ func (b *planner) quantiseJob(ctx context.Context, w *Weight) (Job, error) {
 	}
 	b.changed = true
 	j, err := encodeJob(ctx, w, to, b.scheme, spec)
-	j.Through = b.through(w)
+	j.RoundTrip = b.roundTrip(w)
 	return j, err
 }
 

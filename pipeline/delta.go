@@ -163,7 +163,7 @@ func (j *jobRun) prepared() bool {
 	if j.weight.Change == nil {
 		return false
 	}
-	if j.Through != nil {
+	if j.RoundTrip != nil {
 		return true
 	}
 	for i := range j.weight.Change.Terms {
@@ -299,8 +299,8 @@ func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
 // prepareMerge quantises a job's weight and back, where its deltas go onto that, and finds
 // the norms of DoRA.
 func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
-	if j.Through != nil {
-		if err := j.goThrough(ctx, s); err != nil {
+	if j.RoundTrip != nil {
+		if err := j.goRoundTrip(ctx, s); err != nil {
 			return err
 		}
 	}
@@ -358,9 +358,9 @@ func (t *term) outputs() int64 {
 
 func finite(x float32) bool { return !math.IsNaN(float64(x)) && !math.IsInf(float64(x), 0) }
 
-// goThrough replaces a job's weight by what is left of it once quantised.
-func (j *jobRun) goThrough(ctx context.Context, s *scratch) error {
-	low, err := s.Quantized(ctx, j.weight.Weight, *j.Through)
+// goRoundTrip replaces a job's weight by what is left of it once quantised.
+func (j *jobRun) goRoundTrip(ctx context.Context, s *scratch) error {
+	low, err := s.Quantized(ctx, j.weight.Weight, *j.RoundTrip)
 	if err != nil {
 		return err
 	}

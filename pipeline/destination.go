@@ -81,7 +81,7 @@ func (p *Plan) paths(c *checkpoint.Checkpoint) []string {
 		}
 	}
 	add(c.Dir, p.Inputs)
-	add(c.Dir, p.Carried)
+	add(c.Dir, p.Copied)
 	for _, a := range p.Adapters {
 		add(a.folder(), a.Files)
 	}

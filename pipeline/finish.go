@@ -16,20 +16,20 @@ import (
 func (r *run) finishJob(ctx context.Context, s *scratch, g *errgroup.Group, j *jobRun) error {
 	sh := j.shard
 	if j.encoder != nil {
-		err := j.encoder.Finish(j.carry, func(part int, off int64, p []byte) error {
+		err := j.encoder.Finish(j.deferred, func(part int, off int64, p []byte) error {
 			return r.write(sh, p, j.Outputs[part].Offset+off)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	j.carry.close()
+	j.deferred.close()
 	if j.weight.Change != nil {
 		if err := r.finishMerge(ctx, s, j); err != nil {
 			return err
 		}
 	}
-	if sh.left.Add(-1) == 0 {
+	if sh.remaining.Add(-1) == 0 {
 		g.Go(func() error { return r.finishShard(sh) })
 	}
 	return nil
@@ -56,7 +56,7 @@ func (r *run) finishShard(sh *shardRun) error {
 
 // files writes what is small: what is copied along, then index and config.
 func (r *run) files(ctx context.Context) error {
-	for _, in := range r.plan.Carried {
+	for _, in := range r.plan.Copied {
 		if err := r.copyAlong(ctx, in); err != nil {
 			return err
 		}
@@ -112,7 +112,7 @@ func (r *run) small(name string, size int64, fill func(File) error) error {
 
 // unchanged makes sure that the source is still what the plan was made from.
 func (r *run) unchanged(ctx context.Context) error {
-	for _, in := range append(r.plan.Inputs[:len(r.plan.Inputs):len(r.plan.Inputs)], r.plan.Carried...) {
+	for _, in := range append(r.plan.Inputs[:len(r.plan.Inputs):len(r.plan.Inputs)], r.plan.Copied...) {
 		now, err := inputFileIn(ctx, r.from.Base.Dir, in.Name)
 		if err != nil {
 			return err
@@ -148,8 +148,8 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 	}
 	n := r.finished.Load()
 	keep := !r.spooled && n > 0 && (interrupted || storage.IsDiskError(err))
-	if left := r.sink.Abort(keep); left != nil {
-		return fmt.Errorf("%w; and %s could not be removed: %v", err, r.sink, left)
+	if failed := r.sink.Abort(keep); failed != nil {
+		return fmt.Errorf("%w; and %s could not be removed: %v", err, r.sink, failed)
 	}
 	if keep {
 		err := fmt.Errorf("%w; %d of %d shards are finished in %s", err, n, len(r.work), r.sink)

@@ -11,9 +11,9 @@ import (
 // group is some weights of a shard whose encoders share what they measure: nothing of them is encoded before all of it
 // is measured.
 type group struct {
-	jobs []*jobRun
-	left atomic.Int64  // tasks that measure and are not done
-	done chan struct{} // closed when all is measured
+	jobs      []*jobRun
+	remaining atomic.Int64  // tasks that measure and are not done
+	done      chan struct{} // closed when all is measured
 
 	mu      sync.Mutex
 	numbers []float32
@@ -69,7 +69,7 @@ func (g groups) job(ctx context.Context, r *run, sh *shardRun, k int, send func(
 			tasks = append(tasks, t)
 		}
 	}
-	shared.left.Store(int64(len(tasks)))
+	shared.remaining.Store(int64(len(tasks)))
 	return g.made[k], send(tasks)
 }
 
@@ -93,7 +93,7 @@ func (r *run) measure(ctx context.Context, s *scratch, t task) error {
 	g.mu.Lock()
 	m.Join(g.numbers, numbers)
 	g.mu.Unlock()
-	if g.left.Add(-1) > 0 {
+	if g.remaining.Add(-1) > 0 {
 		return nil
 	}
 	for _, j := range g.jobs {

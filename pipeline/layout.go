@@ -119,11 +119,11 @@ func (b *planner) files(ctx context.Context) error {
 	for _, name := range b.Files() {
 		written[name] = true
 	}
-	carried, skipped, err := carried(ctx, b.Dir, written)
+	copied, skipped, err := filesToCopy(ctx, b.Dir, written)
 	if err != nil {
 		return err
 	}
-	b.p.Carried = carried
+	b.p.Copied = copied
 	if len(skipped) > 0 {
 		b.notice("not carried along: %s", list(skipped, 4))
 	}
@@ -172,9 +172,9 @@ func (b *planner) assigned() []quant.Assigned {
 // nil where its own choice is what was done.
 func (b *planner) skipped() []string {
 	if b.Known {
-		var left []string
-		for _, w := range b.left {
-			left = append(left, w.Modules()...)
+		var plain []string
+		for _, w := range b.unquantised {
+			plain = append(plain, w.Modules()...)
 		}
 		extra := map[string]bool{}
 		for _, w := range b.extra {
@@ -184,7 +184,7 @@ func (b *planner) skipped() []string {
 				}
 			}
 		}
-		if len(left)+len(extra) == 0 {
+		if len(plain)+len(extra) == 0 {
 			return nil
 		}
 		// The list replaces the loader's choice, so it is never null here, and names
@@ -194,7 +194,7 @@ func (b *planner) skipped() []string {
 		for _, m := range list {
 			listed[m] = true
 		}
-		for _, m := range append(left, b.plainLinears()...) {
+		for _, m := range append(plain, b.plainLinears()...) {
 			if !listed[m] {
 				listed[m] = true
 				list = append(list, m)

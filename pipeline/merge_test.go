@@ -22,8 +22,8 @@ func TestResumeMerge(t *testing.T) {
 	for name, o := range map[string]pipeline.Options{
 		"attention":            {Quantize: "keep", MaxShardSize: 4 << 10},
 		"dora":                 {Quantize: "nf4", Params: block64double, MaxShardSize: 4 << 10},
-		"rslora":               {Quantize: "nf4", Params: block64double, Through: throughNF4, MaxShardSize: 4 << 10},
-		"../others/llama-loha": {Quantize: "nf4", Params: block64double, Through: throughNF4, MaxShardSize: 4 << 10},
+		"rslora":               {Quantize: "nf4", Params: block64double, RoundTrip: roundTripNF4, MaxShardSize: 4 << 10},
+		"../others/llama-loha": {Quantize: "nf4", Params: block64double, RoundTrip: roundTripNF4, MaxShardSize: 4 << 10},
 		"../others/llama-lokr": {Quantize: "keep", MaxShardSize: 4 << 10},
 		"../others/llama-ia3":  {Quantize: "nf4", Params: block64double, MaxShardSize: 4 << 10},
 	} {

@@ -8,5 +8,5 @@ var (
 	block64double = quant.Params{{Name: "block_size", Value: int64(64)}, {Name: "double_quant", Value: true}}
 )
 
-// throughNF4 is what QLoRA has seen of a weight.
-var throughNF4 = &quant.Spec{Type: "nf4", Params: block64double}
+// roundTripNF4 is what QLoRA has seen of a weight.
+var roundTripNF4 = &quant.Spec{Type: "nf4", Params: block64double}

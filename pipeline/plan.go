@@ -39,9 +39,9 @@ type Options struct {
 	// Include, where not empty, names by globs exactly what is quantised;
 	// Exclude what is not.
 	Include, Exclude []string
-	// Through adds the deltas of adapters to what is left of each plain weight after it has gone through this
+	// RoundTrip adds the deltas of adapters to what is left of each plain weight after it has gone through this
 	// quantisation and back, as QLoRA has seen it in training; nil adds them to the weight as it is.
-	Through *quant.Spec
+	RoundTrip *quant.Spec
 	// Arrange says how a weight stands in the result: under other names, in pieces, with its rows in another order. nil,
 	// and an empty list, leave it as it is.
 	Arrange func(w *checkpoint.Weight) []models.Arrangement
@@ -66,7 +66,7 @@ type Plan struct {
 	SingleFile bool           `json:"single_file,omitempty"`
 	Shards     []Shard        `json:"shards"`
 	Files      []formats.File `json:"files,omitempty"`     // small, written whole
-	Carried    []InputFile    `json:"carried,omitempty"`   // copied as they are
+	Copied     []InputFile    `json:"carried,omitempty"`   // copied as they are
 	Quantized  int            `json:"quantized,omitempty"` // weights that are in the scheme asked for
 	Notices    []string       `json:"notices,omitempty"`   // what the user should know of the choices made
 }
@@ -105,13 +105,13 @@ type Shard struct {
 // Job is the way of one logical weight: decode, add what adapters add, transpose or arrange its rows, cast, quantise, in
 // this order. With Copy its stored bytes are taken as they are.
 type Job struct {
-	Weight  string       `json:"weight"`
-	Name    string       `json:"name,omitempty"` // in the result, empty where it is the same
-	Copy    bool         `json:"copy,omitempty"`
-	DType   tensor.DType `json:"dtype"`             // of the values that are written, or quantised
-	Finite  bool         `json:"finite,omitempty"`  // a value that is not finite is an error
-	Through *quant.Spec  `json:"through,omitempty"` // quantised so, and dequantised, before anything is added
-	Encode  *quant.Spec  `json:"encode,omitempty"`  // nil writes plain values
+	Weight    string       `json:"weight"`
+	Name      string       `json:"name,omitempty"` // in the result, empty where it is the same
+	Copy      bool         `json:"copy,omitempty"`
+	DType     tensor.DType `json:"dtype"`             // of the values that are written, or quantised
+	Finite    bool         `json:"finite,omitempty"`  // a value that is not finite is an error
+	RoundTrip *quant.Spec  `json:"through,omitempty"` // quantised so, and dequantised, before anything is added
+	Encode    *quant.Spec  `json:"encode,omitempty"`  // nil writes plain values
 	// Rows are those of the weight that are written, and their order; nil is all as they are.
 	Rows *models.Rows `json:"rows,omitempty"`
 	// Group names the weights that share what their scheme measures before it encodes them. They stand in one shard.

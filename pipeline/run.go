@@ -132,8 +132,8 @@ func leftover(dir string, err error) string { return fmt.Sprintf("%s is left ove
 // complete reports whether dst, which exists, is the result of this plan already. Where it is
 // something else and may not be replaced, that is an error.
 func (r *run) complete(ctx context.Context, dst string) (bool, error) {
-	left := stage{dst: dst, begun: r.begunAt(dst)}
-	if left.begun.Plan == r.plan.Digest() && left.published() {
+	earlier := stage{dst: dst, begun: r.begunAt(dst)}
+	if earlier.begun.Plan == r.plan.Digest() && earlier.published() {
 		return true, nil
 	}
 	err := r.matches(ctx, dst)
@@ -194,8 +194,8 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if r.before != nil {
-		if err := r.before(); err != nil {
+	if r.beforePublish != nil {
+		if err := r.beforePublish(); err != nil {
 			return err
 		}
 	}
@@ -204,20 +204,20 @@ func (r *run) carryOut(ctx context.Context) error {
 
 // run is a plan being carried out.
 type run struct {
-	plan    *Plan
-	from    *Merged
-	opts    RunOptions
-	sink    Sink
-	scratch string       // the folder of what does not fit in memory
-	spooled bool         // the source is gone with the run, so that no other can go on with it
-	before  func() error // is called before the result is published, where it is not nil
-	budget  budget
-	weights map[string]*Weight
-	work    []*shardRun
-	factors factors
-	merges  []*jobRun // in the order of the plan
-	shares  []KeptAdapter
-	compute chan struct{} // one token a thread that computes
+	plan          *Plan
+	from          *Merged
+	opts          RunOptions
+	sink          Sink
+	scratch       string       // the folder of what does not fit in memory
+	spooled       bool         // the source is gone with the run, so that no other can go on with it
+	beforePublish func() error // is called before the result is published, where it is not nil
+	budget        budget
+	weights       map[string]*Weight
+	work          []*shardRun
+	factors       factors
+	merges        []*jobRun // in the order of the plan
+	shares        []KeptAdapter
+	compute       chan struct{} // one token a thread that computes
 
 	total         int64
 	done, written atomic.Int64
@@ -229,25 +229,25 @@ type run struct {
 // shardRun is a shard being written.
 type shardRun struct {
 	*Shard
-	jobs []*jobRun // while it is being written
-	file File
-	left atomic.Int64  // jobs that are not done
-	done chan struct{} // closed when it has its name
+	jobs      []*jobRun // while it is being written
+	file      File
+	remaining atomic.Int64  // jobs that are not done
+	done      chan struct{} // closed when it has its name
 }
 
 // jobRun is a weight on its way.
 type jobRun struct {
 	*Job
-	weight  *Weight
-	encoder quant.Encoder
-	flip    bool // the encoder wants the weight turned round
-	shard   *shardRun
-	carry   *carry
-	terms   []*term      // of the weight's change, while it is made
-	shares  []share      // of its contributors
-	ready   bool         // the norms of DoRA are known
-	left    atomic.Int64 // tiles that are not done
-	group   *group       // of an encoder that measures, else nil
+	weight    *Weight
+	encoder   quant.Encoder
+	flip      bool // the encoder wants the weight turned round
+	shard     *shardRun
+	deferred  *deferred
+	terms     []*term      // of the weight's change, while it is made
+	shares    []share      // of its contributors
+	ready     bool         // the norms of DoRA are known
+	remaining atomic.Int64 // tiles that are not done
+	group     *group       // of an encoder that measures, else nil
 }
 
 // newJob finds the weight of a job again and makes its encoder.
@@ -346,7 +346,7 @@ func (r *run) shards(ctx context.Context) error {
 			sh.file.Close() // again, where it was finished: that does no harm
 		}
 		for _, j := range sh.jobs {
-			j.carry.close()
+			j.deferred.close()
 		}
 	}
 	return err
@@ -354,7 +354,7 @@ func (r *run) shards(ctx context.Context) error {
 
 // feed hands out the tasks in the order of the source.
 func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) error {
-	memory := semaphore.NewWeighted(r.budget.carry)
+	memory := semaphore.NewWeighted(r.budget.deferred)
 	send := func(list []task) error {
 		for _, t := range list {
 			select {
@@ -406,7 +406,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			if err != nil {
 				return err
 			}
-			j.left.Store(int64(len(pieces)))
+			j.remaining.Store(int64(len(pieces)))
 			if len(pieces) == 0 { // an empty tensor
 				if err := r.finishJob(ctx, newScratch(r.compute), g, j); err != nil {
 					return err
@@ -422,7 +422,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 
 // begin creates the file of a shard.
 func (r *run) begin(sh *shardRun) (err error) {
-	sh.left.Store(int64(len(sh.Jobs)))
+	sh.remaining.Store(int64(len(sh.Jobs)))
 	sh.file, err = r.sink.Create(sh.Name, sh.Size)
 	return err
 }

@@ -11,7 +11,7 @@ type scratch struct {
 	checkpoint.Reader
 	cast, arranged []byte
 	out, kept      []byte
-	carry          []float32
+	deferred       []float32
 	merge          mergeBuffers
 	ranges         []quant.Range
 	views          [][]byte

@@ -71,8 +71,8 @@ func (shared) Encoder(_ context.Context, _ quant.Spec, t tensor.Info) (quant.Enc
 func (shared) Config([]quant.Assigned, []string) (string, []byte, error) {
 	return "quantization_config", []byte(`{"quant_method": "shared"}`), nil
 }
-func (shared) Promise(b []byte) (quant.Promise, bool) {
-	return quant.Promise{}, strings.Contains(string(b), `"shared"`)
+func (shared) Declaration(b []byte) (quant.Declaration, bool) {
+	return quant.Declaration{}, strings.Contains(string(b), `"shared"`)
 }
 
 // sharedWeight is both ways of a weight.
@@ -81,17 +81,17 @@ type sharedWeight struct {
 	scale float32
 }
 
-func (w *sharedWeight) Info() tensor.Info         { return w.info }
-func (w *sharedWeight) Spec() quant.Spec          { return quant.Spec{Type: "shared8"} }
-func (w *sharedWeight) Parts() []string           { return []string{w.info.Name, w.info.Name + ".scale"} }
-func (w *sharedWeight) Unit() int64               { return 1 }
-func (w *sharedWeight) Values() tensor.DType      { return tensor.F32 }
-func (w *sharedWeight) Carry(int64, int64) int64  { return 0 }
-func (w *sharedWeight) Statistics() int           { return 1 }
-func (w *sharedWeight) Join(a, b []float32)       { a[0] = max(a[0], b[0]) }
-func (w *sharedWeight) Begin(n []float32) error   { w.scale = n[0] / 127; return nil }
-func (w *sharedWeight) TileElements() int64       { return 40_000 }
-func (w *sharedWeight) floats(b []byte) []float32 { return floatsOf(b, w.info.DType) }
+func (w *sharedWeight) Info() tensor.Info           { return w.info }
+func (w *sharedWeight) Spec() quant.Spec            { return quant.Spec{Type: "shared8"} }
+func (w *sharedWeight) Parts() []string             { return []string{w.info.Name, w.info.Name + ".scale"} }
+func (w *sharedWeight) Unit() int64                 { return 1 }
+func (w *sharedWeight) Values() tensor.DType        { return tensor.F32 }
+func (w *sharedWeight) Deferred(int64, int64) int64 { return 0 }
+func (w *sharedWeight) Statistics() int             { return 1 }
+func (w *sharedWeight) Join(a, b []float32)         { a[0] = max(a[0], b[0]) }
+func (w *sharedWeight) Begin(n []float32) error     { w.scale = n[0] / 127; return nil }
+func (w *sharedWeight) TileElements() int64         { return 40_000 }
+func (w *sharedWeight) floats(b []byte) []float32   { return floatsOf(b, w.info.DType) }
 
 func floatsOf(b []byte, d tensor.DType) []float32 {
 	x := make([]float32, int64(len(b))*8/d.Bits())
@@ -136,7 +136,7 @@ func (w *sharedWeight) Encode(out [][]byte, _ []float32, _, _ int64, src []byte)
 	return nil
 }
 
-func (w *sharedWeight) Finish(_ quant.Carry, write func(int, int64, []byte) error) error {
+func (w *sharedWeight) Finish(_ quant.Deferred, write func(int, int64, []byte) error) error {
 	return write(1, 0, binary.LittleEndian.AppendUint32(nil, math.Float32bits(w.scale)))
 }
 

@@ -43,7 +43,7 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 	n := hi - lo
 	if j.encoder != nil {
 		var err error
-		j.carry, err = newCarry(ctx, j.encoder.Carry(0, n), memory, r.budget.carry, r.scratch)
+		j.deferred, err = newDeferred(ctx, j.encoder.Deferred(0, n), memory, r.budget.deferred, r.scratch)
 		return tasks, err
 	}
 	return tasks, nil
@@ -86,7 +86,7 @@ func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) err
 		}
 		r.done.Add((t.hi - t.lo) * j.weight.StoredBytes() / j.weight.Count())
 	}
-	if j.left.Add(-1) == 0 {
+	if j.remaining.Add(-1) == 0 {
 		return r.finishJob(ctx, s, g, j)
 	}
 	return nil
@@ -183,14 +183,14 @@ func (r *run) change(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) e
 		out = out[x.Length:]
 	}
 	unit := lo / j.encoder.Unit()
-	carry := j.carry.tile(s, unit, j.encoder.Carry(lo, hi))
+	deferred := j.deferred.tile(s, unit, j.encoder.Deferred(lo, hi))
 	s.Begin()
-	err = j.encoder.Encode(s.views, carry, lo, hi, values)
+	err = j.encoder.Encode(s.views, deferred, lo, hi, values)
 	s.End()
 	if err != nil {
 		return j.locate(err)
 	}
-	if err := j.carry.keep(s, carry, unit); err != nil {
+	if err := j.deferred.keep(s, deferred, unit); err != nil {
 		return err
 	}
 	for i, x := range s.ranges {

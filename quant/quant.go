@@ -86,8 +86,8 @@ type Decoder interface {
 	Decode(dst []byte, lo, hi int64, in [][]byte) error
 }
 
-// Carry holds the float32 numbers that an Encoder keeps from its tiles for Finish.
-type Carry interface {
+// Deferred holds the float32 numbers that an Encoder keeps from its tiles for Finish.
+type Deferred interface {
 	// ReadFloats fills dst with the numbers that begin at index i.
 	ReadFloats(dst []float32, i int64) error
 }
@@ -99,18 +99,18 @@ type Encoder interface {
 	Outputs() []tensor.Info
 	// Unit is the number of elements at whose multiples a tile may begin.
 	Unit() int64
-	// Carry is how many float32 numbers Finish needs of the elements [lo, hi);
+	// Deferred is how many float32 numbers Finish needs of the elements [lo, hi);
 	// they stand at index lo/Unit and on. Zero where it needs none.
-	Carry(lo, hi int64) int64
+	Deferred(lo, hi int64) int64
 	// Tiles appends to r the ranges of the outputs that the elements [lo, hi)
 	// fill. What no tile fills is written by Finish.
 	Tiles(r []Range, lo, hi int64) []Range
 	// Encode quantises the elements [lo, hi), which src has as the dtype that the Encoder
 	// was made for, into out, the bytes of Tiles in the same order, and
-	// carry. A value that is not finite is a *NonFiniteError.
-	Encode(out [][]byte, carry []float32, lo, hi int64, src []byte) error
+	// deferred. A value that is not finite is a *NonFiniteError.
+	Encode(out [][]byte, deferred []float32, lo, hi int64, src []byte) error
 	// Finish writes the rest, when all tiles are done.
-	Finish(c Carry, write func(part int, off int64, p []byte) error) error
+	Finish(c Deferred, write func(part int, off int64, p []byte) error) error
 }
 
 // Wishful is a Decoder or an Encoder that works best on tiles of at least so many elements: one that hands them to
@@ -151,8 +151,8 @@ type Type struct {
 	ExpertLoaders string
 }
 
-// Promise is what a checkpoint's config says of how its weights are stored.
-type Promise struct {
+// Declaration is what a checkpoint's config says of how its weights are stored.
+type Declaration struct {
 	// Skips reports whether the module stays plain; nil leaves it to the loader, by the model's class.
 	Skips func(module string) bool
 }
@@ -181,6 +181,6 @@ type Scheme interface {
 	// Config returns a member of config.json, its key and a JSON object, that tells a loader of the quantised weights.
 	// skip lists the modules that it must not expect to be quantised; nil means the loader's own choice.
 	Config(weights []Assigned, skip []string) (key string, object []byte, err error)
-	// Promise reads the quantization_config of a config.json. It reports false for another scheme's.
-	Promise(config []byte) (Promise, bool)
+	// Declaration reads the quantization_config of a config.json. It reports false for another scheme's.
+	Declaration(config []byte) (Declaration, bool)
 }

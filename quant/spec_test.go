@@ -57,7 +57,7 @@ func (named) Encoder(context.Context, quant.Spec, tensor.Info) (quant.Encoder, e
 	return nil, quant.ErrUnsupported
 }
 func (named) Config([]quant.Assigned, []string) (string, []byte, error) { return "", nil, nil }
-func (named) Promise([]byte) (quant.Promise, bool)                      { return quant.Promise{}, false }
+func (named) Declaration([]byte) (quant.Declaration, bool)              { return quant.Declaration{}, false }
 
 // TestRegister: names and types are each one scheme's, and can be typed.
 func TestRegister(t *testing.T) {

@@ -237,7 +237,7 @@ func printPlan(w io.Writer, r *lorakit.ConvertResult) error {
 	for _, f := range r.Plan.Files {
 		t.row(f.Name, "", "", humanize.IBytes(uint64(len(f.Data))), "written")
 	}
-	for _, f := range r.Plan.Carried {
+	for _, f := range r.Plan.Copied {
 		t.row(f.Name, "", "", humanize.IBytes(uint64(f.Size)), "carried along")
 	}
 	t.flush()

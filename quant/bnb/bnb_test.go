@@ -64,9 +64,9 @@ type typed struct {
 
 func (t typed) DType() tensor.DType { return t.dtype }
 
-type carry []float32
+type deferred []float32
 
-func (c carry) ReadFloats(dst []float32, i int64) error {
+func (c deferred) ReadFloats(dst []float32, i int64) error {
 	copy(dst, c[i:])
 	return nil
 }
@@ -84,7 +84,7 @@ func encode(t testing.TB, s quant.Spec, info tensor.Info, src []byte, units int6
 		data[i] = make([]byte, n)
 	}
 	n, width := info.Count(), info.DType.Bits()/8
-	kept := make(carry, e.Carry(0, n))
+	kept := make(deferred, e.Deferred(0, n))
 	for lo := int64(0); lo < n; lo += units * e.Unit() {
 		hi := min(lo+units*e.Unit(), n)
 		var views [][]byte
@@ -92,7 +92,7 @@ func encode(t testing.TB, s quant.Spec, info tensor.Info, src []byte, units int6
 			views = append(views, data[r.Part][r.Offset:r.Offset+r.Length])
 		}
 		var tile []float32
-		if k := e.Carry(lo, hi); k > 0 {
+		if k := e.Deferred(lo, hi); k > 0 {
 			tile = kept[lo/e.Unit():][:k]
 		}
 		require.NoError(t, e.Encode(views, tile, lo, hi, src[lo*width:hi*width]))

@@ -187,7 +187,7 @@ func new4bitEncoder(s spec, t tensor.Info) (quant.Encoder, error) {
 func (e *fourBitEncoder) Outputs() []tensor.Info { return e.parts }
 func (e *fourBitEncoder) Unit() int64            { return int64(e.spec.BlockSize) }
 
-func (e *fourBitEncoder) Carry(lo, hi int64) int64 {
+func (e *fourBitEncoder) Deferred(lo, hi int64) int64 {
 	if !e.spec.DoubleQuant {
 		return 0
 	}
@@ -203,8 +203,8 @@ func (e *fourBitEncoder) Tiles(r []quant.Range, lo, hi int64) []quant.Range {
 	return append(r, quant.Range{Part: partAbsmax, Offset: 4 * b0, Length: 4 * (b1 - b0)})
 }
 
-func (e *fourBitEncoder) Encode(out [][]byte, carry []float32, lo, hi int64, src []byte) error {
-	absmax := carry
+func (e *fourBitEncoder) Encode(out [][]byte, deferred []float32, lo, hi int64, src []byte) error {
+	absmax := deferred
 	if !e.spec.DoubleQuant {
 		f := floats.Get().(*[]float32)
 		defer floats.Put(f)
@@ -222,7 +222,7 @@ func (e *fourBitEncoder) Encode(out [][]byte, carry []float32, lo, hi int64, src
 // finishBlocks is how many absmax Finish holds at once: whole nested blocks.
 const finishBlocks = 64 * nf4.NestedBlockSize
 
-func (e *fourBitEncoder) Finish(c quant.Carry, write func(part int, off int64, p []byte) error) error {
+func (e *fourBitEncoder) Finish(c quant.Deferred, write func(part int, off int64, p []byte) error) error {
 	var offset float32
 	if e.spec.DoubleQuant {
 		var err error
@@ -244,7 +244,7 @@ func (e *fourBitEncoder) Finish(c quant.Carry, write func(part int, off int64, p
 
 // finishNested quantises the absmax of the whole weight, which takes two passes over
 // them: one for their mean, one for the codes.
-func (e *fourBitEncoder) finishNested(c quant.Carry, write func(part int, off int64, p []byte) error) (float32, error) {
+func (e *fourBitEncoder) finishNested(c quant.Deferred, write func(part int, off int64, p []byte) error) (float32, error) {
 	f := floats.Get().(*[]float32)
 	defer floats.Put(f)
 	blocks := e.parts[partAbsmax].Shape[0]

@@ -152,8 +152,8 @@ func floatOf(d tensor.DType) (kernels.Float, error) {
 func (e *int8Encoder) Outputs() []tensor.Info { return e.parts }
 func (e *int8Encoder) Unit() int64            { return e.info.Shape[1] }
 
-// Carry is nothing: a row stands for itself.
-func (e *int8Encoder) Carry(int64, int64) int64 { return 0 }
+// Deferred is nothing: a row stands for itself.
+func (e *int8Encoder) Deferred(int64, int64) int64 { return 0 }
 
 func (e *int8Encoder) Tiles(r []quant.Range, lo, hi int64) []quant.Range {
 	r0, r1 := lo/e.Unit(), hi/e.Unit()
@@ -172,6 +172,6 @@ func (e *int8Encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte
 	return nil
 }
 
-func (e *int8Encoder) Finish(_ quant.Carry, write func(part int, off int64, p []byte) error) error {
+func (e *int8Encoder) Finish(_ quant.Deferred, write func(part int, off int64, p []byte) error) error {
 	return write(partFormat, 0, []byte{0})
 }

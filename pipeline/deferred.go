@@ -13,17 +13,17 @@ import (
 // scratchPattern is how the files are called that hold what did not fit in memory.
 const scratchPattern = "scratch-*.lorakit"
 
-// carry holds the numbers of a weight that outlive its tiles: in memory where
-// its share allows it, else in a file in the stage. A nil carry holds none.
-type carry struct {
+// deferred holds the numbers of a weight that outlive its tiles: in memory where
+// its share allows it, else in a file in the stage. A nil deferred holds none.
+type deferred struct {
 	floats  []float32
 	file    *os.File
 	release func()
 }
 
-// newCarry takes room for n numbers. It waits for memory that other weights hold, but for
+// newDeferred takes room for n numbers. It waits for memory that other weights hold, but for
 // no more than half of the share: a larger weight goes to a file.
-func newCarry(ctx context.Context, n int64, memory *semaphore.Weighted, share int64, dir string) (*carry, error) {
+func newDeferred(ctx context.Context, n int64, memory *semaphore.Weighted, share int64, dir string) (*deferred, error) {
 	if n == 0 {
 		return nil, nil
 	}
@@ -31,14 +31,14 @@ func newCarry(ctx context.Context, n int64, memory *semaphore.Weighted, share in
 		if err := memory.Acquire(ctx, bytes); err != nil {
 			return nil, context.Cause(ctx)
 		}
-		return &carry{floats: make([]float32, n), release: sync.OnceFunc(func() { memory.Release(bytes) })}, nil
+		return &deferred{floats: make([]float32, n), release: sync.OnceFunc(func() { memory.Release(bytes) })}, nil
 	}
 	f, err := os.CreateTemp(dir, scratchPattern)
 	if err != nil {
 		return nil, err
 	}
 	gone := os.Remove(f.Name()) == nil // so that nothing is left of it after a kill; Windows cannot
-	return &carry{file: f, release: sync.OnceFunc(func() {
+	return &deferred{file: f, release: sync.OnceFunc(func() {
 		f.Close()
 		if !gone {
 			os.Remove(f.Name())
@@ -47,21 +47,21 @@ func newCarry(ctx context.Context, n int64, memory *semaphore.Weighted, share in
 }
 
 // tile is where the numbers of a tile go, n from index first on.
-func (c *carry) tile(s *scratch, first, n int64) []float32 {
+func (c *deferred) tile(s *scratch, first, n int64) []float32 {
 	switch {
 	case c == nil:
 		return nil
 	case c.floats != nil:
 		return c.floats[first : first+n]
 	}
-	if int64(cap(s.carry)) < n {
-		s.carry = make([]float32, n)
+	if int64(cap(s.deferred)) < n {
+		s.deferred = make([]float32, n)
 	}
-	return s.carry[:n]
+	return s.deferred[:n]
 }
 
 // keep stores the numbers of a tile, where they are not in place already.
-func (c *carry) keep(s *scratch, tile []float32, first int64) error {
+func (c *deferred) keep(s *scratch, tile []float32, first int64) error {
 	if c == nil || c.floats != nil {
 		return nil
 	}
@@ -74,7 +74,7 @@ func (c *carry) keep(s *scratch, tile []float32, first int64) error {
 }
 
 // ReadFloats fills dst with the numbers from index i on.
-func (c *carry) ReadFloats(dst []float32, i int64) error {
+func (c *deferred) ReadFloats(dst []float32, i int64) error {
 	if c.floats != nil {
 		copy(dst, c.floats[i:])
 		return nil
@@ -90,7 +90,7 @@ func (c *carry) ReadFloats(dst []float32, i int64) error {
 }
 
 // close gives the room back. It may be called more than once.
-func (c *carry) close() {
+func (c *deferred) close() {
 	if c != nil && c.release != nil {
 		c.floats = nil
 		c.release()

@@ -12,13 +12,13 @@ import (
 	"github.com/lorakit/lorakit/storage"
 )
 
-// maxCarried bounds the files that are carried along.
-const maxCarried = 10_000
+// maxCopied bounds the files that are copied along.
+const maxCopied = 10_000
 
-// carried lists the files of the folder that go along with the tensors as they are:
+// filesToCopy lists the files of the folder that go along with the tensors as they are:
 // tokenizer, generation config, licence, chat template. Files in written are made
 // anew; weights in other formats would contradict the result, so they stay, and are returned in skipped.
-func carried(ctx context.Context, dir storage.Folder, written map[string]bool) (files []InputFile, skipped []string, err error) {
+func filesToCopy(ctx context.Context, dir storage.Folder, written map[string]bool) (files []InputFile, skipped []string, err error) {
 	folders := 0
 	var walk func(below string) error
 	walk = func(below string) error {
@@ -33,8 +33,8 @@ func carried(ctx context.Context, dir storage.Folder, written map[string]bool) (
 			case !utf8.ValidString(name) || strings.Contains(name, `\`), // no name on every system
 				!e.Folder && isWeights(name):
 				skipped = append(skipped, name)
-			case len(files) == maxCarried || folders == maxCarried:
-				return fmt.Errorf("%s: %w: more than %d files", dir.Path(""), formats.ErrLimit, maxCarried)
+			case len(files) == maxCopied || folders == maxCopied:
+				return fmt.Errorf("%s: %w: more than %d files", dir.Path(""), formats.ErrLimit, maxCopied)
 			case e.Folder:
 				folders++
 				if err := walk(name); err != nil {

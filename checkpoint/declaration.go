@@ -11,17 +11,17 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// promise is what the quantization_config says of how the weights are stored, by the scheme whose it is.
-func (c *Checkpoint) promise() (quant.Promise, bool) {
+// declaration is what the quantization_config says of how the weights are stored, by the scheme whose it is.
+func (c *Checkpoint) declaration() (quant.Declaration, bool) {
 	if c.Config == nil || c.Config.Quantization == nil {
-		return quant.Promise{}, false
+		return quant.Declaration{}, false
 	}
 	for _, s := range quant.All() {
-		if p, ok := s.Promise(c.Config.Quantization); ok {
+		if p, ok := s.Declaration(c.Config.Quantization); ok {
 			return p, true
 		}
 	}
-	return quant.Promise{}, false
+	return quant.Declaration{}, false
 }
 
 // ForeignScheme says how config.json has the weights stored, in a few words, where no scheme here reads it, so that
@@ -30,7 +30,7 @@ func (c *Checkpoint) ForeignScheme() (string, bool) {
 	if c.Config == nil || c.Config.Quantization == nil {
 		return "", false
 	}
-	if _, ok := c.promise(); ok {
+	if _, ok := c.declaration(); ok {
 		return "", false
 	}
 	var named struct {

@@ -11,9 +11,9 @@ import (
 	"github.com/lorakit/lorakit/quant"
 )
 
-// Promise reads the quantization_config that Config writes, and that of older releases, which has no quant_method. A
+// Declaration reads the quantization_config that Config writes, and that of older releases, which has no quant_method. A
 // list of llm_int8_skip_modules replaces the loader's own choice.
-func (Scheme) Promise(config []byte) (quant.Promise, bool) {
+func (Scheme) Declaration(config []byte) (quant.Declaration, bool) {
 	var c struct {
 		Method   string         `json:"quant_method"`
 		FourBit  bool           `json:"load_in_4bit"`
@@ -21,12 +21,12 @@ func (Scheme) Promise(config []byte) (quant.Promise, bool) {
 		Skips    jsontext.Value `json:"llm_int8_skip_modules"`
 	}
 	if json.Unmarshal(config, &c) != nil {
-		return quant.Promise{}, false
+		return quant.Declaration{}, false
 	}
 	if old := c.Method == "" && (c.FourBit || c.EightBit); !old && c.Method != (Scheme{}).Name() {
-		return quant.Promise{}, false
+		return quant.Declaration{}, false
 	}
-	var p quant.Promise
+	var p quant.Declaration
 	var entries []string
 	if json.Unmarshal(c.Skips, &entries) == nil && entries != nil {
 		p.Skips = newSkipList(entries).matches
