@@ -85,8 +85,7 @@ func product(a, b []float32, in int) []float64 {
 	return out
 }
 
-// TestCombineAsPEFT compares B·A of what PEFT combines, but for the types that drop values
-// by its own random numbers.
+// TestCombineAsPEFT compares B·A of what PEFT combines, but for the types that drop values by its own random numbers.
 func TestCombineAsPEFT(t *testing.T) {
 	var results struct {
 		Combined map[string]struct {
@@ -112,7 +111,8 @@ func TestCombineAsPEFT(t *testing.T) {
 				list = append(list, lorakit.Adapter{Path: filepath.Join(adapterFixtures, a[0].(string)), Weight: a[1].(float64)})
 			}
 			out := filepath.Join(t.TempDir(), "out")
-			_, err := lorakit.Combine(t.Context(), out, list, lorakit.CombineOptions{Type: x.Type, Density: x.Density, MajoritySign: x.MajoritySign, Rank: x.Rank})
+			_, err := lorakit.Combine(t.Context(), out, list,
+				lorakit.CombineOptions{Type: x.Type, Density: x.Density, MajoritySign: x.MajoritySign, Rank: x.Rank})
 			require.NoError(t, err)
 			got := numbers(t, filepath.Join(out, "adapter_model.safetensors"))
 			want := numbers(t, filepath.Join(adapterFixtures, "combined", name+".safetensors"))
@@ -172,8 +172,8 @@ func sameNumbers(t *testing.T, want, got map[string][]float32) {
 	}
 }
 
-// A combination that keeps whole deltas, merged, is what merging its adapters is: of stacks of
-// experts, convolutions and embeddings too.
+// A combination that keeps whole deltas, merged, is what merging its adapters is: of stacks of experts, convolutions
+// and embeddings too.
 func TestCombineIsMerge(t *testing.T) {
 	t.Parallel()
 	for _, x := range []struct{ base, one, two string }{
@@ -202,8 +202,10 @@ func TestCombineIsMerge(t *testing.T) {
 // An adapter of its own energy and more of rank keeps its function: parts without a rank go along.
 func TestResizeKeeps(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"llama/attention", "llama/dora", "llama/tokens", "llama/saved-head", "llama/grown", "llama/embedding-head",
-		"tiny-gpt2/attention", "tiny-mixtral/experts", "qwen3-moe/all-linear", "resnet/convolutions", "tiny-qwen3/tied-embedding-ensured"} {
+	for _, name := range []string{"llama/attention", "llama/dora", "llama/tokens", "llama/saved-head", "llama/grown",
+		"llama/embedding-head",
+		"tiny-gpt2/attention", "tiny-mixtral/experts", "qwen3-moe/all-linear", "resnet/convolutions",
+		"tiny-qwen3/tied-embedding-ensured"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			base, _, _ := strings.Cut(name, "/")
@@ -221,7 +223,8 @@ func TestResizeKeeps(t *testing.T) {
 func TestExtractIsDifference(t *testing.T) {
 	t.Parallel()
 	for name, left := range map[string]int{
-		"llama/attention": 0, "llama/embedding-head": 0, "tiny-gpt2/attention": 0, "phi3/fused": 0, "tiny-gemma3/language": 0, "tiny-mixtral/experts": 0, "tiny-mixtral/all-linear": 0,
+		"llama/attention": 0, "llama/embedding-head": 0, "tiny-gpt2/attention": 0, "phi3/fused": 0, "tiny-gemma3/language": 0,
+		"tiny-mixtral/experts": 0, "tiny-mixtral/all-linear": 0,
 		"qwen3-moe/experts": 0, "qwen3-moe/down-only": 0, "qwen3-moe/gate-up-only": 0, "tiny-qwen3/tied-both-ensured": 0,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -232,14 +235,16 @@ func TestExtractIsDifference(t *testing.T) {
 			o := lorakit.ConvertOptions{DType: "f32"}
 			_, err := lorakit.Convert(t.Context(), baseOf(base), plain, o)
 			require.NoError(t, err)
-			_, err = lorakit.Merge(t.Context(), baseOf(base), []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, name)}}, tuned, o)
+			_, err = lorakit.Merge(t.Context(), baseOf(base), []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, name)}},
+				tuned, o)
 			require.NoError(t, err)
 			r, err := lorakit.Extract(t.Context(), plain, tuned, out, lorakit.ExtractOptions{Energy: 1})
 			require.NoError(t, err)
 			require.Len(t, r.LeftOut, left)
 			require.InDelta(t, 1, r.Explained, 1e-5)
 			again := filepath.Join(dir, "again")
-			_, err = lorakit.Merge(t.Context(), plain, []lorakit.Adapter{{Path: out}}, again, lorakit.ConvertOptions{MinKept: -1})
+			_, err = lorakit.Merge(t.Context(), plain, []lorakit.Adapter{{Path: out}}, again,
+				lorakit.ConvertOptions{MinKept: -1})
 			require.NoError(t, err)
 			sameNumbers(t, numbers(t, tuned), numbers(t, again))
 		})

@@ -10,8 +10,8 @@ import (
 
 // AnalyzeOptions say how Analyze looks.
 type AnalyzeOptions struct {
-	// Rank is how many leading singular values are found of a matrix whose sides are both
-	// above 1024; of any other, and of an adapter, all are. 0 is 64.
+	// Rank is how many leading singular values are found of a matrix whose sides are both above 1024; of any other, and
+	// of an adapter, all are. 0 is 64.
 	Rank int
 	// Threads is how many modules are decomposed at once; 0 is one a processor.
 	Threads int
@@ -67,7 +67,8 @@ func Analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 func analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analysis, error) {
 	ao := adapt.AnalyzeOptions{Rank: o.Rank, Threads: o.Threads}
 	if tuned == "" && IsAdapter(path) {
-		list, err := openWithoutBase(ctx, []Adapter{{Path: path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout}}, o.FollowLinks)
+		list, err := openWithoutBase(ctx, []Adapter{{Path: path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout}},
+			o.FollowLinks)
 		if err != nil {
 			return nil, err
 		}

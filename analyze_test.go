@@ -138,7 +138,8 @@ func TestAnalyzeChangeAsNumpy(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := golden[name]
 			require.NotEmpty(t, w.Modules)
-			r, err := lorakit.Analyze(t.Context(), filepath.Join("fixtures", paths[0]), filepath.Join("fixtures", paths[1]), lorakit.AnalyzeOptions{})
+			r, err := lorakit.Analyze(t.Context(), filepath.Join("fixtures", paths[0]), filepath.Join("fixtures", paths[1]),
+				lorakit.AnalyzeOptions{})
 			require.NoError(t, err)
 			assert.Equal(t, "change", r.Of)
 			compared := 0
@@ -269,8 +270,10 @@ func TestAnalyzeLeadingValues(t *testing.T) {
 		kept += v * v / energy
 	}
 	assert.InDelta(t, kept, m.Kept[len(m.Kept)-1].Share, 1e-4)
-	assert.Equal(t, []lorakit.RankShare{{Rank: 1, Share: 0.5}, {Rank: 5, Share: 0.9}, {Rank: 8, Share: 0.95}}, m.Needed) // 99 % is beyond them
-	assert.InDelta(t, math.MaxFloat64, m.RelativeNorm, 0)                                                                // of a base of zeros
+	// 99 % is beyond them
+	assert.Equal(t, []lorakit.RankShare{{Rank: 1, Share: 0.5}, {Rank: 5, Share: 0.9}, {Rank: 8, Share: 0.95}}, m.Needed)
+	// of a base of zeros
+	assert.InDelta(t, math.MaxFloat64, m.RelativeNorm, 0)
 
 	// With room for all there are no others.
 	r, err = lorakit.Analyze(t.Context(), a, b, lorakit.AnalyzeOptions{Rank: 2 * rank})
@@ -299,7 +302,8 @@ func TestAnalyzeSameForAnyThreads(t *testing.T) {
 		var page []byte
 		for _, threads := range []int{1, 2, 7} {
 			file := filepath.Join(dir, "page.html")
-			r, err := lorakit.Analyze(t.Context(), paths[0], paths[1], lorakit.AnalyzeOptions{Threads: threads, HTML: file, Force: true})
+			r, err := lorakit.Analyze(t.Context(), paths[0], paths[1],
+				lorakit.AnalyzeOptions{Threads: threads, HTML: file, Force: true})
 			require.NoError(t, err)
 			b, err := os.ReadFile(file)
 			require.NoError(t, err)
@@ -326,7 +330,8 @@ func TestAnalyzeKinds(t *testing.T) {
 		return found
 	}
 	assert.Equal(t, map[string]int{"c_attn": 2, "attn.c_proj": 2, "c_fc": 2, "mlp.c_proj": 2}, kinds("fixtures/tiny-gpt2"))
-	assert.Equal(t, map[string]int{"embedder.convolution": 1, "layer.*.convolution": 6, "shortcut.convolution": 2}, kinds(filepath.Join(adapterFixtures, "resnet/convolutions")))
+	assert.Equal(t, map[string]int{"embedder.convolution": 1, "layer.*.convolution": 6, "shortcut.convolution": 2},
+		kinds(filepath.Join(adapterFixtures, "resnet/convolutions")))
 
 	r, err := lorakit.Analyze(t.Context(), filepath.Join(adapterFixtures, "llama/attention"), "", lorakit.AnalyzeOptions{})
 	require.NoError(t, err)
@@ -381,7 +386,8 @@ func TestAnalyzeDialects(t *testing.T) {
 	for file, same := range map[string]struct {
 		as    string
 		alpha float64
-	}{"mlx-llama": {"llama/attention", 0}, "loralib-llama.pt": {"llama/attention", 8}, "kohya-llama.safetensors": {"llama/patterns", 0}} {
+	}{"mlx-llama": {"llama/attention", 0}, "loralib-llama.pt": {"llama/attention", 8},
+		"kohya-llama.safetensors": {"llama/patterns", 0}} {
 		t.Run(file, func(t *testing.T) {
 			path := filepath.Join(adapterFixtures, "dialects", file)
 			want, err := lorakit.Analyze(t.Context(), filepath.Join(adapterFixtures, same.as), "", lorakit.AnalyzeOptions{})
@@ -401,13 +407,15 @@ func TestAnalyzeDialects(t *testing.T) {
 			assert.Contains(t, file, r.Dialect)
 			assert.Equal(t, 4, r.Rank)
 			assert.InDelta(t, 8, r.Alpha, 0)
-			plain, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, same.as)}, lorakit.ReadOptions{})
+			plain, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, same.as)},
+				lorakit.ReadOptions{})
 			require.NoError(t, err)
 			assert.Equal(t, plain.Trained, r.Trained)
 			assert.Len(t, r.Patterns, len(plain.Patterns))
 		})
 	}
-	_, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "dialects/loralib-llama.pt")}, lorakit.ReadOptions{})
+	_, err := lorakit.InspectAdapter(t.Context(),
+		lorakit.Adapter{Path: filepath.Join(adapterFixtures, "dialects/loralib-llama.pt")}, lorakit.ReadOptions{})
 	require.ErrorIs(t, err, lorakit.ErrUnsupported)
 	require.Equal(t, []lorakit.Hint{{Option: "Alpha", Effect: "gives it"}}, lorakit.Hints(err))
 }
@@ -437,22 +445,33 @@ func TestAnalyzeRefuses(t *testing.T) {
 		kind        error
 		says        []string
 	}{
-		"an adapter as BASE":   {adapter, llama, lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{adapter, "it is an adapter"}},
-		"an adapter as TUNED":  {llama, adapter, lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{adapter, "it is an adapter"}},
-		"NaN in BASE":          {ill, whole, lorakit.AnalyzeOptions{}, nil, []string{ill, q, "not finite"}},
-		"NaN in TUNED":         {whole, ill, lorakit.AnalyzeOptions{}, nil, []string{ill, q, "row 1, column 6", "not finite"}},
-		"NaN alone":            {ill, "", lorakit.AnalyzeOptions{}, nil, []string{ill, q, "not finite"}},
-		"another shape":        {whole, grown, lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{grown, q, "[64, 65]", "[64, 64]"}},
-		"a tensor less":        {whole, less, lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{less, k}},
-		"an empty matrix":      {empty, "", lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{empty, q, "at least one element"}},
-		"no linear layer":      {none, "", lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{none, "no linear layer"}},
-		"a rank below 0":       {whole, "", lorakit.AnalyzeOptions{Rank: -1}, lorakit.ErrOption, []string{"-1"}},
-		"a page that is there": {whole, "", lorakit.AnalyzeOptions{HTML: page}, lorakit.ErrExists, []string{page, "already exists"}},
-		"a page that is SRC":   {whole, "", lorakit.AnalyzeOptions{HTML: whole, Force: true}, lorakit.ErrRefused, []string{whole}},
-		"a page in TUNED":      {whole, llama, lorakit.AnalyzeOptions{HTML: filepath.Join(llama, "x.html")}, lorakit.ErrRefused, []string{llama}},
-		"a page in no folder":  {whole, "", lorakit.AnalyzeOptions{HTML: filepath.Join(dir, "no", "x.html")}, lorakit.ErrRefused, []string{"no folder"}},
-		"a page for a folder":  {whole, "", lorakit.AnalyzeOptions{HTML: t.TempDir(), Force: true}, lorakit.ErrRefused, []string{"no file"}},
-		"nothing there":        {filepath.Join(dir, "nothing"), "", lorakit.AnalyzeOptions{}, os.ErrNotExist, []string{"nothing"}},
+		"an adapter as BASE": {adapter, llama, lorakit.AnalyzeOptions{}, lorakit.ErrRefused,
+			[]string{adapter, "it is an adapter"}},
+		"an adapter as TUNED": {llama, adapter, lorakit.AnalyzeOptions{}, lorakit.ErrRefused,
+			[]string{adapter, "it is an adapter"}},
+		"NaN in BASE": {ill, whole, lorakit.AnalyzeOptions{}, nil, []string{ill, q, "not finite"}},
+		"NaN in TUNED": {whole, ill, lorakit.AnalyzeOptions{}, nil,
+			[]string{ill, q, "row 1, column 6", "not finite"}},
+		"NaN alone": {ill, "", lorakit.AnalyzeOptions{}, nil, []string{ill, q, "not finite"}},
+		"another shape": {whole, grown, lorakit.AnalyzeOptions{}, lorakit.ErrRefused,
+			[]string{grown, q, "[64, 65]", "[64, 64]"}},
+		"a tensor less": {whole, less, lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{less, k}},
+		"an empty matrix": {empty, "", lorakit.AnalyzeOptions{}, lorakit.ErrRefused,
+			[]string{empty, q, "at least one element"}},
+		"no linear layer": {none, "", lorakit.AnalyzeOptions{}, lorakit.ErrRefused, []string{none, "no linear layer"}},
+		"a rank below 0":  {whole, "", lorakit.AnalyzeOptions{Rank: -1}, lorakit.ErrOption, []string{"-1"}},
+		"a page that is there": {whole, "", lorakit.AnalyzeOptions{HTML: page}, lorakit.ErrExists,
+			[]string{page, "already exists"}},
+		"a page that is SRC": {whole, "", lorakit.AnalyzeOptions{HTML: whole, Force: true}, lorakit.ErrRefused,
+			[]string{whole}},
+		"a page in TUNED": {whole, llama, lorakit.AnalyzeOptions{HTML: filepath.Join(llama, "x.html")},
+			lorakit.ErrRefused, []string{llama}},
+		"a page in no folder": {whole, "", lorakit.AnalyzeOptions{HTML: filepath.Join(dir, "no", "x.html")},
+			lorakit.ErrRefused, []string{"no folder"}},
+		"a page for a folder": {whole, "", lorakit.AnalyzeOptions{HTML: t.TempDir(), Force: true}, lorakit.ErrRefused,
+			[]string{"no file"}},
+		"nothing there": {filepath.Join(dir, "nothing"), "", lorakit.AnalyzeOptions{}, os.ErrNotExist,
+			[]string{"nothing"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := lorakit.Analyze(t.Context(), c.path, c.tuned, c.o)
@@ -530,8 +549,9 @@ func TestAnalyzePageOrder(t *testing.T) {
 	attention := []string{"q_proj", "k_proj", "v_proj", "o_proj"}
 	mlp := []string{"gate_proj", "up_proj", "down_proj"}
 	for path, want := range map[string][]string{
-		"fixtures/tiny-llama":                            slices.Concat(attention, mlp, []string{"lm_head"}),
-		"fixtures/tiny-mixtral":                          slices.Concat(attention, []string{"gate"}, mlp, []string{"lm_head"}),
+		"fixtures/tiny-llama": slices.Concat(attention, mlp, []string{"lm_head"}),
+		"fixtures/tiny-mixtral": slices.Concat(attention, []string{"gate"}, mlp,
+			[]string{"lm_head"}),
 		"fixtures/tiny-gpt2":                             {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"},
 		filepath.Join(adapterFixtures, "llama/patterns"): slices.Concat(attention, mlp),
 	} {

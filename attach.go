@@ -15,9 +15,9 @@ type (
 	AttachedModule = adapt.AttachedModule
 )
 
-// Attach writes a new adapter for base. With the inits kaiming and gaussian B is zero, so
-// that the model's output is what it was; with pissa and olora it is so in PEFT, which takes the
-// adapter's part out of the base as it loads the adapter.
+// Attach writes a new adapter for base. With the inits kaiming and gaussian B is zero, so that the model's output is
+// what it was; with pissa and olora it is so in PEFT, which takes the adapter's part out of the base as it loads the
+// adapter.
 func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment, error) {
 	if err := o.Check(); err != nil {
 		return nil, err

@@ -40,7 +40,8 @@ func relative(t *testing.T, got, want []float64) float64 {
 
 // TestAttachAsPEFT holds the starts against those that PEFT makes itself.
 func TestAttachAsPEFT(t *testing.T) {
-	for _, c := range []struct{ base, init string }{{"tiny-llama", "pissa"}, {"tiny-llama", "olora"}, {"tiny-gpt2", "pissa"}} {
+	for _, c := range []struct{ base, init string }{{"tiny-llama", "pissa"}, {"tiny-llama", "olora"},
+		{"tiny-gpt2", "pissa"}} {
 		t.Run(c.base+"-"+c.init, func(t *testing.T) {
 			out, r := attach(t, baseOf(c.base), lorakit.AttachOptions{Rank: 4, Alpha: 12, Init: c.init})
 			require.False(t, r.Unchanged)
@@ -81,7 +82,8 @@ func TestAttachResidual(t *testing.T) {
 	require.Contains(t, string(config), `"init_lora_weights": "pissa"`)
 	plain := strings.Replace(string(config), `"init_lora_weights": "pissa"`, `"init_lora_weights": true`, 1)
 	require.NoError(t, os.WriteFile(filepath.Join(out, "adapter_config.json"), []byte(plain), 0o666))
-	_, err = lorakit.Unmerge(t.Context(), base, []lorakit.Adapter{{Path: out}}, rest, lorakit.ConvertOptions{Quantize: "nf4", DoubleQuant: true, MinKept: -1})
+	_, err = lorakit.Unmerge(t.Context(), base, []lorakit.Adapter{{Path: out}}, rest,
+		lorakit.ConvertOptions{Quantize: "nf4", DoubleQuant: true, MinKept: -1})
 	require.NoError(t, err)
 	decoded := filepath.Join(t.TempDir(), "decoded")
 	_, err = lorakit.Convert(t.Context(), rest, decoded, lorakit.ConvertOptions{Quantize: "none", DType: "f32"})
@@ -106,15 +108,15 @@ func wide(v []float32) []float64 {
 }
 
 func scaledProduct(factors map[string][]float32, m lorakit.AttachedModule, scale float64) []float64 {
-	p := product(factors["base_model.model."+m.Name+".lora_A.weight"], factors["base_model.model."+m.Name+".lora_B.weight"], m.In)
+	p := product(factors["base_model.model."+m.Name+".lora_A.weight"],
+		factors["base_model.model."+m.Name+".lora_B.weight"], m.In)
 	for i := range p {
 		p[i] *= scale
 	}
 	return p
 }
 
-// TestAttachLoftQ measures the errors on what was written, and that more steps never make
-// them larger.
+// TestAttachLoftQ measures the errors on what was written, and that more steps never make them larger.
 func TestAttachLoftQ(t *testing.T) {
 	for _, name := range []string{"tiny-llama", "tiny-gpt2", "tiny-llama-f32"} {
 		base := baseOf(name)
@@ -163,11 +165,12 @@ func turned(v []float64, cols int) []float64 {
 	return out
 }
 
-// TestAttachRandom holds the plain starts against their distributions: a bound of 1/sqrt(in), a
-// deviation of 1/rank, and B zero.
+// TestAttachRandom holds the plain starts against their distributions: a bound of 1/sqrt(in), a deviation of 1/rank,
+// and B zero.
 func TestAttachRandom(t *testing.T) {
 	for init, rank := range map[string]int{"kaiming": 24, "gaussian": 16} {
-		out, r := attach(t, baseOf("tiny-llama"), lorakit.AttachOptions{Rank: rank, Init: init, Seed: 3, Target: "mlp.gate_proj,mlp.up_proj,down_proj"})
+		out, r := attach(t, baseOf("tiny-llama"),
+			lorakit.AttachOptions{Rank: rank, Init: init, Seed: 3, Target: "mlp.gate_proj,mlp.up_proj,down_proj"})
 		require.True(t, r.Unchanged)
 		factors := numbers(t, filepath.Join(out, adapterTensors))
 		for _, m := range r.Modules {
@@ -239,7 +242,8 @@ func TestAttachTargets(t *testing.T) {
 		{"tiny-mixtral", "all-linear", 14, "", []string{"down_proj", "gate.weight", "gate_up_proj"}, true},
 		{"tiny-mixtral", "w2", 2, "model.layers.0.mlp.experts.down_proj", []string{"down_proj"}, false},
 		{"tiny-mixtral", "gate_up_proj", 2, "model.layers.0.mlp.experts.gate_up_proj", []string{"gate_up_proj"}, false},
-		{"qwen3-moe", "all-linear", 11, "", []string{"down_proj", "gate.weight", "gate_up_proj"}, true}, // the dense layer's MLP is left alone
+		// the dense layer's MLP is left alone
+		{"qwen3-moe", "all-linear", 11, "", []string{"down_proj", "gate.weight", "gate_up_proj"}, true},
 		{"qwen3-moe", "gate_proj,up_proj", 1, "model.layers.0.mlp.experts.gate_up_proj", []string{"gate_up_proj"}, true},
 		{"qwen3-moe", ".*experts.*", 2, "", []string{"down_proj", "gate_up_proj"}, true},
 		{"qwen3-moe", `.*layers\.0\.self_attn\..*`, 4, "", nil, false},
@@ -325,7 +329,8 @@ func TestAttachTask(t *testing.T) {
 	got, want := numbers(t, filepath.Join(out, adapterTensors)), numbers(t, baseOf("bert"))
 	require.Equal(t, want["classifier.weight"], got["base_model.model.classifier.weight"])
 	require.Equal(t, want["classifier.bias"], got["base_model.model.classifier.bias"])
-	_, err = lorakit.Attach(t.Context(), baseOf("bert"), filepath.Join(t.TempDir(), "out"), lorakit.AttachOptions{Rank: 2, Target: "classifier"})
+	_, err = lorakit.Attach(t.Context(), baseOf("bert"), filepath.Join(t.TempDir(), "out"),
+		lorakit.AttachOptions{Rank: 2, Target: "classifier"})
 	require.ErrorIs(t, err, lorakit.ErrRefused)
 }
 
@@ -337,22 +342,32 @@ func TestAttachRefuses(t *testing.T) {
 		kind error
 		says string
 	}{
-		"rank":           {"tiny-llama", lorakit.AttachOptions{Rank: 25}, lorakit.ErrRefused, "rank 25 is larger than its matrix of 24 x 48"},
-		"rank of a pair": {"qwen3-moe", lorakit.AttachOptions{Rank: 17, Target: "gate_proj,up_proj"}, lorakit.ErrRefused, "rank 34"},
-		"init":           {"tiny-llama", lorakit.AttachOptions{Init: "best"}, lorakit.ErrOption, "known are kaiming"},
-		"alpha":          {"tiny-llama", lorakit.AttachOptions{Alpha: math.NaN()}, lorakit.ErrOption, "alpha NaN"},
-		"no match":       {"tiny-llama", lorakit.AttachOptions{Target: "c_attn"}, lorakit.ErrRefused, "matches none of its linear layers, such as model.layers.0."},
-		"empty name":     {"tiny-llama", lorakit.AttachOptions{Target: "q_proj,,"}, lorakit.ErrOption, "empty name"},
-		"expression":     {"tiny-llama", lorakit.AttachOptions{Target: "(q_proj"}, lorakit.ErrOption, "target \"(q_proj\""},
-		"runaway":        {"tiny-llama", lorakit.AttachOptions{Target: `(([a-z0-9._]+)+)+\$`}, lorakit.ErrRefused, "takes too long"},
-		"half":           {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Target: "w1"}, lorakit.ErrRefused, "w1 without w3"},
-		"experts":        {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Init: "compensate"}, lorakit.ErrRefused, "leaves experts and routers out of four bits"},
-		"experts' pissa": {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Init: "pissa"}, lorakit.ErrRefused, "PEFT has no init pissa for experts"},
-		"embedding":      {"tiny-gpt2", lorakit.AttachOptions{Target: "wte", Init: "olora"}, lorakit.ErrRefused, "no init olora for an embedding"},
-		"tied":           {"tiny-qwen3", lorakit.AttachOptions{Target: "lm_head", Init: "pissa"}, lorakit.ErrRefused, "its weight is the embedding's too"},
-		"convolution":    {"resnet", lorakit.AttachOptions{Target: "convolution"}, lorakit.ErrRefused, "it is a convolution"},
-		"four bits":      {"expected/tiny-llama/nf4-dq", lorakit.AttachOptions{Init: "compensate"}, lorakit.ErrRefused, "quantised already, and the init compensate needs what it was"},
-		"loftq's":        {"expected/tiny-llama/nf4-dq", lorakit.AttachOptions{Init: "loftq"}, lorakit.ErrRefused, "quantised already"},
+		"rank": {"tiny-llama", lorakit.AttachOptions{Rank: 25}, lorakit.ErrRefused,
+			"rank 25 is larger than its matrix of 24 x 48"},
+		"rank of a pair": {"qwen3-moe", lorakit.AttachOptions{Rank: 17, Target: "gate_proj,up_proj"}, lorakit.ErrRefused,
+			"rank 34"},
+		"init":  {"tiny-llama", lorakit.AttachOptions{Init: "best"}, lorakit.ErrOption, "known are kaiming"},
+		"alpha": {"tiny-llama", lorakit.AttachOptions{Alpha: math.NaN()}, lorakit.ErrOption, "alpha NaN"},
+		"no match": {"tiny-llama", lorakit.AttachOptions{Target: "c_attn"}, lorakit.ErrRefused,
+			"matches none of its linear layers, such as model.layers.0."},
+		"empty name": {"tiny-llama", lorakit.AttachOptions{Target: "q_proj,,"}, lorakit.ErrOption, "empty name"},
+		"expression": {"tiny-llama", lorakit.AttachOptions{Target: "(q_proj"}, lorakit.ErrOption, "target \"(q_proj\""},
+		"runaway": {"tiny-llama", lorakit.AttachOptions{Target: `(([a-z0-9._]+)+)+\$`}, lorakit.ErrRefused,
+			"takes too long"},
+		"half": {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Target: "w1"}, lorakit.ErrRefused, "w1 without w3"},
+		"experts": {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Init: "compensate"}, lorakit.ErrRefused,
+			"leaves experts and routers out of four bits"},
+		"experts' pissa": {"tiny-mixtral", lorakit.AttachOptions{Rank: 2, Init: "pissa"}, lorakit.ErrRefused,
+			"PEFT has no init pissa for experts"},
+		"embedding": {"tiny-gpt2", lorakit.AttachOptions{Target: "wte", Init: "olora"}, lorakit.ErrRefused,
+			"no init olora for an embedding"},
+		"tied": {"tiny-qwen3", lorakit.AttachOptions{Target: "lm_head", Init: "pissa"}, lorakit.ErrRefused,
+			"its weight is the embedding's too"},
+		"convolution": {"resnet", lorakit.AttachOptions{Target: "convolution"}, lorakit.ErrRefused, "it is a convolution"},
+		"four bits": {"expected/tiny-llama/nf4-dq", lorakit.AttachOptions{Init: "compensate"}, lorakit.ErrRefused,
+			"quantised already, and the init compensate needs what it was"},
+		"loftq's": {"expected/tiny-llama/nf4-dq", lorakit.AttachOptions{Init: "loftq"}, lorakit.ErrRefused,
+			"quantised already"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -375,7 +390,8 @@ func TestAttachInterrupted(t *testing.T) {
 		for wait := range 12 {
 			dir := t.TempDir()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(wait*wait)*time.Millisecond/2)
-			_, err := lorakit.Attach(ctx, baseOf("tiny-llama"), filepath.Join(dir, "out"), lorakit.AttachOptions{Rank: 4, Init: init})
+			_, err := lorakit.Attach(ctx, baseOf("tiny-llama"), filepath.Join(dir, "out"),
+				lorakit.AttachOptions{Rank: 4, Init: init})
 			cancel()
 			entries, readErr := os.ReadDir(dir)
 			require.NoError(t, readErr)

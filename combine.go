@@ -11,8 +11,8 @@ import (
 
 // CombineOptions say how Combine makes one adapter of several, as PEFT's add_weighted_adapter does.
 type CombineOptions struct {
-	// Type is one of linear, cat, svd, ties, ties_svd, dare_linear, dare_ties,
-	// dare_linear_svd, dare_ties_svd, magnitude_prune, magnitude_prune_svd.
+	// Type is one of linear, cat, svd, ties, ties_svd, dare_linear, dare_ties, dare_linear_svd, dare_ties_svd,
+	// magnitude_prune, magnitude_prune_svd.
 	Type string
 	// Density is the share of values that pruning leaves, for the types that prune.
 	Density float64
@@ -36,8 +36,8 @@ type (
 // CombineTypes lists the types of combination.
 func CombineTypes() []string { return lora.CombineTypes() }
 
-// Combine writes to out the adapter whose delta is the combination of those of others. It has
-// alpha = rank and no rsLoRA, so that its delta is the product of its factors.
+// Combine writes to out the adapter whose delta is the combination of those of others. It has alpha = rank and no
+// rsLoRA, so that its delta is the product of its factors.
 func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptions) (*Combination, error) {
 	if len(adapters) == 0 {
 		return nil, fmt.Errorf("%w: no adapter is given", ErrOption)

@@ -18,8 +18,8 @@ type ConvertResult struct {
 	Tensors     int    `json:"tensors"`   // logical weights in the result
 	Quantized   int    `json:"quantized"` // how many of them are in the scheme asked for
 	pipeline.Result
-	// Rounding is, for Unmerge, how far each plain weight is to be expected from what it was before
-	// the adapters were merged.
+	// Rounding is, for Unmerge, how far each plain weight is to be expected from what it was before the adapters were
+	// merged.
 	Rounding []pipeline.Rounding `json:"rounding,omitempty"`
 	Seconds  float64             `json:"seconds"`
 	Notices  []string            `json:"notices"`
@@ -27,8 +27,8 @@ type ConvertResult struct {
 	Plan *Plan `json:"plan,omitempty"`
 }
 
-// Convert reads the checkpoint src, a folder or a file, and writes it to dst as o
-// says. An option that is wrong whatever the checkpoint is an ErrOption.
+// Convert reads the checkpoint src, a folder or a file, and writes it to dst as o says. An option that is wrong
+// whatever the checkpoint is an ErrOption.
 func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertResult, error) {
 	po, err := o.plan()
 	if err != nil {

@@ -14,8 +14,8 @@ type AdapterOptions struct {
 	To string
 	// DType is what its tensors are cast to: "f32", "f16", "bf16", or "keep" (or empty).
 	DType string
-	// Experts is "per-expert" for a module an expert, "fused" for one a stack, or "keep" (or empty)
-	// for what the dialect has.
+	// Experts is "per-expert" for a module an expert, "fused" for one a stack, or "keep" (or empty) for what the dialect
+	// has.
 	Experts     string
 	Force       bool
 	FollowLinks bool // see ReadOptions

@@ -28,11 +28,11 @@ type ConvertOptions struct {
 	Merge    []Adapter
 	subtract bool // instead of adding
 
-	// Base is "as-is" (or empty), or "dequantized": each adapted weight goes through NF4
-	// and back first, as an adapter trained by QLoRA has seen it.
+	// Base is "as-is" (or empty), or "dequantized": each adapted weight goes through NF4 and back first, as an adapter
+	// trained by QLoRA has seen it.
 	Base string
-	// MinKept is the least share of an adapter that each of its modules has to keep; 0 is 0.5, a
-	// negative one asks for nothing.
+	// MinKept is the least share of an adapter that each of its modules has to keep; 0 is 0.5, a negative one asks for
+	// nothing.
 	MinKept float64
 	// MaxShardSize is the most bytes of tensors in a file; 0 is 5 GB.
 	MaxShardSize int64
@@ -44,8 +44,8 @@ type ConvertOptions struct {
 	Memory int64
 	// Threads is how many compute at once; 0 is one a processor.
 	Threads int
-	// Resume goes on with a stage that an earlier run has left. Force replaces
-	// what is at the destination. DryRun stops when the plan is made.
+	// Resume goes on with a stage that an earlier run has left. Force replaces what is at the destination. DryRun stops
+	// when the plan is made.
 	Resume, Force, DryRun bool
 	FollowLinks           bool // see ReadOptions
 	// Progress, where not nil, is called several times a second, from another goroutine.

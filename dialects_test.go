@@ -18,8 +18,7 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// dialectFile is an adapter in the file of another tool, with the delta of one of PEFT's, or
-// with its delta beside it.
+// dialectFile is an adapter in the file of another tool, with the delta of one of PEFT's, or with its delta beside it.
 type dialectFile struct {
 	File    string
 	Dialect string
@@ -73,9 +72,8 @@ func loralibAlpha(t *testing.T, c *lorakit.AdapterConversion) float64 {
 	return alpha
 }
 
-// TestConvertAdapters takes every adapter of PEFT's that PEFT has merged into every other dialect, and
-// merges what comes out: the delta is the same, or the dialect has no place for a part and says
-// so.
+// TestConvertAdapters takes every adapter of PEFT's that PEFT has merged into every other dialect, and merges what
+// comes out: the delta is the same, or the dialect has no place for a part and says so.
 func TestConvertAdapters(t *testing.T) {
 	t.Parallel()
 	var mutex sync.Mutex
@@ -86,20 +84,23 @@ func TestConvertAdapters(t *testing.T) {
 		made[what]++
 	}
 	type way struct{ to, experts string }
-	ways := []way{{"kohya", ""}, {"mlx", ""}, {"loralib", ""}, {"peft", "per-expert"}, {"peft", "fused"}, {"kohya", "per-expert"}, {"loralib", "per-expert"}, {"mlx", "fused"}}
+	ways := []way{{"kohya", ""}, {"mlx", ""}, {"loralib", ""}, {"peft", "per-expert"}, {"peft", "fused"},
+		{"kohya", "per-expert"}, {"loralib", "per-expert"}, {"mlx", "fused"}}
 	for name, m := range peftMerges(t) {
 		if len(m.adapters) != 1 || !slices.Contains(m.dtypes, "f32") || strings.HasSuffix(m.base, "-nf4") {
 			continue
 		}
 		moe := strings.Contains(m.base, "mixtral") || strings.Contains(m.base, "moe")
 		for _, w := range ways {
-			if w.experts != "" && !moe || w.to == "mlx" && name == "tiny-qwen3/tied-embedding" { // TestTiedEmbeddingOfMLX has that one
+			// TestTiedEmbeddingOfMLX has that one
+			if w.experts != "" && !moe || w.to == "mlx" && name == "tiny-qwen3/tied-embedding" {
 				continue
 			}
 			t.Run(name+" to "+w.to+" "+w.experts, func(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
-				c, err := lorakit.ConvertAdapter(t.Context(), m.adapters[0], destination(dir, w.to), lorakit.AdapterOptions{To: w.to, Experts: w.experts})
+				c, err := lorakit.ConvertAdapter(t.Context(), m.adapters[0], destination(dir, w.to),
+					lorakit.AdapterOptions{To: w.to, Experts: w.experts})
 				if err != nil {
 					require.ErrorIs(t, err, lora.ErrUnsupported)
 					require.NotContains(t, err.Error(), "\n")
@@ -214,7 +215,8 @@ func TestMergedLinear(t *testing.T) {
 	plain, out := filepath.Join(dir, "plain"), filepath.Join(dir, "out")
 	_, err := lorakit.Convert(t.Context(), baseOf(d.Base), plain, lorakit.ConvertOptions{DType: "f32"})
 	require.NoError(t, err)
-	_, err = lorakit.Merge(t.Context(), baseOf(d.Base), []lorakit.Adapter{d.adapter()}, out, lorakit.ConvertOptions{DType: "f32"})
+	_, err = lorakit.Merge(t.Context(), baseOf(d.Base), []lorakit.Adapter{d.adapter()}, out,
+		lorakit.ConvertOptions{DType: "f32"})
 	require.NoError(t, err)
 	base, got, shape := numbers(t, plain), numbers(t, out), shapes(t, plain)
 	deltas := numbers(t, filepath.Join(adapterFixtures, "dialects", d.Delta))

@@ -6,8 +6,8 @@ import (
 	"github.com/lorakit/lorakit/checkpoint"
 )
 
-// Diff compares two checkpoints weight by weight, each read through its format and
-// scheme, so that a quantised one can be held against its source.
+// Diff compares two checkpoints weight by weight, each read through its format and scheme, so that a quantised one can
+// be held against its source.
 func Diff(ctx context.Context, a, b string, o ReadOptions) (*Comparison, error) {
 	ca, err := open(ctx, a, o.FollowLinks)
 	if err != nil {

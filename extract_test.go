@@ -37,16 +37,20 @@ func TestExtractTells(t *testing.T) {
 			config: `{"architectures": ["DebertaV2ForMaskedLM"], "model_type": "deberta-v2"}`,
 			same:   map[string]entry{"deberta.encoder.layer.0.attention.self.key_proj.weight": ones(4, 4)},
 			tuned: map[string]entry{
-				"deberta.encoder.layer.0.attention.self.pos_key_proj.weight": changed(4), "deberta.encoder.rel_embeddings.weight": changed(6),
-				"deberta.encoder.LayerNorm.weight": vector, "deberta.encoder.layer.0.attention.self.pos_key_proj.bias": vector,
+				"deberta.encoder.layer.0.attention.self.pos_key_proj.weight": changed(4),
+				"deberta.encoder.rel_embeddings.weight":                      changed(6),
+				"deberta.encoder.LayerNorm.weight":                           vector, "deberta.encoder.layer.0.attention.self.pos_key_proj.bias": vector,
 			},
-			modules: []string{"deberta.encoder.layer.0.attention.self.pos_key_proj"}, whole: []string{"deberta.encoder.rel_embeddings"},
-			left: []string{"deberta.encoder.LayerNorm.weight", "deberta.encoder.layer.0.attention.self.pos_key_proj.bias"},
+			modules: []string{"deberta.encoder.layer.0.attention.self.pos_key_proj"},
+			whole:   []string{"deberta.encoder.rel_embeddings"},
+			left:    []string{"deberta.encoder.LayerNorm.weight", "deberta.encoder.layer.0.attention.self.pos_key_proj.bias"},
 		},
 		"a Mamba's out_proj": {
-			config:  `{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}`,
-			tuned:   map[string]entry{"backbone.layers.0.mixer.in_proj.weight": changed(8), "backbone.layers.0.mixer.out_proj.weight": changed(4)},
-			modules: []string{"backbone.layers.0.mixer.in_proj"}, left: []string{"backbone.layers.0.mixer.out_proj.weight"}, matrices: []string{"backbone.layers.0.mixer.out_proj.weight"},
+			config: `{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}`,
+			tuned: map[string]entry{"backbone.layers.0.mixer.in_proj.weight": changed(8),
+				"backbone.layers.0.mixer.out_proj.weight": changed(4)},
+			modules: []string{"backbone.layers.0.mixer.in_proj"}, left: []string{"backbone.layers.0.mixer.out_proj.weight"},
+			matrices: []string{"backbone.layers.0.mixer.out_proj.weight"},
 		},
 		"a tied GPT-2": {
 			config:  `{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}`,
@@ -64,9 +68,11 @@ func TestExtractTells(t *testing.T) {
 			modules: []string{"shared"}, targets: []string{"decoder.embed_tokens", "encoder.embed_tokens", "lm_head", "shared"},
 		},
 		"a dense layer of DeepSeek": {
-			config:  `{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}`,
-			tuned:   map[string]entry{"model.layers.0.mlp.gate_proj.weight": changed(4), "model.layers.0.self_attn.o_proj.weight": changed(4)},
-			modules: []string{"model.layers.0.mlp.gate_proj", "model.layers.0.self_attn.o_proj"}, targets: []string{"model.layers.0.self_attn.o_proj"}, parameters: []string{"model.layers.0.mlp.gate_proj.weight"},
+			config: `{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}`,
+			tuned: map[string]entry{"model.layers.0.mlp.gate_proj.weight": changed(4),
+				"model.layers.0.self_attn.o_proj.weight": changed(4)},
+			modules: []string{"model.layers.0.mlp.gate_proj", "model.layers.0.self_attn.o_proj"},
+			targets: []string{"model.layers.0.self_attn.o_proj"}, parameters: []string{"model.layers.0.mlp.gate_proj.weight"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -80,7 +86,8 @@ func TestExtractTells(t *testing.T) {
 				was[tensor], now[tensor] = ones(e.Shape...), e
 			}
 			out := filepath.Join(t.TempDir(), "out")
-			r, err := lorakit.Extract(t.Context(), madeFolder(t, x.config, "model.safetensors", was), madeFolder(t, x.config, "model.safetensors", now), out, lorakit.ExtractOptions{Energy: 1})
+			r, err := lorakit.Extract(t.Context(), madeFolder(t, x.config, "model.safetensors", was),
+				madeFolder(t, x.config, "model.safetensors", now), out, lorakit.ExtractOptions{Energy: 1})
 			require.NoError(t, err)
 			var modules []string
 			for _, m := range r.Modules {

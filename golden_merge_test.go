@@ -51,7 +51,8 @@ func peftMerges(t *testing.T) map[string]peftMerge {
 	require.NoError(t, json.Unmarshal(b, &results))
 	all := map[string]peftMerge{}
 	for name, x := range results.Adapters {
-		m := peftMerge{x.Base, []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, name)}}, name, x.Merged, slices.Sorted(maps.Keys(x.Modules))}
+		m := peftMerge{x.Base, []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, name)}}, name, x.Merged,
+			slices.Sorted(maps.Keys(x.Modules))}
 		if x.SameAs != "" {
 			m.file, m.dtypes = x.SameAs, results.Adapters[x.SameAs].Merged
 		}
@@ -62,7 +63,8 @@ func peftMerges(t *testing.T) map[string]peftMerge {
 	for name, x := range results.Several {
 		m := peftMerge{base: x.Base, file: name, dtypes: x.Merged}
 		for _, a := range x.Adapters {
-			m.adapters = append(m.adapters, lorakit.Adapter{Path: filepath.Join(adapterFixtures, a[0].(string)), Weight: a[1].(float64)})
+			m.adapters = append(m.adapters, lorakit.Adapter{Path: filepath.Join(adapterFixtures, a[0].(string)),
+				Weight: a[1].(float64)})
 		}
 		all[name] = m
 	}
@@ -70,9 +72,8 @@ func peftMerges(t *testing.T) map[string]peftMerge {
 	return all
 }
 
-// TestGoldenMerge holds merges against PEFT's: the names, types, shapes and values of all
-// tensors. In bfloat16 both round a sum in float32 once, so that only sums on the edge
-// between two numbers may differ, by one step.
+// TestGoldenMerge holds merges against PEFT's: the names, types, shapes and values of all tensors. In bfloat16 both
+// round a sum in float32 once, so that only sums on the edge between two numbers may differ, by one step.
 func TestGoldenMerge(t *testing.T) {
 	t.Parallel()
 	for name, m := range peftMerges(t) {
@@ -141,11 +142,11 @@ func asPEFT(t *testing.T, m peftMerge, dtype, dir string, o lorakit.ConvertOptio
 	}
 }
 
-// roundsDelta reports whether PEFT rounds the delta of a tensor to 16 bits before it adds
-// it: that of embeddings, of parameters without a module of their own (experts and their
-// router), and of an adapter in 16 bits.
+// roundsDelta reports whether PEFT rounds the delta of a tensor to 16 bits before it adds it: that of embeddings, of
+// parameters without a module of their own (experts and their router), and of an adapter in 16 bits.
 func roundsDelta(adapter, name string) bool {
-	return adapter == "llama/half" || strings.Contains(name, "embed") || strings.Contains(name, ".experts.") || strings.HasSuffix(name, ".mlp.gate.weight")
+	return adapter == "llama/half" || strings.Contains(name, "embed") || strings.Contains(name, ".experts.") ||
+		strings.HasSuffix(name, ".mlp.gate.weight")
 }
 
 // nearlyFloat32 allows for another order of the sums.
@@ -153,15 +154,16 @@ func nearlyFloat32(t *testing.T, name string, want, got []byte) {
 	t.Helper()
 	largest, apart := 0.0, 0.0
 	for i := 0; i < len(want); i += 4 {
-		w, g := float64(math.Float32frombits(binary.LittleEndian.Uint32(want[i:]))), float64(math.Float32frombits(binary.LittleEndian.Uint32(got[i:])))
+		w, g := float64(math.Float32frombits(binary.LittleEndian.Uint32(want[i:]))),
+			float64(math.Float32frombits(binary.LittleEndian.Uint32(got[i:])))
 		require.False(t, math.IsNaN(g), name)
 		largest, apart = max(largest, math.Abs(w)), max(apart, math.Abs(w-g))
 	}
 	require.LessOrEqual(t, apart, 2e-6*largest, name)
 }
 
-// nearlyBFloat16 allows one element in a thousand to be one step away.
-// Where PEFT has rounded the delta, each may be off by that and a step.
+// nearlyBFloat16 allows one element in a thousand to be one step away. Where PEFT has rounded the delta, each may be
+// off by that and a step.
 func nearlyBFloat16(t *testing.T, name string, want, got, base []byte, rounded bool) {
 	t.Helper()
 	value := func(b []byte, i int) float64 {
@@ -219,8 +221,10 @@ func sameFolder(t *testing.T, want, got string) {
 
 // kinds are one adapter of every kind of delta.
 var kinds = []string{
-	"llama/attention", "llama/dora", "llama/embedding-head", "llama/saved-head", "llama/tokens", "llama/grown", "phi3/fused",
-	"qwen2/lora-bias", "qwen3-moe/experts", "tiny-mixtral/per-expert", "tiny-gpt2/attention", "tiny-gpt2/dora", "tiny-qwen3/tied-embedding", "resnet/dora",
+	"llama/attention", "llama/dora", "llama/embedding-head", "llama/saved-head", "llama/tokens", "llama/grown",
+	"phi3/fused",
+	"qwen2/lora-bias", "qwen3-moe/experts", "tiny-mixtral/per-expert", "tiny-gpt2/attention", "tiny-gpt2/dora",
+	"tiny-qwen3/tied-embedding", "resnet/dora",
 }
 
 // A merge has the same bytes whatever the threads and the memory.
@@ -260,7 +264,8 @@ func TestMergeQuantizedAtOnce(t *testing.T) {
 			continue
 		}
 		for _, o := range []lorakit.ConvertOptions{
-			{Quantize: "nf4"}, {Quantize: "nf4", DoubleQuant: true, DType: "f32"}, {Quantize: "int8"}, {Quantize: "fp4", PerExpert: true},
+			{Quantize: "nf4"}, {Quantize: "nf4", DoubleQuant: true, DType: "f32"}, {Quantize: "int8"},
+			{Quantize: "fp4", PerExpert: true},
 		} {
 			t.Run(fmt.Sprint(name, "/", o.Quantize, o.DType), func(t *testing.T) {
 				t.Parallel()
@@ -283,13 +288,16 @@ func TestMergeQuantizedAtOnce(t *testing.T) {
 // A merge onto a quantised base is one onto what the base decodes to.
 func TestMergeOntoQuantized(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"llama/attention", "llama/dora", "tiny-gpt2/attention", "tiny-gpt2/dora", "phi3/fused", "qwen3-moe/all-linear"} {
-		for _, base := range []lorakit.ConvertOptions{{Quantize: "int8"}, {Quantize: "nf4"}, {Quantize: "nf4", DoubleQuant: true}, {Quantize: "nf4", PerExpert: true}} {
+	for _, name := range []string{"llama/attention", "llama/dora", "tiny-gpt2/attention", "tiny-gpt2/dora", "phi3/fused",
+		"qwen3-moe/all-linear"} {
+		for _, base := range []lorakit.ConvertOptions{{Quantize: "int8"}, {Quantize: "nf4"},
+			{Quantize: "nf4", DoubleQuant: true}, {Quantize: "nf4", PerExpert: true}} {
 			t.Run(fmt.Sprint(name, "/", base.Quantize, base.DoubleQuant, base.PerExpert), func(t *testing.T) {
 				t.Parallel()
 				m := peftMerges(t)[name]
 				dir := t.TempDir()
-				low, plain, want, got := filepath.Join(dir, "low"), filepath.Join(dir, "plain"), filepath.Join(dir, "want"), filepath.Join(dir, "got")
+				low, plain, want, got := filepath.Join(dir, "low"), filepath.Join(dir, "plain"), filepath.Join(dir, "want"),
+					filepath.Join(dir, "got")
 				_, err := lorakit.Convert(t.Context(), baseOf(m.base), low, base)
 				require.NoError(t, err)
 				none := lorakit.ConvertOptions{Quantize: "none", DType: "f32"}
@@ -352,7 +360,8 @@ func writeTensors(t *testing.T, path string, tensors map[string]entry) {
 	var data []byte
 	for _, name := range slices.Sorted(maps.Keys(tensors)) {
 		x := tensors[name]
-		header[name] = map[string]any{"dtype": x.DType.String(), "shape": append([]int64{}, x.Shape...), "data_offsets": []int{len(data), len(data) + len(x.data)}}
+		header[name] = map[string]any{"dtype": x.DType.String(), "shape": append([]int64{}, x.Shape...),
+			"data_offsets": []int{len(data), len(data) + len(x.data)}}
 		data = append(data, x.data...)
 	}
 	h, err := json.Marshal(header)
@@ -416,42 +425,82 @@ func badValue(key string, bits uint32) func(map[string]entry) {
 }
 
 var badAdapters = []badAdapter{
-	{name: "another base, other shapes", adapter: "llama/attention", base: "llama-64", says: []string{"self_attn.", "lora_A 4 x 32", "do not fit", ", 64]"}, kind: lora.ErrBase},
-	{name: "another base, other modules", adapter: "tiny-gpt2/attention", base: "llama", says: []string{"h.0.attn.c_attn", "no such module", "nearest"}, kind: lora.ErrBase},
-	{name: "a misspelt module", adapter: "llama/attention", change: rename("layers.1.self_attn.q_proj", "layers.1.self_attn.q_prj"), says: []string{"q_prj", `the nearest is "model.layers.1.self_attn.q_proj"`}, kind: lora.ErrBase},
-	{name: "a layer too many", adapter: "llama/attention", change: rename("layers.1.", "layers.7."), says: []string{"layers.7", "nearest"}, kind: lora.ErrBase},
-	{name: "a tensor that nothing takes", adapter: "llama/attention", change: put("base_model.model.model.layers.0.self_attn.spare.weight", ones(3)), says: []string{"self_attn.spare", "no such module"}, kind: lora.ErrBase},
-	{name: "a part of LoRA that is not known", adapter: "llama/attention", change: put(qProj+"lora_C.weight", ones(4, 4)), says: []string{qProj + "lora_C.weight", "adapter_model.safetensors"}, kind: lora.ErrUnsupported},
-	{name: "a diagonal beside A and B", adapter: "llama/attention", change: put(qProj+"lora_diag.weight", ones(4)), says: []string{"lora_diag"}, kind: lora.ErrUnsupported},
-	{name: "a rank that is not the config's", adapter: "llama/attention", config: map[string]any{"r": 3}, says: []string{"rank", "3", "adapter_config.json"}, kind: lora.ErrMalformed},
-	{name: "a rank that is not the pattern's", adapter: "llama/attention", config: map[string]any{"rank_pattern": map[string]any{"q_proj": 2}}, says: []string{"q_proj", "rank", "2"}, kind: lora.ErrMalformed},
-	{name: "ranks of A and B that differ", adapter: "llama/attention", change: put(qProj+"lora_A.weight", ones(3, 32)), says: []string{"q_proj", "[3, 32]", "ranks differ"}, kind: lora.ErrMalformed},
-	{name: "another peft_type", adapter: "llama/attention", config: map[string]any{"peft_type": "OTHER"}, says: []string{"OTHER", "adapter_config.json", "known are LORA"}, kind: lora.ErrUnsupported},
-	{name: "no peft_type", adapter: "llama/attention", config: map[string]any{"peft_type": nil}, says: []string{"peft_type", "known are LORA"}, kind: lora.ErrUnsupported},
-	{name: "NaN in A", adapter: "llama/attention", change: badValue(qProj+"lora_A.weight", 0x7fc00000), says: []string{"q_proj", "lora_A", "NaN"}, kind: lora.ErrMalformed},
-	{name: "infinity in B", adapter: "llama/attention", change: badValue(qProj+"lora_B.weight", 0x7f800000), says: []string{"q_proj", "lora_B", "Inf"}, kind: lora.ErrMalformed},
-	{name: "NaN in a magnitude", adapter: "llama/dora", change: badValue(qProj+"lora_magnitude_vector", 0x7fc00000), says: []string{"q_proj.lora_magnitude_vector", "NaN"}, kind: lora.ErrMalformed},
-	{name: "a regular expression that runs away", adapter: "llama/attention", config: map[string]any{"rank_pattern": map[string]any{`(\w+\.?)+!`: 2}}, says: []string{"takes too long", "self_attn"}, kind: lora.ErrMalformed},
-	{name: "a regular expression that is none", adapter: "llama/attention", config: map[string]any{"alpha_pattern": map[string]any{`q_(proj`: 2}}, says: []string{"alpha_pattern", "q_(proj"}, kind: lora.ErrMalformed},
-	{name: "no B", adapter: "llama/attention", change: drop(qProj + "lora_B.weight"), says: []string{"q_proj", "only one of lora_A and lora_B"}, kind: lora.ErrMalformed},
-	{name: "no A", adapter: "llama/attention", change: drop(qProj + "lora_A.weight"), says: []string{"q_proj", "only one of lora_A and lora_B"}, kind: lora.ErrMalformed},
-	{name: "a magnitude of the wrong length", adapter: "llama/dora", change: put(qProj+"lora_magnitude_vector", ones(7)), says: []string{"q_proj", "7", "32"}, kind: lora.ErrMalformed},
-	{name: "no magnitude", adapter: "llama/dora", change: drop(qProj + "lora_magnitude_vector"), says: []string{"q_proj", "lora_magnitude_vector", "use_dora"}, kind: lora.ErrMalformed},
-	{name: "a magnitude without use_dora", adapter: "llama/dora", config: map[string]any{"use_dora": false}, says: []string{"lora_magnitude_vector", "use_dora"}, kind: lora.ErrMalformed},
-	{name: "a bias without lora_bias", adapter: "qwen2/lora-bias", config: map[string]any{"lora_bias": false}, says: []string{"lora_B.bias", "lora_bias"}, kind: lora.ErrMalformed},
-	{name: "a bias of the wrong length", adapter: "qwen2/lora-bias", change: put(qProj+"lora_B.bias", ones(5)), says: []string{"q_proj", "5", "32"}, kind: lora.ErrBase},
-	{name: "a new value of another shape", adapter: "llama-score/score", change: put("base_model.model.score.weight", ones(3, 5)), says: []string{"score", "[3, 5]", "[3, 32]"}, kind: lora.ErrBase},
-	{name: "two names for one tensor", adapter: "llama/attention", change: put(qProj+"lora_A.default.weight", ones(4, 32)), says: []string{"lora_A", "says the same"}, kind: lora.ErrMalformed},
+	{name: "another base, other shapes", adapter: "llama/attention", base: "llama-64",
+		says: []string{"self_attn.", "lora_A 4 x 32", "do not fit", ", 64]"}, kind: lora.ErrBase},
+	{name: "another base, other modules", adapter: "tiny-gpt2/attention", base: "llama",
+		says: []string{"h.0.attn.c_attn", "no such module", "nearest"}, kind: lora.ErrBase},
+	{name: "a misspelt module", adapter: "llama/attention",
+		change: rename("layers.1.self_attn.q_proj", "layers.1.self_attn.q_prj"),
+		says:   []string{"q_prj", `the nearest is "model.layers.1.self_attn.q_proj"`}, kind: lora.ErrBase},
+	{name: "a layer too many", adapter: "llama/attention", change: rename("layers.1.", "layers.7."),
+		says: []string{"layers.7", "nearest"}, kind: lora.ErrBase},
+	{name: "a tensor that nothing takes", adapter: "llama/attention",
+		change: put("base_model.model.model.layers.0.self_attn.spare.weight", ones(3)),
+		says:   []string{"self_attn.spare", "no such module"}, kind: lora.ErrBase},
+	{name: "a part of LoRA that is not known", adapter: "llama/attention", change: put(qProj+"lora_C.weight", ones(4, 4)),
+		says: []string{qProj + "lora_C.weight", "adapter_model.safetensors"}, kind: lora.ErrUnsupported},
+	{name: "a diagonal beside A and B", adapter: "llama/attention", change: put(qProj+"lora_diag.weight", ones(4)),
+		says: []string{"lora_diag"}, kind: lora.ErrUnsupported},
+	{name: "a rank that is not the config's", adapter: "llama/attention", config: map[string]any{"r": 3},
+		says: []string{"rank", "3", "adapter_config.json"}, kind: lora.ErrMalformed},
+	{name: "a rank that is not the pattern's", adapter: "llama/attention",
+		config: map[string]any{"rank_pattern": map[string]any{"q_proj": 2}}, says: []string{"q_proj", "rank", "2"},
+		kind: lora.ErrMalformed},
+	{name: "ranks of A and B that differ", adapter: "llama/attention", change: put(qProj+"lora_A.weight", ones(3, 32)),
+		says: []string{"q_proj", "[3, 32]", "ranks differ"}, kind: lora.ErrMalformed},
+	{name: "another peft_type", adapter: "llama/attention", config: map[string]any{"peft_type": "OTHER"},
+		says: []string{"OTHER", "adapter_config.json", "known are LORA"}, kind: lora.ErrUnsupported},
+	{name: "no peft_type", adapter: "llama/attention", config: map[string]any{"peft_type": nil},
+		says: []string{"peft_type", "known are LORA"}, kind: lora.ErrUnsupported},
+	{name: "NaN in A", adapter: "llama/attention", change: badValue(qProj+"lora_A.weight", 0x7fc00000),
+		says: []string{"q_proj", "lora_A", "NaN"}, kind: lora.ErrMalformed},
+	{name: "infinity in B", adapter: "llama/attention", change: badValue(qProj+"lora_B.weight", 0x7f800000),
+		says: []string{"q_proj", "lora_B", "Inf"}, kind: lora.ErrMalformed},
+	{name: "NaN in a magnitude", adapter: "llama/dora", change: badValue(qProj+"lora_magnitude_vector", 0x7fc00000),
+		says: []string{"q_proj.lora_magnitude_vector", "NaN"}, kind: lora.ErrMalformed},
+	{name: "a regular expression that runs away", adapter: "llama/attention",
+		config: map[string]any{"rank_pattern": map[string]any{`(\w+\.?)+!`: 2}},
+		says:   []string{"takes too long", "self_attn"}, kind: lora.ErrMalformed},
+	{name: "a regular expression that is none", adapter: "llama/attention",
+		config: map[string]any{"alpha_pattern": map[string]any{`q_(proj`: 2}}, says: []string{"alpha_pattern", "q_(proj"},
+		kind: lora.ErrMalformed},
+	{name: "no B", adapter: "llama/attention", change: drop(qProj + "lora_B.weight"),
+		says: []string{"q_proj", "only one of lora_A and lora_B"}, kind: lora.ErrMalformed},
+	{name: "no A", adapter: "llama/attention", change: drop(qProj + "lora_A.weight"),
+		says: []string{"q_proj", "only one of lora_A and lora_B"}, kind: lora.ErrMalformed},
+	{name: "a magnitude of the wrong length", adapter: "llama/dora", change: put(qProj+"lora_magnitude_vector", ones(7)),
+		says: []string{"q_proj", "7", "32"}, kind: lora.ErrMalformed},
+	{name: "no magnitude", adapter: "llama/dora", change: drop(qProj + "lora_magnitude_vector"),
+		says: []string{"q_proj", "lora_magnitude_vector", "use_dora"}, kind: lora.ErrMalformed},
+	{name: "a magnitude without use_dora", adapter: "llama/dora", config: map[string]any{"use_dora": false},
+		says: []string{"lora_magnitude_vector", "use_dora"}, kind: lora.ErrMalformed},
+	{name: "a bias without lora_bias", adapter: "qwen2/lora-bias", config: map[string]any{"lora_bias": false},
+		says: []string{"lora_B.bias", "lora_bias"}, kind: lora.ErrMalformed},
+	{name: "a bias of the wrong length", adapter: "qwen2/lora-bias", change: put(qProj+"lora_B.bias", ones(5)),
+		says: []string{"q_proj", "5", "32"}, kind: lora.ErrBase},
+	{name: "a new value of another shape", adapter: "llama-score/score",
+		change: put("base_model.model.score.weight", ones(3, 5)), says: []string{"score", "[3, 5]", "[3, 32]"},
+		kind: lora.ErrBase},
+	{name: "two names for one tensor", adapter: "llama/attention", change: put(qProj+"lora_A.default.weight", ones(4, 32)),
+		says: []string{"lora_A", "says the same"}, kind: lora.ErrMalformed},
 	{name: "integers", adapter: "llama/attention", change: func(m map[string]entry) {
 		e := m[qProj+"lora_A.weight"]
 		e.DType = tensor.I32
 		m[qProj+"lora_A.weight"] = e
 	}, says: []string{"lora_A", "I32", "expected"}, kind: lora.ErrMalformed},
-	{name: "a replaced module without a new value", adapter: "llama/attention", config: map[string]any{"modules_to_save": []string{"score", "lm_head"}}, says: []string{"lm_head", "modules_to_save"}, kind: lora.ErrMalformed},
-	{name: "tokens without values", adapter: "llama/attention", config: map[string]any{"trainable_token_indices": []int{1, 5}}, says: []string{"trainable_token_indices", "trainable_tokens_delta"}, kind: lora.ErrMalformed},
-	{name: "tokens past the vocabulary", adapter: "llama/tokens", config: map[string]any{"trainable_token_indices": []int{1, 5, 1000000}}, says: []string{"1000000", "embed_tokens"}, kind: lora.ErrBase},
-	{name: "the same token twice", adapter: "llama/tokens", config: map[string]any{"trainable_token_indices": []int{1, 5, 5}}, says: []string{"5"}, kind: lora.ErrMalformed},
-	{name: "too few tokens", adapter: "llama/tokens", config: map[string]any{"trainable_token_indices": []int{1}}, says: []string{"trainable_tokens_delta", "1 indices"}, kind: lora.ErrMalformed},
+	{name: "a replaced module without a new value", adapter: "llama/attention",
+		config: map[string]any{"modules_to_save": []string{"score", "lm_head"}}, says: []string{"lm_head", "modules_to_save"},
+		kind: lora.ErrMalformed},
+	{name: "tokens without values", adapter: "llama/attention",
+		config: map[string]any{"trainable_token_indices": []int{1, 5}},
+		says:   []string{"trainable_token_indices", "trainable_tokens_delta"}, kind: lora.ErrMalformed},
+	{name: "tokens past the vocabulary", adapter: "llama/tokens",
+		config: map[string]any{"trainable_token_indices": []int{1, 5, 1000000}}, says: []string{"1000000", "embed_tokens"},
+		kind: lora.ErrBase},
+	{name: "the same token twice", adapter: "llama/tokens",
+		config: map[string]any{"trainable_token_indices": []int{1, 5, 5}}, says: []string{"5"}, kind: lora.ErrMalformed},
+	{name: "too few tokens", adapter: "llama/tokens", config: map[string]any{"trainable_token_indices": []int{1}},
+		says: []string{"trainable_tokens_delta", "1 indices"}, kind: lora.ErrMalformed},
 	{name: "experts of another number", adapter: "qwen3-moe/experts", change: func(m map[string]entry) {
 		for k := range m {
 			if strings.Contains(k, "experts") && strings.HasSuffix(k, "lora_A.weight") {
@@ -462,27 +511,39 @@ var badAdapters = []badAdapter{
 			}
 		}
 	}, says: []string{"experts", "7 x "}, kind: lora.ErrBase},
-	{name: "a start that is part of the base", adapter: "llama/init-pissa", says: []string{"init_lora_weights", "pissa"}, kind: lora.ErrUnsupported},
-	{name: "NaN in a new value", adapter: "llama-score/score", change: badValue("base_model.model.score.weight", 0x7fc00000), says: []string{"score.weight", "NaN", "expected finite"}, kind: lora.ErrMalformed},
-	{name: "an alpha that float32 cannot hold", adapter: "llama/attention", config: map[string]any{"lora_alpha": 1e300}, says: []string{"self_attn", "float32 cannot hold"}, kind: lora.ErrMalformed},
-	{name: "an alpha that is null", adapter: "llama/attention", config: map[string]any{"lora_alpha": nil}, says: []string{"lora_alpha", "expected a number"}, kind: lora.ErrMalformed},
-	{name: "no bias", adapter: "qwen2/lora-bias", change: drop(qProj + "lora_B.bias"), says: []string{"q_proj", "lora_B.bias", "lora_bias is true"}, kind: lora.ErrMalformed},
-	{name: "a pattern of two lines", adapter: "llama/attention", config: map[string]any{"rank_pattern": map[string]any{"(\nq": 2}}, says: []string{"rank_pattern", "regular expression"}, kind: lora.ErrMalformed},
-	{name: "no tensors", adapter: "llama/attention", change: func(m map[string]entry) { clear(m) }, says: []string{"no tensors"}, kind: lora.ErrMalformed},
+	{name: "a start that is part of the base", adapter: "llama/init-pissa", says: []string{"init_lora_weights", "pissa"},
+		kind: lora.ErrUnsupported},
+	{name: "NaN in a new value", adapter: "llama-score/score",
+		change: badValue("base_model.model.score.weight", 0x7fc00000),
+		says:   []string{"score.weight", "NaN", "expected finite"}, kind: lora.ErrMalformed},
+	{name: "an alpha that float32 cannot hold", adapter: "llama/attention", config: map[string]any{"lora_alpha": 1e300},
+		says: []string{"self_attn", "float32 cannot hold"}, kind: lora.ErrMalformed},
+	{name: "an alpha that is null", adapter: "llama/attention", config: map[string]any{"lora_alpha": nil},
+		says: []string{"lora_alpha", "expected a number"}, kind: lora.ErrMalformed},
+	{name: "no bias", adapter: "qwen2/lora-bias", change: drop(qProj + "lora_B.bias"),
+		says: []string{"q_proj", "lora_B.bias", "lora_bias is true"}, kind: lora.ErrMalformed},
+	{name: "a pattern of two lines", adapter: "llama/attention",
+		config: map[string]any{"rank_pattern": map[string]any{"(\nq": 2}},
+		says:   []string{"rank_pattern", "regular expression"}, kind: lora.ErrMalformed},
+	{name: "no tensors", adapter: "llama/attention", change: func(m map[string]entry) { clear(m) },
+		says: []string{"no tensors"}, kind: lora.ErrMalformed},
 }
 
 func init() {
 	for field, v := range map[string]any{
-		"alora_invocation_tokens": []int{1, 2}, "use_qalora": true, "velora_config": map[string]any{"rank": 1}, "monteclora_config": map[string]any{"n": 1},
-		"use_bdlora": true, "arrow_config": map[string]any{"top_k": 1}, "kasa_config": map[string]any{"k": 1}, "layer_replication": [][2]int{{0, 2}},
+		"alora_invocation_tokens": []int{1, 2}, "use_qalora": true, "velora_config": map[string]any{"rank": 1},
+		"monteclora_config": map[string]any{"n": 1},
+		"use_bdlora":        true, "arrow_config": map[string]any{"top_k": 1}, "kasa_config": map[string]any{"k": 1},
+		"layer_replication": [][2]int{{0, 2}},
 	} {
-		badAdapters = append(badAdapters, badAdapter{name: field, adapter: "llama/attention", config: map[string]any{field: v},
-			says: []string{field, "adapter_config.json", "changes what the adapter computes"}, kind: lora.ErrUnsupported})
+		badAdapters = append(badAdapters, badAdapter{name: field, adapter: "llama/attention",
+			config: map[string]any{field: v},
+			says:   []string{field, "adapter_config.json", "changes what the adapter computes"}, kind: lora.ErrUnsupported})
 	}
 }
 
-// TestMergeBadAdapter merges adapters that cannot be: the error is one line that names what
-// is wrong, and nothing is left where the result was to be.
+// TestMergeBadAdapter merges adapters that cannot be: the error is one line that names what is wrong, and nothing is
+// left where the result was to be.
 func TestMergeBadAdapter(t *testing.T) {
 	t.Parallel()
 	for _, x := range badAdapters {
@@ -527,8 +588,8 @@ func TestMergeBadAdapter(t *testing.T) {
 	}
 }
 
-// TestMergeBaseInPieces takes a piece out of a stack of experts, or gives it another
-// shape: a part of the delta would go nowhere.
+// TestMergeBaseInPieces takes a piece out of a stack of experts, or gives it another shape: a part of the delta would
+// go nowhere.
 func TestMergeBaseInPieces(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(map[string]entry){
@@ -562,7 +623,9 @@ func TestMergeBaseInPieces(t *testing.T) {
 			require.Contains(t, tensors, "model.layers.0.mlp.experts.1.down_proj.weight")
 			change(tensors)
 			writeTensors(t, filepath.Join(base, "model.safetensors"), tensors)
-			_, err = lorakit.Merge(t.Context(), base, []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, "qwen3-moe/experts")}}, filepath.Join(at, "out"), lorakit.ConvertOptions{MinKept: -1})
+			_, err = lorakit.Merge(t.Context(), base,
+				[]lorakit.Adapter{{Path: filepath.Join(adapterFixtures, "qwen3-moe/experts")}}, filepath.Join(at, "out"),
+				lorakit.ConvertOptions{MinKept: -1})
 			require.ErrorIs(t, err, lora.ErrBase)
 			require.ErrorContains(t, err, "experts")
 			left, err := os.ReadDir(at)
@@ -578,13 +641,16 @@ func TestMergeZeroNorm(t *testing.T) {
 	base, adapter, at := filepath.Join(t.TempDir(), "base"), filepath.Join(t.TempDir(), "adapter"), t.TempDir()
 	require.NoError(t, os.Mkdir(base, 0o755))
 	require.NoError(t, os.Mkdir(adapter, 0o755))
-	for from, to := range map[string]string{filepath.Join(baseOf("llama"), "config.json"): base, filepath.Join(adapterFixtures, "llama/dora/adapter_config.json"): adapter} {
+	for from, to := range map[string]string{filepath.Join(baseOf("llama"), "config.json"): base,
+		filepath.Join(adapterFixtures, "llama/dora/adapter_config.json"): adapter} {
 		b, err := os.ReadFile(from)
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(filepath.Join(to, filepath.Base(from)), b, 0o644))
 	}
-	weights, parts := load(t, baseOf("llama")), load(t, filepath.Join(adapterFixtures, "llama/dora/adapter_model.safetensors"))
-	for m, key := range map[*map[string]entry]string{&weights: "model.layers.0.self_attn.q_proj.weight", &parts: qProj + "lora_B.weight"} {
+	weights, parts := load(t, baseOf("llama")),
+		load(t, filepath.Join(adapterFixtures, "llama/dora/adapter_model.safetensors"))
+	for m, key := range map[*map[string]entry]string{&weights: "model.layers.0.self_attn.q_proj.weight",
+		&parts: qProj + "lora_B.weight"} {
 		e := (*m)[key]
 		e.data = slices.Clone(e.data)
 		clear(e.data[:len(e.data)/int(e.Shape[0])])
@@ -592,7 +658,8 @@ func TestMergeZeroNorm(t *testing.T) {
 	}
 	writeTensors(t, filepath.Join(base, "model.safetensors"), weights)
 	writeTensors(t, filepath.Join(adapter, "adapter_model.safetensors"), parts)
-	_, err := lorakit.Merge(t.Context(), base, []lorakit.Adapter{{Path: adapter}}, filepath.Join(at, "out"), lorakit.ConvertOptions{MinKept: -1})
+	_, err := lorakit.Merge(t.Context(), base, []lorakit.Adapter{{Path: adapter}}, filepath.Join(at, "out"),
+		lorakit.ConvertOptions{MinKept: -1})
 	require.ErrorIs(t, err, lora.ErrBase)
 	require.ErrorContains(t, err, "q_proj")
 	require.ErrorContains(t, err, "output 0")

@@ -25,8 +25,7 @@ type facts struct {
 	Variants map[string]struct{} `json:"variants"`
 }
 
-// variants are the folders in fixtures/expected, and how lorakit is asked for the
-// same.
+// variants are the folders in fixtures/expected, and how lorakit is asked for the same.
 var variants = map[string]lorakit.ConvertOptions{
 	"nf4":         {Quantize: "nf4"},
 	"nf4-dq":      {Quantize: "nf4", DoubleQuant: true},
@@ -49,8 +48,7 @@ func expectedFolders(t *testing.T) [][2]string {
 	return all
 }
 
-// TestGolden holds what lorakit makes of the fixtures against what transformers and
-// bitsandbytes make of them.
+// TestGolden holds what lorakit makes of the fixtures against what transformers and bitsandbytes make of them.
 func TestGolden(t *testing.T) {
 	t.Parallel()
 	results := readResults(t)
@@ -143,8 +141,8 @@ func TestWayBack(t *testing.T) {
 	require.Greater(t, n, 8)
 }
 
-// isCoarse reports whether a tensor is a statistic that bitsandbytes' CPU kernel
-// looks up coarsely, or sums in an order of its own.
+// isCoarse reports whether a tensor is a statistic that bitsandbytes' CPU kernel looks up coarsely, or sums in an
+// order of its own.
 func isCoarse(name string, e entry) bool {
 	return strings.HasSuffix(name, ".absmax") && e.DType == tensor.U8 || strings.HasSuffix(name, ".nested_absmax")
 }
@@ -154,7 +152,8 @@ func nearly(t *testing.T, name string, w, g entry) {
 	require.Equal(t, len(w.data), len(g.data), name)
 	if strings.HasSuffix(name, ".nested_absmax") {
 		for i := 0; i < len(w.data); i += 4 {
-			a, b := math.Float32frombits(binary.LittleEndian.Uint32(w.data[i:])), math.Float32frombits(binary.LittleEndian.Uint32(g.data[i:]))
+			a, b := math.Float32frombits(binary.LittleEndian.Uint32(w.data[i:])),
+				math.Float32frombits(binary.LittleEndian.Uint32(g.data[i:]))
 			assert.InEpsilon(t, a, b, 1e-5, name)
 		}
 		return
@@ -168,8 +167,7 @@ func nearly(t *testing.T, name string, w, g entry) {
 	assert.LessOrEqual(t, far, len(w.data)/50, name)
 }
 
-// sameState compares two quant_states as JSON; the offset is a mean whose order
-// of summation differs.
+// sameState compares two quant_states as JSON; the offset is a mean whose order of summation differs.
 func sameState(t *testing.T, name string, want, got []byte) {
 	t.Helper()
 	var w, g map[string]any
@@ -183,8 +181,7 @@ func sameState(t *testing.T, name string, want, got []byte) {
 	assert.Equal(t, w, g, name)
 }
 
-// sameConfig compares the quantization_config with what transformers writes, and all else with
-// the source.
+// sameConfig compares the quantization_config with what transformers writes, and all else with the source.
 func sameConfig(t *testing.T, source, want, got string) {
 	t.Helper()
 	read := func(dir string) (config, quantization map[string]any) {
@@ -207,8 +204,7 @@ func sameConfig(t *testing.T, source, want, got string) {
 	assert.Equal(t, sourceConfig, gotConfig)
 }
 
-// plusZero makes +0 of -0, which FP4's index 8 decodes to in some of
-// bitsandbytes' paths.
+// plusZero makes +0 of -0, which FP4's index 8 decodes to in some of bitsandbytes' paths.
 func plusZero(e entry) []byte {
 	b := bytes.Clone(e.data)
 	width := int(e.DType.Bits() / 8)

@@ -49,15 +49,26 @@ func TestGrownLogitsBias(t *testing.T) {
 		want    []float32
 		members map[string]any // of the merge's config
 	}{
-		"BART, both ends":  {`{"architectures": ["BartForConditionalGeneration"], "vocab_size": 5}`, []int64{1, 5}, map[string]entry{"model.shared.weight": value(7), "lm_head.weight": value(7)}, append(bias, 0, 0), map[string]any{"vocab_size": 7.}},
-		"BART, a copy":     {`{"architectures": ["BartForConditionalGeneration"], "vocab_size": 5}`, []int64{1, 5}, map[string]entry{"model.shared.base_layer.weight": value(7), "model.shared.lora_embedding_A": ones(2, 7), "model.shared.lora_embedding_B": ones(4, 2)}, append(bias, 0, 0), map[string]any{"vocab_size": 7.}},
-		"Marian":           {`{"architectures": ["MarianMTModel"], "vocab_size": 5, "decoder_vocab_size": 5}`, []int64{1, 5}, map[string]entry{"model.shared.weight": value(6), "lm_head.weight": value(6)}, append(bias, 0), map[string]any{"vocab_size": 6., "decoder_vocab_size": 6.}},
-		"not grown":        {`{"architectures": ["BartForConditionalGeneration"], "vocab_size": 5}`, []int64{1, 5}, map[string]entry{"model.shared.weight": value(5), "lm_head.weight": value(5)}, bias, map[string]any{"vocab_size": 5.}},
-		"of another shape": {`{"architectures": ["BartForConditionalGeneration"], "vocab_size": 5}`, []int64{5, 1}, map[string]entry{"model.shared.weight": value(7), "lm_head.weight": value(7)}, bias, map[string]any{"vocab_size": 7.}},
+		"BART, both ends": {`{"architectures": ["BartForConditionalGeneration"], "vocab_size": 5}`, []int64{1, 5},
+			map[string]entry{"model.shared.weight": value(7), "lm_head.weight": value(7)}, append(bias, 0, 0),
+			map[string]any{"vocab_size": 7.}},
+		"BART, a copy": {`{"architectures": ["BartForConditionalGeneration"], "vocab_size": 5}`, []int64{1, 5},
+			map[string]entry{"model.shared.base_layer.weight": value(7), "model.shared.lora_embedding_A": ones(2, 7),
+				"model.shared.lora_embedding_B": ones(4, 2)}, append(bias, 0, 0), map[string]any{"vocab_size": 7.}},
+		"Marian": {`{"architectures": ["MarianMTModel"], "vocab_size": 5, "decoder_vocab_size": 5}`, []int64{1, 5},
+			map[string]entry{"model.shared.weight": value(6), "lm_head.weight": value(6)}, append(bias, 0),
+			map[string]any{"vocab_size": 6., "decoder_vocab_size": 6.}},
+		"not grown": {`{"architectures": ["BartForConditionalGeneration"], "vocab_size": 5}`, []int64{1, 5},
+			map[string]entry{"model.shared.weight": value(5), "lm_head.weight": value(5)}, bias,
+			map[string]any{"vocab_size": 5.}},
+		"of another shape": {`{"architectures": ["BartForConditionalGeneration"], "vocab_size": 5}`, []int64{5, 1},
+			map[string]entry{"model.shared.weight": value(7), "lm_head.weight": value(7)}, bias,
+			map[string]any{"vocab_size": 7.}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			base := madeFolder(t, x.config, "model.safetensors", map[string]entry{"model.shared.weight": value(5), "final_logits_bias": floats(bias, x.shape...)})
+			base := madeFolder(t, x.config, "model.safetensors",
+				map[string]entry{"model.shared.weight": value(5), "final_logits_bias": floats(bias, x.shape...)})
 			parts := map[string]entry{}
 			for key, e := range x.adapter {
 				parts["base_model.model."+key] = e
@@ -65,7 +76,8 @@ func TestGrownLogitsBias(t *testing.T) {
 			adapter := madeFolder(t, `{"peft_type": "LORA", "r": 2, "lora_alpha": 4}`, "adapter_model.safetensors", parts)
 			for _, dtype := range []string{"keep", "bf16"} {
 				out := filepath.Join(t.TempDir(), "out")
-				_, err := lorakit.Merge(t.Context(), base, []lorakit.Adapter{{Path: adapter}}, out, lorakit.ConvertOptions{DType: dtype})
+				_, err := lorakit.Merge(t.Context(), base, []lorakit.Adapter{{Path: adapter}}, out,
+					lorakit.ConvertOptions{DType: dtype})
 				require.NoError(t, err)
 				require.Equal(t, x.want, numbers(t, out)["final_logits_bias"])
 				if x.want[len(x.want)-1] == 0 {

@@ -89,7 +89,8 @@ func TestCombineIsInterrupted(t *testing.T) {
 func TestCombineDialects(t *testing.T) {
 	ctx, dialects := t.Context(), filepath.Join("fixtures", "adapters", "dialects")
 	base := filepath.Join("fixtures", "adapters", "bases", "llama")
-	for _, a := range []lorakit.Adapter{{Path: filepath.Join(dialects, "kohya-llama.safetensors")}, {Path: filepath.Join(dialects, "mlx-llama")}, {Path: filepath.Join(dialects, "loralib-llama.pt"), Alpha: 8}} {
+	for _, a := range []lorakit.Adapter{{Path: filepath.Join(dialects, "kohya-llama.safetensors")},
+		{Path: filepath.Join(dialects, "mlx-llama")}, {Path: filepath.Join(dialects, "loralib-llama.pt"), Alpha: 8}} {
 		dir := t.TempDir()
 		merged := func(name string, list ...lorakit.Adapter) string {
 			out := filepath.Join(dir, name)
@@ -104,7 +105,8 @@ func TestCombineDialects(t *testing.T) {
 		require.NoError(t, err, a.Path)
 		_, err = lorakit.Resize(ctx, a, resized, lorakit.ResizeOptions{Energy: 1})
 		require.NoError(t, err, a.Path)
-		for _, pair := range [][2]string{{merged("both", a, half), merged("of sum", lorakit.Adapter{Path: sum})}, {merged("one", a), merged("of resized", lorakit.Adapter{Path: resized})}} {
+		for _, pair := range [][2]string{{merged("both", a, half), merged("of sum", lorakit.Adapter{Path: sum})},
+			{merged("one", a), merged("of resized", lorakit.Adapter{Path: resized})}} {
 			d, err := lorakit.Diff(ctx, pair[0], pair[1], lorakit.ReadOptions{})
 			require.NoError(t, err)
 			require.Empty(t, d.Missing)

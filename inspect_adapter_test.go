@@ -15,7 +15,8 @@ import (
 )
 
 func TestInspectAdapter(t *testing.T) {
-	r, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "llama/patterns")}, lorakit.ReadOptions{})
+	r, err := lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "llama/patterns")},
+		lorakit.ReadOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, "peft", r.Dialect)
 	assert.Equal(t, "llama", r.Base)
@@ -36,7 +37,8 @@ func TestInspectAdapter(t *testing.T) {
 	assert.InDelta(t, 4, m.Scaling, 0)
 
 	// The base's own matrices are in the file and are not the adapter's.
-	r, err = lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "llama/embedding-head")}, lorakit.ReadOptions{})
+	r, err = lorakit.InspectAdapter(t.Context(),
+		lorakit.Adapter{Path: filepath.Join(adapterFixtures, "llama/embedding-head")}, lorakit.ReadOptions{})
 	require.NoError(t, err)
 	var own int64
 	bases := 0
@@ -58,14 +60,17 @@ func TestInspectAdapter(t *testing.T) {
 	assert.Equal(t, own, r.Trained)
 
 	// The norm of what is stored, by the numbers.
-	r, err = lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "llama/saved-head")}, lorakit.ReadOptions{})
+	r, err = lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "llama/saved-head")},
+		lorakit.ReadOptions{})
 	require.NoError(t, err)
-	head := numbers(t, filepath.Join(adapterFixtures, "llama/saved-head/adapter_model.safetensors"))["base_model.model.lm_head.weight"]
+	head := numbers(t, filepath.Join(adapterFixtures,
+		"llama/saved-head/adapter_model.safetensors"))["base_model.model.lm_head.weight"]
 	i := slices.IndexFunc(r.Modules, func(m lorakit.InspectedModule) bool { return m.Name == "lm_head" })
 	require.GreaterOrEqual(t, i, 0)
 	assert.Equal(t, "replace", r.Modules[i].Form)
 	assert.InEpsilon(t, math.Sqrt(kernels.SquaredNorm(head)), *r.Modules[i].Norm, 1e-12)
 
-	_, err = lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "bases/llama")}, lorakit.ReadOptions{})
+	_, err = lorakit.InspectAdapter(t.Context(), lorakit.Adapter{Path: filepath.Join(adapterFixtures, "bases/llama")},
+		lorakit.ReadOptions{})
 	require.Error(t, err)
 }

@@ -49,14 +49,16 @@ func TestMergeThatOverflowsIsRefused(t *testing.T) {
 	t.Parallel()
 	at := t.TempDir()
 	adapters := []lorakit.Adapter{{Path: filepath.Join(adapterFixtures, "llama/attention"), Weight: 1e9}}
-	_, err := lorakit.Merge(t.Context(), baseOf("llama"), adapters, filepath.Join(at, "out"), lorakit.ConvertOptions{DType: "f16"})
+	_, err := lorakit.Merge(t.Context(), baseOf("llama"), adapters, filepath.Join(at, "out"),
+		lorakit.ConvertOptions{DType: "f16"})
 	require.ErrorIs(t, err, pipeline.ErrLost)
 	require.ErrorContains(t, err, "is not a number")
 	left, err := os.ReadDir(at)
 	require.NoError(t, err)
 	require.Empty(t, left)
 
-	r, err := lorakit.Merge(t.Context(), baseOf("llama"), adapters, filepath.Join(at, "out"), lorakit.ConvertOptions{DType: "f16", MinKept: -1})
+	r, err := lorakit.Merge(t.Context(), baseOf("llama"), adapters, filepath.Join(at, "out"),
+		lorakit.ConvertOptions{DType: "f16", MinKept: -1})
 	require.NoError(t, err)
 	require.False(t, r.Adapters[0].Modules[0].Finite())
 }

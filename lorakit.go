@@ -1,19 +1,19 @@
-// Package lorakit turns model checkpoints into what their users need next: another
-// type, four bits (NF4 with double quantisation) or eight, and back; LoRA adapters merged,
-// extracted, combined, resized, begun or converted from one tool's files to another's.
+// Package lorakit turns model checkpoints into what their users need next: another type, four bits (NF4 with double
+// quantisation) or eight, and back; LoRA adapters merged, extracted, combined, resized, begun or converted from one
+// tool's files to another's.
 //
-// It needs no Python and no GPU, and its memory is bounded by an option and not by the
-// model. Each function is one command of the lorakit binary:
+// It needs no Python and no GPU, and its memory is bounded by an option and not by the model. Each function is one
+// command of the lorakit binary:
 //
 //	result, err := lorakit.Convert(ctx, "llama", "llama-nf4", lorakit.ConvertOptions{
 //		Quantize: "nf4", BlockSize: 64, DoubleQuant: true,
 //	})
 //
-// The same source and options give the same bytes, whatever the number of threads,
-// the memory and the machine; a destination appears whole or not at all.
+// The same source and options give the same bytes, whatever the number of threads, the memory and the machine; a
+// destination appears whole or not at all.
 //
-// A checkpoint is a folder as transformers saves it, or a single file. Importing this package
-// makes all formats and quantisation schemes known that lorakit comes with.
+// A checkpoint is a folder as transformers saves it, or a single file. Importing this package makes all formats and
+// quantisation schemes known that lorakit comes with.
 package lorakit
 
 import (
@@ -33,8 +33,8 @@ import (
 // Version is the release, by semantic versioning.
 const Version = "0.1.0"
 
-// Kernels names the set of inner loops in use: avx512, avx2 or purego. The error
-// says what is wrong with the environment variable LORAKIT_KERNELS, which forces one.
+// Kernels names the set of inner loops in use: avx512, avx2 or purego. The error says what is wrong with the
+// environment variable LORAKIT_KERNELS, which forces one.
 func Kernels() (string, error) { return kernels.Active(), kernels.Err() }
 
 // Kinds of errors. Test for them with errors.Is; those of formats and quant may be met too.

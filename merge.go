@@ -27,9 +27,9 @@ func Merge(ctx context.Context, base string, adapters []Adapter, dst string, o C
 	return Convert(ctx, base, dst, o)
 }
 
-// Unmerge subtracts adapters that were merged. What rounding has taken when they were merged does
-// not come back; Rounding in the result says how much that is to be expected to be. An adapter with a part that cannot
-// be subtracted (DoRA, replaced weights, trained rows) is an error.
+// Unmerge subtracts adapters that were merged. What rounding has taken when they were merged does not come back;
+// Rounding in the result says how much that is to be expected to be. An adapter with a part that cannot be subtracted
+// (DoRA, replaced weights, trained rows) is an error.
 func Unmerge(
 	ctx context.Context, merged string, adapters []Adapter, dst string, o ConvertOptions,
 ) (*ConvertResult, error) {

@@ -295,7 +295,8 @@ func TestTransformsKept(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"llama-oft", "llama-boft", "llama-hra", "llama-miss-bat", "llama-fourierft"} {
 		o := otherMethods(t)[name]
-		v, err := lorakit.VerifyMerge(t.Context(), baseOf(o.Base), baseOf(o.Base), o.merge(name).adapters, lorakit.ReadOptions{})
+		v, err := lorakit.VerifyMerge(t.Context(), baseOf(o.Base), baseOf(o.Base), o.merge(name).adapters,
+			lorakit.ReadOptions{})
 		require.NoError(t, err)
 		require.Len(t, v.Short(0.5), len(v.Adapters[0].Modules), name)
 		for _, m := range v.Adapters[0].Modules {

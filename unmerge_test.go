@@ -50,7 +50,8 @@ func TestUnmergeRounding(t *testing.T) {
 					parts[key+".lora_embedding_A"], parts[key+".lora_embedding_B"] = random(1, 4, s[0]), random(scale, s[1], 4)
 				}
 			}
-			adapter := lorakit.Adapter{Path: madeFolder(t, `{"peft_type": "LORA", "r": 4, "lora_alpha": 4}`, "adapter_model.safetensors", parts)}
+			adapter := lorakit.Adapter{Path: madeFolder(t, `{"peft_type": "LORA", "r": 4, "lora_alpha": 4}`,
+				"adapter_model.safetensors", parts)}
 			merged, out := filepath.Join(t.TempDir(), "merged"), filepath.Join(t.TempDir(), "out")
 			_, err := lorakit.Merge(t.Context(), base, []lorakit.Adapter{adapter}, merged, lorakit.ConvertOptions{})
 			require.NoError(t, err)

@@ -7,8 +7,8 @@ import (
 	"github.com/lorakit/lorakit/pipeline"
 )
 
-// Verify reads a checkpoint whole and looks for what would keep it from being
-// used. A checkpoint that cannot be opened at all is an error.
+// Verify reads a checkpoint whole and looks for what would keep it from being used. A checkpoint that cannot be opened
+// at all is an error.
 func Verify(ctx context.Context, path string, o ReadOptions) (*Verification, error) {
 	c, err := open(ctx, path, o.FollowLinks)
 	if err != nil {
@@ -18,8 +18,8 @@ func Verify(ctx context.Context, path string, o ReadOptions) (*Verification, err
 	return checkpoint.Verify(ctx, c)
 }
 
-// VerifyMerge holds a merge, whoever made it, against its base and the adapters: what
-// share of each module's delta is in it.
+// VerifyMerge holds a merge, whoever made it, against its base and the adapters: what share of each module's delta is
+// in it.
 func VerifyMerge(
 	ctx context.Context, merged, base string, adapters []Adapter, o ReadOptions,
 ) (*MergeVerification, error) {

@@ -58,15 +58,15 @@ type ChangeFigures struct {
 
 // SpectrumFigures say how much of a matrix how few directions hold.
 type SpectrumFigures struct {
-	// EffectiveRank is the exponential of the entropy of s/sum(s) over the singular values s:
-	// n for n equal ones. Where not Complete, it is that of the leading ones, and at most that of all.
+	// EffectiveRank is the exponential of the entropy of s/sum(s) over the singular values s: n for n equal ones. Where
+	// not Complete, it is that of the leading ones, and at most that of all.
 	EffectiveRank float64 `json:"effective_rank"`
 	// StableRank is the squared norm over the square of the largest singular value.
 	StableRank float64 `json:"stable_rank"`
 	// Complete is whether Values are all that are not zero.
 	Complete bool `json:"complete"`
-	// Needed has the smallest ranks that hold 50, 90, 95 and 99 % of the squared norm; a share that
-	// Values do not reach is not listed.
+	// Needed has the smallest ranks that hold 50, 90, 95 and 99 % of the squared norm; a share that Values do not reach
+	// is not listed.
 	Needed []RankShare `json:"needed"`
 	// Kept has the share that the leading 1, 2, 4, … values hold.
 	Kept   []RankShare `json:"kept"`
@@ -81,8 +81,8 @@ type RankShare struct {
 	Share float64 `json:"share"`
 }
 
-// QuantizationError is what quantising makes of a weight, and how much of that an adapter could
-// take back (attach with the init compensate).
+// QuantizationError is what quantising makes of a weight, and how much of that an adapter could take back (attach with
+// the init compensate).
 type QuantizationError struct {
 	RelativeError float64 `json:"relative_error"`
 	SpectrumFigures
@@ -101,8 +101,8 @@ type AnalyzedKind struct {
 	NF4Kept       []RankShare `json:"nf4_kept,omitempty"`
 }
 
-// ChangedTensor is a tensor that differs; RelativeNorm is the norm of the change over that of the
-// base's values, and Added is set where the base has none.
+// ChangedTensor is a tensor that differs; RelativeNorm is the norm of the change over that of the base's values, and
+// Added is set where the base has none.
 type ChangedTensor struct {
 	Name         string       `json:"name"`
 	Shape        tensor.Shape `json:"shape"`

@@ -18,8 +18,8 @@ import (
 
 // AnalyzeOptions say how the singular values of checkpoints and adapters are looked at.
 type AnalyzeOptions struct {
-	// Rank is how many leading singular values are found of a matrix whose sides are both
-	// above 1024; of any other, and of an adapter, all are. 0 is 64.
+	// Rank is how many leading singular values are found of a matrix whose sides are both above 1024; of any other, and
+	// of an adapter, all are. 0 is 64.
 	Rank int
 	// Threads is how many modules are decomposed at once; 0 is one a processor.
 	Threads int

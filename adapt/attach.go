@@ -21,8 +21,8 @@ import (
 type AttachOptions struct {
 	Rank  int     // 0 is 8
 	Alpha float64 // 0 is 16
-	// Target is "all-linear" (or empty), "attention", names joined by commas that match whole ends of
-	// module names, or a regular expression of Python that matches whole names.
+	// Target is "all-linear" (or empty), "attention", names joined by commas that match whole ends of module names, or a
+	// regular expression of Python that matches whole names.
 	Target string
 	// Init is what the adapter starts from:
 	//
@@ -49,9 +49,9 @@ type AttachedModule struct {
 	Out     int    `json:"out"`
 	Rank    int    `json:"rank"`
 	Experts int    `json:"experts,omitzero"` // how many there are of these, stacked
-	// Before and After are relative errors (Frobenius) of the weight in NF4, of blocks of 64:
-	// without the adapter, and with it. They are nil for inits whose delta is zero. For pissa and
-	// olora the adapter is taken out of the weight before it is quantised.
+	// Before and After are relative errors (Frobenius) of the weight in NF4, of blocks of 64: without the adapter, and
+	// with it. They are nil for inits whose delta is zero. For pissa and olora the adapter is taken out of the weight
+	// before it is quantised.
 	Before *float64 `json:"error_before,omitempty"`
 	After  *float64 `json:"error_after,omitempty"`
 }

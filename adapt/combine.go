@@ -27,8 +27,8 @@ type ResizedModule struct {
 	Explained float64 `json:"explained"` // 1 where there was nothing to hold
 }
 
-// Combine writes to out the adapter whose delta is the combination of those of others. It has
-// alpha = rank and no rsLoRA, so that its delta is the product of its factors.
+// Combine writes to out the adapter whose delta is the combination of those of others. It has alpha = rank and no
+// rsLoRA, so that its delta is the product of its factors.
 func Combine(
 	ctx context.Context, adapters lora.Several, out string, o lora.CombineOptions, force bool,
 ) (*Combination, error) {

@@ -19,8 +19,8 @@ import (
 
 // ExtractOptions say what adapter Extract makes.
 type ExtractOptions struct {
-	// Rank of every module; 0 with Energy takes the smallest that keeps that share of each
-	// module's change. One of them is set.
+	// Rank of every module; 0 with Energy takes the smallest that keeps that share of each module's change. One of them
+	// is set.
 	Rank   int
 	Energy float64
 	// Threads is how many modules are decomposed at once; 0 is one a processor.
@@ -57,8 +57,8 @@ type Extraction struct {
 	Destination string            `json:"destination"`
 	Explained   float64           `json:"explained"`
 	Modules     []ExtractedModule `json:"modules"`
-	// Whole are modules that the adapter has whole, in modules_to_save: embeddings of positions, which
-	// models read past what PEFT would put around them.
+	// Whole are modules that the adapter has whole, in modules_to_save: embeddings of positions, which models read past
+	// what PEFT would put around them.
 	Whole []string `json:"whole,omitempty"`
 	// LeftOut are tensors that differ and have no part in the adapter: norms, biases, convolutions. LeftOutMatrices are
 	// those of them that are linear layers by their shape.
@@ -339,8 +339,8 @@ func (c *change) trained(d *svd.Decomposition) []lora.Trained {
 	return list
 }
 
-// unchangedExperts lists the experts that do not differ among others of their stack that do: a
-// stack has all of them, and gate and up together.
+// unchangedExperts lists the experts that do not differ among others of their stack that do: a stack has all of them,
+// and gate and up together.
 func unchangedExperts(changes []*change) []*change {
 	stack := func(c *change) string { return c.stack.Param }
 	changed := map[string]bool{}

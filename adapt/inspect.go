@@ -56,8 +56,8 @@ type InspectedModule struct {
 	Form string `json:"form"`
 	// Base is set for a copy of the base's own matrix that is stored beside an adapter of it.
 	Base bool `json:"base,omitzero"`
-	// Shape is that of what is changed: (out, in) of a linear layer. A stack of Experts has none; where
-	// only the base tells how many they are, it NeedsBase and has no rank and norm either.
+	// Shape is that of what is changed: (out, in) of a linear layer. A stack of Experts has none; where only the base
+	// tells how many they are, it NeedsBase and has no rank and norm either.
 	Shape     tensor.Shape `json:"shape,omitempty"`
 	Experts   int64        `json:"experts,omitzero"`
 	NeedsBase bool         `json:"needs_base,omitzero"`

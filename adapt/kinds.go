@@ -118,8 +118,8 @@ func pattern(name string) (string, int) {
 	return strings.Join(parts, "."), layer
 }
 
-// shortest finds for each pattern the shortest end of it that no other has, and that begins with
-// a name: "q_proj", but "attn.c_proj" beside "mlp.c_proj".
+// shortest finds for each pattern the shortest end of it that no other has, and that begins with a name: "q_proj", but
+// "attn.c_proj" beside "mlp.c_proj".
 func shortest(patterns []string) map[string]string {
 	const most = 8 // parts; what is longer is taken whole
 	kinds := map[string]string{}

@@ -70,8 +70,9 @@ func (c *Checkpoint) CheckReadable() error {
 			factor = w.Name
 		}
 		if base != "" && factor != "" {
-			return fmt.Errorf("%s: %w: it was saved with an adapter that was never merged: %s stands beside %s; merge it before "+
-				"the model is saved (PEFT's merge_and_unload), or save the adapter apart", c.Path, ErrRefused,
+			return fmt.Errorf(
+				"%s: %w: it was saved with an adapter that was never merged: %s stands beside %s; merge it before "+
+					"the model is saved (PEFT's merge_and_unload), or save the adapter apart", c.Path, ErrRefused,
 				tensor.Quote(factor), tensor.Quote(base))
 		}
 	}

@@ -17,8 +17,8 @@ type Rows interface {
 	ReadRows(dst []float32, lo, hi int) error
 }
 
-// Matrix reads a weight as a matrix of float32, by rows: of the shape that its
-// parameter has at run time, (out, in), so Conv1D is turned round.
+// Matrix reads a weight as a matrix of float32, by rows: of the shape that its parameter has at run time, (out, in),
+// so Conv1D is turned round.
 type Matrix struct {
 	w          *Weight
 	r          Reader
@@ -58,8 +58,8 @@ func (m *Matrix) ReadRows(dst []float32, lo, hi int) error {
 	return nil
 }
 
-// Computed returns a weight like w, the weight of a linear layer (out, in), whose
-// values are read from m and rounded to w's type. It is for one goroutine at a time.
+// Computed returns a weight like w, the weight of a linear layer (out, in), whose values are read from m and rounded
+// to w's type. It is for one goroutine at a time.
 func Computed(w *Weight, m Rows) *Weight {
 	rows, cols := m.Dims()
 	c := &Weight{Info: w.Info, Role: w.Role}

@@ -61,12 +61,13 @@ func TestComputed(t *testing.T) {
 	}
 }
 
-// TestQuantizedBySeveralTiles: what goes through a quantisation is the same computed or read, with
-// scales that are quantised as well and with plain ones.
+// TestQuantizedBySeveralTiles: what goes through a quantisation is the same computed or read, with scales that are
+// quantised as well and with plain ones.
 func TestQuantizedBySeveralTiles(t *testing.T) {
 	w := matrixWeight(700, 515, tensor.F32)
 	for _, double := range []bool{false, true} {
-		spec := quant.Spec{Type: "nf4", Params: quant.Params{{Name: "block_size", Value: int64(64)}, {Name: "double_quant", Value: double}}}
+		spec := quant.Spec{Type: "nf4", Params: quant.Params{{Name: "block_size", Value: int64(64)},
+			{Name: "double_quant", Value: double}}}
 		a, err := Quantized(context.Background(), w, spec)
 		require.NoError(t, err)
 		b, err := Quantized(context.Background(), Computed(w, NewMatrix(w, false)), spec)

@@ -79,7 +79,8 @@ func (p *Parameter) assemble() error {
 	for _, x := range p.Pieces {
 		s := x.Place
 		if s.Via != "" {
-			return fmt.Errorf("%w: tensor %s comes to it by %s, which is not read here", ErrRefused, tensor.Quote(x.Weight.Name), s.Via)
+			return fmt.Errorf("%w: tensor %s comes to it by %s, which is not read here", ErrRefused, tensor.Quote(x.Weight.Name),
+				s.Via)
 		}
 		shape := slices.Clone(x.Weight.Shape)
 		if s.FileParts > 1 && (s.FileDim >= len(shape) || shape[s.FileDim]%int64(s.FileParts) != 0) {
@@ -105,7 +106,8 @@ func (p *Parameter) assemble() error {
 			p.Experts = max(p.Experts, s.Expert+1)
 		}
 		if other, twice := have[[2]int{s.Expert, s.Part}]; twice {
-			return fmt.Errorf("%w: tensors %s and %s are the same part of it", ErrRefused, tensor.Quote(other), tensor.Quote(x.Weight.Name))
+			return fmt.Errorf("%w: tensors %s and %s are the same part of it", ErrRefused, tensor.Quote(other),
+				tensor.Quote(x.Weight.Name))
 		}
 		have[[2]int{s.Expert, s.Part}] = x.Weight.Name
 	}
@@ -138,7 +140,8 @@ func flat(s tensor.Shape) tensor.Shape {
 }
 
 func (p *Parameter) misfit(x Piece) error {
-	return fmt.Errorf("%w: tensor %s of shape %v does not fit with the others that it is made of, such as %s of %v", ErrRefused,
+	return fmt.Errorf("%w: tensor %s of shape %v does not fit with the others that it is made of, such as %s of %v",
+		ErrRefused,
 		tensor.Quote(x.Weight.Name), x.Weight.Shape, tensor.Quote(p.Pieces[0].Weight.Name), p.Pieces[0].Weight.Shape)
 }
 

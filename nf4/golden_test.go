@@ -18,8 +18,7 @@ type vector struct {
 	DType     string
 }
 
-// golden reads the vectors of bitsandbytes: a safetensors file whose metadata
-// lists the cases.
+// golden reads the vectors of bitsandbytes: a safetensors file whose metadata lists the cases.
 func golden(t testing.TB) (cases []vector, tensors map[string][]byte) {
 	file, err := os.ReadFile("../fixtures/nf4/vectors.safetensors")
 	require.NoError(t, err)
@@ -60,8 +59,7 @@ func bytes(f []float32) []byte {
 	return b
 }
 
-// unsigned turns every -0 into +0: bitsandbytes decodes index 8 of FP4 to
-// either, we to +0.
+// unsigned turns every -0 into +0: bitsandbytes decodes index 8 of FP4 to either, we to +0.
 func unsigned(b []byte, size int) []byte {
 	b = append([]byte(nil), b...)
 	for e := b; len(e) > 0; e = e[size:] {

@@ -7,26 +7,25 @@ import (
 	"sync"
 )
 
-// NestedBlockSize is the number of absmax that share one scale in double
-// quantisation.
+// NestedBlockSize is the number of absmax that share one scale in double quantisation.
 const NestedBlockSize = 256
 
-// DynamicMap returns a copy of the values of the 8-bit codes, in rising order:
-// what a checkpoint stores as nested_quant_map.
+// DynamicMap returns a copy of the values of the 8-bit codes, in rising order: what a checkpoint stores as
+// nested_quant_map.
 func DynamicMap() *[256]float32 {
 	m := dynamic().value
 	return &m
 }
 
-// A Mean is the mean of the absmax of a whole tensor: the offset of its double
-// quantisation. The zero Mean is ready for use.
+// A Mean is the mean of the absmax of a whole tensor: the offset of its double quantisation. The zero Mean is ready
+// for use.
 type Mean struct {
 	sum   float64
 	count int64
 }
 
-// Add takes up the absmax of the next blocks. The order of the blocks matters
-// for the last bits; how they are cut into calls does not.
+// Add takes up the absmax of the next blocks. The order of the blocks matters for the last bits; how they are cut into
+// calls does not.
 func (m *Mean) Add(absmax []float32) {
 	sum := m.sum
 	for _, a := range absmax {
@@ -44,10 +43,9 @@ func (m *Mean) Float32() float32 {
 	return float32(m.sum / float64(m.count))
 }
 
-// QuantizeAbsmax quantises absmax - offset to 8 bits: one byte of q an absmax,
-// and one nested absmax for each NestedBlockSize of them. The last block may be
-// short, if it is the last one of the tensor. A block that holds no number has
-// NaN for its nested absmax and 255 for its codes.
+// QuantizeAbsmax quantises absmax - offset to 8 bits: one byte of q an absmax, and one nested absmax for each
+// NestedBlockSize of them. The last block may be short, if it is the last one of the tensor. A block that holds no
+// number has NaN for its nested absmax and 255 for its codes.
 func QuantizeAbsmax(q []byte, nested []float32, absmax []float32, offset float32) {
 	checkNested(q, nested, absmax)
 	m := dynamic()
@@ -58,8 +56,8 @@ func QuantizeAbsmax(q []byte, nested []float32, absmax []float32, offset float32
 	}
 }
 
-// quantizeBlock follows the rule of the 4-bit blocks: a full block is multiplied
-// by a reciprocal, a short one divided, and the divisor never below 1e-38.
+// quantizeBlock follows the rule of the 4-bit blocks: a full block is multiplied by a reciprocal, a short one divided,
+// and the divisor never below 1e-38.
 func (m *dynamicMap) quantizeBlock(q []byte, nested *float32, absmax []float32, offset float32) {
 	largest := uint32(0) // as bits, where a NaN is above all numbers
 	for _, a := range absmax {
@@ -86,8 +84,8 @@ func (m *dynamicMap) quantizeBlock(q []byte, nested *float32, absmax []float32, 
 	m.search(q, s[:len(q)])
 }
 
-// DequantizeAbsmax sets absmax to code[q]*nested + offset: float32, each of the
-// two operations rounded. The first absmax is the first of its nested block.
+// DequantizeAbsmax sets absmax to code[q]*nested + offset: float32, each of the two operations rounded. The first
+// absmax is the first of its nested block.
 func DequantizeAbsmax(absmax []float32, q []byte, code *[256]float32, nested []float32, offset float32) {
 	checkNested(q, nested, absmax)
 	for b, scale := range nested {
@@ -115,17 +113,15 @@ const nanBits = 0x7fc00000
 // A dynamicMap is the 8-bit code with what is needed to search it.
 type dynamicMap struct {
 	value [256]float32
-	// threshold[i], as order has it, lies halfway between values i and i+1. The
-	// last is above everything.
+	// threshold[i], as order has it, lies halfway between values i and i+1. The last is above everything.
 	threshold [256]int64
-	// below has the number of thresholds below each bucket: one for each value of
-	// the upper 15 bits of order. No bucket holds two thresholds.
+	// below has the number of thresholds below each bucket: one for each value of the upper 15 bits of order. No bucket
+	// holds two thresholds.
 	below [1 << 15]uint8
 }
 
-// dynamic makes the map by its rule. There are seven decades, the last one
-// reaching from 0.1 to 1. Decade i is cut at 2^i + 1 evenly spaced places; the
-// means of neighbours are its values, of either sign. 0 and 1 make it 256.
+// dynamic makes the map by its rule. There are seven decades, the last one reaching from 0.1 to 1. Decade i is cut at
+// 2^i + 1 evenly spaced places; the means of neighbours are its values, of either sign. 0 and 1 make it 256.
 var dynamic = sync.OnceValue(func() *dynamicMap {
 	m := &dynamicMap{}
 	values := append(m.value[:0], 0, 1)
@@ -133,8 +129,8 @@ var dynamic = sync.OnceValue(func() *dynamicMap {
 		steps := 1 << i
 		step := float32(0.9) / float32(steps)
 		cut := func(j int) float32 {
-			// As torch.linspace, from the nearer end. The sums are exact in float64,
-			// so these are fused multiply-adds of float32.
+			// As torch.linspace, from the nearer end. The sums are exact in float64, so these are fused multiply-adds of
+			// float32.
 			if j < (steps+1)/2 {
 				return float32(float64(step)*float64(j) + float64(float32(0.1)))
 			}
@@ -160,8 +156,8 @@ var dynamic = sync.OnceValue(func() *dynamicMap {
 	return m
 })
 
-// order returns an integer that compares as the float does, but -0 is below 0,
-// which no threshold is. A NaN is above all numbers.
+// order returns an integer that compares as the float does, but -0 is below 0, which no threshold is. A NaN is above
+// all numbers.
 func order(s float32) int64 {
 	if s != s {
 		return math.MaxInt32
@@ -172,9 +168,8 @@ func order(s float32) int64 {
 
 func bucket(order int64) int { return int(order>>17) + 1<<14 }
 
-// search sets each code to the number of thresholds below an element of s: the
-// code of the nearest value. A tie stays low; a NaN counts as above them all. No
-// branch depends on an element, as none could be predicted.
+// search sets each code to the number of thresholds below an element of s: the code of the nearest value. A tie stays
+// low; a NaN counts as above them all. No branch depends on an element, as none could be predicted.
 func (m *dynamicMap) search(q []byte, s []float32) {
 	for i, x := range s {
 		k := order(x)

@@ -1,21 +1,16 @@
-// Package nf4 quantises to the 4-bit types NF4 and FP4 and back, bit for bit as
-// bitsandbytes does, and quantises the scales of the blocks once more (double
-// quantisation). Slices in, slices out: it knows nothing of files.
+// Package nf4 quantises to the 4-bit types NF4 and FP4 and back, bit for bit as bitsandbytes does, and quantises the
+// scales of the blocks once more (double quantisation). Slices in, slices out: it knows nothing of files.
 //
-// The method is that of Dettmers et al., "QLoRA: Efficient Finetuning of
-// Quantized LLMs" (2023), section 3. A tensor is a row of n elements, cut into
-// blocks that run across its rows. Each block is divided by its largest
-// magnitude, absmax, and every quotient is replaced by the index of the nearest
-// of 16 values.
+// The method is that of Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023), section 3. A tensor
+// is a row of n elements, cut into blocks that run across its rows. Each block is divided by its largest magnitude,
+// absmax, and every quotient is replaced by the index of the nearest of 16 values.
 //
-// A tensor may be worked through in pieces, so long as each piece but the last
-// is made of whole blocks; the bytes are the same. All data is little-endian and
-// may lie at any address.
+// A tensor may be worked through in pieces, so long as each piece but the last is made of whole blocks; the bytes are
+// the same. All data is little-endian and may lie at any address.
 //
-// The functions panic if the lengths of their slices do not fit together or if
-// a type or block size is none of those that are supported: that is a mistake of
-// the program, not of its input. CheckBlockSize and tensor.DType.Float say what
-// is supported.
+// The functions panic if the lengths of their slices do not fit together or if a type or block size is none of those
+// that are supported: that is a mistake of the program, not of its input. CheckBlockSize and tensor.DType.Float say
+// what is supported.
 package nf4
 
 import (
@@ -28,15 +23,15 @@ import (
 // Type is a 4-bit type.
 type Type uint8
 
-// NF4 has the quantiles of a normal distribution as its values; FP4 is a float
-// of one sign, two exponent and one mantissa bits.
+// NF4 has the quantiles of a normal distribution as its values; FP4 is a float of one sign, two exponent and one
+// mantissa bits.
 const (
 	NF4 Type = iota
 	FP4
 )
 
-// codebooks are those of bitsandbytes 0.50: float32, in index order. Its CPU
-// kernels take index 8 of FP4 for -0 or +0; the quant_map it saves holds +0.
+// codebooks are those of bitsandbytes 0.50: float32, in index order. Its CPU kernels take index 8 of FP4 for -0 or +0;
+// the quant_map it saves holds +0.
 var codebooks = [...]*kernels.Codebook{
 	NF4: kernels.NewCodebook([16]float32{
 		-1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -73,15 +68,14 @@ func (t Type) String() string {
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }
 
-// Code returns a copy of the type's codebook: the values in index order, which
-// is what a checkpoint stores as quant_map.
+// Code returns a copy of the type's codebook: the values in index order, which is what a checkpoint stores as
+// quant_map.
 func (t Type) Code() *[16]float32 {
 	code := codebooks[t].Code
 	return &code
 }
 
-// CheckBlockSize returns an error unless n is a block size of bitsandbytes: 32,
-// 64, 128, 256, 512, 1024, 2048 or 4096.
+// CheckBlockSize returns an error unless n is a block size of bitsandbytes: 32, 64, 128, 256, 512, 1024, 2048 or 4096.
 func CheckBlockSize(n int) error {
 	if n < 32 || n > 4096 || n&(n-1) != 0 {
 		return fmt.Errorf("block size %d: want a power of two from 32 to 4096", n)
@@ -89,22 +83,19 @@ func CheckBlockSize(n int) error {
 	return nil
 }
 
-// Quantize quantises src: n elements of type dtype, which is F32, F16 or BF16.
-// It sets packed, (n+1)/2 bytes with the first of two codes in the high nibble,
-// and absmax, one for each block of blockSize elements. The last block may be
+// Quantize quantises src: n elements of type dtype, which is F32, F16 or BF16. It sets packed, (n+1)/2 bytes with the
+// first of two codes in the high nibble, and absmax, one for each block of blockSize elements. The last block may be
 // short; only that of the tensor itself may be, as it follows a rule of its own.
 //
-// It returns the index of the first element that is NaN or infinite, -1 if there
-// is none. The outputs are set in either case: the absmax of such a block is NaN
-// or +Inf.
+// It returns the index of the first element that is NaN or infinite, -1 if there is none. The outputs are set in
+// either case: the absmax of such a block is NaN or +Inf.
 func (t Type) Quantize(packed []byte, absmax []float32, src []byte, dtype tensor.DType, blockSize int) (bad int) {
 	return kernels.Quantize4(codebooks[t], packed, absmax, src, float(dtype), blockSize)
 }
 
-// Dequantize sets dst, n elements of type dtype (F32, F16 or BF16), to
-// code[index] * absmax, computed in float32 and rounded to nearest even. The
-// lengths of packed and absmax follow from n, which is len(dst) over the size of
-// an element, as in Quantize.
+// Dequantize sets dst, n elements of type dtype (F32, F16 or BF16), to code[index] * absmax, computed in float32 and
+// rounded to nearest even. The lengths of packed and absmax follow from n, which is len(dst) over the size of an
+// element, as in Quantize.
 func Dequantize(dst []byte, dtype tensor.DType, packed []byte, absmax []float32, code *[16]float32, blockSize int) {
 	kernels.Dequantize4(dst, float(dtype), packed, absmax, code, blockSize)
 }

@@ -13,8 +13,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// quantize is the rule, one element after the other, in the words of the paper
-// and of bitsandbytes: the slow way.
+// quantize is the rule, one element after the other, in the words of the paper and of bitsandbytes: the slow way.
 func quantize(typ nf4.Type, x []float32, blockSize int) (packed []byte, absmax []float32) {
 	code := typ.Code()
 	position := make([]int, 16)
@@ -59,8 +58,7 @@ func quantize(typ nf4.Type, x []float32, blockSize int) (packed []byte, absmax [
 	return packed, absmax
 }
 
-// elements draws up to 700 finite elements of a type and returns their bytes and
-// their values.
+// elements draws up to 700 finite elements of a type and returns their bytes and their values.
 func elements(t *rapid.T, dtype tensor.DType) (b []byte, x []float32) {
 	n, seed := rapid.IntRange(0, 700).Draw(t, "n"), rapid.Uint64().Draw(t, "seed")
 	scale := math.Ldexp(1, rapid.IntRange(-150, 125).Draw(t, "scale"))

@@ -159,9 +159,11 @@ func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
 	case !single:
 		err := fmt.Errorf("%s: %w: a %s adapter is one file, expected a name that ends in %s",
 			dst, ErrRefused, e.Dialect, strings.Join(format.Extensions(), ", "))
-		return nil, "", hint.With(err, hint.Hint{Option: "To", Value: lora.PEFT + " or " + lora.MLX, Effect: "makes a folder"})
+		return nil, "", hint.With(err, hint.Hint{Option: "To", Value: lora.PEFT + " or " + lora.MLX,
+			Effect: "makes a folder"})
 	case byName.Name() != e.Format:
-		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a %s file, expected a name that ends in %s", dst, ErrRefused, e.Dialect, e.Format, strings.Join(format.Extensions(), ", "))
+		return nil, "", fmt.Errorf("%s: %w: a %s adapter is a %s file, expected a name that ends in %s", dst, ErrRefused,
+			e.Dialect, e.Format, strings.Join(format.Extensions(), ", "))
 	}
 	return format, filepath.Base(dst), nil
 }
@@ -186,13 +188,15 @@ func (w *AdapterWriter) Spool(t lora.Trained) (*lora.Module, error) {
 			for j := range m.Cols {
 				v := m.Data[i*m.RowStride+j*m.ColStride]
 				if !finite(v) {
-					return nil, fmt.Errorf("module %s: a factor of it came out as %v at (%d, %d), expected finite numbers", tensor.Quote(t.Name), v, i, j)
+					return nil, fmt.Errorf("module %s: a factor of it came out as %v at (%d, %d), expected finite numbers",
+						tensor.Quote(t.Name), v, i, j)
 				}
 				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
 			}
 		}
 		var err error
-		if at[i], err = w.spooled(tensor.Info{Name: t.Name, DType: tensor.F32, Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, b); err != nil {
+		if at[i], err = w.spooled(tensor.Info{Name: t.Name, DType: tensor.F32,
+			Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, b); err != nil {
 			return nil, err
 		}
 	}

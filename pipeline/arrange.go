@@ -10,7 +10,8 @@ import (
 	"github.com/lorakit/lorakit/quant"
 )
 
-// arrange makes the jobs of a weight that the result has under other names, in pieces or with its rows in another order.
+// arrange makes the jobs of a weight that the result has under other names, in pieces or with its rows in another
+// order.
 func (b *planner) arrange(ctx context.Context, w *Weight, j Job) ([]Job, error) {
 	if b.Arrange == nil {
 		return []Job{j}, nil
@@ -79,7 +80,8 @@ func checkRows(w *Weight, j *Job, r models.Rows) error {
 	case r.First%r.Run() != 0 || count%r.Run() != 0:
 		return fmt.Errorf("%w: %d rows from %d on are no whole runs of %d", ErrRefused, count, r.First, r.Run())
 	case j.Copy && w.Decoder != nil:
-		return fmt.Errorf("%w: its rows are arranged anew, and it is stored as %s, whose codes cannot be", ErrRefused, w.Decoder.Spec())
+		return fmt.Errorf("%w: its rows are arranged anew, and it is stored as %s, whose codes cannot be", ErrRefused,
+			w.Decoder.Spec())
 	case j.flips(w) || w.Transposed:
 		return fmt.Errorf("%w: its rows are arranged anew, and it lies the other way round", ErrRefused)
 	}

@@ -16,15 +16,14 @@ import (
 var ErrMemory = errors.New("too little memory")
 
 const (
-	// largestTile and smallestTile bound the bytes of values a tile has: large enough that a
-	// system call and a hand-over do not count, small enough to stay in a cache.
+	// largestTile and smallestTile bound the bytes of values a tile has: large enough that a system call and a hand-over
+	// do not count, small enough to stay in a cache.
 	largestTile  = 512 << 10
 	smallestTile = 64 << 10
-	// transposedTiles is how many times larger a tile is that is turned round: a
-	// row of it is read at a time.
+	// transposedTiles is how many times larger a tile is that is turned round: a row of it is read at a time.
 	transposedTiles = 8
-	// runtimeBytes is what a Go process of this kind takes before it does any
-	// work: the binary, stacks, the runtime's own tables.
+	// runtimeBytes is what a Go process of this kind takes before it does any work: the binary, stacks, the runtime's own
+	// tables.
 	runtimeBytes = 18 << 20
 )
 
@@ -37,16 +36,15 @@ type budget struct {
 }
 
 const (
-	// plainPlanBytes and quantisedPlanBytes are what a weight takes while a plan is made
-	// and carried out, by measurement on 100,000 of them: names, shapes,
-	// offsets, and the header that lists it, which has six tensors for a
-	// doubly quantised one.
+	// plainPlanBytes and quantisedPlanBytes are what a weight takes while a plan is made and carried out, by measurement
+	// on 100,000 of them: names, shapes, offsets, and the header that lists it, which has six tensors for a doubly
+	// quantised one.
 	plainPlanBytes     = 2_000
 	quantisedPlanBytes = 3_900
 )
 
-// CheckMemory refuses, before a plan is made, what could not be planned within memory:
-// a checkpoint of very many tensors.
+// CheckMemory refuses, before a plan is made, what could not be planned within memory: a checkpoint of very many
+// tensors.
 func CheckMemory(m *Merged, o Options, memory int64) error {
 	if memory <= 0 {
 		memory = DefaultMemory
@@ -103,8 +101,8 @@ func (n *needs) add(j *jobRun) {
 	}
 }
 
-// newBudget divides the memory. One thread computes one tile at a time; there are
-// twice as many workers, so that some read and write meanwhile.
+// newBudget divides the memory. One thread computes one tile at a time; there are twice as many workers, so that some
+// read and write meanwhile.
 func newBudget(n *needs, memory int64, threads int) (budget, error) {
 	var m runtime.MemStats
 	if runtime.ReadMemStats(&m); m.HeapAlloc > 16<<20 {
@@ -150,7 +148,8 @@ type scratchSize struct {
 
 func (a scratchSize) max(b scratchSize) scratchSize {
 	return scratchSize{
-		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.arranged, b.arranged), max(a.out, b.out), max(a.deferred, b.deferred), max(a.merge, b.merge),
+		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.arranged, b.arranged), max(a.out, b.out),
+		max(a.deferred, b.deferred), max(a.merge, b.merge),
 	}
 }
 
@@ -158,8 +157,7 @@ func (a scratchSize) total() int64 {
 	return a.reader.Total() + a.cast + a.arranged + a.out + a.deferred + a.merge
 }
 
-// tileElements is how many elements a tile of the job has: whole units, and at
-// least one.
+// tileElements is how many elements a tile of the job has: whole units, and at least one.
 func (j *jobRun) tileElements(bytes int64) int64 {
 	unit := int64(1)
 	switch {
@@ -213,8 +211,7 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 	}
 	if m := j.weight.Change; m != nil {
 		s.cast = max(s.cast, 4*n)
-		// x, and the delta, what it is added to, what was written and their sums in pieces
-		// of at least 64 Ki elements.
+		// x, and the delta, what it is added to, what was written and their sums in pieces of at least 64 Ki elements.
 		s.merge = 4*n + (24+4*j.weight.atOnce())*max(m.Width, 64<<10, j.run())
 		if j.RoundTrip != nil {
 			s.merge += j.weight.Count() // 4 bits an element, and its scales twice

@@ -52,7 +52,8 @@ func (b *planner) check() error {
 		b.spec.AllowNonFinite = b.AllowNonFinite
 	}
 	if b.Config != nil && b.Config.Quantization != nil && b.Config.Quantization.Kind() != '{' {
-		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, checkpoint.ConfigName), ErrRefused)
+		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, checkpoint.ConfigName),
+			ErrRefused)
 	}
 	if b.Quantize != "keep" || b.Options.DType != 0 {
 		if err := b.CheckReadable(); err != nil {
@@ -181,7 +182,8 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 		b.decoded++
 		b.changed = true
 	}
-	return Job{Weight: w.Name, DType: to, RoundTrip: b.roundTrip(w), Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+	return Job{Weight: w.Name, DType: to, RoundTrip: b.roundTrip(w),
+		Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
 }
 
 // roundTrip is the quantisation that a plain weight goes through, and back, before anything is added to it,
@@ -198,8 +200,8 @@ func (b *planner) roundTrip(w *Weight) *quant.Spec {
 	return &spec
 }
 
-// loaderMayExpect reports whether a loader that goes by config.json alone may take a
-// weight that stays plain for a quantised one.
+// loaderMayExpect reports whether a loader that goes by config.json alone may take a weight that stays plain for a
+// quantised one.
 func (b *planner) loaderMayExpect(w *Weight) bool {
 	if w.Role.Quantized || w.Role.Stay != models.Free {
 		return true
@@ -259,8 +261,7 @@ func (j *Job) place(ctx context.Context, scheme quant.Scheme, w *Weight) error {
 	return nil
 }
 
-// encoded is the weight as the job's encoder sees it: Conv1D is turned round
-// first, as transformers does.
+// encoded is the weight as the job's encoder sees it: Conv1D is turned round first, as transformers does.
 func (j *Job) encoded(w *Weight) tensor.Info {
 	t := tensor.Info{Name: j.name(), DType: j.DType, Shape: w.Shape}
 	if j.Rows != nil {
@@ -301,8 +302,8 @@ func (b *planner) castTo(w *Weight) tensor.DType {
 	return to
 }
 
-// sameAsTied reports whether a weight that the config ties to another has that
-// one's very bytes, so that nothing is lost without it.
+// sameAsTied reports whether a weight that the config ties to another has that one's very bytes, so that nothing is
+// lost without it.
 func (b *planner) sameAsTied(ctx context.Context, w *Weight) (bool, error) {
 	i := slices.IndexFunc(b.from.Weights, func(o *Weight) bool {
 		return len(o.Role.Runtime) == 1 && o.Role.Runtime[0].Whole() && o.Role.Runtime[0].Param == w.Role.Tied
@@ -312,7 +313,8 @@ func (b *planner) sameAsTied(ctx context.Context, w *Weight) (bool, error) {
 	}
 	same, err := checkpoint.SameBytes(ctx, w.Weight, b.from.Weights[i].Weight)
 	if err == nil && !same {
-		b.notice("%s is tied to %s by config.json, but differs from it: it is kept", tensor.Quote(w.Name), tensor.Quote(w.Role.Tied))
+		b.notice("%s is tied to %s by config.json, but differs from it: it is kept", tensor.Quote(w.Name),
+			tensor.Quote(w.Role.Tied))
 	}
 	return same, err
 }
@@ -334,11 +336,13 @@ func (b *planner) explain() {
 			what = "the architecture " + tensor.Quote(b.Config.Architecture) + " is not known"
 		}
 		if len(b.Include) == 0 {
-			b.notice("%s: weights are chosen by their names and shapes, and it is not promised that transformers loads the result", what)
+			b.notice("%s: weights are chosen by their names and shapes, and it is not promised that transformers loads the "+
+				"result", what)
 		}
 	}
 	if b.Known && b.Config.Assumed {
-		b.notice("config.json names no architecture that is known: taken for %s, after its model_type", tensor.Quote(b.Config.Architecture))
+		b.notice("config.json names no architecture that is known: taken for %s, after its model_type",
+			tensor.Quote(b.Config.Architecture))
 	}
 	guessed := 0
 	for _, w := range b.quantised {
@@ -347,10 +351,12 @@ func (b *planner) explain() {
 		}
 	}
 	if guessed > 0 && len(b.Include) == 0 {
-		b.notice("%s are not among those of %s: chosen by their names and shapes", plural(guessed, "tensor"), b.Config.Architecture)
+		b.notice("%s are not among those of %s: chosen by their names and shapes", plural(guessed, "tensor"),
+			b.Config.Architecture)
 	}
 	if b.unfit > 0 {
-		b.notice("left as they are, since they hold integers or nothing: %s that were chosen by name", plural(b.unfit, "tensor"))
+		b.notice("left as they are, since they hold integers or nothing: %s that were chosen by name",
+			plural(b.unfit, "tensor"))
 	}
 	experts, others := 0, []string(nil)
 	for _, w := range b.extra {
@@ -371,7 +377,8 @@ func (b *planner) explain() {
 		b.notice("experts: %s in %s, one tensor an expert, %s; transformers does not load such a folder",
 			plural(experts, "tensor"), b.Quantize, loaders)
 	case experts > 0:
-		b.notice("experts: %s in %s, chosen by name; transformers does not load such a folder", plural(experts, "tensor"), b.Quantize)
+		b.notice("experts: %s in %s, chosen by name; transformers does not load such a folder", plural(experts, "tensor"),
+			b.Quantize)
 	default:
 		n := 0
 		for _, w := range b.from.Weights {
@@ -408,8 +415,7 @@ func list(names []string, n int) string {
 	return s
 }
 
-// globs matches whole tensor names. * stands for any characters, dots
-// included, ? for one.
+// globs matches whole tensor names. * stands for any characters, dots included, ? for one.
 type globs []string
 
 func (g globs) match(name string) bool {
@@ -421,8 +427,7 @@ func (g globs) match(name string) bool {
 	return false
 }
 
-// matchGlob goes back to the last star only, so it takes at most len(pattern)
-// times len(name) steps.
+// matchGlob goes back to the last star only, so it takes at most len(pattern) times len(name) steps.
 func matchGlob(pattern, name string) bool {
 	p, n := 0, 0
 	star, mark := -1, 0
@@ -454,7 +459,8 @@ func (g globs) unmatched(what string, weights []*Weight) error {
 			}
 		}
 		if !found {
-			return fmt.Errorf("%w: %s %s matches none of the %d tensors%s", ErrRefused, what, tensor.Quote(pattern), len(weights), meant(pattern, weights))
+			return fmt.Errorf("%w: %s %s matches none of the %d tensors%s", ErrRefused, what, tensor.Quote(pattern),
+				len(weights), meant(pattern, weights))
 		}
 	}
 	return nil

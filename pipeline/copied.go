@@ -15,10 +15,11 @@ import (
 // maxCopied bounds the files that are copied along.
 const maxCopied = 10_000
 
-// filesToCopy lists the files of the folder that go along with the tensors as they are:
-// tokenizer, generation config, licence, chat template. Files in written are made
-// anew; weights in other formats would contradict the result, so they stay, and are returned in skipped.
-func filesToCopy(ctx context.Context, dir storage.Folder, written map[string]bool) (files []InputFile, skipped []string, err error) {
+// filesToCopy lists the files of the folder that go along with the tensors as they are: tokenizer, generation config,
+// licence, chat template. Files in written are made anew; weights in other formats would contradict the result, so
+// they stay, and are returned in skipped.
+func filesToCopy(ctx context.Context, dir storage.Folder, written map[string]bool) (files []InputFile, skipped []string,
+	err error) {
 	folders := 0
 	var walk func(below string) error
 	walk = func(below string) error {
@@ -62,15 +63,15 @@ func filesToCopy(ctx context.Context, dir storage.Folder, written map[string]boo
 // weightEndings are those of files that hold a model's weights in some format.
 var weightEndings = []string{
 	".safetensors", ".safetensors.index.json", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf", ".ggml",
-	".h5", ".h5.index.json", ".msgpack", ".msgpack.index.json", ".ot", ".npz", ".onnx", ".onnx_data", ".onnx.data", ".tflite", ".mlmodel",
+	".h5", ".h5.index.json", ".msgpack", ".msgpack.index.json", ".ot", ".npz", ".onnx", ".onnx_data", ".onnx.data",
+	".tflite", ".mlmodel",
 	".pdparams", ".nemo", ".keras", ".llamafile",
 }
 
-// isWeights reports whether a file holds the model's weights in some form. A .bin
-// is one by its usual names only: training_args.bin and tokenizer.bin are none. In a
-// sub-folder safetensors are another part (2_Dense of a sentence transformer, a
-// diffusion pipeline's unet), and other formats an export of the whole, but for
-// the .bin of a numbered module.
+// isWeights reports whether a file holds the model's weights in some form. A .bin is one by its usual names only:
+// training_args.bin and tokenizer.bin are none. In a sub-folder safetensors are another part (2_Dense of a sentence
+// transformer, a diffusion pipeline's unet), and other formats an export of the whole, but for the .bin of a numbered
+// module.
 func isWeights(name string) bool {
 	folder, base := path.Split(strings.ToLower(name))
 	part := folder != ""
@@ -80,7 +81,8 @@ func isWeights(name string) bool {
 		}
 	}
 	if strings.HasSuffix(base, ".bin") && !(part && folder[0] >= '0' && folder[0] <= '9') {
-		for _, p := range []string{"pytorch_model", "model", "adapter_model", "diffusion_pytorch_model", "openvino_model", "consolidated"} {
+		for _, p := range []string{"pytorch_model", "model", "adapter_model", "diffusion_pytorch_model", "openvino_model",
+			"consolidated"} {
 			if strings.HasPrefix(base, p) {
 				return true
 			}

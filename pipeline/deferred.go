@@ -13,16 +13,16 @@ import (
 // scratchPattern is how the files are called that hold what did not fit in memory.
 const scratchPattern = "scratch-*.lorakit"
 
-// deferred holds the numbers of a weight that outlive its tiles: in memory where
-// its share allows it, else in a file in the stage. A nil deferred holds none.
+// deferred holds the numbers of a weight that outlive its tiles: in memory where its share allows it, else in a file
+// in the stage. A nil deferred holds none.
 type deferred struct {
 	floats  []float32
 	file    *os.File
 	release func()
 }
 
-// newDeferred takes room for n numbers. It waits for memory that other weights hold, but for
-// no more than half of the share: a larger weight goes to a file.
+// newDeferred takes room for n numbers. It waits for memory that other weights hold, but for no more than half of the
+// share: a larger weight goes to a file.
 func newDeferred(ctx context.Context, n int64, memory *semaphore.Weighted, share int64, dir string) (*deferred, error) {
 	if n == 0 {
 		return nil, nil

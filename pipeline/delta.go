@@ -58,8 +58,7 @@ func (f *factors) get(t *formats.Tensor) ([]float32, error) {
 	return v, nil
 }
 
-// factorBytes is the memory of a change while a weight is merged: its factors, and two sums
-// a row for each kept share.
+// factorBytes is the memory of a change while a weight is merged: its factors, and two sums a row for each kept share.
 func (w *Weight) factorBytes() int64 {
 	var total int64
 	for _, t := range w.contributors() {
@@ -103,7 +102,8 @@ func (r *run) loadTerms(j *jobRun) error {
 		if err != nil {
 			return kernels.Mat{}, err
 		}
-		return kernels.Mat{Data: v[f.Offset:], Rows: int(rows), Cols: int(cols), RowStride: int(f.RowStride), ColStride: int(f.ColStride)}, nil
+		return kernels.Mat{Data: v[f.Offset:], Rows: int(rows), Cols: int(cols), RowStride: int(f.RowStride),
+			ColStride: int(f.ColStride)}, nil
 	}
 	for i := range j.weight.Change.Terms {
 		t := &term{Term: &j.weight.Change.Terms[i]}
@@ -157,8 +157,8 @@ func (r *run) loadTerms(j *jobRun) error {
 	return nil
 }
 
-// prepared reports whether a job has to read its weight before it can begin: for
-// the norms of DoRA, or to quantise it and back.
+// prepared reports whether a job has to read its weight before it can begin: for the norms of DoRA, or to quantise it
+// and back.
 func (j *jobRun) prepared() bool {
 	if j.weight.Change == nil {
 		return false
@@ -190,10 +190,11 @@ func floats(b *[]float32, n int) []float32 {
 	return (*b)[:n]
 }
 
-// simple returns the term of a job where its change is one product that covers the
-// whole weight, which has a kernel of its own.
+// simple returns the term of a job where its change is one product that covers the whole weight, which has a kernel of
+// its own.
 func (j *jobRun) simple() *term {
-	if len(j.terms) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() || !j.weight.Values.Float() {
+	if len(j.terms) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() ||
+		!j.weight.Values.Float() {
 		return nil
 	}
 	t := j.terms[0]
@@ -203,13 +204,14 @@ func (j *jobRun) simple() *term {
 	return t
 }
 
-var kernelFloat = map[tensor.DType]kernels.Float{tensor.F32: kernels.F32, tensor.F16: kernels.F16, tensor.BF16: kernels.BF16}
+var kernelFloat = map[tensor.DType]kernels.Float{tensor.F32: kernels.F32, tensor.F16: kernels.F16,
+	tensor.BF16: kernels.BF16}
 
 // chunk is how many elements of a delta are made at once: few enough to stay in a cache.
 const chunk = 32 << 10
 
-// merged returns the elements [lo, hi) of a job's weight with its change, in the job's
-// DType. values has them as they were read.
+// merged returns the elements [lo, hi) of a job's weight with its change, in the job's DType. values has them as they
+// were read.
 func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte, error) {
 	to := j.DType
 	out := sized(&s.cast, (hi-lo)*to.Bits()/8)
@@ -224,7 +226,8 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 			t.product(&s.merge, delta, row, end, 0, width)
 			for k := row; k < end; k++ {
 				at := k*width - lo
-				ed, dd := kernels.MergeRow(out[at*on:(at+width)*on], as, values[at*in:(at+width)*in], from, delta[(k-row)*width:(k-row+1)*width], t.Scale)
+				ed, dd := kernels.MergeRow(out[at*on:(at+width)*on], as, values[at*in:(at+width)*in], from,
+					delta[(k-row)*width:(k-row+1)*width], t.Scale)
 				j.shares[0].rows[k] = [2]float64{ed, dd}
 			}
 		}
@@ -238,7 +241,8 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 	if v := j.weight.Change.Value; v != nil {
 		for i, f := range x {
 			if !finite(f) {
-				return nil, fmt.Errorf("%w: the value that the adapter's tensor %s gives it has %v at element %d, expected finite numbers", lora.ErrMalformed, tensor.Quote(v.Name), f, lo+int64(i))
+				return nil, fmt.Errorf("%w: the value that the adapter's tensor %s gives it has %v at element %d, expected finite "+
+					"numbers", lora.ErrMalformed, tensor.Quote(v.Name), f, lo+int64(i))
 			}
 		}
 	}
@@ -296,8 +300,7 @@ func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
 	}
 }
 
-// prepareMerge quantises a job's weight and back, where its deltas go onto that, and finds
-// the norms of DoRA.
+// prepareMerge quantises a job's weight and back, where its deltas go onto that, and finds the norms of DoRA.
 func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	if j.RoundTrip != nil {
 		if err := j.goRoundTrip(ctx, s); err != nil {
@@ -340,7 +343,8 @@ func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 				continue
 			}
 			if i >= int(t.FirstOutput) && i < int(t.FirstOutput+t.outputs()) {
-				return fmt.Errorf("module %s: %w: the norm of its output %d with the delta is %v, by which DoRA divides", tensor.Quote(t.Name), lora.ErrBase, i, norm)
+				return fmt.Errorf("module %s: %w: the norm of its output %d with the delta is %v, by which DoRA divides",
+					tensor.Quote(t.Name), lora.ErrBase, i, norm)
 			}
 		}
 	}

@@ -13,9 +13,9 @@ import (
 	"github.com/lorakit/lorakit/storage"
 )
 
-// CheckDestination refuses, before any work is done, a destination that a run from
-// src, empty where that is not on this machine, could not or must not write to. One that exists is refused unless it
-// may be replaced, or taken for the result of an earlier run.
+// CheckDestination refuses, before any work is done, a destination that a run from src, empty where that is not on
+// this machine, could not or must not write to. One that exists is refused unless it may be replaced, or taken for the
+// result of an earlier run.
 func CheckDestination(src, dst string, o RunOptions) error {
 	abs, err := filepath.Abs(dst)
 	if err != nil {
@@ -36,13 +36,14 @@ func CheckDestination(src, dst string, o RunOptions) error {
 	case !o.Force && !o.Resume:
 		return existsError(dst)
 	case o.Force && storage.IsMountPoint(dst):
-		return fmt.Errorf("%s: %w: it is a mount point, which cannot be replaced; give a folder inside of it", dst, ErrRefused)
+		return fmt.Errorf("%s: %w: it is a mount point, which cannot be replaced; give a folder inside of it", dst,
+			ErrRefused)
 	}
 	return nil
 }
 
-// CheckSpared refuses a destination that would take the place of something else that a run reads, or
-// of a folder around it: an adapter that is merged, the other side of a comparison.
+// CheckSpared refuses a destination that would take the place of something else that a run reads, or of a folder
+// around it: an adapter that is merged, the other side of a comparison.
 func CheckSpared(dst string, sources ...string) error {
 	b, err := resolve(dst)
 	if err != nil {
@@ -139,8 +140,8 @@ func within(dir, path string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
-// matches makes the result again and compares it with what is at dst, byte for byte.
-// What differs is an error of kind ErrExists.
+// matches makes the result again and compares it with what is at dst, byte for byte. What differs is an error of kind
+// ErrExists.
 func (r *run) matches(ctx context.Context, dst string) error {
 	again := &run{plan: r.plan, from: r.from, opts: r.opts, compute: r.compute}
 	again.sink, again.scratch = comparing{dst, r.plan.SingleFile}, filepath.Dir(dst)
@@ -154,7 +155,8 @@ func (r *run) matches(ctx context.Context, dst string) error {
 	}
 	var d *different
 	if errors.As(err, &d) {
-		return hint.With(fmt.Errorf("%s: %w, and is not what this source and these options make: %w", dst, ErrExists, d), force)
+		return hint.With(fmt.Errorf("%s: %w, and is not what this source and these options make: %w", dst, ErrExists, d),
+			force)
 	}
 	return err
 }

@@ -1,4 +1,5 @@
-// Package pipeline makes another checkpoint, or an adapter, of what package checkpoint has read: merge, plan, run, finish.
+// Package pipeline makes another checkpoint, or an adapter, of what package checkpoint has read: merge, plan, run,
+// finish.
 //
 // Merge adds adapters to a checkpoint, as a value of its own. NewPlan decides for every weight what becomes of it and
 // where each byte of the result goes, before any data is read. Run reads, changes and writes tiles of a few hundred

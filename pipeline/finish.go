@@ -11,8 +11,7 @@ import (
 	"github.com/lorakit/lorakit/storage"
 )
 
-// finishJob writes what of a weight no tile could, and the shard's end where it
-// was the last.
+// finishJob writes what of a weight no tile could, and the shard's end where it was the last.
 func (r *run) finishJob(ctx context.Context, s *scratch, g *errgroup.Group, j *jobRun) error {
 	sh := j.shard
 	if j.encoder != nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/lorakit/lorakit/lora"
 )
 
-// product makes the rows [r0, r1) and columns [c0, c1) of a term's rectangle of its delta, before it is scaled. delta holds
-// them by rows.
+// product makes the rows [r0, r1) and columns [c0, c1) of a term's rectangle of its delta, before it is scaled. delta
+// holds them by rows.
 func (t *term) product(b *mergeBuffers, delta []float32, r0, r1, c0, c1 int64) {
 	if t.waves != nil {
 		t.waves.Fill(delta, &b.lines, r0, r1, c0, c1)
@@ -44,8 +44,8 @@ func (w *Weight) wholeRows() bool {
 	return w.Change != nil && slices.ContainsFunc(w.Change.Terms, func(t lora.Term) bool { return t.Transform != nil })
 }
 
-// around are the elements [lo, hi), or the rows that have them where a change needs whole ones: a tile ends where a block of
-// a quantised weight does.
+// around are the elements [lo, hi), or the rows that have them where a change needs whole ones: a tile ends where a
+// block of a quantised weight does.
 func (w *Weight) around(lo, hi int64) (first, last int64) {
 	if w.wholeRows() {
 		lo -= lo % w.Change.Width

@@ -31,15 +31,14 @@ func (w *Weight) contributors() []*lora.Term {
 	return list
 }
 
-// share is what is kept of one contributor to a weight, by row, from the first that it has
-// a part in.
+// share is what is kept of one contributor to a weight, by row, from the first that it has a part in.
 type share struct {
 	first int64
 	rows  [][2]float64
 }
 
-// measureKept compares what a job has written to file with what it was to write: the kept share of
-// every contributor. The order of all sums is that of the rows.
+// measureKept compares what a job has written to file with what it was to write: the kept share of every contributor.
+// The order of all sums is that of the rows.
 func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.ReaderAt) error {
 	list := j.weight.contributors()
 	width := j.weight.Change.Width
@@ -77,8 +76,8 @@ func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.Re
 // measuredRows is how many rows of a width are measured at once.
 func measuredRows(width int64) int64 { return max(1, (64<<10)/max(width, 1)) }
 
-// atOnce is how many contributors have a part in rows that are measured at once: a stack of experts
-// has many, each in rows of its own.
+// atOnce is how many contributors have a part in rows that are measured at once: a stack of experts has many, each in
+// rows of its own.
 func (w *Weight) atOnce() int64 {
 	step := measuredRows(w.Change.Width)
 	type event struct{ at, by int64 }
@@ -117,7 +116,8 @@ func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.
 		end := min(row+step, last/width)
 		lo, hi := row*width, end*width
 		size := int(hi - lo)
-		x, o, b, total := floats(&s.merge.x, size), floats(&s.merge.out, size), floats(&s.merge.base, size), floats(&s.merge.total, size)
+		x, o, b, total := floats(&s.merge.x, size), floats(&s.merge.out, size), floats(&s.merge.base, size),
+			floats(&s.merge.total, size)
 		if err := fill(out, o, lo-first, hi-first); err != nil {
 			return err
 		}
@@ -206,8 +206,8 @@ type KeptModule struct {
 	error, square float64
 }
 
-// KeptExpert is what is left of an adapter in one expert of a stack, or in the one of its projections
-// that has kept least, where the file has a tensor for each.
+// KeptExpert is what is left of an adapter in one expert of a stack, or in the one of its projections that has kept
+// least, where the file has a tensor for each.
 type KeptExpert struct {
 	Expert int64   `json:"expert"`
 	Kept   float64 `json:"kept"`
@@ -370,7 +370,8 @@ func (r *run) checkKept() error {
 	name, least := short[0].Lowest()
 	for _, m := range short {
 		if !m.Finite() {
-			err := fmt.Errorf("%w: module %s: its kept share is not a number, since the base or the result holds NaN or infinity",
+			err := fmt.Errorf(
+				"%w: module %s: its kept share is not a number, since the base or the result holds NaN or infinity",
 				ErrLost, tensor.Quote(m.Name))
 			return hint.With(err, hint.Hint{Function: "Verify", Effect: "tells a base that does"},
 				hint.Hint{Option: "DType", Value: "f32", Effect: "has room for larger numbers"})
@@ -382,12 +383,14 @@ func (r *run) checkKept() error {
 	out := []hint.Hint{{Option: "DType", Value: "f32", Effect: "keeps all of it"}}
 	if slices.ContainsFunc(r.merges, func(j *jobRun) bool { return j.Encode != nil }) {
 		out = []hint.Hint{
-			{Option: "Quantize", Value: "none", Effect: "writes 16 bit"}, {Option: "Quantize", Value: "int8", Effect: "keeps more"},
+			{Option: "Quantize", Value: "none", Effect: "writes 16 bit"},
+			{Option: "Quantize", Value: "int8", Effect: "keeps more"},
 		}
 	}
 	// A share of a little less than 0 is said without a sign: -0 and 0 is 0.
 	out = append(out, hint.Hint{Option: "MinKept", Value: "0", Effect: "writes it all the same"})
-	err := fmt.Errorf("%w: kept share of %s is %.4f, expected at least %g (%s below it); the untouched base with the adapter "+
+	err := fmt.Errorf("%w: kept share of %s is %.4f, expected at least %g (%s below it); the untouched base with the "+
+		"adapter "+
 		"beside it loses nothing", ErrLost, tensor.Quote(name), math.Round(least*1e4)/1e4+0, r.opts.MinKept,
 		plural(len(short), "module"))
 	return hint.With(err, out...)
@@ -430,7 +433,8 @@ func VerifyMerge(ctx context.Context, m *Merged, out *checkpoint.Checkpoint) (*M
 			o = byParam[rt[0].Param]
 		}
 		if o == nil {
-			return nil, fmt.Errorf("%s: %w: there is no tensor %s, which the adapter changes", out.Path, ErrRefused, tensor.Quote(w.Name))
+			return nil, fmt.Errorf("%s: %w: there is no tensor %s, which the adapter changes", out.Path, ErrRefused,
+				tensor.Quote(w.Name))
 		}
 		if !slices.Equal(o.Shape, w.Shape) {
 			return nil, o.Failed(fmt.Errorf("%w: its shape is %v, expected %v", ErrRefused, o.Shape, w.Shape))

@@ -88,8 +88,7 @@ func (p *Plan) place(ctx context.Context, f formats.Format, jobs []Job, o format
 	return nil
 }
 
-// files decides what else the destination gets: config.json, and what is carried
-// along.
+// files decides what else the destination gets: config.json, and what is carried along.
 func (b *planner) files(ctx context.Context) error {
 	for _, name := range b.Files() {
 		in, err := inputFileIn(ctx, b.Dir, name)
@@ -168,8 +167,8 @@ func (b *planner) assigned() []quant.Assigned {
 	return list
 }
 
-// skipped is the list of modules that a loader must not expect to be quantised,
-// nil where its own choice is what was done.
+// skipped is the list of modules that a loader must not expect to be quantised, nil where its own choice is what was
+// done.
 func (b *planner) skipped() []string {
 	if b.Known {
 		var plain []string
@@ -187,8 +186,7 @@ func (b *planner) skipped() []string {
 		if len(plain)+len(extra) == 0 {
 			return nil
 		}
-		// The list replaces the loader's choice, so it is never null here, and names
-		// all that stays plain.
+		// The list replaces the loader's choice, so it is never null here, and names all that stays plain.
 		list := append([]string{}, b.Model.Skipped()...)
 		listed := make(map[string]bool, len(list))
 		for _, m := range list {
@@ -212,8 +210,8 @@ func (b *planner) skipped() []string {
 	return skip
 }
 
-// plainLinears names the linear modules that are not quantised, but for those that a
-// loader keeps in float32 whatever the list says.
+// plainLinears names the linear modules that are not quantised, but for those that a loader keeps in float32 whatever
+// the list says.
 func (b *planner) plainLinears() []string {
 	var names []string
 	for _, w := range b.plainMatrices() {

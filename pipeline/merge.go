@@ -121,9 +121,10 @@ func Merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []lora.Weight
 			continue
 		}
 		if w := c.Weights[i]; w.Decoder == nil && !w.DType.Numeric() && change.Value == nil {
-			return nil, fmt.Errorf("%s: %w", c.Path, w.Failed(fmt.Errorf("%w: it is stored as %v, to which only the scales of a "+
-				"scheme give a meaning, expected F64, F32, F16, BF16 or a scheme that is read: %s", ErrRefused, w.DType,
-				strings.Join(quant.Default.Names(), ", "))))
+			return nil, fmt.Errorf("%s: %w", c.Path,
+				w.Failed(fmt.Errorf("%w: it is stored as %v, to which only the scales of a "+
+					"scheme give a meaning, expected F64, F32, F16, BF16 or a scheme that is read: %s", ErrRefused, w.DType,
+					strings.Join(quant.Default.Names(), ", "))))
 		}
 		m.Weights[i] = m.changed(c.Weights[i], change)
 	}

@@ -15,8 +15,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// TestResumeMerge goes on with a merge after each of its shards: to the same bytes, and to
-// the same kept shares, those of the shards that were finished before included.
+// TestResumeMerge goes on with a merge after each of its shards: to the same bytes, and to the same kept shares, those
+// of the shards that were finished before included.
 func TestResumeMerge(t *testing.T) {
 	const fixtures = "../fixtures/adapters/"
 	for name, o := range map[string]pipeline.Options{

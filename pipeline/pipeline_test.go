@@ -84,8 +84,8 @@ func writeFile(t testing.TB, path string, tensors ...stored) {
 	require.NoError(t, os.WriteFile(path, b, 0o666))
 }
 
-// writeModel writes a folder of six shards with linears of awkward sizes, and one without an
-// architecture that is known.
+// writeModel writes a folder of six shards with linears of awkward sizes, and one without an architecture that is
+// known.
 func writeModel(t testing.TB, dir string) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, 2))
@@ -104,17 +104,20 @@ func writeModel(t testing.TB, dir string) {
 			weightMap[x.name] = file
 		}
 	}
-	index, err := json.Marshal(map[string]any{"metadata": map[string]any{}, "weight_map": weightMap}, json.Deterministic(true))
+	index, err := json.Marshal(map[string]any{"metadata": map[string]any{}, "weight_map": weightMap},
+		json.Deterministic(true))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors.index.json"), index, 0o666))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"model_type": "none_such", "torch_dtype": "bfloat16"}`), 0o666))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"),
+		[]byte(`{"model_type": "none_such", "torch_dtype": "bfloat16"}`), 0o666))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "LICENSE"), []byte("as you like"), 0o666))
 }
 
 // nf4 is what most tests ask for.
 var nf4 = pipeline.Options{Quantize: "nf4", Params: block64double, MaxShardSize: 300_000}
 
-func convert(ctx context.Context, src, dst string, o pipeline.Options, ro pipeline.RunOptions) (pipeline.Result, error) {
+func convert(ctx context.Context, src, dst string, o pipeline.Options, ro pipeline.RunOptions) (pipeline.Result,
+	error) {
 	c, err := checkpoint.Open(context.Background(), src)
 	if err != nil {
 		return pipeline.Result{}, err
@@ -152,14 +155,16 @@ func TestSameBytesForAnyThreadsAndMemory(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
 	for name, o := range map[string]pipeline.Options{
-		"nf4":        nf4,
-		"fp4 single": {Quantize: "fp4", Params: quant.Params{{Name: "block_size", Value: int64(4096)}}, MaxShardSize: 1 << 40},
-		"int8":       {Quantize: "int8", MaxShardSize: 300_000},
-		"cast":       {Quantize: "keep", DType: tensor.F16, MaxShardSize: 300_000},
+		"nf4": nf4,
+		"fp4 single": {Quantize: "fp4", Params: quant.Params{{Name: "block_size", Value: int64(4096)}},
+			MaxShardSize: 1 << 40},
+		"int8": {Quantize: "int8", MaxShardSize: 300_000},
+		"cast": {Quantize: "keep", DType: tensor.F16, MaxShardSize: 300_000},
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := ""
-			for _, ro := range []pipeline.RunOptions{{}, {Threads: 1}, {Threads: 7}, {Memory: 64 << 20, Threads: 2}, {Memory: 2 << 30}} {
+			for _, ro := range []pipeline.RunOptions{{}, {Threads: 1}, {Threads: 7}, {Memory: 64 << 20, Threads: 2},
+				{Memory: 2 << 30}} {
 				dst := filepath.Join(t.TempDir(), "dst")
 				_, err := convert(context.Background(), src, dst, o, ro)
 				require.NoError(t, err)
@@ -248,7 +253,8 @@ func stage(t *testing.T, dst, ref string, p *pipeline.Plan, done int) {
 	out := filepath.Join(dst+".partial", "out")
 	require.NoError(t, os.RemoveAll(dst+".partial"))
 	require.NoError(t, os.MkdirAll(out, 0o777))
-	require.NoError(t, os.WriteFile(filepath.Join(dst+".partial", "plan.json"), []byte(`{"plan":"`+p.Digest()+`"}`), 0o666))
+	require.NoError(t, os.WriteFile(filepath.Join(dst+".partial", "plan.json"), []byte(`{"plan":"`+p.Digest()+`"}`),
+		0o666))
 	for i, s := range p.Shards {
 		b, err := os.ReadFile(filepath.Join(ref, s.Name))
 		require.NoError(t, err)
@@ -304,7 +310,8 @@ func TestDestination(t *testing.T) {
 	t.Run("source", func(t *testing.T) {
 		link := filepath.Join(t.TempDir(), "link")
 		require.NoError(t, os.Symlink(src, link))
-		for _, dst := range []string{src, src + "/.", filepath.Join(src, "sub"), filepath.Join(src, "a", "b"), filepath.Dir(src), link, filepath.Join(link, "sub")} {
+		for _, dst := range []string{src, src + "/.", filepath.Join(src, "sub"), filepath.Join(src, "a", "b"),
+			filepath.Dir(src), link, filepath.Join(link, "sub")} {
 			_, err := convert(ctx, src, dst, nf4, pipeline.RunOptions{Force: true})
 			require.ErrorIs(t, err, pipeline.ErrRefused, dst)
 		}
@@ -350,7 +357,8 @@ func TestPublishedStageIsTidied(t *testing.T) {
 	// Killed between the swap that --force makes and the removal of the old DST.
 	info, err := os.Stat(dst)
 	require.NoError(t, err)
-	marker, err := json.Marshal(map[string]any{"plan": p.Digest(), "result": fmt.Sprintf("%d.%09d", info.ModTime().Unix(), info.ModTime().Nanosecond())})
+	marker, err := json.Marshal(map[string]any{"plan": p.Digest(),
+		"result": fmt.Sprintf("%d.%09d", info.ModTime().Unix(), info.ModTime().Nanosecond())})
 	require.NoError(t, err)
 	old := filepath.Join(dst+".partial", "out")
 	require.NoError(t, os.MkdirAll(old, 0o777))
@@ -367,7 +375,8 @@ func TestSourceThatChanges(t *testing.T) {
 	dir := t.TempDir()
 	src, dst := filepath.Join(dir, "a.safetensors"), filepath.Join(dir, "b.safetensors")
 	r := rand.New(rand.NewPCG(3, 4))
-	for name, o := range map[string]pipeline.Options{"read": {Quantize: "nf4", Params: block64, Include: []string{"*"}}, "copied": {Quantize: "keep"}} {
+	for name, o := range map[string]pipeline.Options{"read": {Quantize: "nf4", Params: block64, Include: []string{"*"}},
+		"copied": {Quantize: "keep"}} {
 		t.Run(name, func(t *testing.T) {
 			writeFile(t, src, stored{"w", tensor.BF16, tensor.Shape{1000, 1000}, bf16(r)})
 			c, err := checkpoint.Open(context.Background(), src)
@@ -427,7 +436,8 @@ func TestNotFinite(t *testing.T) {
 		}
 	}
 	writeFile(t, src, stored{"a.weight", tensor.BF16, tensor.Shape{8, 8}, spoilt(9, 0x4780)}) // 65536: no float16
-	_, err := convert(context.Background(), src, filepath.Join(dir, "b.safetensors"), pipeline.Options{Quantize: "int8", Include: []string{"*"}}, pipeline.RunOptions{})
+	_, err := convert(context.Background(), src, filepath.Join(dir, "b.safetensors"),
+		pipeline.Options{Quantize: "int8", Include: []string{"*"}}, pipeline.RunOptions{})
 	require.ErrorContains(t, err, "65504")
 }
 
@@ -453,7 +463,8 @@ func TestWhatCannotBeQuantised(t *testing.T) {
 		for _, w := range c.Weights {
 			how[w.Name] = fmt.Sprint(w.DType, w.Shape, w.Decoder != nil)
 		}
-		assert.Equal(t, map[string]string{"w": "F32 [3, 5, 7] true", "scalar": "F32 [] true", "ids": "I64 [4] false", "none": "BF16 [0, 5] false"}, how)
+		assert.Equal(t, map[string]string{"w": "F32 [3, 5, 7] true", "scalar": "F32 [] true", "ids": "I64 [4] false",
+			"none": "BF16 [0, 5] false"}, how)
 	})
 	t.Run("other floats are refused", func(t *testing.T) {
 		writeFile(t, src, stored{"w", tensor.F8E4M3, tensor.Shape{8, 8}, bytesOf(1)})
@@ -469,8 +480,8 @@ func TestWhatCannotBeQuantised(t *testing.T) {
 	})
 }
 
-// TestHuge quantises a tensor of more than 2^31 elements, three-dimensional, from a
-// sparse file, in less memory than its absmax take.
+// TestHuge quantises a tensor of more than 2^31 elements, three-dimensional, from a sparse file, in less memory than
+// its absmax take.
 func TestHuge(t *testing.T) {
 	dir := t.TempDir()
 	src, dst := filepath.Join(dir, "a.safetensors"), filepath.Join(dir, "b.safetensors")
@@ -492,7 +503,9 @@ func TestHuge(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, file.Close())
 
-	_, err = convert(context.Background(), src, dst, pipeline.Options{Quantize: "nf4", Params: block64double, Include: []string{"*"}}, pipeline.RunOptions{Memory: 96 << 20})
+	_, err = convert(context.Background(), src, dst,
+		pipeline.Options{Quantize: "nf4", Params: block64double, Include: []string{"*"}},
+		pipeline.RunOptions{Memory: 96 << 20})
 	require.NoError(t, err)
 	c, err := checkpoint.Open(context.Background(), dst)
 	require.NoError(t, err)
@@ -531,7 +544,8 @@ func TestGlobCrossesDots(t *testing.T) {
 	} {
 		c, err := checkpoint.Open(context.Background(), src)
 		require.NoError(t, err)
-		p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), "x.safetensors", pipeline.Options{Quantize: "nf4", Params: block64, Include: []string{glob}})
+		p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), "x.safetensors",
+			pipeline.Options{Quantize: "nf4", Params: block64, Include: []string{glob}})
 		c.Close()
 		if want == nil {
 			require.Error(t, err)
@@ -600,16 +614,17 @@ func TestStageOfSomebody(t *testing.T) {
 	})
 }
 
-// TestResumeOfAnotherSource has a destination that was made from other weights of the
-// same shapes.
+// TestResumeOfAnotherSource has a destination that was made from other weights of the same shapes.
 func TestResumeOfAnotherSource(t *testing.T) {
 	dir := t.TempDir()
 	r := rand.New(rand.NewPCG(11, 12))
-	a, b, dst := filepath.Join(dir, "a.safetensors"), filepath.Join(dir, "b.safetensors"), filepath.Join(dir, "dst.safetensors")
+	a, b, dst := filepath.Join(dir, "a.safetensors"), filepath.Join(dir, "b.safetensors"),
+		filepath.Join(dir, "dst.safetensors")
 	for _, path := range []string{a, b} {
 		writeFile(t, path, stored{"w.weight", tensor.BF16, tensor.Shape{70, 70}, bf16(r)})
 	}
-	for _, o := range []pipeline.Options{{Quantize: "keep"}, {Quantize: "nf4", Params: block64double, Include: []string{"*"}}} {
+	for _, o := range []pipeline.Options{{Quantize: "keep"},
+		{Quantize: "nf4", Params: block64double, Include: []string{"*"}}} {
 		_, err := convert(context.Background(), a, dst, o, pipeline.RunOptions{Force: true})
 		require.NoError(t, err)
 		res, err := convert(context.Background(), a, dst, o, pipeline.RunOptions{Resume: true})
@@ -633,8 +648,7 @@ func TestConfigThatIsNoFile(t *testing.T) {
 	require.ErrorIs(t, err, storage.ErrNotRegular)
 }
 
-// TestForeignScheme leaves weights alone that are stored as something that is not
-// read here.
+// TestForeignScheme leaves weights alone that are stored as something that is not read here.
 func TestForeignScheme(t *testing.T) {
 	src, dst := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst")
 	writeModel(t, src)
@@ -644,11 +658,14 @@ func TestForeignScheme(t *testing.T) {
 		`{"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"group_size": 64, "bits": 4}}`: "stored as MLX's affine quantisation of 4 bits, expected",
 		`{"quantization": {"group_size": 32, "bits": 8, "mode": "affine", "lm_head": false}}`:                   "stored as MLX's affine quantisation of 8 bits, expected",
 		`{"quantization_config": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}`:                               `stored as MLX's "mxfp4" quantisation of 4 bits, expected`,
-		`{"quantization_config": {}}`:                             "stored as a scheme that its quantization_config does not name, expected",
-		`{"quantization_config": {"group_size": 1, "bits": "4"}}`: "stored as a scheme that its quantization_config does not name, expected",
+		`{"quantization_config": {}}`: "stored as a scheme that its quantization_config does " +
+			"not name, expected",
+		`{"quantization_config": {"group_size": 1, "bits": "4"}}`: "stored as a scheme that its quantization_config does " +
+			"not name, expected",
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(src, "config.json"), []byte(config), 0o666))
-		for _, o := range []pipeline.Options{{Quantize: "nf4", Params: block64}, {Quantize: "none"}, {Quantize: "keep", DType: tensor.BF16}} {
+		for _, o := range []pipeline.Options{{Quantize: "nf4", Params: block64}, {Quantize: "none"},
+			{Quantize: "keep", DType: tensor.BF16}} {
 			_, err := convert(context.Background(), src, dst, o, pipeline.RunOptions{})
 			require.ErrorIs(t, err, pipeline.ErrRefused, config)
 			assert.ErrorContains(t, err, says)
@@ -659,8 +676,7 @@ func TestForeignScheme(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestSkipListIsNeverNullByChance quantises everything there is: a null list would
-// leave the loader to its own choice.
+// TestSkipListIsNeverNullByChance quantises everything there is: a null list would leave the loader to its own choice.
 func TestSkipListIsNeverNullByChance(t *testing.T) {
 	src, dst := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst")
 	writeModel(t, src)
@@ -722,8 +738,8 @@ func TestCompareAtTheEnds(t *testing.T) {
 	}
 }
 
-// TestManyRunsAtOnce has several runs write to one destination: one wins and its result is
-// whole, the others are told so.
+// TestManyRunsAtOnce has several runs write to one destination: one wins and its result is whole, the others are told
+// so.
 func TestManyRunsAtOnce(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
@@ -764,8 +780,8 @@ func TestManyRunsAtOnce(t *testing.T) {
 	}
 }
 
-// TestOldDestinationIsNoResult has a run killed just after it has swapped DST, which is
-// then moved away: what stands in the stage is the old DST.
+// TestOldDestinationIsNoResult has a run killed just after it has swapped DST, which is then moved away: what stands
+// in the stage is the old DST.
 func TestOldDestinationIsNoResult(t *testing.T) {
 	c, p, dst := converted(t)
 	want := digest(t, dst)
@@ -776,15 +792,15 @@ func TestOldDestinationIsNoResult(t *testing.T) {
 	for _, s := range p.Shards { // as long as the right one, and wrong
 		require.NoError(t, os.WriteFile(filepath.Join(out, s.Name), make([]byte, s.Size), 0o666))
 	}
-	require.NoError(t, os.WriteFile(filepath.Join(dst+".partial", "plan.json"), []byte(`{"plan":"`+p.Digest()+`","result":"1.000000000"}`), 0o666))
+	require.NoError(t, os.WriteFile(filepath.Join(dst+".partial", "plan.json"),
+		[]byte(`{"plan":"`+p.Digest()+`","result":"1.000000000"}`), 0o666))
 	r, err := pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{Resume: true})
 	require.NoError(t, err)
 	assert.Zero(t, r.Resumed)
 	assert.Equal(t, want, digest(t, dst))
 }
 
-// TestIndexAsSource names the index in place of the folder: its shards are watched
-// all the same.
+// TestIndexAsSource names the index in place of the folder: its shards are watched all the same.
 func TestIndexAsSource(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
@@ -828,7 +844,8 @@ func TestOddNames(t *testing.T) {
 
 	one := filepath.Join(t.TempDir(), "a.safetensors")
 	writeFile(t, one, stored{"w", tensor.BF16, tensor.Shape{2, 2}, bf16(rand.New(rand.NewPCG(1, 1)))})
-	_, err = convert(context.Background(), one, filepath.Join(t.TempDir(), "x\xff.safetensors"), pipeline.Options{Quantize: "keep"}, pipeline.RunOptions{})
+	_, err = convert(context.Background(), one, filepath.Join(t.TempDir(), "x\xff.safetensors"),
+		pipeline.Options{Quantize: "keep"}, pipeline.RunOptions{})
 	require.NoError(t, err)
 }
 
@@ -837,7 +854,8 @@ func TestVeryManyTensors(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "a.safetensors")
 	var all []stored
 	for i := range 20_000 {
-		all = append(all, stored{fmt.Sprintf("l.%d.up.weight", i), tensor.U8, tensor.Shape{1}, func(int64) []byte { return []byte{1} }})
+		all = append(all, stored{fmt.Sprintf("l.%d.up.weight", i), tensor.U8, tensor.Shape{1},
+			func(int64) []byte { return []byte{1} }})
 	}
 	writeFile(t, src, all...)
 	c, err := checkpoint.Open(context.Background(), src)

@@ -21,23 +21,19 @@ import (
 // ErrRefused says that what was asked for cannot be done with this checkpoint.
 var ErrRefused = checkpoint.ErrRefused
 
-// Options say what a checkpoint is to become. The result depends on them and on
-// the source alone.
+// Options say what a checkpoint is to become. The result depends on them and on the source alone.
 type Options struct {
-	// To is the name of the format to write; empty keeps the source's, or takes that of
-	// the destination's extension.
+	// To is the name of the format to write; empty keeps the source's, or takes that of the destination's extension.
 	To string
 	// DType is what plain weights are cast to; 0 keeps each as it is.
 	DType tensor.DType
-	// Quantize is "keep", "none", or a type of a registered scheme, such as
-	// "nf4".
+	// Quantize is "keep", "none", or a type of a registered scheme, such as "nf4".
 	Quantize string
 	// Params are the parameters of that type, such as its block size; those that it does not have are not looked at.
 	Params quant.Params
 	// PerExpert quantises the experts' matrices too, which transformers does not.
 	PerExpert bool
-	// Include, where not empty, names by globs exactly what is quantised;
-	// Exclude what is not.
+	// Include, where not empty, names by globs exactly what is quantised; Exclude what is not.
 	Include, Exclude []string
 	// RoundTrip adds the deltas of adapters to what is left of each plain weight after it has gone through this
 	// quantisation and back, as QLoRA has seen it in training; nil adds them to the weight as it is.
@@ -47,16 +43,14 @@ type Options struct {
 	Arrange func(w *checkpoint.Weight) []models.Arrangement
 	// MaxShardSize is the most bytes a shard may have; 0 is no limit.
 	MaxShardSize int64
-	// AllowNonFinite quantises NaN and infinity as the scheme does, instead of
-	// refusing them.
+	// AllowNonFinite quantises NaN and infinity as the scheme does, instead of refusing them.
 	AllowNonFinite bool
 }
 
-// Plan says, for every byte of the result, where it comes from and where it goes.
-// It is a value: it can be saved as JSON and read back, and equal plans make equal bytes.
+// Plan says, for every byte of the result, where it comes from and where it goes. It is a value: it can be saved as
+// JSON and read back, and equal plans make equal bytes.
 type Plan struct {
-	// Version is that of the rules by which the plan is carried out: another
-	// may make other bytes.
+	// Version is that of the rules by which the plan is carried out: another may make other bytes.
 	Version  int            `json:"version"`
 	Source   string         `json:"source"`
 	Inputs   []InputFile    `json:"inputs"`             // what the plan was made from
@@ -102,8 +96,8 @@ type Shard struct {
 	Jobs []Job `json:"jobs"`
 }
 
-// Job is the way of one logical weight: decode, add what adapters add, transpose or arrange its rows, cast, quantise, in
-// this order. With Copy its stored bytes are taken as they are.
+// Job is the way of one logical weight: decode, add what adapters add, transpose or arrange its rows, cast, quantise,
+// in this order. With Copy its stored bytes are taken as they are.
 type Job struct {
 	Weight    string       `json:"weight"`
 	Name      string       `json:"name,omitempty"` // in the result, empty where it is the same
@@ -125,8 +119,8 @@ type Output struct {
 	Offset int64 `json:"offset"`
 }
 
-// Digest identifies the plan: a stage is gone on with only by the plan that began
-// it. How the paths of the source and of adapters were spelled is no part of it.
+// Digest identifies the plan: a stage is gone on with only by the plan that began it. How the paths of the source and
+// of adapters were spelled is no part of it.
 func (p *Plan) Digest() string {
 	anywhere := *p
 	anywhere.Source = ""
@@ -153,7 +147,8 @@ func (p *Plan) OutputBytes() int64 {
 // NewPlan decides what becomes of every weight of m at the destination dst, which is only looked at for its extension.
 func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, error) {
 	b := planner{Checkpoint: m.Base, Options: o, from: m}
-	b.p = &Plan{Version: planVersion, Source: b.Path, Adapters: m.Adapters, Notices: slices.Concat(m.Base.Notices, m.Notices)}
+	b.p = &Plan{Version: planVersion, Source: b.Path, Adapters: m.Adapters,
+		Notices: slices.Concat(m.Base.Notices, m.Notices)}
 	if err := b.check(); err != nil {
 		return nil, err
 	}

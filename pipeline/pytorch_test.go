@@ -16,8 +16,8 @@ import (
 	"github.com/lorakit/lorakit/pipeline"
 )
 
-// TestChecksums writes a format that has bytes between and behind its tensors and checksums of
-// them: they are right whatever writes them, and in what is resumed and compared.
+// TestChecksums writes a format that has bytes between and behind its tensors and checksums of them: they are right
+// whatever writes them, and in what is resumed and compared.
 func TestChecksums(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)

@@ -15,10 +15,10 @@ type Rounding struct {
 	Relative float64 `json:"relative"`
 }
 
-// RoundedTwice says, for each weight of merged that its adapters change, how far the weight in result, from
-// which they were subtracted, is to be expected from what it was before they were merged: the error
-// of one rounding to merged and of another to result, which is uniform within a step of each
-// number. Weights that are quantised are left out: their error is that of the quantisation.
+// RoundedTwice says, for each weight of merged that its adapters change, how far the weight in result, from which they
+// were subtracted, is to be expected from what it was before they were merged: the error of one rounding to merged and
+// of another to result, which is uniform within a step of each number. Weights that are quantised are left out: their
+// error is that of the quantisation.
 func RoundedTwice(ctx context.Context, merged *Merged, result *checkpoint.Checkpoint) ([]Rounding, error) {
 	list := []Rounding{}
 	byName := map[string]*checkpoint.Weight{}
@@ -28,7 +28,8 @@ func RoundedTwice(ctx context.Context, merged *Merged, result *checkpoint.Checkp
 	reader := checkpoint.NewReader(nil)
 	for _, w := range merged.Weights {
 		r := byName[w.Name]
-		if w.Change == nil || r == nil || w.base == nil || w.base.Decoder != nil || r.Decoder != nil || !w.base.DType.Float() || !r.DType.Float() {
+		if w.Change == nil || r == nil || w.base == nil || w.base.Decoder != nil || r.Decoder != nil ||
+			!w.base.DType.Float() || !r.DType.Float() {
 			continue
 		}
 		if ctx.Err() != nil {

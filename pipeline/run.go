@@ -33,8 +33,7 @@ type RunOptions struct {
 	Force   bool  // replace what is at the destination
 	// MinKept is the least share of an adapter that each module has to keep; 0 asks for nothing.
 	MinKept float64
-	// Progress, where not nil, is called several times a second, from another
-	// goroutine.
+	// Progress, where not nil, is called several times a second, from another goroutine.
 	Progress func(Progress)
 }
 
@@ -58,15 +57,13 @@ type Result struct {
 	Elapsed  time.Duration `json:"-"`
 	// Leftover says what could not be tidied after the result was in place.
 	Leftover string `json:"leftover,omitempty"`
-	// Overflowed says that a cast to F16 has made an infinity, if there was none
-	// before.
+	// Overflowed says that a cast to F16 has made an infinity, if there was none before.
 	Overflowed bool `json:"overflowed,omitempty"`
 }
 
-// Run carries out a plan that was made from m. Everything is written into a stage beside dst, synced, and put in
-// its place by one rename; dst is never touched by a run that fails. A stage with
-// finished shards is kept where going on with it can help: after an
-// interruption, a full disk or a failing one.
+// Run carries out a plan that was made from m. Everything is written into a stage beside dst, synced, and put in its
+// place by one rename; dst is never touched by a run that fails. A stage with finished shards is kept where going on
+// with it can help: after an interruption, a full disk or a failing one.
 func Run(ctx context.Context, p *Plan, m *Merged, dst string, o RunOptions) (Result, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
@@ -129,8 +126,8 @@ func (r *run) into(ctx context.Context, s *stage, start time.Time) (Result, erro
 
 func leftover(dir string, err error) string { return fmt.Sprintf("%s is left over: %v", dir, err) }
 
-// complete reports whether dst, which exists, is the result of this plan already. Where it is
-// something else and may not be replaced, that is an error.
+// complete reports whether dst, which exists, is the result of this plan already. Where it is something else and may
+// not be replaced, that is an error.
 func (r *run) complete(ctx context.Context, dst string) (bool, error) {
 	earlier := stage{dst: dst, begun: r.begunAt(dst)}
 	if earlier.begun.Plan == r.plan.Digest() && earlier.published() {
@@ -158,8 +155,8 @@ func (r *run) begunAt(dst string) begun {
 	return x
 }
 
-// tidy removes the stage of this plan that a run has left which was killed just after
-// it had put its result in place. It returns what could not be removed.
+// tidy removes the stage of this plan that a run has left which was killed just after it had put its result in place.
+// It returns what could not be removed.
 func (r *run) tidy(dst string) string {
 	if r.begunAt(dst).Plan != r.plan.Digest() {
 		if info, err := os.Lstat(dst + stageSuffix); err == nil && info.IsDir() {
@@ -274,7 +271,8 @@ func (r *run) newJob(ctx context.Context, j *Job, sh *shardRun) (*jobRun, error)
 }
 
 func (r *run) result(start time.Time) Result {
-	return Result{Adapters: r.shares, Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(), Overflowed: r.overflows.Load(), Elapsed: time.Since(start)}
+	return Result{Adapters: r.shares, Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(),
+		Overflowed: r.overflows.Load(), Elapsed: time.Since(start)}
 }
 
 // sourceBytes is how much of the source a job reads.
@@ -286,8 +284,7 @@ func (j *jobRun) sourceBytes() int64 {
 	return j.weight.StoredBytes()
 }
 
-// prepare finds the weights of all jobs again, and divides the memory for the
-// largest of them.
+// prepare finds the weights of all jobs again, and divides the memory for the largest of them.
 func (r *run) prepare(ctx context.Context) error {
 	r.weights = make(map[string]*Weight, len(r.from.Weights))
 	for _, w := range r.from.Weights {
@@ -381,8 +378,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			continue
 		}
 		if err := r.begin(sh); err != nil {
-			// A disk with no room for this shard may have had it for those before:
-			// finished, they need not be made again.
+			// A disk with no room for this shard may have had it for those before: finished, they need not be made again.
 			for _, before := range r.work[:i] {
 				select {
 				case <-before.done:

@@ -157,7 +157,8 @@ func open(t *testing.T, base, adapter string) *pipeline.Merged {
 }
 
 // make carries out a plan and opens the result.
-func result(t *testing.T, m *pipeline.Merged, o pipeline.Options, ro pipeline.RunOptions) (*checkpoint.Checkpoint, pipeline.Result, string) {
+func result(t *testing.T, m *pipeline.Merged, o pipeline.Options, ro pipeline.RunOptions) (*checkpoint.Checkpoint,
+	pipeline.Result, string) {
 	dst := filepath.Join(t.TempDir(), "dst")
 	p, err := pipeline.NewPlan(context.Background(), m, dst, o)
 	require.NoError(t, err)
@@ -214,8 +215,8 @@ func TestMeasuredGroup(t *testing.T) {
 	}
 }
 
-// halves is an arrangement as llama.cpp has it: the halves of rotary embeddings interleaved, a matrix in two pieces, all
-// under other names.
+// halves is an arrangement as llama.cpp has it: the halves of rotary embeddings interleaved, a matrix in two pieces,
+// all under other names.
 func halves(w *checkpoint.Weight) []models.Arrangement {
 	name := "blk." + w.Name
 	part := func(end string) string { return strings.TrimSuffix(name, ".weight") + end + ".weight" }
@@ -229,7 +230,8 @@ func halves(w *checkpoint.Weight) []models.Arrangement {
 		}
 	case strings.HasSuffix(w.Name, "o_proj.weight"): // both
 		return []models.Arrangement{
-			{Name: part(".a"), Rows: models.Rows{Count: 16, Outer: 4, Inner: 2}}, {Name: part(".b"), Rows: models.Rows{First: 16, Outer: 8, Inner: 2}},
+			{Name: part(".a"), Rows: models.Rows{Count: 16, Outer: 4, Inner: 2}},
+			{Name: part(".b"), Rows: models.Rows{First: 16, Outer: 8, Inner: 2}},
 		}
 	}
 	return []models.Arrangement{{Name: name}}
@@ -256,7 +258,8 @@ func arranged(a models.Arrangement, shape tensor.Shape, x []float32) []float32 {
 func TestArrange(t *testing.T) {
 	for _, adapter := range []string{"", "../fixtures/adapters/llama/rslora", "../fixtures/adapters/llama/dora"} {
 		for _, o := range []pipeline.Options{
-			{Quantize: "keep"}, {Quantize: "keep", DType: tensor.BF16}, {Quantize: "nf4", Params: block64double}, {Quantize: "int8"}, {Quantize: "shared8"},
+			{Quantize: "keep"}, {Quantize: "keep", DType: tensor.BF16}, {Quantize: "nf4", Params: block64double},
+			{Quantize: "int8"}, {Quantize: "shared8"},
 		} {
 			m := open(t, llama, adapter)
 			plain, whole, _ := result(t, m, o, pipeline.RunOptions{})
@@ -316,17 +319,19 @@ func TestArrangeRefuses(t *testing.T) {
 		"runs of 3037000500 times 3037000500 rows":  {Outer: 3037000500, Inner: 3037000500},
 		"rows 9223372036854775807 to 32 are chosen": {First: math.MaxInt64},
 	} {
-		_, err := pipeline.NewPlan(context.Background(), m, "dst", pipeline.Options{Quantize: "keep", Arrange: func(w *checkpoint.Weight) []models.Arrangement {
-			if !strings.HasSuffix(w.Name, "q_proj.weight") {
-				return nil
-			}
-			return []models.Arrangement{{Name: "x", Rows: rows}}
-		}})
+		_, err := pipeline.NewPlan(context.Background(), m, "dst",
+			pipeline.Options{Quantize: "keep", Arrange: func(w *checkpoint.Weight) []models.Arrangement {
+				if !strings.HasSuffix(w.Name, "q_proj.weight") {
+					return nil
+				}
+				return []models.Arrangement{{Name: "x", Rows: rows}}
+			}})
 		require.ErrorIs(t, err, pipeline.ErrRefused, what)
 		assert.ErrorContains(t, err, what)
 	}
-	_, err := pipeline.NewPlan(context.Background(), m, "dst", pipeline.Options{Quantize: "keep", Arrange: func(*checkpoint.Weight) []models.Arrangement {
-		return []models.Arrangement{{Name: "one name for all"}}
-	}})
+	_, err := pipeline.NewPlan(context.Background(), m, "dst",
+		pipeline.Options{Quantize: "keep", Arrange: func(*checkpoint.Weight) []models.Arrangement {
+			return []models.Arrangement{{Name: "one name for all"}}
+		}})
 	require.ErrorContains(t, err, "one name for all")
 }

@@ -34,9 +34,8 @@ var (
 //	old/        the DST that was replaced, where the two cannot be swapped in one step
 //	scratch*    what did not fit in memory
 //
-// The result has a folder of its own in the stage, so that the one rename that
-// publishes it needs nothing to be tidied before: whenever a run is killed, DST
-// is whole or not there, and what is left can be gone on with.
+// The result has a folder of its own in the stage, so that the one rename that publishes it needs nothing to be tidied
+// before: whenever a run is killed, DST is whole or not there, and what is left can be gone on with.
 type stage struct {
 	dst    string
 	dir    string
@@ -51,8 +50,8 @@ type stage struct {
 // begun is the content of plan.json.
 type begun struct {
 	Plan string `json:"plan"` // its digest
-	// Result is set when all is written and synced, just before the rename: the
-	// modification time of the result, by which it is known again at DST.
+	// Result is set when all is written and synced, just before the rename: the modification time of the result, by which
+	// it is known again at DST.
 	Result string `json:"result,omitempty"`
 }
 
@@ -60,13 +59,11 @@ const (
 	stageSuffix = ".partial"
 	partSuffix  = ".part"
 	beginName   = "plan.json"
-	// beginBytes is the length of plan.json, always the same, so that it is
-	// overwritten in one step.
+	// beginBytes is the length of plan.json, always the same, so that it is overwritten in one step.
 	beginBytes = 512
 )
 
-// openStage makes the stage of dst, or, to resume, takes up the one that is
-// there.
+// openStage makes the stage of dst, or, to resume, takes up the one that is there.
 func openStage(dst, digest string, single, resume, force bool) (*stage, error) {
 	s := &stage{dst: dst, dir: dst + stageSuffix, single: single, force: force, begun: begun{Plan: digest}}
 	if err := s.makeParents(); err != nil {
@@ -104,11 +101,12 @@ func (s *stage) removeParents() {
 	}
 }
 
-// recognise makes sure that the folder is a stage, before anything in it is
-// touched: somebody may have a folder of this name.
+// recognise makes sure that the folder is a stage, before anything in it is touched: somebody may have a folder of
+// this name.
 func (s *stage) recognise() error {
 	foreign := func(what string) error {
-		return fmt.Errorf("%s: %w and is no stage of lorakit: %s; give another destination, or move it away", s.dir, ErrExists, what)
+		return fmt.Errorf("%s: %w and is no stage of lorakit: %s; give another destination, or move it away", s.dir,
+			ErrExists, what)
 	}
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -145,9 +143,9 @@ func parseBegun(b []byte) (begun, bool) {
 	return x, len(b) <= beginBytes && json.Unmarshal(b, &x) == nil && x.Plan != ""
 }
 
-// take makes the folder, if it is not there, and locks it for this process. Until
-// then nothing in it is changed but that plan.json comes to be; from then on
-// nobody else changes anything. A stage that another run is just removing is made anew.
+// take makes the folder, if it is not there, and locks it for this process. Until then nothing in it is changed but
+// that plan.json comes to be; from then on nobody else changes anything. A stage that another run is just removing is
+// made anew.
 func (s *stage) take() error {
 	path := filepath.Join(s.dir, beginName)
 	for range 1000 {
@@ -193,8 +191,7 @@ func (s *stage) take() error {
 
 func (s *stage) busy() error { return fmt.Errorf("%s: %w", s.dir, ErrBusy) }
 
-// takeUp looks at what an earlier run has left, and keeps it where that is asked
-// for and possible.
+// takeUp looks at what an earlier run has left, and keeps it where that is asked for and possible.
 func (s *stage) takeUp(digest string, resume bool) error {
 	b, err := io.ReadAll(io.LimitReader(s.lock, beginBytes+1))
 	if err != nil {
@@ -215,11 +212,12 @@ func (s *stage) takeUp(digest string, resume bool) error {
 	earlier, known := parseBegun(b)
 	if resume && known {
 		if earlier.Plan != digest {
-			return fmt.Errorf("%s: %w; the same source and options are needed to go on with it, or a run that starts over", s.dir,
+			return fmt.Errorf("%s: %w; the same source and options are needed to go on with it, or a run that starts over",
+				s.dir,
 				ErrOtherPlan)
 		}
-		// A result that is complete but stands neither here nor at DST has been moved
-		// away after it was published: what is here is the DST it replaced.
+		// A result that is complete but stands neither here nor at DST has been moved away after it was published: what is
+		// here is the DST it replaced.
 		s.begun = earlier
 		if earlier.Result == "" || s.published() || modified(s.result()) == earlier.Result {
 			return os.MkdirAll(s.out(), 0o777)
@@ -264,8 +262,7 @@ func (s *stage) result() string {
 	return s.out()
 }
 
-// Publish makes the result DST. The stage is left for the caller to remove, with
-// what stood at DST before in it.
+// Publish makes the result DST. The stage is left for the caller to remove, with what stood at DST before in it.
 func (s *stage) Publish() error {
 	if err := syncTree(s.out()); err != nil {
 		return err
@@ -316,8 +313,7 @@ func existsError(dst string) error {
 	return hint.With(fmt.Errorf("%s: %w", dst, ErrExists), force)
 }
 
-// published reports whether the result is at DST already, and only this stage
-// is left over.
+// published reports whether the result is at DST already, and only this stage is left over.
 func (s *stage) published() bool {
 	return s.begun.Result != "" && modified(s.dst) == s.begun.Result
 }
@@ -331,12 +327,10 @@ func modified(path string) string {
 	return timestamp(info.ModTime())
 }
 
-// timestamp writes a time to the nanosecond. A file may have one that no calendar
-// has.
+// timestamp writes a time to the nanosecond. A file may have one that no calendar has.
 func timestamp(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
-// remove deletes the stage, plan.json last: without it nobody could tell what the
-// rest is.
+// remove deletes the stage, plan.json last: without it nobody could tell what the rest is.
 func (s *stage) remove() error {
 	defer s.lock.Close()
 	if err := s.restore(); err != nil {
@@ -380,8 +374,7 @@ func (s *stage) Abort(keep bool) error {
 
 func (s *stage) String() string { return s.dir }
 
-// syncTree makes the names in a folder and all below durable. The files have been
-// synced as they were finished.
+// syncTree makes the names in a folder and all below durable. The files have been synced as they were finished.
 func syncTree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {

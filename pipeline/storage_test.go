@@ -64,8 +64,9 @@ func TestForeignConfig(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeModel(t, src)
 	for content, says := range map[string]string{
-		"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 700\n": "config.json: not a checkpoint: it is a Git LFS pointer (oid sha256:00, 700 B): run git lfs pull",
-		"<!doctype html><title>Not found</title>":                               `config.json: not a checkpoint: it is an HTML page ("Not found")`,
+		"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 700\n": "config.json: not a checkpoint: it is a " +
+			"Git LFS pointer (oid sha256:00, 700 B): run git lfs pull",
+		"<!doctype html><title>Not found</title>": `config.json: not a checkpoint: it is an HTML page ("Not found")`,
 		"": "config.json: not a checkpoint: it is empty",
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(src, "config.json"), []byte(content), 0o666))

@@ -15,8 +15,7 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// task is a piece of work for one worker: elements [lo, hi) of a job, or of a Copy
-// the bytes [lo, hi) of one part.
+// task is a piece of work for one worker: elements [lo, hi) of a job, or of a Copy the bytes [lo, hi) of one part.
 type task struct {
 	job     *jobRun
 	part    int
@@ -252,8 +251,7 @@ func (r *run) write(sh *shardRun, p []byte, off int64) error {
 	return err
 }
 
-// hasInfinity reports whether any of the float16 in b is infinite, eight bytes at a
-// time.
+// hasInfinity reports whether any of the float16 in b is infinite, eight bytes at a time.
 func hasInfinity(b []byte) bool {
 	const ones, signs, inf = 0x0001000100010001, 0x8000800080008000, 0x7c007c007c007c00
 	for ; len(b) >= 8; b = b[8:] {

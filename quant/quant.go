@@ -1,12 +1,10 @@
-// Package quant defines what a quantisation scheme is: the rule by which several
-// stored tensors (W, W.absmax, W.quant_map, …) are one weight, and the two
-// ways between them and plain numbers. One sub-package implements one scheme
-// and registers itself; import it for its effect:
+// Package quant defines what a quantisation scheme is: the rule by which several stored tensors (W, W.absmax,
+// W.quant_map, …) are one weight, and the two ways between them and plain numbers. One sub-package implements one
+// scheme and registers itself; import it for its effect:
 //
 //	import _ "github.com/lorakit/lorakit/quant/bnb"
 //
-// A scheme works on byte ranges that others read and write for it. It knows no
-// files, and never holds a whole weight.
+// A scheme works on byte ranges that others read and write for it. It knows no files, and never holds a whole weight.
 package quant
 
 import (
@@ -21,8 +19,7 @@ import (
 var (
 	// ErrUnknown says that no registered scheme has the type asked for.
 	ErrUnknown = errors.New("unknown quantisation")
-	// ErrMalformed says that the stored tensors of a weight contradict each
-	// other or the scheme.
+	// ErrMalformed says that the stored tensors of a weight contradict each other or the scheme.
 	ErrMalformed = errors.New("malformed quantised weight")
 	// ErrUnsupported says that the scheme cannot hold such a tensor.
 	ErrUnsupported = errors.New("cannot be quantised")
@@ -32,8 +29,8 @@ var (
 	ErrRegistered = errors.New("cannot be registered")
 )
 
-// NonFiniteError says that a weight to be quantised holds a NaN or an infinity,
-// or a value that becomes one on the way.
+// NonFiniteError says that a weight to be quantised holds a NaN or an infinity, or a value that becomes one on the
+// way.
 type NonFiniteError struct {
 	Index int64  // of the first such element, row-major
 	What  string // such as "NaN or infinity"
@@ -56,8 +53,7 @@ type Stored interface {
 	Config() []byte
 }
 
-// Range is a piece of a stored tensor: bytes [Offset, Offset+Length) of the
-// tensor number Part in the weight's list.
+// Range is a piece of a stored tensor: bytes [Offset, Offset+Length) of the tensor number Part in the weight's list.
 type Range struct {
 	Part           int
 	Offset, Length int64
@@ -65,24 +61,21 @@ type Range struct {
 
 // Decoder reads one quantised weight. It is safe for concurrent use.
 type Decoder interface {
-	// Info is the logical weight: its name, its shape, and the dtype that it
-	// had before it was quantised.
+	// Info is the logical weight: its name, its shape, and the dtype that it had before it was quantised.
 	Info() tensor.Info
 	// Spec is how the weight is quantised.
 	Spec() Spec
-	// Parts names the stored tensors that make up the weight, the one with the
-	// bulk of the data first.
+	// Parts names the stored tensors that make up the weight, the one with the bulk of the data first.
 	Parts() []string
 	// Unit is the number of elements at whose multiples a tile may begin.
 	Unit() int64
-	// Inputs appends to r the ranges that the elements [lo, hi) are decoded
-	// from. lo is a multiple of Unit, hi as well or the end.
+	// Inputs appends to r the ranges that the elements [lo, hi) are decoded from. lo is a multiple of Unit, hi as well or
+	// the end.
 	Inputs(r []Range, lo, hi int64) []Range
-	// Values is the type that Decode writes: that of Info where rounding to it is
-	// part of the scheme, else the one that the scheme computes in.
+	// Values is the type that Decode writes: that of Info where rounding to it is part of the scheme, else the one that
+	// the scheme computes in.
 	Values() tensor.DType
-	// Decode writes the elements [lo, hi) to dst. in has the bytes of Inputs, in
-	// the same order.
+	// Decode writes the elements [lo, hi) to dst. in has the bytes of Inputs, in the same order.
 	Decode(dst []byte, lo, hi int64, in [][]byte) error
 }
 
@@ -99,15 +92,14 @@ type Encoder interface {
 	Outputs() []tensor.Info
 	// Unit is the number of elements at whose multiples a tile may begin.
 	Unit() int64
-	// Deferred is how many float32 numbers Finish needs of the elements [lo, hi);
-	// they stand at index lo/Unit and on. Zero where it needs none.
+	// Deferred is how many float32 numbers Finish needs of the elements [lo, hi); they stand at index lo/Unit and on.
+	// Zero where it needs none.
 	Deferred(lo, hi int64) int64
-	// Tiles appends to r the ranges of the outputs that the elements [lo, hi)
-	// fill. What no tile fills is written by Finish.
+	// Tiles appends to r the ranges of the outputs that the elements [lo, hi) fill. What no tile fills is written by
+	// Finish.
 	Tiles(r []Range, lo, hi int64) []Range
-	// Encode quantises the elements [lo, hi), which src has as the dtype that the Encoder
-	// was made for, into out, the bytes of Tiles in the same order, and
-	// deferred. A value that is not finite is a *NonFiniteError.
+	// Encode quantises the elements [lo, hi), which src has as the dtype that the Encoder was made for, into out, the
+	// bytes of Tiles in the same order, and deferred. A value that is not finite is a *NonFiniteError.
 	Encode(out [][]byte, deferred []float32, lo, hi int64, src []byte) error
 	// Finish writes the rest, when all tiles are done.
 	Finish(c Deferred, write func(part int, off int64, p []byte) error) error

@@ -18,8 +18,8 @@ type Registry struct {
 // Default is the registry that packages of schemes register themselves with.
 var Default Registry
 
-// Register adds a scheme. A name or type that is empty, that another has, or that holds anything but lower-case letters,
-// digits and _-. is an error that wraps ErrRegistered.
+// Register adds a scheme. A name or type that is empty, that another has, or that holds anything but lower-case
+// letters, digits and _-. is an error that wraps ErrRegistered.
 func (r *Registry) Register(s Scheme) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

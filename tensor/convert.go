@@ -8,12 +8,10 @@ import (
 	"github.com/lorakit/lorakit/internal/kernels"
 )
 
-// Convert casts the elements of src, of type from, to the type to and puts them
-// into dst; both are little-endian, at any alignment, and do not overlap. Each
-// of F64, F32, F16 and BF16 converts to each, rounded once, to nearest even; an
-// overflow becomes an infinity and a NaN a quiet NaN. A type converts to itself
-// by a plain copy. Any other pair and lengths that do not fit together are
-// errors, and dst is left alone.
+// Convert casts the elements of src, of type from, to the type to and puts them into dst; both are little-endian, at
+// any alignment, and do not overlap. Each of F64, F32, F16 and BF16 converts to each, rounded once, to nearest even;
+// an overflow becomes an infinity and a NaN a quiet NaN. A type converts to itself by a plain copy. Any other pair and
+// lengths that do not fit together are errors, and dst is left alone.
 func Convert(dst []byte, to DType, src []byte, from DType) error {
 	if to != F64 && !to.Float() || from != F64 && !from.Float() {
 		return fmt.Errorf("cannot convert %v to %v: only F64, F32, F16 and BF16 convert to each other", from, to)
@@ -38,8 +36,7 @@ func Convert(dst []byte, to DType, src []byte, from DType) error {
 
 var kernel = [...]kernels.Float{F32: kernels.F32, F16: kernels.F16, BF16: kernels.BF16}
 
-// chunk is the number of elements that pass through float32 at a time, between
-// F64 and a type that the kernels know.
+// chunk is the number of elements that pass through float32 at a time, between F64 and a type that the kernels know.
 const chunk = 1024
 
 func narrowF64(dst []byte, to DType, src []byte) {
@@ -60,9 +57,8 @@ func narrowF64(dst []byte, to DType, src []byte) {
 	}
 }
 
-// roundToOdd returns x as a float32 that rounds, to a type of fewer bits, to
-// what x itself rounds to: where it is not exact its last bit is odd, so that
-// it cannot be taken for a tie.
+// roundToOdd returns x as a float32 that rounds, to a type of fewer bits, to what x itself rounds to: where it is not
+// exact its last bit is odd, so that it cannot be taken for a tie.
 func roundToOdd(x float64) float32 {
 	f := float32(x)
 	if x != x || float64(f) == x {
@@ -89,18 +85,18 @@ func widenToF64(dst []byte, src []byte, from DType) {
 	}
 }
 
-// Transpose writes the transpose of src, rows x cols elements of elem bytes (1,
-// 2, 4 or 8) in row-major order, to dst, which is cols x rows and does not
-// overlap it. It panics if elem or a length is anything else.
+// Transpose writes the transpose of src, rows x cols elements of elem bytes (1, 2, 4 or 8) in row-major order, to dst,
+// which is cols x rows and does not overlap it. It panics if elem or a length is anything else.
 func Transpose(dst, src []byte, rows, cols int, elem int) {
 	if elem != 1 && elem != 2 && elem != 4 && elem != 8 {
 		panic(fmt.Sprintf("tensor: cannot transpose elements of %d bytes", elem))
 	}
 	if rows < 0 || cols < 0 || len(src) != len(dst) || !isProduct(len(src)/elem, rows, cols) || len(src)%elem != 0 {
-		panic(fmt.Sprintf("tensor: cannot transpose %d x %d elements of %d bytes from %d bytes to %d", rows, cols, elem, len(src), len(dst)))
+		panic(fmt.Sprintf("tensor: cannot transpose %d x %d elements of %d bytes from %d bytes to %d", rows, cols, elem,
+			len(src), len(dst)))
 	}
-	// Tiles go through a buffer, as the lines that one touches may all fall into
-	// the same set of the cache. Squares of 8 bytes a side are turned in registers.
+	// Tiles go through a buffer, as the lines that one touches may all fall into the same set of the cache. Squares of 8
+	// bytes a side are turned in registers.
 	var buf [64 * 64 * 4]byte
 	side, square := min(64, 256/elem), 8/elem
 	for r := 0; r < rows; r += side {
@@ -128,8 +124,7 @@ func Transpose(dst, src []byte, rows, cols int, elem int) {
 	}
 }
 
-// turn transposes the square at the start of src, whose rows are srcStride bytes
-// apart, to the start of dst.
+// turn transposes the square at the start of src, whose rows are srcStride bytes apart, to the start of dst.
 func turn(dst, src []byte, dstStride, srcStride, elem int) {
 	var w [8]uint64
 	switch elem {
@@ -170,8 +165,8 @@ func turn(dst, src []byte, dstStride, srcStride, elem int) {
 	}
 }
 
-// exchange swaps the upper halves of the parts of a, 2*shift bits each, with the
-// lower halves of those of b. The mask covers the lower halves.
+// exchange swaps the upper halves of the parts of a, 2*shift bits each, with the lower halves of those of b. The mask
+// covers the lower halves.
 func exchange(a, b uint64, shift uint, mask uint64) (uint64, uint64) {
 	return a&mask | b&mask<<shift, a>>shift&mask | b&^mask
 }

@@ -17,9 +17,8 @@ func f64(x ...float64) []byte { b, _ := binary.Append(nil, binary.LittleEndian, 
 func f32(x ...float32) []byte { b, _ := binary.Append(nil, binary.LittleEndian, x); return b }
 func u16(x ...uint16) []byte  { b, _ := binary.Append(nil, binary.LittleEndian, x); return b }
 
-// rounded returns x rounded to nearest even to a format with the given
-// precision, least exponent of a normal number, and largest number, by
-// arbitrary-precision arithmetic.
+// rounded returns x rounded to nearest even to a format with the given precision, least exponent of a normal number,
+// and largest number, by arbitrary-precision arithmetic.
 func rounded(x float64, precision uint, minExponent int, largest float64) float64 {
 	if x == 0 || math.IsInf(x, 0) || math.IsNaN(x) {
 		return x
@@ -40,8 +39,8 @@ func rounded(x float64, precision uint, minExponent int, largest float64) float6
 	return math.Copysign(y, x)
 }
 
-// interesting draws floats whose rounding is delicate: near ties of the short
-// types, near their limits, and anything else.
+// interesting draws floats whose rounding is delicate: near ties of the short types, near their limits, and anything
+// else.
 func interesting() *rapid.Generator[float64] {
 	return rapid.Custom(func(t *rapid.T) float64 {
 		if rapid.Bool().Draw(t, "any") {

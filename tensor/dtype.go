@@ -8,8 +8,7 @@ import (
 // DType is the element type of a stored tensor.
 type DType uint8
 
-// The element types of the safetensors format, and of checkpoints in general.
-// The zero DType is invalid.
+// The element types of the safetensors format, and of checkpoints in general. The zero DType is invalid.
 const (
 	F64 DType = iota + 1
 	F32
@@ -35,8 +34,8 @@ const (
 	C64 // two F32: real, imaginary
 )
 
-// kinds has the name in a file (that of safetensors), the width in bits and
-// the name in a config.json, where it has one.
+// kinds has the name in a file (that of safetensors), the width in bits and the name in a config.json, where it has
+// one.
 var kinds = [...]struct {
 	name, torch string
 	bits        int64
@@ -68,8 +67,7 @@ var kinds = [...]struct {
 // Valid reports whether d is one of the declared types.
 func (d DType) Valid() bool { return d > 0 && int(d) < len(kinds) }
 
-// Bits returns the width of one element in bits: 4 and 6 for the packed kinds,
-// else a multiple of 8.
+// Bits returns the width of one element in bits: 4 and 6 for the packed kinds, else a multiple of 8.
 func (d DType) Bits() int64 {
 	if !d.Valid() {
 		return 0
@@ -85,8 +83,7 @@ func (d DType) String() string {
 	return kinds[d].name
 }
 
-// Torch returns the type's name in a config.json and in PyTorch, such as
-// "bfloat16", or "" where it has none.
+// Torch returns the type's name in a config.json and in PyTorch, such as "bfloat16", or "" where it has none.
 func (d DType) Torch() string {
 	if !d.Valid() {
 		return ""
@@ -94,8 +91,7 @@ func (d DType) Torch() string {
 	return kinds[d].torch
 }
 
-// Float reports whether d is one of F32, F16 and BF16: the types that weights
-// are computed with.
+// Float reports whether d is one of F32, F16 and BF16: the types that weights are computed with.
 func (d DType) Float() bool { return d == F32 || d == F16 || d == BF16 }
 
 // Numeric reports whether elements of d are numbers that lorakit computes with: F64, or a Float.
@@ -104,8 +100,8 @@ func (d DType) Numeric() bool { return d.Float() || d == F64 }
 // Integer reports whether d holds whole numbers or booleans.
 func (d DType) Integer() bool { return d >= Bool && d <= U8 }
 
-// ParseDType finds a type by its name in a safetensors header, or by its name in
-// PyTorch. An unknown name is an error that lists what is known.
+// ParseDType finds a type by its name in a safetensors header, or by its name in PyTorch. An unknown name is an error
+// that lists what is known.
 func ParseDType(s string) (DType, error) {
 	for d := F64; int(d) < len(kinds); d++ {
 		if kinds[d].name == s || kinds[d].torch != "" && kinds[d].torch == s {

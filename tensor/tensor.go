@@ -1,5 +1,5 @@
-// Package tensor says what a stored tensor is: its name, element type and
-// shape, and the conversion between the floating-point types.
+// Package tensor says what a stored tensor is: its name, element type and shape, and the conversion between the
+// floating-point types.
 package tensor
 
 import (
@@ -18,9 +18,8 @@ var ErrOverflow = errors.New("size overflows 63 bits")
 // Shape holds the dimensions of a tensor, the slowest first. A scalar has none.
 type Shape []int64
 
-// Count returns the number of elements, 1 for a scalar. A negative dimension
-// is an error, and so is a product past an int64, or past 64 bits on the way
-// from left to right: [2^40, 2^40, 0] overflows although it would end at zero.
+// Count returns the number of elements, 1 for a scalar. A negative dimension is an error, and so is a product past an
+// int64, or past 64 bits on the way from left to right: [2^40, 2^40, 0] overflows although it would end at zero.
 func (s Shape) Count() (int64, error) {
 	n := uint64(1)
 	for _, d := range s {
@@ -56,16 +55,15 @@ func (s Shape) String() string {
 	return b.String()
 }
 
-// Info names a tensor and says how its bytes are to be read: row-major,
-// little-endian.
+// Info names a tensor and says how its bytes are to be read: row-major, little-endian.
 type Info struct {
 	Name  string `json:"name"`
 	DType DType  `json:"dtype"`
 	Shape Shape  `json:"shape"`
 }
 
-// Count returns the number of elements. It is for an Info whose shape has been
-// checked by Size, as every Info of an opened checkpoint has.
+// Count returns the number of elements. It is for an Info whose shape has been checked by Size, as every Info of an
+// opened checkpoint has.
 func (t Info) Count() int64 {
 	n := int64(1)
 	for _, d := range t.Shape {
@@ -74,8 +72,7 @@ func (t Info) Count() int64 {
 	return n
 }
 
-// Size returns the number of bytes of the tensor, or an error where that
-// overflows or is no whole number of bytes.
+// Size returns the number of bytes of the tensor, or an error where that overflows or is no whole number of bytes.
 func (t Info) Size() (int64, error) {
 	n, err := t.Shape.Count()
 	if err != nil {
@@ -94,8 +91,8 @@ func (t Info) Size() (int64, error) {
 	return int64(lo / 8), nil
 }
 
-// Quote writes a name from a file so that it is safe in a one-line message:
-// quoted, escaped, and cut where it is very long.
+// Quote writes a name from a file so that it is safe in a one-line message: quoted, escaped, and cut where it is very
+// long.
 func Quote(name string) string {
 	const most = 200
 	if len(name) <= most {

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// sizes are a tile of the pipeline, which stays in the caches, and a buffer that
-// does not.
+// sizes are a tile of the pipeline, which stays in the caches, and a buffer that does not.
 var sizes = []struct {
 	name  string
 	bytes int
@@ -24,8 +23,7 @@ func weights(size int, f Float) []byte {
 	return b
 }
 
-// measure reports the bytes a second, on average and in the fastest call: on a
-// busy machine the latter says more.
+// measure reports the bytes a second, on average and in the fastest call: on a busy machine the latter says more.
 func measure(b *testing.B, bytes int, call func()) {
 	b.SetBytes(int64(bytes))
 	b.ReportMetric(float64(bytes)/fastest(b, call).Seconds()/1e6, "best-MB/s")
@@ -42,8 +40,7 @@ func fastest(b *testing.B, call func()) time.Duration {
 	return best
 }
 
-// everySet runs a benchmark for each set, type and size; prepare returns what is
-// to be measured.
+// everySet runs a benchmark for each set, type and size; prepare returns what is to be measured.
 func everySet(b *testing.B, types []Float, prepare func(s *Set, f Float, size int) func()) {
 	for _, size := range sizes {
 		for _, f := range types {

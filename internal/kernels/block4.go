@@ -15,15 +15,14 @@ const tiny = 1e-38
 type Codebook struct {
 	// Code holds the values in index order.
 	Code [16]float32
-	// thresholds lie halfway between neighbours of the sorted code. The last is
-	// infinite: it pads the array.
+	// thresholds lie halfway between neighbours of the sorted code. The last is infinite: it pads the array.
 	thresholds [16]float32
 	order      [16]int64 // of the thresholds
 	// position has the index of each rank of the sorted code.
 	position [16]uint32
 	lookup   lookup
-	// bucketed says that the code is sorted, so that a rank is an index, and that
-	// no bucket of lookup holds two thresholds.
+	// bucketed says that the code is sorted, so that a rank is an index, and that no bucket of lookup holds two
+	// thresholds.
 	bucketed bool
 }
 
@@ -42,8 +41,7 @@ type Codebook struct {
 // The bucket of s is the integer nearest to 15*s, mod 32.
 type lookup = [164]uint32
 
-// NewCodebook prepares a code, which need not be sorted. Its values lie in [-1,
-// 1].
+// NewCodebook prepares a code, which need not be sorted. Its values lie in [-1, 1].
 func NewCodebook(code [16]float32) *Codebook {
 	c := &Codebook{Code: code}
 	for i := range c.position {
@@ -99,12 +97,10 @@ func (c *Codebook) tabulate() {
 	}
 }
 
-// index returns the code for a scaled element: the one whose rank is the number
-// of thresholds below s, found by bisection. A tie stays low; a NaN counts as
-// above them all.
+// index returns the code for a scaled element: the one whose rank is the number of thresholds below s, found by
+// bisection. A tie stays low; a NaN counts as above them all.
 //
-// Half of the comparisons hold, unpredictably, so the sign of a difference is
-// used in place of branches.
+// Half of the comparisons hold, unpredictably, so the sign of a difference is used in place of branches.
 func (c *Codebook) index(s float32) byte {
 	t, k := &c.order, order(s)
 	rank := (t[7] - k) >> 63 & 8
@@ -114,8 +110,7 @@ func (c *Codebook) index(s float32) byte {
 	return byte(c.position[rank])
 }
 
-// order returns an integer that compares as the float does, but -0 is below 0.
-// A NaN is above all numbers.
+// order returns an integer that compares as the float does, but -0 is below 0. A NaN is above all numbers.
 func order(s float32) int64 {
 	if s != s {
 		return math.MaxInt32
@@ -124,13 +119,11 @@ func order(s float32) int64 {
 	return int64(b ^ b>>31&math.MaxInt32)
 }
 
-// quantizeBlock is the twin of Set.bisect4 and Set.bucket4 for one block, and
-// the only code for a short block and for one that is not all finite. The result
-// is the index of the first element that is not, or -1.
+// quantizeBlock is the twin of Set.bisect4 and Set.bucket4 for one block, and the only code for a short block and for
+// one that is not all finite. The result is the index of the first element that is not, or -1.
 //
-// A full block is multiplied by a reciprocal, a short one is divided, and only
-// the short one's absmax is stored no less than tiny. The products would be
-// clamped to [-1, 1]; as all thresholds lie between, that changes no index.
+// A full block is multiplied by a reciprocal, a short one is divided, and only the short one's absmax is stored no
+// less than tiny. The products would be clamped to [-1, 1]; as all thresholds lie between, that changes no index.
 func (c *Codebook) quantizeBlock(packed []byte, absmax *float32, src []byte, from Float, short bool) (bad int) {
 	largest := widen(maxAbs(src, from), from)
 	bad = -1
@@ -183,8 +176,8 @@ func firstNotFinite(src []byte, f Float) int {
 	return -1
 }
 
-// dequantizeBlock is the twin of Set.dequantize4 for one block of any length.
-// Each of the 16 values that a block may hold is rounded once.
+// dequantizeBlock is the twin of Set.dequantize4 for one block of any length. Each of the 16 values that a block may
+// hold is rounded once.
 func dequantizeBlock(dst []byte, to Float, packed []byte, absmax float32, code *[16]float32) {
 	var values [4 * 16]byte
 	for i, v := range code {

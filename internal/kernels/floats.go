@@ -5,17 +5,15 @@ import (
 	"math"
 )
 
-// Positive infinity of each type, as bits. What is above it, the sign put
-// aside, is a NaN.
+// Positive infinity of each type, as bits. What is above it, the sign put aside, is a NaN.
 const (
 	f32Inf  = 0x7f800000
 	f16Inf  = 0x7c00
 	bf16Inf = 0x7f80
 )
 
-// f32NaN and bf16NaN are the NaN that arithmetic makes, the same on every
-// machine (processors differ in its sign). A bfloat16 made of any NaN is
-// bf16NaN, as in PyTorch's scalar cast; its vectorised one makes 0xffff.
+// f32NaN and bf16NaN are the NaN that arithmetic makes, the same on every machine (processors differ in its sign). A
+// bfloat16 made of any NaN is bf16NaN, as in PyTorch's scalar cast; its vectorised one makes 0xffff.
 const (
 	f32NaN  = 0x7fc00000
 	bf16NaN = 0x7fc0
@@ -113,8 +111,7 @@ func convert(dst []byte, to Float, src []byte, from Float) {
 	}
 }
 
-// maxAbs is the twin of Set.maxAbs. With the sign put aside, floats are ordered
-// as their bits are, NaNs last.
+// maxAbs is the twin of Set.maxAbs. With the sign put aside, floats are ordered as their bits are, NaNs last.
 func maxAbs(src []byte, f Float) (largest uint32) {
 	if f == F32 {
 		for ; len(src) >= 4; src = src[4:] {
@@ -137,8 +134,8 @@ func bf16FromF32(x float32) uint16 {
 	return uint16((b + 0x7fff + b>>16&1) >> 16)
 }
 
-// f16FromF32 rounds to nearest even. A NaN keeps its sign and the upper bits of
-// its payload and becomes quiet, as VCVTPS2PH has it.
+// f16FromF32 rounds to nearest even. A NaN keeps its sign and the upper bits of its payload and becomes quiet, as
+// VCVTPS2PH has it.
 func f16FromF32(x float32) uint16 {
 	b := math.Float32bits(x)
 	sign, b := uint16(b>>16&0x8000), b&0x7fffffff

@@ -1,16 +1,13 @@
-// Package kernels holds the hot loops: blockwise 4-bit quantisation, LLM.int8
-// rows, the casts between float32, float16 and bfloat16, the product of float32
-// matrices, and what a merge does to a row.
+// Package kernels holds the hot loops: blockwise 4-bit quantisation, LLM.int8 rows, the casts between float32, float16
+// and bfloat16, the product of float32 matrices, and what a merge does to a row.
 //
-// Each loop exists as plain Go, which is its specification, and for amd64 as
-// AVX2 and AVX-512 assembly that returns the same bytes for every input, NaNs
-// and subnormals included. The set is chosen once, by the features of the
-// processor. The environment variable LORAKIT_KERNELS (purego, avx2 or avx512)
-// forces one; the build tag purego leaves the assembly out.
+// Each loop exists as plain Go, which is its specification, and for amd64 as AVX2 and AVX-512 assembly that returns
+// the same bytes for every input, NaNs and subnormals included. The set is chosen once, by the features of the
+// processor. The environment variable LORAKIT_KERNELS (purego, avx2 or avx512) forces one; the build tag purego leaves
+// the assembly out.
 //
-// Tensor data is little-endian bytes exactly as in a file, at any alignment.
-// The functions panic where the lengths of their slices do not fit together,
-// always before anything is written.
+// Tensor data is little-endian bytes exactly as in a file, at any alignment. The functions panic where the lengths of
+// their slices do not fit together, always before anything is written.
 package kernels
 
 import (
@@ -44,35 +41,30 @@ func (f Float) Size() int {
 // String returns the name of the type in a safetensors header.
 func (f Float) String() string { return [...]string{"F32", "F16", "BF16"}[f] }
 
-// Set is one implementation of all the loops. Its methods take the slices that
-// the functions of the package take.
+// Set is one implementation of all the loops. Its methods take the slices that the functions of the package take.
 //
-// An assembly routine works through whole vectors and returns how much it did;
-// nil stands for a routine that does nothing. The Go twin does the rest: tails,
-// and blocks and rows that hold a value that is not finite.
+// An assembly routine works through whole vectors and returns how much it did; nil stands for a routine that does
+// nothing. The Go twin does the rest: tails, and blocks and rows that hold a value that is not finite.
 type Set struct {
 	name string
 
-	// bisect4 and bucket4 quantise blocks of blockSize elements and return how
-	// many they finished. They stop before a block that holds a NaN or an
-	// infinity. bucket4 is for codes that are bucketed.
+	// bisect4 and bucket4 quantise blocks of blockSize elements and return how many they finished. They stop before a
+	// block that holds a NaN or an infinity. bucket4 is for codes that are bucketed.
 	bisect4, bucket4 [floats]func(l *lookup, packed []byte, absmax []float32, src []byte, blockSize int) (done int)
-	// dequantize4 decodes whole blocks and returns how many. It stops before a
-	// block whose absmax is not finite. The code has to be finite.
+	// dequantize4 decodes whole blocks and returns how many. It stops before a block whose absmax is not finite. The code
+	// has to be finite.
 	dequantize4 [floats]func(dst, packed []byte, absmax []float32, code *[16]float32, blockSize int) (done int)
-	// maxAbs returns the largest magnitude among the first done elements, as
-	// bits of the element's own type.
+	// maxAbs returns the largest magnitude among the first done elements, as bits of the element's own type.
 	maxAbs [floats]func(src []byte) (largest uint32, done int)
-	// quantize8 rounds the first done elements, cast to float16 and multiplied
-	// by scale, to integers. All of them have to be finite after the cast.
+	// quantize8 rounds the first done elements, cast to float16 and multiplied by scale, to integers. All of them have to
+	// be finite after the cast.
 	quantize8 [floats]func(q, src []byte, scale float32) (done int)
-	// dequantize8 decodes the first done elements of one row. The scale has to be
-	// finite.
+	// dequantize8 decodes the first done elements of one row. The scale has to be finite.
 	dequantize8 [floats]func(dst, q []byte, scale float32) (done int)
 	// convert casts the first done elements; the index is [to][from].
 	convert [floats][floats]func(dst, src []byte) (done int)
-	// mergeRow, addScaled, kept and dot work on the first done elements, a multiple
-	// of 16, and return the lanes of their sums; the index is [to][from].
+	// mergeRow, addScaled, kept and dot work on the first done elements, a multiple of 16, and return the lanes of their
+	// sums; the index is [to][from].
 	mergeRow  [floats][floats]func(dst, src []byte, delta []float32, scale float32) (share [2]sums, done int)
 	addScaled func(dst, src, delta []float32, scale float32) (done int)
 	kept      func(out, base, total, delta []float32) (share [2]sums, done int)
@@ -84,8 +76,7 @@ type Set struct {
 // Name returns the name that LORAKIT_KERNELS knows the set by.
 func (s *Set) Name() string { return s.name }
 
-// Sets returns what this processor can run, the fastest first; the last one is
-// always the plain Go.
+// Sets returns what this processor can run, the fastest first; the last one is always the plain Go.
 func Sets() []*Set { return append(assembly(), &Set{name: "purego"}) }
 
 var active, chosen = choose(os.Getenv("LORAKIT_KERNELS"))
@@ -100,18 +91,18 @@ func choose(name string) (*Set, error) {
 			return s, nil
 		}
 	}
-	return sets[0], fmt.Errorf("LORAKIT_KERNELS=%q: this build and processor have %s", name, strings.Join(Available(), ", "))
+	return sets[0], fmt.Errorf("LORAKIT_KERNELS=%q: this build and processor have %s", name,
+		strings.Join(Available(), ", "))
 }
 
-// Err returns an error if LORAKIT_KERNELS names a set that does not exist or
-// that this processor cannot run. A program is expected to report it and stop.
+// Err returns an error if LORAKIT_KERNELS names a set that does not exist or that this processor cannot run. A program
+// is expected to report it and stop.
 func Err() error { return chosen }
 
 // Active returns the name of the set in use.
 func Active() string { return active.name }
 
-// Available returns the names of the sets that this processor can run, the
-// fastest first.
+// Available returns the names of the sets that this processor can run, the fastest first.
 func Available() []string {
 	var names []string
 	for _, s := range Sets() {
@@ -120,10 +111,9 @@ func Available() []string {
 	return names
 }
 
-// Quantize4 quantises the elements of src, of type from, in blocks of
-// blockSize elements: a power of two from 32 to 4096. With n elements, packed
-// gets (n+1)/2 bytes, the first of two codes in the high nibble, and absmax one
-// float32 a block. Only the last block may be short.
+// Quantize4 quantises the elements of src, of type from, in blocks of blockSize elements: a power of two from 32 to
+// 4096. With n elements, packed gets (n+1)/2 bytes, the first of two codes in the high nibble, and absmax one float32
+// a block. Only the last block may be short.
 //
 // It returns the index of the first element that is a NaN or an infinity, or -1.
 func Quantize4(c *Codebook, packed []byte, absmax []float32, src []byte, from Float, blockSize int) (bad int) {
@@ -159,9 +149,8 @@ func (s *Set) Quantize4(c *Codebook, packed []byte, absmax []float32, src []byte
 	return bad
 }
 
-// Dequantize4 decodes 4-bit codes into dst, whose type is to and whose length
-// says how many elements there are: code[index] * absmax[block], rounded to
-// float32 and then, to nearest even, to the type of dst.
+// Dequantize4 decodes 4-bit codes into dst, whose type is to and whose length says how many elements there are:
+// code[index] * absmax[block], rounded to float32 and then, to nearest even, to the type of dst.
 func Dequantize4(dst []byte, to Float, packed []byte, absmax []float32, code *[16]float32, blockSize int) {
 	active.Dequantize4(dst, to, packed, absmax, code, blockSize)
 }
@@ -191,12 +180,10 @@ func (s *Set) Dequantize4(dst []byte, to Float, packed []byte, absmax []float32,
 	}
 }
 
-// Quantize8 quantises rows of cols elements as LLM.int8 does. For each row, scb
-// gets the largest magnitude after a cast to float16, q one signed byte an
-// element.
+// Quantize8 quantises rows of cols elements as LLM.int8 does. For each row, scb gets the largest magnitude after a
+// cast to float16, q one signed byte an element.
 //
-// It returns the index of the first element that is a NaN, an infinity or
-// becomes one as a float16, or -1.
+// It returns the index of the first element that is a NaN, an infinity or becomes one as a float16, or -1.
 func Quantize8(q []byte, scb []float32, src []byte, from Float, cols int) (bad int) {
 	return active.Quantize8(q, scb, src, from, cols)
 }
@@ -216,8 +203,7 @@ func (s *Set) Quantize8(q []byte, scb []float32, src []byte, from Float, cols in
 			largest, done = f(row)
 		}
 		largest = max(largest, maxAbs(row[done*from.Size():], from))
-		// The cast to float16 is monotone, so the maximum may be cast in place of
-		// every element.
+		// The cast to float16 is monotone, so the maximum may be cast in place of every element.
 		w := f16FromF32(widen(largest, from))
 		if w >= f16Inf {
 			scb[r] = notFinite(w)
@@ -236,8 +222,8 @@ func (s *Set) Quantize8(q []byte, scb []float32, src []byte, from Float, cols in
 	return bad
 }
 
-// Dequantize8 decodes rows of cols signed bytes: (q * scb) * 0.0078740157 in
-// float32, in this order, rounded to nearest even to the type of dst.
+// Dequantize8 decodes rows of cols signed bytes: (q * scb) * 0.0078740157 in float32, in this order, rounded to
+// nearest even to the type of dst.
 func Dequantize8(dst []byte, to Float, q []byte, scb []float32, cols int) {
 	active.Dequantize8(dst, to, q, scb, cols)
 }
@@ -258,8 +244,8 @@ func (s *Set) Dequantize8(dst []byte, to Float, q []byte, scb []float32, cols in
 	}
 }
 
-// Convert casts the elements of src to the type of dst, rounding to nearest
-// even. A NaN stays a quiet NaN, except that a cast to the same type copies.
+// Convert casts the elements of src to the type of dst, rounding to nearest even. A NaN stays a quiet NaN, except that
+// a cast to the same type copies.
 func Convert(dst []byte, to Float, src []byte, from Float) { active.Convert(dst, to, src, from) }
 
 // Convert is the function Convert by this set.
@@ -295,7 +281,8 @@ func checkBlocks(n int, packed []byte, absmax []float32, blockSize int) {
 		panic(fmt.Sprintf("kernels: block size %d is no power of two from 32 to %d", blockSize, maxBlockSize))
 	}
 	if len(packed) != (n+1)/2 || len(absmax) != (n+blockSize-1)/blockSize {
-		panic(fmt.Sprintf("kernels: %d packed bytes and %d absmax for %d elements in blocks of %d", len(packed), len(absmax), n, blockSize))
+		panic(fmt.Sprintf("kernels: %d packed bytes and %d absmax for %d elements in blocks of %d", len(packed), len(absmax),
+			n, blockSize))
 	}
 }
 

@@ -143,7 +143,8 @@ var (
 )
 
 // lengths are around the vectors' and blocks' ends.
-var lengths = []int{0, 1, 2, 3, 15, 16, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 1023, 1024, 1025, 1055, 4096, 4097, 9001}
+var lengths = []int{0, 1, 2, 3, 15, 16, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 1023, 1024, 1025, 1055, 4096, 4097,
+	9001}
 
 func random(n int, seed uint64) []float32 {
 	r, x := rand.New(rand.NewPCG(seed, 1)), make([]float32, n)
@@ -183,8 +184,7 @@ func TestEveryHalf(t *testing.T) {
 	}
 }
 
-// TestTies scales blocks such that elements fall on a threshold exactly and on
-// the floats beside it.
+// TestTies scales blocks such that elements fall on a threshold exactly and on the floats beside it.
 func TestTies(t *testing.T) {
 	for _, c := range []*Codebook{nf4, fp4} {
 		for _, scale := range []float32{1, 0.5, 0x1p-100, 0x1p-120, 0x1p100, 0x1p127, 1e-38, 3e-39, 1e-44, 0.3, 7.3} {
@@ -219,8 +219,7 @@ func TestTies(t *testing.T) {
 	}
 }
 
-// TestIndexIsNearest holds bisection against the rule: the number of thresholds
-// below.
+// TestIndexIsNearest holds bisection against the rule: the number of thresholds below.
 func TestIndexIsNearest(t *testing.T) {
 	for _, c := range []*Codebook{nf4, fp4} {
 		for i := range 1 << 16 {
@@ -259,7 +258,8 @@ func TestSpread(t *testing.T) {
 
 func TestNotFinite(t *testing.T) {
 	for _, f := range types {
-		for _, v := range []float32{nan, -nan, inf, -inf, math.Float32frombits(0x7f800001), math.Float32frombits(0xffffffff)} {
+		for _, v := range []float32{nan, -nan, inf, -inf, math.Float32frombits(0x7f800001),
+			math.Float32frombits(0xffffffff)} {
 			for _, at := range []int{0, 1, 31, 63, 64, 100, 191, 192, 208} {
 				x := random(209, 5)
 				x[at] = v
@@ -330,8 +330,7 @@ func TestQuantize8Known(t *testing.T) {
 	require.Equal(t, encode(F32, -254*float32(1.0/127)), out)
 }
 
-// TestCasts holds the twin against math/big's rule by way of x448/float16 and
-// against the definition of bfloat16.
+// TestCasts holds the twin against math/big's rule by way of x448/float16 and against the definition of bfloat16.
 func TestCasts(t *testing.T) {
 	for h := range 1 << 16 {
 		x := float16.Float16(h)

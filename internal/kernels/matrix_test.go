@@ -74,7 +74,8 @@ func equalMulAdd(t require.TestingT, c, a, b []float32, m, k, n int, layoutA, la
 			}
 			s.MulAdd(mc, ma, mb)
 			for i := range m {
-				require.True(t, slices.Equal(float32Bits(want[i*n:][:n]), float32Bits(mc.row(i))), "%s: %d x %d x %d, %s, %s, row %d", s.name, m, k, n, layoutA, layoutB, i)
+				require.True(t, slices.Equal(float32Bits(want[i*n:][:n]), float32Bits(mc.row(i))),
+					"%s: %d x %d x %d, %s, %s, row %d", s.name, m, k, n, layoutA, layoutB, i)
 				for _, v := range got[i*(n+gap)+n:][:gap] {
 					require.Equal(t, float32(0.5), v, "%s: written past row %d", s.name, i)
 				}
@@ -97,7 +98,8 @@ func TestMulAddShapes(t *testing.T) {
 
 // TestMulAddBlocks has shapes of several blocks in each direction.
 func TestMulAddBlocks(t *testing.T) {
-	for _, shape := range [][3]int{{3, 1111, 20}, {70, 130, 33}, {9, 260, 1100}, {65, 65, 200}, {11, 2, 2100}, {2, 600, 260}} {
+	for _, shape := range [][3]int{{3, 1111, 20}, {70, 130, 33}, {9, 260, 1100}, {65, 65, 200}, {11, 2, 2100},
+		{2, 600, 260}} {
 		m, k, n := shape[0], shape[1], shape[2]
 		x, y, z := random(m*k, 2), random(k*n, 3), random(m*n, 1)
 		for i, layout := range layouts {
@@ -107,8 +109,10 @@ func TestMulAddBlocks(t *testing.T) {
 }
 
 var special = []float32{
-	0, float32(math.Copysign(0, -1)), 1, -1, inf, -inf, nan, math.Float32frombits(0xffc12345), math.Float32frombits(0x7f800001),
-	math.MaxFloat32, -math.MaxFloat32, 1e-45, -1e-45, 0x1p-126, -0x1p-126, 0x1.fffffcp-127, 0x1p-75, 0x1p-64, 0x1p64, 3, 0x1.fffffep-1, 0x1.000002p0,
+	0, float32(math.Copysign(0, -1)), 1, -1, inf, -inf, nan, math.Float32frombits(0xffc12345),
+	math.Float32frombits(0x7f800001),
+	math.MaxFloat32, -math.MaxFloat32, 1e-45, -1e-45, 0x1p-126, -0x1p-126, 0x1.fffffcp-127, 0x1p-75, 0x1p-64, 0x1p64, 3,
+	0x1.fffffep-1, 0x1.000002p0,
 }
 
 func TestMulAddSpecial(t *testing.T) {
@@ -131,12 +135,12 @@ func TestMulAddRapid(t *testing.T) {
 		m, k, n := rapid.IntRange(0, 40).Draw(t, "m"), rapid.IntRange(0, 70).Draw(t, "k"), rapid.IntRange(0, 130).Draw(t, "n")
 		seed := rapid.Uint64().Draw(t, "seed")
 		layout := rapid.SampledFrom(layouts)
-		equalMulAdd(t, random(m*n, seed), random(m*k, seed+1), random(k*n, seed+2), m, k, n, layout.Draw(t, "a"), layout.Draw(t, "b"))
+		equalMulAdd(t, random(m*n, seed), random(m*k, seed+1), random(k*n, seed+2), m, k, n, layout.Draw(t, "a"),
+			layout.Draw(t, "b"))
 	})
 }
 
-// TestMulAddAtOnce writes parts of one matrix from parts of another in several
-// goroutines.
+// TestMulAddAtOnce writes parts of one matrix from parts of another in several goroutines.
 func TestMulAddAtOnce(t *testing.T) {
 	const n, parts = 96, 4
 	a, b := MatOf(random(n*n, 1), n, n), MatOf(random(n*n, 2), n, n)
@@ -163,9 +167,8 @@ func exactFMA(x, y, z float32) float32 {
 	return f
 }
 
-// TestFMA holds the twin's fused multiply-add against exact sums, where rounding
-// twice goes wrong: close to the middles between float32, normal and subnormal,
-// and at the end of the range.
+// TestFMA holds the twin's fused multiply-add against exact sums, where rounding twice goes wrong: close to the
+// middles between float32, normal and subnormal, and at the end of the range.
 func TestFMA(t *testing.T) {
 	require.Equal(t, float32(0x1.000002p0), fma((1+0x1p-23)*0x1p-12, (1-0x1p-23)*0x1p-12, 1+0x1p-23))
 	r := rand.New(rand.NewPCG(9, 10))
@@ -209,7 +212,8 @@ func TestFMA(t *testing.T) {
 		// Around the middle between the largest float32 and infinity.
 		check(float32(math.Ldexp(near, 50)), float32(math.Ldexp(2-near, 53)), math.MaxFloat32)
 		check(-float32(math.Ldexp(near, 50)), float32(math.Ldexp(2-near, 53)), -math.MaxFloat32)
-		check(math.Float32frombits(r.Uint32()&0xbfffffff), math.Float32frombits(r.Uint32()&0xbfffffff), math.Float32frombits(r.Uint32()&0xbfffffff))
+		check(math.Float32frombits(r.Uint32()&0xbfffffff), math.Float32frombits(r.Uint32()&0xbfffffff),
+			math.Float32frombits(r.Uint32()&0xbfffffff))
 	}
 	require.Greater(t, twice, 100, "the search finds what two roundings get wrong")
 }
@@ -262,8 +266,10 @@ var products = []struct {
 	transposed bool // a, in memory
 }{
 	{1024, 1024, 1024, false}, {2048, 2048, 2048, false}, {2048, 2048, 2048, true},
-	{128, 1, 2048, false}, {128, 4, 2048, false}, {128, 8, 2048, false}, {128, 16, 2048, false}, {128, 32, 2048, false}, {128, 64, 2048, false}, {128, 256, 2048, false},
-	{128, 1, 5632, false}, {128, 4, 5632, false}, {128, 8, 5632, false}, {128, 16, 5632, false}, {128, 32, 5632, false}, {128, 64, 5632, false}, {128, 256, 5632, false},
+	{128, 1, 2048, false}, {128, 4, 2048, false}, {128, 8, 2048, false}, {128, 16, 2048, false}, {128, 32, 2048, false},
+	{128, 64, 2048, false}, {128, 256, 2048, false},
+	{128, 1, 5632, false}, {128, 4, 5632, false}, {128, 8, 5632, false}, {128, 16, 5632, false}, {128, 32, 5632, false},
+	{128, 64, 5632, false}, {128, 256, 5632, false},
 	{2048, 5632, 24, false}, {5632, 2048, 24, true}, {24, 2048, 5632, false},
 }
 

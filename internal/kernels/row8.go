@@ -2,9 +2,8 @@ package kernels
 
 import "math"
 
-// quantizeRow is the twin of Set.quantize8 for the elements of one row, and the
-// only code for a row whose scale is zero or not finite. A product that is no
-// number gives 0. The result is the index of the first element that is not
+// quantizeRow is the twin of Set.quantize8 for the elements of one row, and the only code for a row whose scale is
+// zero or not finite. A product that is no number gives 0. The result is the index of the first element that is not
 // finite as a float16, or -1.
 func quantizeRow(q, src []byte, from Float, scb float32) (bad int) {
 	bad = -1
@@ -36,7 +35,6 @@ func dequantizeRow(dst []byte, to Float, q []byte, scb float32) {
 	}
 }
 
-// rowScale is what the elements of a row are multiplied by. PyTorch divides a
-// number by a tensor as the tensor's reciprocal times the number: two roundings,
-// which a division does not give.
+// rowScale is what the elements of a row are multiplied by. PyTorch divides a number by a tensor as the tensor's
+// reciprocal times the number: two roundings, which a division does not give.
 func rowScale(scb float32) float32 { return product(1/scb, 127) }

@@ -7,12 +7,11 @@ import (
 	"github.com/lorakit/lorakit/internal/kernels/race"
 )
 
-// sums are the lanes of a sum in float64: element i goes to lane i mod 16. A lane
-// takes its elements in rising order, by fused multiply-adds.
+// sums are the lanes of a sum in float64: element i goes to lane i mod 16. A lane takes its elements in rising order,
+// by fused multiply-adds.
 type sums = [16]float64
 
-// total adds the lanes, the upper half to the lower half until one is left. A NaN
-// has one pattern.
+// total adds the lanes, the upper half to the lower half until one is left. A NaN has one pattern.
 func total(s *sums) float64 {
 	for n := len(s) / 2; n > 0; n /= 2 {
 		for l := range n {
@@ -25,16 +24,13 @@ func total(s *sums) float64 {
 	return s[0]
 }
 
-// MergeRow sets dst, of type to, to src + scale*delta: the product rounded to
-// float32, the sum rounded to float32, and that rounded to nearest even to the
-// type of dst. A NaN that comes out has one pattern. Where the types are the same
+// MergeRow sets dst, of type to, to src + scale*delta: the product rounded to float32, the sum rounded to float32, and
+// that rounded to nearest even to the type of dst. A NaN that comes out has one pattern. Where the types are the same
 // dst may be src.
 //
-// It returns what has become of the delta. With d the product and e = (what dst
-// holds - src) - d in float64, ed is the sum of e·d and dd the sum of d·d.
-// Element i goes to the sum i mod 16, by a fused multiply-add in float64; these
-// sums are added in halves, the upper to the lower. So the result is the same
-// everywhere.
+// It returns what has become of the delta. With d the product and e = (what dst holds - src) - d in float64, ed is the
+// sum of e·d and dd the sum of d·d. Element i goes to the sum i mod 16, by a fused multiply-add in float64; these
+// sums are added in halves, the upper to the lower. So the result is the same everywhere.
 func MergeRow(dst []byte, to Float, src []byte, from Float, delta []float32, scale float32) (ed, dd float64) {
 	return active.MergeRow(dst, to, src, from, delta, scale)
 }
@@ -56,8 +52,8 @@ func (s *Set) MergeRow(dst []byte, to Float, src []byte, from Float, delta []flo
 	return total(&share[0]), total(&share[1])
 }
 
-// AddScaled sets dst[i] to src[i] + scale*delta[i], the product rounded before
-// the sum. A NaN that comes out has one pattern. dst may be src.
+// AddScaled sets dst[i] to src[i] + scale*delta[i], the product rounded before the sum. A NaN that comes out has one
+// pattern. dst may be src.
 func AddScaled(dst, src, delta []float32, scale float32) { active.AddScaled(dst, src, delta, scale) }
 
 // AddScaled is the function AddScaled by this set.
@@ -75,9 +71,8 @@ func (s *Set) AddScaled(dst, src, delta []float32, scale float32) {
 	addScaled(dst[done:], src[done:], delta[done:], scale)
 }
 
-// Kept returns the sums of e·d and d·d, with e = (out[i] - base[i]) - total[i]
-// and d = delta[i] in float64, summed as MergeRow sums. total and delta may be
-// the same slice.
+// Kept returns the sums of e·d and d·d, with e = (out[i] - base[i]) - total[i] and d = delta[i] in float64, summed
+// as MergeRow sums. total and delta may be the same slice.
 func Kept(out, base, total, delta []float32) (ed, dd float64) {
 	return active.Kept(out, base, total, delta)
 }
@@ -120,8 +115,7 @@ func (s *Set) Dot(x, y []float32) float64 {
 // SquaredNorm returns the sum of x[i]² in float64, summed as MergeRow sums.
 func SquaredNorm(x []float32) float64 { return active.Dot(x, x) }
 
-// mergeRow is the twin of Set.mergeRow. It goes on with sums whose elements so
-// far were a multiple of lanes.
+// mergeRow is the twin of Set.mergeRow. It goes on with sums whose elements so far were a multiple of lanes.
 func mergeRow(share *[2]sums, dst []byte, to Float, src []byte, from Float, delta []float32, scale float32) {
 	var base, change, out [piece]float32
 	for len(delta) > 0 {

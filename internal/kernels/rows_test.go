@@ -14,8 +14,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// reference is the rule of MergeRow, one element after the other, with sums of
-// sixteen lanes that are added in halves.
+// reference is the rule of MergeRow, one element after the other, with sums of sixteen lanes that are added in halves.
 type reference struct {
 	ed, dd [16]float64
 	n      int
@@ -106,8 +105,7 @@ func TestRowsEqualTwin(t *testing.T) {
 	}
 }
 
-// TestMergeRowSpecial merges what a file may hold: every 16-bit pattern, and
-// pairs of special values.
+// TestMergeRowSpecial merges what a file may hold: every 16-bit pattern, and pairs of special values.
 func TestMergeRowSpecial(t *testing.T) {
 	src := make([]byte, 2<<16)
 	for i := range 1 << 16 {
@@ -146,8 +144,8 @@ func TestRowsRapid(t *testing.T) {
 	})
 }
 
-// TestMergeRowKept holds the sums against exact ones, and shows what they are
-// for: a delta far below the last bit of the weights is lost, a large one stays.
+// TestMergeRowKept holds the sums against exact ones, and shows what they are for: a delta far below the last bit of
+// the weights is lost, a large one stays.
 func TestMergeRowKept(t *testing.T) {
 	base := encode(BF16, random(5000, 1)...)
 	for _, c := range []struct{ size, low, high float64 }{{1, 0.9999, 1.0001}, {0x1p-30, 0, 0.01}} {
@@ -213,8 +211,8 @@ func TestNothingAllocated(t *testing.T) {
 	}
 }
 
-// BenchmarkMergeRow counts the bytes that are read and written. The rows of a
-// buffer are merged one after the other with the same delta.
+// BenchmarkMergeRow counts the bytes that are read and written. The rows of a buffer are merged one after the other
+// with the same delta.
 func BenchmarkMergeRow(b *testing.B) {
 	const cols = 4096
 	for _, pair := range [][2]Float{{BF16, BF16}, {F16, F16}, {F32, F32}, {F32, BF16}} {

@@ -6,8 +6,8 @@ import "golang.org/x/sys/cpu"
 
 //go:generate go -C _generate run . -out ../kernels_amd64.s -stubs ../stubs_amd64.go -pkg kernels
 
-// assembly returns the sets in assembly that this processor can run. The
-// features of package cpu include that the operating system keeps the registers.
+// assembly returns the sets in assembly that this processor can run. The features of package cpu include that the
+// operating system keeps the registers.
 func assembly() (sets []*Set) {
 	avx2 := cpu.X86.HasAVX2 && cpu.X86.HasF16C && cpu.X86.HasFMA && cpu.X86.HasBMI2
 	if avx2 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL {
@@ -32,7 +32,8 @@ func assembly() (sets []*Set) {
 			addScaled: addScaledAVX512,
 			kept:      keptAVX512,
 			dot:       dotAVX512,
-			tiles:     &tiles{48, mulAddAVX512, [3]multiplier{mulAddEdge1AVX512, mulAddEdge2AVX512, mulAddEdge3AVX512}, transposeAVX2},
+			tiles: &tiles{48, mulAddAVX512, [3]multiplier{mulAddEdge1AVX512, mulAddEdge2AVX512, mulAddEdge3AVX512},
+				transposeAVX2},
 		})
 	}
 	if avx2 {

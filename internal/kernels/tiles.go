@@ -2,35 +2,32 @@ package kernels
 
 import "sync"
 
-// tiles multiplies matrices by assembly that keeps a tile of c, of tileRows rows
-// and width columns, in registers for many steps of k.
+// tiles multiplies matrices by assembly that keeps a tile of c, of tileRows rows and width columns, in registers for
+// many steps of k.
 //
-// The operands are copied so that the assembly reads them in order: b as panels
-// of width columns, row after row, that stay in the second-level cache for all
-// rows of a; the last panel has as many columns as whole vectors need, filled up
-// with zeros. a as tiles of tileRows rows, column after column, that stay in the
-// first-level cache for all panels.
+// The operands are copied so that the assembly reads them in order: b as panels of width columns, row after row, that
+// stay in the second-level cache for all rows of a; the last panel has as many columns as whole vectors need, filled
+// up with zeros. a as tiles of tileRows rows, column after column, that stay in the first-level cache for all panels.
 type tiles struct {
 	width int // of three vectors
 	full  multiplier
 	edge  [3]multiplier // for 1, 2 and 3 vectors of which the last is not full
-	// transpose sets the element (i, j) of dst to (j, i) of src, which has
-	// tileRows rows, for the first done of k columns.
+	// transpose sets the element (i, j) of dst to (j, i) of src, which has tileRows rows, for the first done of k
+	// columns.
 	transpose func(dst, src []float32, dstRow, srcRow, k int) (done int)
 }
 
-// multiplier adds the products of k steps to rows of c, from panels of b that lie
-// one after the other and have cols columns in all.
+// multiplier adds the products of k steps to rows of c, from panels of b that lie one after the other and have cols
+// columns in all.
 type multiplier = func(c, a, b []float32, cRow, aRow, aCol, k, rows, cols int)
 
 const (
 	tileRows = 8
-	// depth and blockB are the steps and the elements of a packed block of b, which
-	// has half of a second-level cache of 1 MiB.
+	// depth and blockB are the steps and the elements of a packed block of b, which has half of a second-level cache of 1
+	// MiB.
 	depth  = 256
 	blockB = depth * 480
-	// narrow is how many columns b may have for a tile of a not to be copied: it is
-	// read too few times to repay that.
+	// narrow is how many columns b may have for a tile of a not to be copied: it is read too few times to repay that.
 	narrow = 192
 )
 
@@ -41,8 +38,7 @@ type packed struct {
 
 var packs = sync.Pool{New: func() any { return new(packed) }}
 
-// mulAdd is Set.MulAdd. Each block of steps goes on from what c holds, so an
-// element takes its products in order.
+// mulAdd is Set.MulAdd. Each block of steps goes on from what c holds, so an element takes its products in order.
 func (t *tiles) mulAdd(c, a, b Mat) {
 	pack := packs.Get().(*packed)
 	defer packs.Put(pack)
@@ -72,7 +68,8 @@ func (t *tiles) mulTile(c, a Mat, b []float32) {
 		t.full(c.Data, a.Data, b, c.RowStride, a.RowStride, a.ColStride, a.Cols, a.Rows, whole)
 	}
 	if rest := c.Cols - whole; rest > 0 {
-		t.edge[(rest-1)/vector](c.Data[whole:], a.Data, b[a.Cols*whole:], c.RowStride, a.RowStride, a.ColStride, a.Cols, a.Rows, rest)
+		t.edge[(rest-1)/vector](c.Data[whole:], a.Data, b[a.Cols*whole:], c.RowStride, a.RowStride, a.ColStride, a.Cols,
+			a.Rows, rest)
 	}
 }
 

@@ -67,9 +67,8 @@ func leading(a *mat.Dense, n int) kernels.Mat {
 	return small(a.Slice(0, rows, 0, n))
 }
 
-// Product returns the SVD of left·right (rows x r times r x cols) from the factors
-// alone: the QR of each, and the SVD of the small core between them, all in float64.
-// r may be larger than a side. Errors are ErrShape and ErrNonFinite.
+// Product returns the SVD of left·right (rows x r times r x cols) from the factors alone: the QR of each, and the SVD
+// of the small core between them, all in float64. r may be larger than a side. Errors are ErrShape and ErrNonFinite.
 func Product(left, right kernels.Mat) (*Decomposition, error) {
 	if left.Cols != right.Rows || left.Rows < 1 || left.Cols < 1 || right.Cols < 1 {
 		return nil, fmt.Errorf("svd: product of %d x %d and %d x %d: %w, expected factors that fit",
@@ -112,8 +111,8 @@ func finite(m kernels.Mat) error {
 	return nil
 }
 
-// householder is the thin QR of a, with LAPACK's signs: q is rows x k and r is
-// k x cols for k = min(rows, cols). a is overwritten.
+// householder is the thin QR of a, with LAPACK's signs: q is rows x k and r is k x cols for k = min(rows, cols). a is
+// overwritten.
 func householder(a *mat.Dense) (q, r *mat.Dense) {
 	rows, cols := a.Dims()
 	k := min(rows, cols)
@@ -138,21 +137,20 @@ func householder(a *mat.Dense) (q, r *mat.Dense) {
 	return q, r
 }
 
-// QR returns the first k columns of Q and the first k rows of R in the thin QR
-// decomposition of m, with the signs of LAPACK, hence of torch.linalg.qr: q is
-// rows x k, r is k x cols.
+// QR returns the first k columns of Q and the first k rows of R in the thin QR decomposition of m, with the signs of
+// LAPACK, hence of torch.linalg.qr: q is rows x k, r is k x cols.
 //
-// The first k columns of Q depend on the first k columns of m alone, so only these
-// take Householder reflections, in float64; then the rows of R are Qᵀ·m, summed up
-// in float64 over tiles. m is read twice, and never held: memory is rows x k.
-// Errors are those of Truncated.
+// The first k columns of Q depend on the first k columns of m alone, so only these take Householder reflections, in
+// float64; then the rows of R are Qᵀ·m, summed up in float64 over tiles. m is read twice, and never held: memory is
+// rows x k. Errors are those of Truncated.
 func QR(ctx context.Context, m Matrix, k int) (q, r kernels.Mat, err error) {
 	src, err := open(m)
 	if err != nil {
 		return q, r, err
 	}
 	if k < 1 || k > src.least() {
-		return q, r, fmt.Errorf("svd: %d columns of the QR of a matrix of %d x %d: %w, expected 1 to %d", k, src.rows, src.cols, ErrRank, src.least())
+		return q, r, fmt.Errorf("svd: %d columns of the QR of a matrix of %d x %d: %w, expected 1 to %d", k, src.rows,
+			src.cols, ErrRank, src.least())
 	}
 	panel := mat.NewDense(src.rows, k, nil)
 	if err = src.tiles(ctx, func(tile kernels.Mat, lo int) error {

@@ -11,15 +11,13 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// krylov is an orthonormal basis X of cols x width, Y = M·X and T = Yᵀ·Y, whose
-// eigenvalues are the squares of the singular values that the basis has found.
+// krylov is an orthonormal basis X of cols x width, Y = M·X and T = Yᵀ·Y, whose eigenvalues are the squares of the
+// singular values that the basis has found.
 //
-// A step reads the matrix once for one block: Y = M·X, and Z = Mᵀ·Y, which made
-// orthonormal to all there is becomes the next block. A basis that is full is
-// replaced by its leading Ritz vectors, from which, with the next block, the process
-// goes on nearly as if nothing had been dropped (Wu and Simon, "Thick-restart Lanczos
-// method for large symmetric eigenvalue problems", 2000). So memory does not depend
-// on how long it takes.
+// A step reads the matrix once for one block: Y = M·X, and Z = Mᵀ·Y, which made orthonormal to all there is
+// becomes the next block. A basis that is full is replaced by its leading Ritz vectors, from which, with the next
+// block, the process goes on nearly as if nothing had been dropped (Wu and Simon, "Thick-restart Lanczos method for
+// large symmetric eigenvalue problems", 2000). So memory does not depend on how long it takes.
 type krylov struct {
 	src     *source
 	random  *rand.Rand
@@ -176,8 +174,7 @@ func (k *krylov) complete() bool {
 	return sum >= (1-0x1p-20)*math.Ldexp(k.energy, 2*k.src.exponent)
 }
 
-// add takes a block, whose products pass has put there already, into the basis. It
-// returns its columns of T.
+// add takes a block, whose products pass has put there already, into the basis. It returns its columns of T.
 func (k *krylov) add(x kernels.Mat) *mat.Dense {
 	at := k.width
 	paste(k.x, x, at)
@@ -206,10 +203,9 @@ func (k *krylov) eigen() (*tridiagonal, []float64, error) {
 	return t, values, nil
 }
 
-// settled estimates what energy the leading values will still gain, each from its
-// last two gains as if they went on as a geometric series, and tells whether that is
-// little: a share of their own, and of what no matrix of the rank can hold. last
-// says that it will be after the next pass.
+// settled estimates what energy the leading values will still gain, each from its last two gains as if they went on as
+// a geometric series, and tells whether that is little: a share of their own, and of what no matrix of the rank can
+// hold. last says that it will be after the next pass.
 func (k *krylov) settled(o Options) (done, last bool, err error) {
 	stride := 1
 	if k.passes > 6 {
@@ -266,10 +262,9 @@ func (k *krylov) settled(o Options) (done, last bool, err error) {
 	return missing <= most, after <= 4*most, nil
 }
 
-// agrees tells whether the product that the basis holds agrees with the exact one.
-// A Ritz vector of the value v with the residual r of MᵀM lies askew to those left out,
-// whose values are at most w, by an angle whose
-// sine is at most r/(v-w) (Davis and Kahan).
+// agrees tells whether the product that the basis holds agrees with the exact one. A Ritz vector of the value v with
+// the residual r of MᵀM lies askew to those left out, whose values are at most w, by an angle whose sine is at most
+// r/(v-w) (Davis and Kahan).
 func (k *krylov) agrees(z kernels.Mat, of *mat.Dense, o Options) (bool, error) {
 	t, values, err := k.eigen()
 	if err != nil || len(values) <= o.Rank {
@@ -322,10 +317,9 @@ func (k *krylov) restart(keep int) error {
 	return nil
 }
 
-// pass reads the matrix once and returns M·x, in its place behind the basis, and, if
-// asked, Mᵀ·M·x. The first pass
-// adds up the energy, and starts again with a scale if the numbers are so large or
-// small that their squares leave float32.
+// pass reads the matrix once and returns M·x, in its place behind the basis, and, if asked, Mᵀ·M·x. The first
+// pass adds up the energy, and starts again with a scale if the numbers are so large or small that their squares leave
+// float32.
 func (k *krylov) pass(ctx context.Context, x kernels.Mat, gram bool) (y, z kernels.Mat, err error) {
 	k.room(k.width + x.Cols)
 	y = k.y.Slice(0, k.y.Rows, k.width, k.width+x.Cols)
@@ -376,8 +370,7 @@ func (k *krylov) back(ctx context.Context, y kernels.Mat) (kernels.Mat, error) {
 	return z, err
 }
 
-// ritz returns the best approximation of the matrix within the basis, keep values
-// of it.
+// ritz returns the best approximation of the matrix within the basis, keep values of it.
 func (k *krylov) ritz(keep int) (*Decomposition, error) {
 	if k.energy == 0 {
 		return &Decomposition{U: kernels.NewMat(k.src.rows, 0), V: kernels.NewMat(k.src.cols, 0)}, nil
@@ -387,8 +380,8 @@ func (k *krylov) ritz(keep int) (*Decomposition, error) {
 	if err != nil {
 		return nil, err
 	}
-	// T squares the condition, so what is small beside its first value is noise. Then
-	// the vectors come from the SVD of all of Y, else from that of their share of it.
+	// T squares the condition, so what is small beside its first value is noise. Then the vectors come from the SVD of
+	// all of Y, else from that of their share of it.
 	keep = min(keep, len(values))
 	if values[keep-1] > 0x1p-10*values[0] {
 		s := t.vectors(values[:keep]).T()

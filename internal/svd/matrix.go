@@ -11,14 +11,12 @@ import (
 // Matrix is read by whole rows.
 type Matrix interface {
 	Dims() (rows, cols int)
-	// ReadRows fills dst, row after row, with the rows from lo to hi: (hi-lo)*cols
-	// elements. It is called from one goroutine, several times for the same rows,
-	// which have to be the same each time.
+	// ReadRows fills dst, row after row, with the rows from lo to hi: (hi-lo)*cols elements. It is called from one
+	// goroutine, several times for the same rows, which have to be the same each time.
 	ReadRows(dst []float32, lo, hi int) error
 }
 
-// Dense is a matrix in memory, row after row. It panics where data has not
-// rows*cols elements.
+// Dense is a matrix in memory, row after row. It panics where data has not rows*cols elements.
 func Dense(data []float32, rows, cols int) Matrix {
 	if rows < 0 || cols < 0 || (cols > 0 && rows != len(data)/cols) || rows*cols != len(data) {
 		panic(fmt.Sprintf("svd: %d elements for a matrix of %d x %d", len(data), rows, cols))
@@ -38,9 +36,9 @@ func (d dense) ReadRows(dst []float32, lo, hi int) error {
 	return nil
 }
 
-// A tile is about as large as a second-level cache, so that the second product
-// with it comes from there; but the skinny factor of the first one is packed again
-// for each tile, so a tile has not too few rows, and whole register tiles of them.
+// A tile is about as large as a second-level cache, so that the second product with it comes from there; but the
+// skinny factor of the first one is packed again for each tile, so a tile has not too few rows, and whole register
+// tiles of them.
 //
 // A matrix of few elements is read once and held.
 const (
@@ -56,16 +54,15 @@ type source struct {
 	rows, cols int
 	step       int // rows of a tile
 	buffer     []float32
-	// exponent scales what is read by a power of two, so that a square neither
-	// overflows float32 nor vanishes in it.
+	// exponent scales what is read by a power of two, so that a square neither overflows float32 nor vanishes in it.
 	exponent int
 	// held is the whole matrix, scaled, where it is held; on its side if it was wide.
 	held kernels.Mat
 	side bool
 }
 
-// hold reads a matrix of few elements once and for all, and turns a wide one on its
-// side, so that the basis is of the shorter vectors. It returns the energy.
+// hold reads a matrix of few elements once and for all, and turns a wide one on its side, so that the basis is of the
+// shorter vectors. It returns the energy.
 func (s *source) hold(ctx context.Context) (total float64, err error) {
 	all := kernels.NewMat(s.rows, s.cols)
 	err = s.tiles(ctx, func(tile kernels.Mat, lo int) error {
@@ -89,8 +86,8 @@ func (s *source) hold(ctx context.Context) (total float64, err error) {
 	return total, nil
 }
 
-// scaling is the exponent of the power of two that brings numbers of this energy to
-// where their squares are float32; 0 where they are.
+// scaling is the exponent of the power of two that brings numbers of this energy to where their squares are float32; 0
+// where they are.
 func scaling(energy float64) int {
 	if _, e := math.Frexp(math.Sqrt(energy)); e < -30 || e > 30 {
 		return -e
@@ -123,8 +120,8 @@ func open(m Matrix) (*source, error) {
 // least is the smaller side.
 func (s *source) least() int { return min(s.rows, s.cols) }
 
-// small tells whether LAPACK takes the whole matrix: a Krylov space of that width
-// would be no smaller, or it costs little.
+// small tells whether LAPACK takes the whole matrix: a Krylov space of that width would be no smaller, or it costs
+// little.
 func (s *source) small(width int) bool { return width >= s.least() || s.rows*s.cols <= 1<<14 }
 
 // read fills dst with rows.
@@ -179,8 +176,8 @@ func (s *source) tiles(ctx context.Context, f func(tile kernels.Mat, lo int) err
 	return ctx.Err()
 }
 
-// energy returns the sum of squares of a tile that begins at row lo. A square of a
-// float32 is exact in float64, and a row is summed in four lanes whatever the tile.
+// energy returns the sum of squares of a tile that begins at row lo. A square of a float32 is exact in float64, and a
+// row is summed in four lanes whatever the tile.
 func energy(tile kernels.Mat, lo int) (float64, error) {
 	total := 0.0
 	for i := range tile.Rows {

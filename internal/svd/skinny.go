@@ -8,23 +8,19 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// Skinny matrices have as many rows as the big one and a few dozen columns. Their
-// long loops are float32 products of the kernels; what is as small as the number
-// of columns squared is float64.
+// Skinny matrices have as many rows as the big one and a few dozen columns. Their long loops are float32 products of
+// the kernels; what is as small as the number of columns squared is float64.
 
-// orthonormal returns q with orthonormal columns, orthogonal to each of the
-// orthonormal bases, and, where there is no basis, r in z = q·r. Columns of z that
-// depend on the others may be missing from q. z is overwritten. It is an error if
-// rounding does not let it get there. once says that z has been made orthogonal to the
-// bases before, as well as once can.
+// orthonormal returns q with orthonormal columns, orthogonal to each of the orthonormal bases, and, where there is no
+// basis, r in z = q·r. Columns of z that depend on the others may be missing from q. z is overwritten. It is an error
+// if rounding does not let it get there. once says that z has been made orthogonal to the bases before, as well as
+// once can.
 //
-// It is the shifted Cholesky QR of Fukaya et al., "Shifted Cholesky QR for
-// computing the QR factorization of ill-conditioned matrices", 2020: the Gram
-// matrix, its Cholesky factor, a product, and again until it is the identity.
-// Nearly all of the work is a product, which the kernels do ten times as fast as a
-// Householder reflection in float64 is done; the shift keeps the factor from
-// failing on dependent columns, and each round takes back a factor of a thousand
-// of the condition.
+// It is the shifted Cholesky QR of Fukaya et al., "Shifted Cholesky QR for computing the QR factorization of
+// ill-conditioned matrices", 2020: the Gram matrix, its Cholesky factor, a product, and again until it is the
+// identity. Nearly all of the work is a product, which the kernels do ten times as fast as a Householder reflection in
+// float64 is done; the shift keeps the factor from failing on dependent columns, and each round takes back a factor of
+// a thousand of the condition.
 func orthonormal(z kernels.Mat, bases []kernels.Mat, once bool) (q kernels.Mat, r *mat.Dense, err error) {
 	n := z.Cols
 	r = identity(n)
@@ -61,8 +57,8 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat, once bool) (q kernels.Mat, 
 			scale[i] = 1 / math.Sqrt(g.At(a, a))
 			pick.Set(a, i, scale[i])
 		}
-		// Once takes the bulk, twice is enough unless it has taken the most of a column of
-		// unit length: what is left of that is rounding.
+		// Once takes the bulk, twice is enough unless it has taken the most of a column of unit length: what is left of that
+		// is rounding.
 		project = len(bases) > 0 && round == 0
 		worst := 0.0
 		for i, a := range keep {
@@ -107,8 +103,8 @@ func orthonormal(z kernels.Mat, bases []kernels.Mat, once bool) (q kernels.Mat, 
 	return kernels.Mat{}, nil, fmt.Errorf("%d columns of %d elements did not become orthonormal", z.Cols, z.Rows)
 }
 
-// cholesky returns the upper factor of a symmetric matrix with a unit diagonal; ok
-// is false where a pivot is not above least.
+// cholesky returns the upper factor of a symmetric matrix with a unit diagonal; ok is false where a pivot is not above
+// least.
 func cholesky(a *mat.Dense, least float64) (upper *mat.Dense, ok bool) {
 	n := a.RawMatrix().Rows
 	upper = mat.NewDense(n, n, nil)
@@ -240,8 +236,7 @@ func paste(dst, a kernels.Mat, at int) {
 
 func clone(a kernels.Mat) kernels.Mat { return columns(a, 0, a.Cols) }
 
-// fixSigns turns each pair of columns so that the largest entry of the left one
-// is positive.
+// fixSigns turns each pair of columns so that the largest entry of the left one is positive.
 func fixSigns(u, v kernels.Mat) {
 	for j := range u.Cols {
 		var largest float32

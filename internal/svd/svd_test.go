@@ -86,7 +86,8 @@ func wellFormed(t fataler, d *Decomposition, rows, cols, most int) {
 	t.Helper()
 	k := len(d.S)
 	if k > most || d.U.Rows != rows || d.V.Rows != cols || d.U.Cols != k || d.V.Cols != k {
-		t.Fatalf("%d values (at most %d), U %d x %d, V %d x %d of a matrix of %d x %d", k, most, d.U.Rows, d.U.Cols, d.V.Rows, d.V.Cols, rows, cols)
+		t.Fatalf("%d values (at most %d), U %d x %d, V %d x %d of a matrix of %d x %d", k, most, d.U.Rows, d.U.Cols, d.V.Rows,
+			d.V.Cols, rows, cols)
 	}
 	for i, s := range d.S {
 		if !(s > 0) || i > 0 && s > d.S[i-1] {
@@ -133,8 +134,8 @@ func decay(n int, f func(i float64) float64) []float64 {
 	return s
 }
 
-// Spectra of all kinds, with rows and columns on either side of a tile and of a matrix that
-// is held: what is missed of the energy that the best approximation of the rank holds.
+// Spectra of all kinds, with rows and columns on either side of a tile and of a matrix that is held: what is missed of
+// the energy that the best approximation of the rank holds.
 func TestTruncatedCapturesWhatTheExactDoes(t *testing.T) {
 	add := func(a, b []float32) []float32 {
 		for i, v := range b {
@@ -217,8 +218,7 @@ func TestProductAgreesWithTheExact(t *testing.T) {
 	}
 }
 
-// Equal singular values, more of them than a block has columns: MᵀM leads from a block to
-// itself.
+// Equal singular values, more of them than a block has columns: MᵀM leads from a block to itself.
 func TestEqualValues(t *testing.T) {
 	const n = 300
 	data := make([]float32, n*n)
@@ -298,14 +298,16 @@ func TestSmallMatricesAreExact(t *testing.T) {
 func TestKrylovIsWellFormed(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rows, cols := rapid.IntRange(65, 300).Draw(t, "rows"), rapid.IntRange(65, 300).Draw(t, "cols")
-		data := gaussian(rapid.Uint64().Draw(t, "seed"), rows*cols, math.Pow(10, float64(rapid.IntRange(-18, 18).Draw(t, "scale"))))
+		data := gaussian(rapid.Uint64().Draw(t, "seed"), rows*cols,
+			math.Pow(10, float64(rapid.IntRange(-18, 18).Draw(t, "scale"))))
 		inner := rapid.IntRange(1, cols).Draw(t, "different columns")
 		for i := range rows {
 			for j := inner; j < cols; j++ {
 				data[i*cols+j] = data[i*cols+j%inner]
 			}
 		}
-		o := Options{Rank: rapid.IntRange(1, 20).Draw(t, "rank"), Block: rapid.IntRange(0, 20).Draw(t, "block"), Iterations: rapid.IntRange(0, 3).Draw(t, "iterations")}
+		o := Options{Rank: rapid.IntRange(1, 20).Draw(t, "rank"), Block: rapid.IntRange(0, 20).Draw(t, "block"),
+			Iterations: rapid.IntRange(0, 3).Draw(t, "iterations")}
 		d, err := Truncated(background, Dense(data, rows, cols), o)
 		if err != nil {
 			t.Fatalf("%v", err)
@@ -315,7 +317,8 @@ func TestKrylovIsWellFormed(t *testing.T) {
 			t.Fatalf("%d values of a matrix of rank %d", len(d.S), min(inner, rows))
 		}
 		// A process that is cut short holds no less than the values say.
-		if got := captured(data, rows, cols, d); sum2(d.S)-got > 1e-4*d.Energy || o.Iterations == 0 && math.Abs(got-sum2(d.S)) > 1e-4*d.Energy || got > d.Energy*(1+1e-5) {
+		if got := captured(data, rows, cols, d); sum2(d.S)-got > 1e-4*d.Energy || o.Iterations == 0 &&
+			math.Abs(got-sum2(d.S)) > 1e-4*d.Energy || got > d.Energy*(1+1e-5) {
 			t.Fatalf("values hold %v, vectors %v, of %v", sum2(d.S), got, d.Energy)
 		}
 	})
@@ -363,7 +366,8 @@ func TestEnergyOfAWideMatrixInSmallNumbers(t *testing.T) {
 
 func TestProduct(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		rows, r, cols := rapid.IntRange(1, 50).Draw(t, "rows"), rapid.IntRange(1, 20).Draw(t, "r"), rapid.IntRange(1, 50).Draw(t, "cols")
+		rows, r, cols := rapid.IntRange(1, 50).Draw(t, "rows"), rapid.IntRange(1, 20).Draw(t, "r"),
+			rapid.IntRange(1, 50).Draw(t, "cols")
 		left := kernels.MatOf(gaussian(rapid.Uint64().Draw(t, "seed"), rows*r, 1), rows, r)
 		right := kernels.MatOf(gaussian(rapid.Uint64().Draw(t, "seed"), r*cols, 1e-3), cols, r).T()
 		if rapid.Bool().Draw(t, "dependent") {

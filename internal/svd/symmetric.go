@@ -7,19 +7,16 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// tridiagonal is a symmetric matrix A as Q·T·Qᵀ, for a tridiagonal T and a product
-// Q of reflections. What is asked of a Krylov process between two passes is a few
-// eigenvalues, and at its end a few eigenvectors; so both come from T, and the full
-// set of vectors that LAPACK's driver makes is never formed. No sum is left to the
-// order or the fused instructions of one machine: when a process stops is the same
-// on all of them.
+// tridiagonal is a symmetric matrix A as Q·T·Qᵀ, for a tridiagonal T and a product Q of reflections. What is asked
+// of a Krylov process between two passes is a few eigenvalues, and at its end a few eigenvectors; so both come from T,
+// and the full set of vectors that LAPACK's driver makes is never formed. No sum is left to the order or the fused
+// instructions of one machine: when a process stops is the same on all of them.
 type tridiagonal struct {
 	d, e    []float64   // the diagonal, and beside it
 	reflect [][]float64 // each is 1 - v·vᵀ, of the leading rows
 }
 
-// tridiagonalize reduces the leading n x n part of a symmetric matrix, of which it
-// reads the lower triangle.
+// tridiagonalize reduces the leading n x n part of a symmetric matrix, of which it reads the lower triangle.
 func tridiagonalize(symmetric *mat.Dense, n int) *tridiagonal {
 	t := &tridiagonal{d: make([]float64, n), e: make([]float64, max(0, n-1))}
 	a := make([][]float64, n)
@@ -111,8 +108,7 @@ func dotAdd(x, y, z []float64, f float64) float64 {
 	return a + b
 }
 
-// values returns all eigenvalues, falling, by the implicit QL iteration; ok is
-// false if it does not converge.
+// values returns all eigenvalues, falling, by the implicit QL iteration; ok is false if it does not converge.
 func (t *tridiagonal) values() (s []float64, ok bool) {
 	n := len(t.d)
 	d := append([]float64(nil), t.d...)
@@ -161,9 +157,8 @@ func (t *tridiagonal) values() (s []float64, ok bool) {
 	return d, true
 }
 
-// vectors returns the eigenvectors of A to the leading len(values) of its
-// eigenvalues, as rows, by inverse iteration. Each is made orthogonal to those
-// before it, for equal values have any vectors.
+// vectors returns the eigenvectors of A to the leading len(values) of its eigenvalues, as rows, by inverse iteration.
+// Each is made orthogonal to those before it, for equal values have any vectors.
 func (t *tridiagonal) vectors(values []float64) *mat.Dense {
 	n := len(t.d)
 	norm := 0.0
@@ -235,8 +230,7 @@ func normalize(x []float64) {
 	}
 }
 
-// factors is the LU decomposition, with rows exchanged, of a tridiagonal matrix
-// less a shift.
+// factors is the LU decomposition, with rows exchanged, of a tridiagonal matrix less a shift.
 type factors struct {
 	u0, u1, u2, l []float64
 	exchanged     []bool

@@ -15,7 +15,8 @@ func TestSymmetricIsLAPACKs(t *testing.T) {
 		"one":      mat.NewDense(1, 1, []float64{3}),
 		"identity": identity(7),
 		"zeros":    mat.NewDense(5, 5, nil),
-		"pairs":    gram(kernels.MatOf([]float32{1, 0, 0, 0, 0, 1, 1, 0, 0, -1, 1, 0, 0, 0, 0, 1}, 4, 4), kernels.MatOf([]float32{1, 0, 0, 0, 0, 1, 1, 0, 0, -1, 1, 0, 0, 0, 0, 1}, 4, 4)),
+		"pairs": gram(kernels.MatOf([]float32{1, 0, 0, 0, 0, 1, 1, 0, 0, -1, 1, 0, 0, 0, 0, 1}, 4, 4),
+			kernels.MatOf([]float32{1, 0, 0, 0, 0, 1, 1, 0, 0, -1, 1, 0, 0, 0, 0, 1}, 4, 4)),
 		"random":   gram(kernels.MatOf(gaussian(1, 90*70, 1), 90, 70), kernels.MatOf(gaussian(1, 90*70, 1), 90, 70)),
 		"low rank": gram(kernels.MatOf(gaussian(1, 5*70, 1), 5, 70), kernels.MatOf(gaussian(1, 5*70, 1), 5, 70)),
 	} {

@@ -20,13 +20,12 @@ type Spectrum struct {
 // completeSide is the smaller side up to which all singular values are computed.
 const completeSide = 1024
 
-// Values returns all min(rows, cols) singular values of m where that is at most
-// 1024, else the o.Rank leading ones as Truncated finds them.
+// Values returns all min(rows, cols) singular values of m where that is at most 1024, else the o.Rank leading ones as
+// Truncated finds them.
 //
-// All of them are the roots of the eigenvalues of the Gram matrix of the smaller
-// side in float64, so a value below about 1e-7 of the largest is noise; one below
-// what float64 can tell from zero is returned as 0. For a wide matrix pairs of tiles
-// are needed, so the later rows are read several times. Errors are those of Truncated.
+// All of them are the roots of the eigenvalues of the Gram matrix of the smaller side in float64, so a value below
+// about 1e-7 of the largest is noise; one below what float64 can tell from zero is returned as 0. For a wide matrix
+// pairs of tiles are needed, so the later rows are read several times. Errors are those of Truncated.
 func Values(ctx context.Context, m Matrix, o Options) (*Spectrum, error) {
 	src, err := open(m)
 	if err != nil {
@@ -68,7 +67,8 @@ func Values(ctx context.Context, m Matrix, o Options) (*Spectrum, error) {
 	}
 	var f mat.EigenSym
 	if !f.Factorize(sym, false) {
-		return nil, fmt.Errorf("svd: matrix of %d x %d: the eigenvalues of its Gram matrix did not converge", src.rows, src.cols)
+		return nil, fmt.Errorf("svd: matrix of %d x %d: the eigenvalues of its Gram matrix did not converge", src.rows,
+			src.cols)
 	}
 	s := f.Values(nil)
 	slices.Sort(s)
@@ -84,8 +84,8 @@ func Values(ctx context.Context, m Matrix, o Options) (*Spectrum, error) {
 	return &Spectrum{S: s, Energy: total, Complete: true}, nil
 }
 
-// pairs fills in the part of M·Mᵀ that the tile t at row lo has with itself and
-// with all later tiles, which it reads.
+// pairs fills in the part of M·Mᵀ that the tile t at row lo has with itself and with all later tiles, which it
+// reads.
 func pairs(ctx context.Context, src *source, g, t *mat.Dense, lo int) error {
 	height, _ := t.Dims()
 	other := make([]float32, src.step*src.cols)
@@ -107,9 +107,8 @@ func pairs(ctx context.Context, src *source, g, t *mat.Dense, lo int) error {
 	return nil
 }
 
-// EffectiveRank is the exponential of the entropy of s/sum(s) (Roy and Vetterli,
-// "The effective rank: a measure of effective dimensionality", 2007): n for n equal
-// values, near 1 where one dominates, 0 where all are zero.
+// EffectiveRank is the exponential of the entropy of s/sum(s) (Roy and Vetterli, "The effective rank: a measure of
+// effective dimensionality", 2007): n for n equal values, near 1 where one dominates, 0 where all are zero.
 func EffectiveRank(s []float64) float64 {
 	sum := 0.0
 	for _, v := range s {
@@ -127,9 +126,8 @@ func EffectiveRank(s []float64) float64 {
 	return math.Exp(entropy)
 }
 
-// StableRank is the energy over the square of the largest singular value: the
-// number of values that there would be if all were as large. It is 0 for a matrix of
-// zeros.
+// StableRank is the energy over the square of the largest singular value: the number of values that there would be if
+// all were as large. It is 0 for a matrix of zeros.
 func StableRank(s []float64, energy float64) float64 {
 	if len(s) == 0 || s[0] == 0 {
 		return 0
@@ -137,9 +135,8 @@ func StableRank(s []float64, energy float64) float64 {
 	return energy / (s[0] * s[0])
 }
 
-// RankFor returns the fewest leading values of s, which falls, that hold the share
-// of the energy; len(s) + 1 where all of s together do not, and 0 where there is no
-// energy. The share of 1 is met to float32 precision.
+// RankFor returns the fewest leading values of s, which falls, that hold the share of the energy; len(s) + 1 where all
+// of s together do not, and 0 where there is no energy. The share of 1 is met to float32 precision.
 func RankFor(s []float64, energy, share float64) int {
 	if !(energy > 0) || share <= 0 {
 		return 0

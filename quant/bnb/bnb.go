@@ -1,9 +1,8 @@
-// Package bnb stores weights as bitsandbytes does: 4 bits (NF4, FP4) with or
-// without double quantisation, and 8 bits (LLM.int8).
+// Package bnb stores weights as bitsandbytes does: 4 bits (NF4, FP4) with or without double quantisation, and 8 bits
+// (LLM.int8).
 //
-// Sources: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs"
-// (2023) and "LLM.int8(): 8-bit Matrix Multiplication for Transformers at
-// Scale" (2022); the names and forms of the stored tensors are those that
+// Sources: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023) and "LLM.int8(): 8-bit Matrix
+// Multiplication for Transformers at Scale" (2022); the names and forms of the stored tensors are those that
 // bitsandbytes and transformers save.
 package bnb
 
@@ -27,8 +26,8 @@ type Scheme struct{}
 // Name returns the quant_method of a config.json.
 func (Scheme) Name() string { return "bitsandbytes" }
 
-// Types lists what is read and written. vLLM reads experts in nf4 alone, and refuses those in 8 bits; transformers reads
-// none of them.
+// Types lists what is read and written. vLLM reads experts in nf4 alone, and refuses those in 8 bits; transformers
+// reads none of them.
 func (Scheme) Types() []quant.Type {
 	return []quant.Type{{Name: "nf4", ExpertLoaders: "vLLM and unsloth"}, {Name: "fp4"}, {Name: "int8"}}
 }
@@ -80,7 +79,8 @@ func find(name string, s quant.Stored) (quant.Decoder, error) {
 	case 1:
 		return found[0], nil
 	}
-	return nil, fmt.Errorf("%w: it is stored as both %s and %s", quant.ErrMalformed, found[0].Spec().Type, found[1].Spec().Type)
+	return nil, fmt.Errorf("%w: it is stored as both %s and %s", quant.ErrMalformed, found[0].Spec().Type,
+		found[1].Spec().Type)
 }
 
 // Encoder prepares to store t, which has float elements, as public says.

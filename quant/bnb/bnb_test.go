@@ -127,12 +127,12 @@ func decode(t testing.TB, m memory, d quant.Decoder, units int64) []byte {
 	return out
 }
 
-// TestTiles says that the size of a tile changes neither what is encoded nor what
-// is decoded.
+// TestTiles says that the size of a tile changes neither what is encoded nor what is decoded.
 func TestTiles(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for _, private := range []spec{
-		{Type: "nf4", BlockSize: 64, DoubleQuant: true}, {Type: "nf4", BlockSize: 32}, {Type: "fp4", BlockSize: 128, DoubleQuant: true},
+		{Type: "nf4", BlockSize: 64, DoubleQuant: true}, {Type: "nf4", BlockSize: 32},
+		{Type: "fp4", BlockSize: 128, DoubleQuant: true},
 		{Type: "nf4", BlockSize: 4096, DoubleQuant: true}, {Type: "int8"},
 	} {
 		s := private.public()
@@ -169,14 +169,16 @@ func TestStateIsWhatPythonWrites(t *testing.T) {
 		`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [128, 352], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.05177203193306923}`,
 		string(appendState(nil, s, info, 0.05177203193306923)))
 	s.DoubleQuant = false
-	assert.Equal(t, `{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [128, 352]}`, string(appendState(nil, s, info, 0)))
+	assert.Equal(t, `{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [128, 352]}`,
+		string(appendState(nil, s, info, 0)))
 }
 
 func TestPythonFloat(t *testing.T) {
 	for want, x := range map[string]float64{
 		"0.0": 0, "1.0": 1, "0.5": 0.5, "-2.25": -2.25, "0.0001": 0.0001, "9.999999747378752e-05": float64(float32(0.0001)),
 		"1e-05": 1e-5, "1e+16": 1e16, "1234567890123456.0": 1234567890123456, "3.4028234663852886e+38": math.MaxFloat32,
-		"1.401298464324817e-45": math.SmallestNonzeroFloat32, "Infinity": math.Inf(1), "-Infinity": math.Inf(-1), "NaN": math.NaN(),
+		"1.401298464324817e-45": math.SmallestNonzeroFloat32, "Infinity": math.Inf(1), "-Infinity": math.Inf(-1),
+		"NaN": math.NaN(),
 	} {
 		assert.Equal(t, want, pythonFloat(x).String())
 	}
@@ -192,7 +194,8 @@ func TestStateThatIsNotFinite(t *testing.T) {
 		m := valid(t)
 		key := "w.quant_state.bitsandbytes__nf4"
 		info := m[key].Info
-		b := appendState(nil, spec{Type: "nf4", BlockSize: 64, DoubleQuant: true}, tensor.Info{DType: tensor.F32, Shape: tensor.Shape{10, 64}}, x)
+		b := appendState(nil, spec{Type: "nf4", BlockSize: 64, DoubleQuant: true},
+			tensor.Info{DType: tensor.F32, Shape: tensor.Shape{10, 64}}, x)
 		info.Shape = tensor.Shape{int64(len(b))}
 		m.put(info, b)
 		d, err := Scheme{}.Find(context.Background(), m)
@@ -236,7 +239,8 @@ func TestContradictions(t *testing.T) {
 		},
 		"dtype": func(m memory) { m.state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "int8", "shape": [10, 64]}`) },
 		"overflow": func(m memory) {
-			m.state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [4611686018427387904, 4611686018427387904]}`)
+			m.state(
+				`{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [4611686018427387904, 4611686018427387904]}`)
 		},
 		"negative": func(m memory) {
 			m.state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [-10, -64]}`)
@@ -250,7 +254,8 @@ func TestContradictions(t *testing.T) {
 		"no JSON": func(m memory) { m.state("{") },
 		"nothing": func(m memory) { m.state("") },
 		"nested block": func(m memory) {
-			m.state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [10, 64], "nested_blocksize": 64, "nested_dtype": "float32", "nested_offset": 1.0}`)
+			m.state(
+				`{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [10, 64], "nested_blocksize": 64, "nested_dtype": "float32", "nested_offset": 1.0}`)
 		},
 	} {
 		m := valid(t)
@@ -263,11 +268,12 @@ func TestContradictions(t *testing.T) {
 }
 
 func (m memory) state(s string) {
-	m.put(tensor.Info{Name: "w.quant_state.bitsandbytes__nf4", DType: tensor.U8, Shape: tensor.Shape{int64(len(s))}}, []byte(s))
+	m.put(tensor.Info{Name: "w.quant_state.bitsandbytes__nf4", DType: tensor.U8, Shape: tensor.Shape{int64(len(s))}},
+		[]byte(s))
 }
 
-// TestCompanionsAlone says that names that look like companions are tensors of their
-// own where there is no quantised weight.
+// TestCompanionsAlone says that names that look like companions are tensors of their own where there is no quantised
+// weight.
 func TestCompanionsAlone(t *testing.T) {
 	m := memory{}
 	for _, n := range []string{"logit_scale", "a.SCB", "a.absmax", "a.weight", "b.weight_format"} {
@@ -278,8 +284,8 @@ func TestCompanionsAlone(t *testing.T) {
 	assert.Empty(t, found)
 }
 
-// TestOtherWriters reads what is written otherwise than here: key order, spaces, another
-// quant_storage, no weight_format.
+// TestOtherWriters reads what is written otherwise than here: key order, spaces, another quant_storage, no
+// weight_format.
 func TestOtherWriters(t *testing.T) {
 	m := valid(t)
 	d, err := Scheme{}.Find(context.Background(), m)
@@ -287,7 +293,8 @@ func TestOtherWriters(t *testing.T) {
 	want := decode(t, m, d[0], 1)
 
 	offset := d[0].(*fourBit).offset
-	b, err := json.Marshal(map[string]any{"shape": []int{10, 64}, "nested_offset": offset, "nested_blocksize": 256, "nested_dtype": "float32", "dtype": "float32", "blocksize": 64, "quant_type": "nf4", "more": nil})
+	b, err := json.Marshal(map[string]any{"shape": []int{10, 64}, "nested_offset": offset, "nested_blocksize": 256,
+		"nested_dtype": "float32", "dtype": "float32", "blocksize": 64, "quant_type": "nf4", "more": nil})
 	require.NoError(t, err)
 	m.state("\n  " + string(b) + "\t\n")
 	codes := m["w"].data
@@ -298,7 +305,8 @@ func TestOtherWriters(t *testing.T) {
 		assert.Equal(t, want, decode(t, m, d[0], 1))
 	}
 
-	q := encode(t, spec{Type: "int8"}.public(), tensor.Info{Name: "m.weight", DType: tensor.F32, Shape: tensor.Shape{2, 3}}, make([]byte, 24), 1)
+	q := encode(t, spec{Type: "int8"}.public(),
+		tensor.Info{Name: "m.weight", DType: tensor.F32, Shape: tensor.Shape{2, 3}}, make([]byte, 24), 1)
 	delete(q, "m.weight_format")
 	found, err := Scheme{}.Find(context.Background(), q)
 	require.NoError(t, err)
@@ -308,8 +316,7 @@ func TestOtherWriters(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrMalformed)
 }
 
-// FuzzState reads whatever a quant_state may hold: no panic, and what is accepted can
-// be decoded within its parts.
+// FuzzState reads whatever a quant_state may hold: no panic, and what is accepted can be decoded within its parts.
 func FuzzState(f *testing.F) {
 	for _, s := range []string{
 		string(valid(f)["w.quant_state.bitsandbytes__nf4"].data),
@@ -341,7 +348,8 @@ func ExampleScheme_Config() {
 	if err != nil {
 		panic(err)
 	}
-	key, object, err := Scheme{}.Config([]quant.Assigned{{Name: "model.layers.0.mlp.up_proj.weight", Spec: s}}, []string{"lm_head"})
+	key, object, err := Scheme{}.Config([]quant.Assigned{{Name: "model.layers.0.mlp.up_proj.weight", Spec: s}},
+		[]string{"lm_head"})
 	fmt.Println(key, string(object[:60]), err)
 	// Output: quantization_config {"_load_in_4bit": true, "_load_in_8bit": false, "bnb_4bit_co <nil>
 }

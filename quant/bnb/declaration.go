@@ -11,8 +11,8 @@ import (
 	"github.com/lorakit/lorakit/quant"
 )
 
-// Declaration reads the quantization_config that Config writes, and that of older releases, which has no quant_method. A
-// list of llm_int8_skip_modules replaces the loader's own choice.
+// Declaration reads the quantization_config that Config writes, and that of older releases, which has no quant_method.
+// A list of llm_int8_skip_modules replaces the loader's own choice.
 func (Scheme) Declaration(config []byte) (quant.Declaration, bool) {
 	var c struct {
 		Method   string         `json:"quant_method"`
@@ -34,9 +34,8 @@ func (Scheme) Declaration(config []byte) (quant.Declaration, bool) {
 	return p, true
 }
 
-// skipList is an llm_int8_skip_modules. By transformers' rule an entry is a regular
-// expression that matches from the start of a module's name up to a dot, or any
-// suffix of it.
+// skipList is an llm_int8_skip_modules. By transformers' rule an entry is a regular expression that matches from the
+// start of a module's name up to a dot, or any suffix of it.
 type skipList struct {
 	names    map[string]bool
 	patterns []*regexp2.Regexp

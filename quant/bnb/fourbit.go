@@ -37,7 +37,8 @@ func partInfos(s spec, t tensor.Info, stateBytes int64) []tensor.Info {
 	}
 	if s.DoubleQuant {
 		infos = append(infos,
-			tensor.Info{Name: t.Name + ".nested_absmax", DType: tensor.F32, Shape: tensor.Shape{ceilDiv(blocks, nf4.NestedBlockSize)}},
+			tensor.Info{Name: t.Name + ".nested_absmax", DType: tensor.F32,
+				Shape: tensor.Shape{ceilDiv(blocks, nf4.NestedBlockSize)}},
 			tensor.Info{Name: t.Name + ".nested_quant_map", DType: tensor.F32, Shape: tensor.Shape{256}})
 	}
 	return infos
@@ -58,7 +59,8 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 	}
 	dtype, err := tensor.ParseDType(st.DType)
 	if err != nil || !dtype.Float() {
-		return nil, fmt.Errorf("%w: the quant_state's dtype is %s, expected float32, float16 or bfloat16", quant.ErrMalformed, tensor.Quote(st.DType))
+		return nil, fmt.Errorf("%w: the quant_state's dtype is %s, expected float32, float16 or bfloat16", quant.ErrMalformed,
+			tensor.Quote(st.DType))
 	}
 	w := &fourBit{
 		info: tensor.Info{Name: name, DType: dtype, Shape: st.Shape},
@@ -86,8 +88,7 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 		if err != nil {
 			return nil, fmt.Errorf("%w: %v", quant.ErrMalformed, err)
 		}
-		// quant_storage only views the bytes of the codes as another type,
-		// whose width the count is then rounded to.
+		// quant_storage only views the bytes of the codes as another type, whose width the count is then rounded to.
 		ok = got.DType == want.DType && gotBytes == wantBytes
 		if i == partCodes && !ok {
 			width := got.DType.Bits() / 8
@@ -95,7 +96,8 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 		}
 		if !ok {
 			return nil, fmt.Errorf("%w: %s is %v %v, expected %v %v for a weight of shape %v with block size %d",
-				quant.ErrMalformed, tensor.Quote(want.Name), got.DType, got.Shape, want.DType, want.Shape, w.info.Shape, w.spec.BlockSize)
+				quant.ErrMalformed, tensor.Quote(want.Name), got.DType, got.Shape, want.DType, want.Shape, w.info.Shape,
+				w.spec.BlockSize)
 		}
 	}
 	return w, nil
@@ -114,7 +116,8 @@ func (w *fourBit) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
 	b0, b1 := w.blocks(lo, hi)
 	r = append(r, codeRange(lo, hi))
 	if !w.spec.DoubleQuant {
-		return append(r, quant.Range{Part: partAbsmax, Offset: 4 * b0, Length: 4 * (b1 - b0)}, quant.Range{Part: partCode, Length: 4 * 16})
+		return append(r, quant.Range{Part: partAbsmax, Offset: 4 * b0, Length: 4 * (b1 - b0)},
+			quant.Range{Part: partCode, Length: 4 * 16})
 	}
 	n0, n1 := b0/nf4.NestedBlockSize, ceilDiv(b1, nf4.NestedBlockSize)
 	return append(r,
@@ -147,8 +150,7 @@ func (w *fourBit) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 		getFloats(code[:], in[4])
 		nested = nested[256:][:len(in[3])/4]
 		getFloats(nested, in[3])
-		// A tile may begin within a nested block: the first piece ends where
-		// that block does.
+		// A tile may begin within a nested block: the first piece ends where that block does.
 		q := in[1]
 		first := min(len(q), int(nf4.NestedBlockSize-b0%nf4.NestedBlockSize))
 		nf4.DequantizeAbsmax(absmax[:first], q[:first], code, nested[:1], w.offset)
@@ -242,9 +244,10 @@ func (e *fourBitEncoder) Finish(c quant.Deferred, write func(part int, off int64
 	return write(partState, 0, st)
 }
 
-// finishNested quantises the absmax of the whole weight, which takes two passes over
-// them: one for their mean, one for the codes.
-func (e *fourBitEncoder) finishNested(c quant.Deferred, write func(part int, off int64, p []byte) error) (float32, error) {
+// finishNested quantises the absmax of the whole weight, which takes two passes over them: one for their mean, one for
+// the codes.
+func (e *fourBitEncoder) finishNested(c quant.Deferred, write func(part int, off int64, p []byte) error) (float32,
+	error) {
 	f := floats.Get().(*[]float32)
 	defer floats.Put(f)
 	blocks := e.parts[partAbsmax].Shape[0]

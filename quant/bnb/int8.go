@@ -9,8 +9,7 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// The parts of an int8 weight M.weight, in the order in which Parts and Outputs list
-// them.
+// The parts of an int8 weight M.weight, in the order in which Parts and Outputs list them.
 const (
 	partRows   = iota // M.weight: I8 (out, in)
 	partSCB           // M.SCB: F32 (out), the largest magnitude of each row
@@ -47,7 +46,8 @@ func openInt8(module string, s quant.Stored, dtype tensor.DType) (quant.Decoder,
 			break
 		}
 		if !ok || got.DType != want.DType || got.Count() != want.Count() {
-			return nil, fmt.Errorf("%w: %s is %v %v, expected %v %v", quant.ErrMalformed, tensor.Quote(want.Name), got.DType, got.Shape, want.DType, want.Shape)
+			return nil, fmt.Errorf("%w: %s is %v %v, expected %v %v", quant.ErrMalformed, tensor.Quote(want.Name), got.DType,
+				got.Shape, want.DType, want.Shape)
 		}
 		w.parts[i+1].Shape = got.Shape
 		if i+1 == partFormat {
@@ -56,7 +56,8 @@ func openInt8(module string, s quant.Stored, dtype tensor.DType) (quant.Decoder,
 				return nil, err
 			}
 			if order[0] != 0 {
-				return nil, fmt.Errorf("%w: %s is %d, expected 0: of bitsandbytes' orders only row-major is read", quant.ErrMalformed, tensor.Quote(want.Name), order[0])
+				return nil, fmt.Errorf("%w: %s is %d, expected 0: of bitsandbytes' orders only row-major is read",
+					quant.ErrMalformed, tensor.Quote(want.Name), order[0])
 			}
 		}
 	}
@@ -76,8 +77,7 @@ func (w *int8Reader) Spec() quant.Spec  { return spec{Type: "int8"}.public() }
 func (w *int8Reader) Parts() []string   { return partNames(w.parts) }
 func (w *int8Reader) Unit() int64       { return 1 }
 
-// Values is F32: what an int8 weight was before is not stored, and no rounding to
-// it is part of the scheme.
+// Values is F32: what an int8 weight was before is not stored, and no rounding to it is part of the scheme.
 func (w *int8Reader) Values() tensor.DType { return tensor.F32 }
 
 func (w *int8Reader) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
@@ -85,7 +85,8 @@ func (w *int8Reader) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
 		return r
 	}
 	r0, r1 := lo/w.info.Shape[1], ceilDiv(hi, w.info.Shape[1])
-	return append(r, quant.Range{Part: partRows, Offset: lo, Length: hi - lo}, quant.Range{Part: partSCB, Offset: 4 * r0, Length: 4 * (r1 - r0)})
+	return append(r, quant.Range{Part: partRows, Offset: lo, Length: hi - lo},
+		quant.Range{Part: partSCB, Offset: 4 * r0, Length: 4 * (r1 - r0)})
 }
 
 func (w *int8Reader) Decode(dst []byte, lo, hi int64, in [][]byte) error {
@@ -125,7 +126,8 @@ type int8Encoder struct {
 func newInt8Encoder(s spec, t tensor.Info) (quant.Encoder, error) {
 	module, ok := strings.CutSuffix(t.Name, ".weight")
 	if !ok {
-		return nil, fmt.Errorf("%w to int8: its name does not end in .weight, which M.SCB is named after", quant.ErrUnsupported)
+		return nil, fmt.Errorf("%w to int8: its name does not end in .weight, which M.SCB is named after",
+			quant.ErrUnsupported)
 	}
 	if len(t.Shape) != 2 {
 		return nil, fmt.Errorf("%w to int8: its shape is %v, expected two dimensions", quant.ErrUnsupported, t.Shape)
@@ -157,7 +159,8 @@ func (e *int8Encoder) Deferred(int64, int64) int64 { return 0 }
 
 func (e *int8Encoder) Tiles(r []quant.Range, lo, hi int64) []quant.Range {
 	r0, r1 := lo/e.Unit(), hi/e.Unit()
-	return append(r, quant.Range{Part: partRows, Offset: lo, Length: hi - lo}, quant.Range{Part: partSCB, Offset: 4 * r0, Length: 4 * (r1 - r0)})
+	return append(r, quant.Range{Part: partRows, Offset: lo, Length: hi - lo},
+		quant.Range{Part: partSCB, Offset: 4 * r0, Length: 4 * (r1 - r0)})
 }
 
 func (e *int8Encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) error {
@@ -166,7 +169,8 @@ func (e *int8Encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte
 	scb := grow(f, len(out[1])/4)
 	bad := kernels.Quantize8(out[0], scb, src, e.float, int(e.Unit()))
 	if bad >= 0 && !e.spec.AllowNonFinite {
-		return &quant.NonFiniteError{Index: lo + int64(bad), What: "NaN, infinity or a value past 65504, the largest float16,"}
+		return &quant.NonFiniteError{Index: lo + int64(bad),
+			What: "NaN, infinity or a value past 65504, the largest float16,"}
 	}
 	putFloats(out[1], scb)
 	return nil

@@ -19,8 +19,7 @@ const stateSuffix = ".quant_state.bitsandbytes__"
 // maxStateBytes bounds the JSON of a state; a real one has about 170 bytes.
 const maxStateBytes = 64 << 10
 
-// state is the JSON that bitsandbytes packs into a U8 tensor beside a 4-bit
-// weight.
+// state is the JSON that bitsandbytes packs into a U8 tensor beside a 4-bit weight.
 type state struct {
 	QuantType       string       `json:"quant_type"`
 	BlockSize       int          `json:"blocksize"`
@@ -36,7 +35,8 @@ func readState(name string, typ nf4.Type, s quant.Stored) (*state, error) {
 	key := name + stateSuffix + typ.String()
 	t, _ := s.Lookup(key)
 	if t.DType != tensor.U8 || t.Count() > maxStateBytes {
-		return nil, fmt.Errorf("%w: %s is %v %v, expected U8 and at most %d elements", quant.ErrMalformed, tensor.Quote(key), t.DType, t.Shape, maxStateBytes)
+		return nil, fmt.Errorf("%w: %s is %v %v, expected U8 and at most %d elements", quant.ErrMalformed, tensor.Quote(key),
+			t.DType, t.Shape, maxStateBytes)
 	}
 	b := make([]byte, t.Count())
 	if err := s.Read(key, b, 0); err != nil {
@@ -44,7 +44,8 @@ func readState(name string, typ nf4.Type, s quant.Stored) (*state, error) {
 	}
 	var st state
 	if err := json.Unmarshal([]byte(quoteNonFinite.Replace(string(b))), &st); err != nil {
-		return nil, fmt.Errorf("%w: %s is no quant_state: %s", quant.ErrMalformed, tensor.Quote(key), tensor.Quote(oneLine(err)))
+		return nil, fmt.Errorf("%w: %s is no quant_state: %s", quant.ErrMalformed, tensor.Quote(key),
+			tensor.Quote(oneLine(err)))
 	}
 	if st.QuantType != typ.String() {
 		return nil, fmt.Errorf("%w: quant_type is %s, expected %q", quant.ErrMalformed, tensor.Quote(st.QuantType), typ)
@@ -53,16 +54,17 @@ func readState(name string, typ nf4.Type, s quant.Stored) (*state, error) {
 		return nil, fmt.Errorf("%w: blocksize %d: %v", quant.ErrMalformed, st.BlockSize, err)
 	}
 	if st.NestedOffset != nil && st.NestedBlockSize != nf4.NestedBlockSize {
-		return nil, fmt.Errorf("%w: nested_blocksize is %d, expected %d", quant.ErrMalformed, st.NestedBlockSize, nf4.NestedBlockSize)
+		return nil, fmt.Errorf("%w: nested_blocksize is %d, expected %d", quant.ErrMalformed, st.NestedBlockSize,
+			nf4.NestedBlockSize)
 	}
 	if st.NestedOffset != nil && st.NestedDType != "float32" {
-		return nil, fmt.Errorf("%w: nested_dtype is %s, expected \"float32\"", quant.ErrMalformed, tensor.Quote(st.NestedDType))
+		return nil, fmt.Errorf("%w: nested_dtype is %s, expected \"float32\"", quant.ErrMalformed,
+			tensor.Quote(st.NestedDType))
 	}
 	return &st, nil
 }
 
-// pythonFloat is a float64 that may be NaN or infinite, which Python writes as
-// no JSON has it.
+// pythonFloat is a float64 that may be NaN or infinite, which Python writes as no JSON has it.
 type pythonFloat float64
 
 // quoteNonFinite puts Python's words in quotes, for UnmarshalJSON to find.
@@ -75,8 +77,8 @@ func (x *pythonFloat) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// String writes x as Python does: the shortest decimal that reads back as x,
-// with an exponent below 1e-4 and from 1e16 on.
+// String writes x as Python does: the shortest decimal that reads back as x, with an exponent below 1e-4 and from 1e16
+// on.
 func (x pythonFloat) String() string {
 	f := float64(x)
 	switch {
@@ -97,9 +99,8 @@ func (x pythonFloat) String() string {
 	return s
 }
 
-// stateLen is the length of the JSON of a state: that of its fixed parts and
-// the longest number that an offset can be, so that it is known before the
-// offset is.
+// stateLen is the length of the JSON of a state: that of its fixed parts and the longest number that an offset can be,
+// so that it is known before the offset is.
 func stateLen(s spec, t tensor.Info) int {
 	n := len(appendState(nil, s, t, 0))
 	if s.DoubleQuant {
@@ -108,15 +109,16 @@ func stateLen(s spec, t tensor.Info) int {
 	return n
 }
 
-// longestFloat is the length of -1.2345678901234567e-100: no float64 is
-// longer in its shortest form.
+// longestFloat is the length of -1.2345678901234567e-100: no float64 is longer in its shortest form.
 const longestFloat = 24
 
 // appendState writes the state as Python's json.dumps does.
 func appendState(b []byte, s spec, t tensor.Info, offset float32) []byte {
-	b = fmt.Appendf(b, `{"quant_type": "%s", "blocksize": %d, "dtype": "%s", "shape": %v`, s.Type, s.BlockSize, t.DType.Torch(), t.Shape)
+	b = fmt.Appendf(b, `{"quant_type": "%s", "blocksize": %d, "dtype": "%s", "shape": %v`, s.Type, s.BlockSize,
+		t.DType.Torch(), t.Shape)
 	if s.DoubleQuant {
-		b = fmt.Appendf(b, `, "nested_blocksize": %d, "nested_dtype": "float32", "nested_offset": %s`, nf4.NestedBlockSize, pythonFloat(offset))
+		b = fmt.Appendf(b, `, "nested_blocksize": %d, "nested_dtype": "float32", "nested_offset": %s`, nf4.NestedBlockSize,
+			pythonFloat(offset))
 	}
 	return append(b, '}')
 }
