@@ -377,7 +377,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			close(sh.done)
 			continue
 		}
-		if err := r.begin(sh); err != nil {
+		if err := r.begin(i); err != nil {
 			// A disk with no room for this shard may have had it for those before: finished, they need not be made again.
 			for _, before := range r.work[:i] {
 				select {
@@ -416,11 +416,26 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 	return nil
 }
 
-// begin creates the file of a shard.
-func (r *run) begin(sh *shardRun) (err error) {
-	sh.remaining.Store(int64(len(sh.Jobs)))
-	sh.file, err = r.sink.Create(sh.Name, sh.Size)
-	return err
+// begin creates the file of shard i, and that of the next, which takes its space while this one is written. No shard
+// but the first is begun before it has its space.
+func (r *run) begin(i int) error {
+	for k, sh := range r.work[i:min(i+2, len(r.work))] {
+		if sh.file != nil || k > 0 && r.opts.Resume { // it may be finished
+			continue
+		}
+		sh.remaining.Store(int64(len(sh.Jobs)))
+		file, err := r.sink.Create(sh.Name, sh.Size)
+		if err != nil && k == 0 {
+			return err
+		}
+		if err == nil {
+			sh.file = file
+		}
+	}
+	if i == 0 {
+		return nil
+	}
+	return r.work[i].file.Allocated()
 }
 
 // report calls back a few times a second until it is stopped.

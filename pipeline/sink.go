@@ -23,6 +23,8 @@ type File interface {
 	io.WriterAt
 	// CopyAt writes n bytes of src, from its byte from on, to the offset to.
 	CopyAt(to int64, src io.ReaderAt, from, n int64) error
+	// Allocated waits until the file has its space; an error says that it cannot be had.
+	Allocated() error
 	// Commit makes the file durable and gives it its name. It is closed then.
 	Commit() error
 }

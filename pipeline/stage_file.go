@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,24 +14,51 @@ import (
 // stageFile is a file that is written in a stage. It has the ending .part until it is committed.
 type stageFile struct {
 	*os.File
-	dirty atomic.Int64 // bytes written since the last write-back was started
+	dirty     atomic.Int64  // bytes written since the last write-back was started
+	allocated chan struct{} // closed when its space is taken, or cannot be
+	full      error         // why it cannot, once allocated is closed
+	closed    atomic.Bool   // committed, or given up
 }
 
-// Create begins a file of the stage, with all its space, so that a full disk is known at once.
+// allocatedAtOnce is how much space is taken in one step: while a step is under way the kernel lets nobody write to the
+// file.
+const allocatedAtOnce = 2 << 20
+
+// Create begins a file of the stage. All its space is taken meanwhile, so that a full disk is known early.
 func (s *stage) Create(name string, size int64) (File, error) {
 	path := filepath.Join(s.out(), filepath.FromSlash(name)+partSuffix)
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
 	if err != nil {
 		return nil, err
 	}
-	if err := storage.Preallocate(f, size); err != nil {
-		f.Close()
+	if err := file.Truncate(size); err != nil {
+		file.Close()
 		return nil, err
 	}
-	return &stageFile{File: f}, nil
+	f := &stageFile{File: file, allocated: make(chan struct{})}
+	if size <= allocatedAtOnce {
+		f.allocate(size)
+	} else {
+		go f.allocate(size)
+	}
+	return f, nil
+}
+
+// allocate takes the space of the file, step by step.
+func (f *stageFile) allocate(size int64) {
+	defer close(f.allocated)
+	for off := int64(0); off < size && f.full == nil && !f.closed.Load(); off += allocatedAtOnce {
+		f.full = storage.Allocate(f.File, off, min(allocatedAtOnce, size-off))
+	}
+}
+
+// Allocated waits until the file has its space.
+func (f *stageFile) Allocated() error {
+	<-f.allocated
+	return f.full
 }
 
 // Finished opens a file that an earlier run has committed to the stage.
@@ -46,6 +74,13 @@ func (s *stage) Finished(name string, size int64) (FinishedFile, bool) {
 
 // WriteAt writes, and has the disk begin with what has gathered.
 func (f *stageFile) WriteAt(p []byte, off int64) (int, error) {
+	select {
+	case <-f.allocated:
+		if f.full != nil {
+			return 0, f.full
+		}
+	default:
+	}
 	n, err := f.File.WriteAt(p, off)
 	f.wrote(int64(n))
 	return n, err
@@ -76,12 +111,25 @@ func (f *stageFile) wrote(n int64) {
 	}
 }
 
+// Close gives the file up, and its space back.
+func (f *stageFile) Close() error {
+	if f.closed.Swap(true) {
+		return nil
+	}
+	<-f.allocated
+	return errors.Join(f.File.Close(), os.Remove(f.Name()))
+}
+
 // Commit makes the file durable under its name.
 func (f *stageFile) Commit() error {
+	if err := f.Allocated(); err != nil {
+		return err
+	}
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
+	f.closed.Store(true)
+	if err := f.File.Close(); err != nil {
 		return err
 	}
 	part := f.Name()

@@ -36,19 +36,16 @@ func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) err
 	return nil
 }
 
-// Preallocate takes size bytes of space for f and makes it that long, so that a
-// disk that is too small says so now and not at the end.
-func Preallocate(f *os.File, size int64) error {
-	if size == 0 {
-		return f.Truncate(0)
-	}
+// Allocate takes space for n bytes of f from off on, which are within its length, so that a disk that is too small says
+// so now and not at the end. Where that cannot be done it does nothing.
+func Allocate(f *os.File, off, n int64) error {
 	for {
-		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		err := unix.Fallocate(int(f.Fd()), 0, off, n)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
-			return f.Truncate(size)
+			return nil
 		case err != nil:
 			return &os.PathError{Op: "allocate", Path: f.Name(), Err: err}
 		}
