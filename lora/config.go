@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -9,11 +10,11 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/dlclark/regexp2/v2"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/hint"
+	"github.com/lorakit/lorakit/internal/pyregex"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -45,9 +46,9 @@ type Config struct {
 	kept          map[string][]bool          // of AdaLoRA: which directions are left, by module
 	feedforward   jsontext.Value             // of IA3: the modules whose inputs are scaled
 	fields        fields                     // of another method than LoRA: all of them
-	regexes       map[string]*regexp2.Regexp // those of whole names, by their expression
+	regexes       map[string]*pyregex.Regexp // those of whole names, by their expression
 	unheard       []string                   // fields that are set and not known
-	spent         time.Duration              // matching patterns
+	spent         time.Duration              // compiling and matching patterns
 	raw           []byte
 }
 
@@ -55,7 +56,7 @@ type Config struct {
 type pattern struct {
 	key   string
 	value float64
-	re    *regexp2.Regexp // nil where key is a name
+	re    *pyregex.Regexp // nil where key is a name
 }
 
 // patterns are those of a field, of which the first that matches a name counts.
@@ -122,13 +123,11 @@ func unheard(all map[string]jsontext.Value) (list []string, err error) {
 	return list, nil
 }
 
-// Regular expressions of a config are somebody else's program: these bound how long one may
-// take on one name, all of them together, and how long it is.
+// Regular expressions of a config are somebody else's program: these bound how long all of them may take together, and
+// how many there are. What one may take is bounded by pyregex.
 const (
-	matchTimeout = 250 * time.Millisecond
-	allMatches   = 10 * time.Second
-	longestRegex = 16 << 10
-	mostRegexes  = 10_000 // of a field; names that are written out are not counted
+	allMatches  = 10 * time.Second
+	mostRegexes = 10_000 // of a field; names that are written out are not counted
 )
 
 // parseConfig reads an adapter_config.json.
@@ -168,10 +167,10 @@ func parseConfig(b []byte) (Config, error) {
 	if !slices.Contains(append(ExpertLayouts(), ""), c.BLayout) {
 		return c, fmt.Errorf("%w: lora_B_layout is %s, expected rank_major or grouped_by_expert", ErrUnsupported, tensor.Quote(c.BLayout))
 	}
-	if c.ranks, err = parsePatterns(all["rank_pattern"]); err != nil {
+	if c.ranks, err = c.parsePatterns(all["rank_pattern"]); err != nil {
 		return c, fmt.Errorf("rank_pattern: %w", err)
 	}
-	if c.alphas, err = parsePatterns(all["alpha_pattern"]); err != nil {
+	if c.alphas, err = c.parsePatterns(all["alpha_pattern"]); err != nil {
 		return c, fmt.Errorf("alpha_pattern: %w", err)
 	}
 	return c, nil
@@ -192,7 +191,7 @@ func empty(v jsontext.Value) bool {
 
 // parsePatterns reads an object of regular expressions and numbers in its order, which
 // a map would lose.
-func parsePatterns(v jsontext.Value) (list patterns, err error) {
+func (c *Config) parsePatterns(v jsontext.Value) (list patterns, err error) {
 	if empty(v) {
 		return list, nil
 	}
@@ -218,8 +217,11 @@ func parsePatterns(v jsontext.Value) (list patterns, err error) {
 			if regexes++; regexes > mostRegexes {
 				return list, fmt.Errorf("%w: more than %d regular expressions", ErrMalformed, mostRegexes)
 			}
-			if p.re, err = compile(`(.*\.)?(` + p.key + `)$`); err != nil {
-				return list, err
+			if p.re, err = c.compile(`(.*\.)?(` + p.key + `)$`); err != nil { // as PEFT's get_pattern_key does
+				return list, fmt.Errorf("key %s: %w", tensor.Quote(p.key), err)
+			}
+			if c.spent > allMatches {
+				return list, fmt.Errorf("%w: its regular expressions take too long", ErrMalformed)
 			}
 		}
 		list.add(p)
@@ -238,7 +240,8 @@ func isName(key string) bool {
 // match reports whether a pattern matches a name as Python's re.match does with `(.*\.)?(key)$`.
 func (p *pattern) match(name string) (bool, error) {
 	if p.re != nil {
-		return p.re.MatchString(name)
+		m, err := p.re.Match(name)
+		return m != nil, err
 	}
 	key, fromStart := strings.CutPrefix(p.key, "^")
 	for key != "" {
@@ -257,17 +260,35 @@ func (p *pattern) match(name string) (bool, error) {
 	return name == "" || !fromStart && name[len(name)-1] == '.', nil
 }
 
-// compile prepares a regular expression of Python that is to match from the start of a
-// name.
-func compile(expr string) (*regexp2.Regexp, error) {
-	if len(expr) > longestRegex {
-		return nil, fmt.Errorf("%w: regular expression %s has %d characters, expected at most %d", ErrMalformed, tensor.Quote(expr), len(expr), longestRegex)
+// matchAround reports whether a pattern matches a name, or a beginning of it that is whole parts, as Python's re.match
+// does with `(^|.*\.)key($|\..*)`.
+func (p *pattern) matchAround(name string) (bool, error) {
+	if p.re != nil {
+		return p.match(name)
 	}
-	re, err := regexp2.Compile(`\A(?:`+expr+`)`, regexp2.None)
-	if err != nil {
-		return nil, fmt.Errorf("%w: regular expression %s: %s", ErrMalformed, tensor.Quote(expr), tensor.Quote(err.Error()))
+	for {
+		if ok, _ := p.match(name); ok {
+			return true, nil
+		}
+		end := strings.LastIndexByte(name, '.')
+		if end < 0 {
+			return false, nil
+		}
+		name = name[:end]
 	}
-	re.MatchTimeout = matchTimeout
+}
+
+// compile prepares a regular expression, as PEFT gives it to Python.
+func (c *Config) compile(expr string) (*pyregex.Regexp, error) {
+	start := time.Now()
+	re, err := pyregex.Compile(expr)
+	c.spent += time.Since(start)
+	switch {
+	case errors.Is(err, pyregex.ErrUnsupported):
+		return nil, fmt.Errorf("%w: regular expression %s: %w", ErrUnsupported, tensor.Quote(expr), err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: regular expression %s: %w", ErrMalformed, tensor.Quote(expr), err)
+	}
 	return re, nil
 }
 
@@ -292,7 +313,7 @@ func (c *Config) lookup(field string, in patterns, name string, otherwise float6
 		p := in.list[at]
 		ok, err := p.match(name)
 		if err != nil || c.spent+time.Since(start) > allMatches {
-			return 0, fmt.Errorf("%s: %w: %s: the pattern %s takes too long on %s", configName, ErrMalformed, field, tensor.Quote(p.key), tensor.Quote(name))
+			return 0, c.errMatch(field, p.key, name, err)
 		}
 		if ok {
 			first = at

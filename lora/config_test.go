@@ -27,6 +27,42 @@ func TestConfigRefuses(t *testing.T) {
 	}
 }
 
+// A regular expression that Python refuses is refused in its words, as PEFT gives it to Python; one that Python takes
+// is never called malformed.
+func TestRegexesAreRefused(t *testing.T) {
+	const regex = ": malformed adapter: regular expression "
+	for fields, want := range map[string]struct {
+		kind error
+		says string
+	}{
+		`"rank_pattern": {"(?i)q_proj": 2}`: {ErrMalformed, `rank_pattern: key "(?i)q_proj"` + regex +
+			`"(.*\\.)?((?i)q_proj)$": refused by Python: global flags not at the start of the expression at position 8`},
+		`"alpha_pattern": {"q_\\N{DASH}": 2}`: {ErrUnsupported, `alpha_pattern: key "q_\\N{DASH}": not supported: ` +
+			`regular expression "(.*\\.)?(q_\\N{DASH})$": not supported: a character by its name, \N{DASH}, at position 10`},
+		`"target_modules": "q(?=a*)(?<=a*)"`: {ErrMalformed, "adapter_config.json: target_modules" + regex +
+			`"q(?=a*)(?<=a*)": refused by Python: look-behind requires fixed-width pattern`},
+		`"target_modules": "(q|v)++_proj\\1"`: {ErrUnsupported,
+			"a reference to a group that a possessive quantifier repeats"},
+		`"target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": ["(?P<idx>h)"]`: {ErrMalformed,
+			"layers_pattern" + regex + `"(?:^|.*?\\.)(?P<idx>h)\\.(?P<idx>\\d+)\\.": refused by Python: ` +
+				"redefinition of group name 'idx' as group 2; was group 1"},
+		`"target_modules": ["q"], "modules_to_save": ["h["]`: {ErrMalformed, "modules_to_save" + regex +
+			`"(^|.*\\.)h[($|\\..*)": refused by Python: unterminated character set at position 9`},
+		`"target_modules": ["q"], "exclude_modules": "a|(?i)b"`: {ErrMalformed, "exclude_modules" + regex},
+		`"target_modules": "(?i).*(\\w)\\1"`:                    {ErrUnsupported, "ignores case, on what is not ASCII"},
+	} {
+		c, err := parseConfig([]byte(`{"peft_type": "LORA", ` + fields + `}`))
+		for _, name := range []string{"h.0.q", "é.q"} {
+			if err == nil {
+				_, err = c.selects(name)
+			}
+		}
+		require.ErrorIs(t, err, want.kind, fields)
+		require.ErrorContains(t, err, want.says, fields)
+		require.NotContains(t, err.Error(), "\n")
+	}
+}
+
 // The first pattern of the file wins, and one may look ahead, as in Python.
 func TestPatterns(t *testing.T) {
 	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "lora_alpha": 8,
@@ -50,7 +86,7 @@ func TestPatternRunsAway(t *testing.T) {
 	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {"(a+)+b": 2}}`))
 	require.NoError(t, err)
 	_, err = c.lookup("rank_pattern", c.ranks, strings.Repeat("a", 60), 4)
-	require.ErrorContains(t, err, "adapter_config.json: malformed adapter: rank_pattern: the pattern \"(a+)+b\" takes too long")
+	require.ErrorContains(t, err, "adapter_config.json: rank_pattern: malformed adapter: the regular expression \"(a+)+b\" takes too long")
 }
 
 func TestKeys(t *testing.T) {

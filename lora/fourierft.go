@@ -21,7 +21,7 @@ func init() {
 			return err
 		}
 		var err error
-		if c.ranks, err = parsePatterns(c.fields["n_frequency_pattern"]); err != nil {
+		if c.ranks, err = c.parsePatterns(c.fields["n_frequency_pattern"]); err != nil {
 			return fmt.Errorf("n_frequency_pattern: %w", err)
 		}
 		_, _, err = c.fourierOptions()

@@ -115,10 +115,10 @@ func (c *Config) parseMethod(all map[string]jsontext.Value) error {
 		c.kept, err = parseKept(all["rank_pattern"])
 		return err
 	}
-	if c.ranks, err = parsePatterns(all["rank_pattern"]); err != nil {
+	if c.ranks, err = c.parsePatterns(all["rank_pattern"]); err != nil {
 		return fmt.Errorf("rank_pattern: %w", err)
 	}
-	if c.alphas, err = parsePatterns(all["alpha_pattern"]); err != nil {
+	if c.alphas, err = c.parsePatterns(all["alpha_pattern"]); err != nil {
 		return fmt.Errorf("alpha_pattern: %w", err)
 	}
 	return nil

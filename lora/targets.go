@@ -2,16 +2,17 @@ package lora
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/dlclark/regexp2/v2"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/lorakit/lorakit/internal/pyregex"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -19,17 +20,18 @@ import (
 // targets is what a config says of the modules that are adapted. All of it is matched with
 // run-time names.
 type targets struct {
-	list       []string // target_modules, where it is a list; each stands for all names that end in it
-	names      ends     // list
-	expr       string   // target_modules, where it is a regular expression
-	parameters ends     // target_parameters
-	owners     ends     // the modules of those
-	anyOwner   bool     // one of them names no module
-	exclude    ends     // exclude_modules, where it is a list
-	excluded   string   // or a regular expression
-	layers     []int64  // layers_to_transform, which narrows a list; nil is all
-	layerLists []string // layers_pattern, regular expressions of the lists of layers
-	saved      ends     // modules_to_save
+	list       []string  // target_modules, where it is a list; each stands for all names that end in it
+	names      ends      // list
+	expr       string    // target_modules, where it is a regular expression
+	parameters ends      // target_parameters
+	owners     ends      // the modules of those
+	anyOwner   bool      // one of them names no module
+	exclude    ends      // exclude_modules, where it is a list
+	excluded   string    // or a regular expression
+	layers     []int64   // layers_to_transform, which narrows a list; nil is all
+	layerLists []string  // layers_pattern, regular expressions of the lists of layers
+	saved      ends      // modules_to_save
+	around     []pattern // those of modules_to_save that are more than a name to Python
 }
 
 // parseTargets reads the fields that select modules.
@@ -81,7 +83,30 @@ func (c *Config) parseTargets() (t targets, err error) {
 		return t, fmt.Errorf("%w: layers_pattern has %d regular expressions, expected at most %d", ErrMalformed, n, mostRegexes)
 	}
 	t.saved = endsOf(stringList(c.ToSave))
-	return t, nil
+	t.around, err = c.parseSaved(stringList(c.ToSave))
+	return t, err
+}
+
+// parseSaved compiles modules_to_save, which PEFT takes for regular expressions where it keeps adapters out of them.
+func (c *Config) parseSaved(list []string) (out []pattern, err error) {
+	regexes := 0
+	for _, key := range list {
+		p := pattern{key: key}
+		switch {
+		case isName(key) && !strings.ContainsAny(key, `.^`):
+			continue // the name says all
+		case isName(key):
+		case regexes == mostRegexes:
+			return out, fmt.Errorf("%w: modules_to_save has more than %d regular expressions", ErrMalformed, mostRegexes)
+		default:
+			regexes++
+			if p.re, err = c.compile(`(^|.*\.)` + key + `($|\..*)`); err != nil {
+				return out, fmt.Errorf("modules_to_save: %w", err)
+			}
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 // ends are names, each of which stands for all that end in it as well, on whole parts.
@@ -167,11 +192,30 @@ func (c *Config) selects(name string) (bool, error) {
 			return false, err
 		}
 	}
+	if out, err := c.insideSaved(name); out || err != nil {
+		return false, err
+	}
 	if c.targets.layers == nil || c.targets.expr != "" || c.targets.names.names[name] {
 		return true, nil
 	}
 	layer, ok, err := c.layerOf(name)
 	return ok && slices.Contains(c.targets.layers, layer), err
+}
+
+// insideSaved reports whether a module is one that modules_to_save matches as an expression, or in one.
+func (c *Config) insideSaved(name string) (bool, error) {
+	start := time.Now()
+	defer func() { c.spent += time.Since(start) }()
+	for _, p := range c.targets.around {
+		ok, err := p.matchAround(name)
+		if err != nil || c.spent+time.Since(start) > allMatches {
+			return false, c.errMatch("modules_to_save", p.key, name, err)
+		}
+		if ok {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // layerOf is the number of the layer that a module is in: the first number behind a name that layers_pattern
@@ -185,12 +229,13 @@ func (c *Config) layerOf(name string) (layer int64, ok bool, err error) {
 		}
 	}
 	for _, list := range lists {
-		m, err := c.find("layers_pattern", list+`\.(?<layer>\d+)\.`, name)
+		m, err := c.find("layers_pattern", list+`\.(?P<idx>\d+)\.`, name, (*pyregex.Regexp).Match)
 		if err != nil {
 			return 0, false, err
 		}
 		if m != nil {
-			n, err := strconv.ParseInt(m.GroupByName("layer").String(), 10, 64)
+			digits, _ := m.Group("idx")
+			n, err := strconv.ParseInt(digits, 10, 64)
 			return n, err == nil, nil
 		}
 	}
@@ -199,29 +244,41 @@ func (c *Config) layerOf(name string) (layer int64, ok bool, err error) {
 
 // matches reports whether the regular expression of a field matches a whole name.
 func (c *Config) matches(field, expr, name string) (bool, error) {
-	m, err := c.find(field, "(?:"+expr+`)\z`, name)
+	m, err := c.find(field, expr, name, (*pyregex.Regexp).FullMatch)
 	return m != nil, err
 }
 
-// find matches a regular expression of a field from the start of a name.
-func (c *Config) find(field, expr, name string) (*regexp2.Match, error) {
-	start := time.Now() // to compile it counts too
+// find matches a regular expression of a field with a name.
+func (c *Config) find(
+	field, expr, name string, match func(*pyregex.Regexp, string) (*pyregex.Match, error),
+) (*pyregex.Match, error) {
 	re := c.regexes[expr]
 	if re == nil {
 		var err error
-		if re, err = compile(expr); err != nil {
+		if re, err = c.compile(expr); err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", configName, field, err)
 		}
 		if c.regexes == nil {
-			c.regexes = map[string]*regexp2.Regexp{}
+			c.regexes = map[string]*pyregex.Regexp{}
 		}
 		c.regexes[expr] = re
 	}
-	m, err := re.FindStringMatch(name)
+	start := time.Now()
+	m, err := match(re, name)
 	if c.spent += time.Since(start); err != nil || c.spent > allMatches {
-		return nil, fmt.Errorf("%s: %w: %s takes too long on %s", configName, ErrMalformed, field, tensor.Quote(name))
+		return nil, c.errMatch(field, expr, name, err)
 	}
 	return m, nil
+}
+
+// errMatch is why an expression is not matched: err, or that all take too long.
+func (c *Config) errMatch(field, expr, name string, err error) error {
+	if errors.Is(err, pyregex.ErrUnsupported) {
+		return fmt.Errorf("%s: %s: %w: the regular expression %s on %s: %w", configName, field, ErrUnsupported,
+			tensor.Quote(expr), tensor.Quote(name), err)
+	}
+	return fmt.Errorf("%s: %s: %w: the regular expression %s takes too long on %s", configName, field, ErrMalformed,
+		tensor.Quote(expr), tensor.Quote(name))
 }
 
 // patternName is the name that rank_pattern and alpha_pattern are matched with: that of a module, or of a

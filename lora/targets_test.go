@@ -1,13 +1,16 @@
 package lora
 
 import (
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lorakit/lorakit/internal/pyregex"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -16,29 +19,61 @@ func TestSelects(t *testing.T) {
 	b, err := os.ReadFile(fixtures + "/targets.json")
 	require.NoError(t, err)
 	var golden struct {
-		Names []string
-		Cases []map[string]jsontext.Value
+		Names    []string
+		Cases    []map[string]jsontext.Value
+		Patterns []struct {
+			Keys  []string
+			Found jsontext.Value
+		}
 	}
 	require.NoError(t, json.Unmarshal(b, &golden, json.MatchCaseInsensitiveNames(true)))
 	require.NotEmpty(t, golden.Cases)
 	for _, x := range golden.Cases {
 		var want []int
-		require.NoError(t, json.Unmarshal(x["adapted"], &want))
+		refused := json.Unmarshal(x["adapted"], &want) != nil
 		delete(x, "adapted")
 		x["peft_type"] = jsontext.Value(`"LORA"`)
 		config, err := json.Marshal(x, json.Deterministic(true))
 		require.NoError(t, err)
 		c, err := parseConfig(config)
-		require.NoError(t, err, string(config))
 		got := []int{}
 		for i, name := range golden.Names {
-			ok, err := c.selects(name)
-			require.NoError(t, err)
-			if ok {
+			if err != nil {
+				break
+			}
+			var ok bool
+			if ok, err = c.selects(name); ok {
 				got = append(got, i)
 			}
 		}
+		if refused {
+			require.ErrorIs(t, err, pyregex.ErrMalformed, string(config))
+			continue
+		}
+		require.NoError(t, err, string(config))
 		require.Equal(t, want, got, string(config))
+	}
+	require.NotEmpty(t, golden.Patterns)
+	for _, x := range golden.Patterns {
+		var want []int
+		refused := json.Unmarshal(x.Found, &want) != nil
+		var list []string
+		for i, key := range x.Keys {
+			list = append(list, fmt.Sprintf("%q: %d", key, i))
+		}
+		c, err := parseConfig([]byte(`{"peft_type": "LORA", "rank_pattern": {` + strings.Join(list, ", ") + `}}`))
+		if refused {
+			require.ErrorIs(t, err, pyregex.ErrMalformed, x.Keys)
+			continue
+		}
+		require.NoError(t, err, x.Keys)
+		var got []int
+		for _, name := range golden.Names {
+			at, err := c.lookup("rank_pattern", c.ranks, name, -1)
+			require.NoError(t, err)
+			got = append(got, int(at))
+		}
+		require.Equal(t, want, got, x.Keys)
 	}
 }
 
