@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/dlclark/regexp2/v2"
+	"github.com/lorakit/lorakit/internal/pyregex"
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/hint"
@@ -326,7 +325,7 @@ func inAttention(name string) bool {
 type targetPattern struct {
 	target                string
 	everything, attention bool
-	regex                 *regexp2.Regexp
+	regex                 *pyregex.Regexp
 	names                 []string
 }
 
@@ -337,11 +336,10 @@ func newTargetPattern(target string) (targetPattern, error) {
 	case target == "attention":
 		return targetPattern{attention: true}, nil
 	case strings.ContainsAny(target, `\*+?()[]{}|^$`):
-		re, err := regexp2.Compile(`\A(?:`+target+`)\z`, regexp2.None)
+		re, err := pyregex.Compile(target)
 		if err != nil {
 			return targetPattern{}, fmt.Errorf("%w: target %s: %w", ErrOption, tensor.Quote(target), err)
 		}
-		re.MatchTimeout = 250 * time.Millisecond
 		return targetPattern{target: target, regex: re}, nil
 	}
 	var p targetPattern
@@ -362,12 +360,11 @@ func (p *targetPattern) match(module string, matched map[string]bool) (bool, err
 	case p.attention:
 		return inAttention(module), nil
 	case p.regex != nil:
-		ok, err := p.regex.MatchString(module)
+		m, err := p.regex.FullMatch(module)
 		if err != nil {
-			err = fmt.Errorf("%w: target %s takes too long on %s",
-				ErrRefused, tensor.Quote(p.target), tensor.Quote(module))
+			err = fmt.Errorf("%w: target %s on %s: %w", ErrRefused, tensor.Quote(p.target), tensor.Quote(module), err)
 		}
-		return ok, err
+		return m != nil, err
 	}
 	hit := false
 	for _, name := range p.names {

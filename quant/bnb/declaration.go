@@ -4,9 +4,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/dlclark/regexp2/v2"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/internal/pyregex"
 
 	"github.com/lorakit/lorakit/quant"
 )
@@ -34,11 +35,13 @@ func (Scheme) Declaration(config []byte) (quant.Declaration, bool) {
 	return p, true
 }
 
-// skipList is an llm_int8_skip_modules. By transformers' rule an entry is a regular expression that matches from the
-// start of a module's name up to a dot, or any suffix of it.
+// skipList is an llm_int8_skip_modules. By transformers' rule an entry is a regular
+// expression that matches from the start of a module's name up to a dot, or any
+// suffix of it.
 type skipList struct {
 	names    map[string]bool
-	patterns []*regexp2.Regexp
+	patterns []*pyregex.Regexp
+	unknown  bool          // an expression cannot be compiled, or takes too long
 	patience time.Duration // what is left for expressions, which are from a file
 }
 
@@ -49,8 +52,11 @@ func newSkipList(entries []string) *skipList {
 		if strings.Trim(e, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.") == "" {
 			continue // a name: as an expression, its dots would match a little more
 		}
-		if re, err := regexp2.Compile(`^(?:`+e+`)(?:(?<=\.)|(?=\.|$))`, regexp2.None); err == nil {
-			re.MatchTimeout = time.Second
+		start := time.Now()
+		re, err := pyregex.Compile(`(?:` + e + `)(?:(?<=\.)|(?=\.|$))`)
+		if l.patience -= time.Since(start); err != nil || l.patience <= 0 {
+			l.unknown = true
+		} else {
 			l.patterns = append(l.patterns, re)
 		}
 	}
@@ -64,14 +70,17 @@ func (l *skipList) matches(module string) bool {
 		}
 	}
 	for _, re := range l.patterns {
-		if l.patience <= 0 {
-			return true // not known: no finding
+		if l.unknown {
+			break
 		}
 		start := time.Now()
-		ok, err := re.MatchString(module)
-		if l.patience -= time.Since(start); err == nil && ok {
+		m, err := re.Match(module)
+		if err == nil && m != nil {
 			return true
 		}
+		if l.patience -= time.Since(start); err != nil || l.patience <= 0 {
+			l.unknown = true
+		}
 	}
-	return false
+	return l.unknown // then there is no finding
 }
