@@ -73,7 +73,7 @@ func TestTransformsInTiles(t *testing.T) {
 				return load(t, out)
 			}
 			want := merge("plain", lorakit.ConvertOptions{})
-			require.Equal(t, want, merge("one", lorakit.ConvertOptions{Threads: 1, Memory: 64 << 20}))
+			require.Equal(t, want, merge("one", lorakit.ConvertOptions{Threads: 1, Memory: 80 << 20}))
 			require.Equal(t, want, merge("four", lorakit.ConvertOptions{Threads: 4, Memory: 1 << 30}))
 			nf4 := lorakit.ConvertOptions{Quantize: "nf4", Include: []string{"*"}, MinKept: -1, Threads: 3}
 			once := merge("once", nf4)
