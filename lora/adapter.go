@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -98,6 +99,8 @@ type Module struct {
 	// Parameter says that PEFT adapts the parameter and no module: that of a router, which is of no class
 	// that it knows.
 	Parameter bool
+	// turned, of a single expert, says that PEFT takes the stack it is a part of for matrices the other way round.
+	turned bool
 	// Experts is how many experts a stack has; 0 for what is none, and where only the base tells.
 	Experts int64
 	Order   ExpertOrder
@@ -171,6 +174,8 @@ type Adapter struct {
 	container formats.Container
 	tensors   []formats.Tensor // of container
 	settings  *Settings        // of one that was made by New
+	base      *models.Model    // see model
+	looked    bool             // base has been looked for
 }
 
 // Close closes the adapter's files.

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-json-experiment/json"
+
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
@@ -99,6 +101,7 @@ type parameter struct {
 	shape   tensor.Shape // of one expert's matrix for a stack of them
 	experts int64        // 0 for a plain one
 	kind    models.Kind
+	known   bool // kind is that of the architecture, and no guess by the name
 	pieces  []piece
 	uneven  string // a tensor of the file whose shape is not that of the parameter's others
 }
@@ -129,7 +132,8 @@ type binder struct {
 	targets    []Target
 	model      *models.Model
 	params     map[string]*parameter
-	names      []string // of params, in the order of the file
+	names      []string                // of params, in the order of the file
+	own        map[string][]*parameter // by the module that has them
 	files      map[string]int
 	out        *Binding
 	bound      map[string][]claim      // by adapter and parameter
@@ -140,6 +144,7 @@ type binder struct {
 	headTarget int             // of the file, or -1
 	ends       map[string]*end // others that are tied to the embedding, where they are adapted
 	adapters   []Weighted
+	clash      error // two changes of one tensor that are for rows of different sizes
 }
 
 // Bind finds what the adapters do to the tensors of a base. Each tensor of each
@@ -164,6 +169,9 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 		}
 		if err := b.bind(i, a); err != nil {
 			return nil, a.named(err)
+		}
+		if b.clash != nil {
+			return nil, a.named(b.clash)
 		}
 	}
 	if err := b.untie(); err != nil {
@@ -208,7 +216,7 @@ func (b *binder) add(i int, s models.Slice) {
 	}
 	p := b.params[s.Param]
 	if p == nil {
-		p = &parameter{name: s.Param, kind: t.Role.Kind}
+		p = &parameter{name: s.Param, kind: t.Role.Kind, known: t.Role.Known}
 		b.params[s.Param] = p
 		b.names = append(b.names, s.Param)
 	}
@@ -234,28 +242,22 @@ func (b *binder) add(i int, s models.Slice) {
 
 // bind binds one adapter.
 func (b *binder) bind(i int, a Weighted) error {
-	stacks := map[string][]*Module{}
-	var order []string
-	for _, m := range a.Modules {
+	nests, modules, err := b.nests(a)
+	if err != nil {
+		return err
+	}
+	for _, m := range modules {
 		if m.Experts > 0 {
-			if err := b.apart(i, a, m); err != nil {
-				return err
-			}
-			continue
+			err = b.apart(i, a, m)
+		} else {
+			err = b.module(i, a, m)
 		}
-		if m.Form == Linear && m.Param == "weight" && !a.Config.otherMethod() && b.stack(m) {
-			if stacks[m.Name] == nil {
-				order = append(order, m.Name)
-			}
-			stacks[m.Name] = append(stacks[m.Name], m)
-			continue
-		}
-		if err := b.module(i, a, m); err != nil {
+		if err != nil {
 			return err
 		}
 	}
-	for _, name := range order {
-		if err := b.experts(i, a, name, stacks[name]); err != nil {
+	for _, n := range nests {
+		if err := b.parameters(i, a, n); err != nil {
 			return err
 		}
 	}
@@ -377,11 +379,18 @@ func (b *binder) place(t Term, at spot, pc piece, nth int64) {
 	c.Terms = append(c.Terms, t)
 }
 
+// change is what becomes of a tensor of the file, seen as a matrix whose rows are that wide.
 func (b *binder) change(target int, width int64) *Change {
-	if b.out.Changes[target] == nil {
-		b.out.Changes[target] = &Change{Width: width}
+	c := b.out.Changes[target]
+	if c == nil {
+		c = &Change{Width: width}
+		b.out.Changes[target] = c
 	}
-	return b.out.Changes[target]
+	if c.Width != width && b.clash == nil {
+		b.clash = fmt.Errorf("tensor %s: %w: what adapters do to it is for rows of %d elements and of %d",
+			tensor.Quote(b.targets[target].Name), ErrUnsupported, c.Width, width)
+	}
+	return c
 }
 
 // module binds what is no stack of experts.
@@ -457,13 +466,14 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 	for _, d := range p.shape[1:] {
 		cols *= d
 	}
+	side, only := a.side(m, p)
 	if m.fit != nil {
 		if len(p.shape) != 2 || p.kind == models.Embedding {
 			return fmt.Errorf("module %s: %w: %s is for linear layers, and %s is none, of shape %v", tensor.Quote(m.Name), ErrBase,
 				a.Config.PeftType, tensor.Quote(p.name), p.shape)
 		}
 		outputs, inputs := a.Config.sides(p, rows, cols)
-		if a.Config.PeftType == veRA && outputs != m.B.Rows && inputs == m.B.Rows {
+		if !only && a.Config.PeftType == veRA && outputs != m.B.Rows && inputs == m.B.Rows {
 			outputs, inputs = inputs, outputs
 		}
 		if err := m.fit(m, outputs, inputs); err != nil {
@@ -472,24 +482,38 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 		}
 		t.Rank = m.A.Rows
 	}
-	direct, turned := rows == m.B.Rows && cols == m.A.Cols, rows == m.A.Cols && cols == m.B.Rows && len(p.shape) == 2 && s.parts == 0
+	fits := way(0)
+	if rows == m.B.Rows && cols == m.A.Cols {
+		fits |= direct
+	}
+	if rows == m.A.Cols && cols == m.B.Rows && len(p.shape) == 2 && s.parts == 0 {
+		fits |= turned
+	}
 	switch {
 	case m.Form == Conv && len(p.shape) > 2:
-		direct, turned = direct && slices.Equal(append(tensor.Shape{p.shape[1]}, m.Kernel...), p.shape[1:]), false
+		if !slices.Equal(append(tensor.Shape{p.shape[1]}, m.Kernel...), p.shape[1:]) {
+			fits = 0
+		}
 	case m.Form == Linear && m.Reshaped:
 	case m.Form == Conv || len(p.shape) > 2: // kohya takes a linear layer for a convolution of one element, or the other way round
-		direct, turned = direct && points(m.Kernel) && points(p.shape[2:]), false
+		if !points(m.Kernel) || !points(p.shape[2:]) {
+			fits = 0
+		}
 	}
-	if direct && turned { // a square: what the module is tells
-		turned = m.Form == Embedding || p.kind == models.Conv1D
-		direct = !turned
+	if only {
+		fits &= side
+	} else if fits == direct|turned && side != 0 {
+		fits = side
 	}
-	switch {
-	case !direct && !turned:
+	switch fits {
+	case 0:
 		if a.Dialect == LoRALib && b.loralibConv(a, t, p) {
 			return nil
 		}
 		return b.misfit(m, s)
+	case direct | turned:
+		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v fit %s of shape %v both ways round, and its architecture is not "+
+			"known, which would tell", tensor.Quote(m.Name), ErrUnsupported, m.A, m.B, tensor.Quote(p.name), p.shape)
 	case turned:
 		t.Left, t.Right, t.OutputRows = m.A.Transposed(), m.B.Transposed(), false
 	default:
@@ -497,7 +521,7 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 	}
 	if m.Hadamard != nil || m.Waves != nil {
 		t.Left, t.Right, t.Hadamard, t.Waves = Matrix{}, Matrix{}, m.Hadamard, m.Waves
-		if turned {
+		if fits == turned {
 			t.Hadamard, t.Waves = Transposed(m.Hadamard), m.Waves.Transposed()
 		}
 	}
@@ -523,6 +547,42 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 	}
 	b.spread(t, s)
 	return nil
+}
+
+// side is the way in which the factors of a module are for a parameter, by what the two are: the one that PEFT has, or
+// a guess, where only is not set: then the other one counts if it alone fits. 0 is no guess.
+func (a *Adapter) side(m *Module, p *parameter) (guess way, only bool) {
+	stores := a.Dialect == MLX || a.Dialect == LoRALib // the factors of an embedding under the names of a linear layer's
+	_, leaf := cutLast(m.Name)
+	switch {
+	case m.Form == Conv || len(p.shape) > 2 || m.Parameter: // PEFT takes a parameter as it lies
+		return direct, true
+	case m.Form == Embedding && !stores:
+		return turned, true // A is rank x rows
+	case p.known && p.kind == models.Embedding && stores, p.kind == models.Conv1D:
+		return turned, true
+	case p.known && p.kind != models.Embedding:
+		return direct, true
+	case m.Form == Embedding:
+		return turned, false
+	case p.known, stores && p.kind == models.Embedding: // of a linear layer's factors for an embedding, or what may be one
+		return 0, false
+	case a.Dialect == PEFT && a.Config.fanInFanOut(), a.Dialect != PEFT && slices.Contains(conv1Ds, leaf):
+		return 0, false
+	}
+	return direct, false
+}
+
+// conv1Ds are the last parts of the names of layers of transformers' class Conv1D, whose weights lie (in, out).
+var conv1Ds = []string{"c_attn", "c_fc", "c_proj", "q_attn"}
+
+// fanInFanOut reports whether a config says that a weight it is for lies (in, out). PEFT sets it by the class of the
+// last module that it adapts.
+func (c *Config) fanInFanOut() bool {
+	var f struct {
+		FanInFanOut bool `json:"fan_in_fan_out"`
+	}
+	return json.Unmarshal(c.raw, &f) == nil && f.FanInFanOut
 }
 
 // points reports whether a kernel has one element.

@@ -226,7 +226,7 @@ func TestNewExperts(t *testing.T) {
 // tensors of both.
 func FuzzBind(f *testing.F) {
 	architectures := []string{"LlamaForCausalLM", "MixtralForCausalLM", "Qwen3MoeForCausalLM", "GPT2LMHeadModel", "Phi3ForCausalLM", "BertForMaskedLM", "T5ForConditionalGeneration", "BartForConditionalGeneration",
-		"Gemma3ForConditionalGeneration", "GptOssForCausalLM", "MarianMTModel", "Unheard"}
+		"Gemma3ForConditionalGeneration", "GptOssForCausalLM", "MarianMTModel", "Unheard", "NemotronHForCausalLM"}
 	var loaded []*models.Model
 	for _, name := range architectures {
 		c, err := models.ParseConfig([]byte(`{"architectures": ["` + name + `"], "tie_word_embeddings": true}`))
@@ -247,6 +247,10 @@ func FuzzBind(f *testing.F) {
 		{`{"peft_type": "IA3", "feedforward_modules": ["q"]}`, "q.weight\nq.bias", "54|5", "q.ia3_l", "14"},
 		{`{"peft_type": "LORA", "r": 2, "trainable_token_indices": [1]}`, "model.embed_tokens.weight", "", "model.embed_tokens.token_adapter.trainable_tokens_delta", "14"},
 		{`{"peft_type": "VERA", "r": 2}`, "q.weight", "54", "q.vera_lambda_b\nq.vera_lambda_d\nvera_A\nvera_B", "5|2|24|52"},
+		{`{"peft_type": "LORA", "r": 2, "target_parameters": ["up_proj", "down_proj"], "peft_version": "0.21.2"}`,
+			"model.layers.0.mixer.experts.up_proj\nmodel.layers.0.mixer.experts.down_proj", "244|244",
+			"model.layers.0.mixer.experts.base_layer.lora_A.weight\nmodel.layers.0.mixer.experts.base_layer.lora_B.weight\n" +
+				"model.layers.0.mixer.experts.lora_A.weight\nmodel.layers.0.mixer.experts.lora_B.weight", "44|44|44|44"},
 	} {
 		f.Add(byte(i), []byte(s.config), s.base, s.baseShapes, s.adapter, s.shapes)
 	}

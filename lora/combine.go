@@ -94,7 +94,7 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 			}
 		}
 		m := sources[name][0].module
-		t.Name, t.Form, t.Kernel, t.Parameter = name, m.Form, m.Kernel, m.Parameter
+		t.Name, t.Form, t.Kernel, t.Parameter, t.turned = name, m.Form, m.Kernel, m.Parameter, m.turned
 		if err := emit(t); err != nil {
 			return err
 		}

@@ -561,7 +561,7 @@ func TestStackNames(t *testing.T) {
 				A: matrixOf(&formats.Tensor{Info: tensor.Info{Shape: tensor.Shape{2, 4}}}), B: matrixOf(&formats.Tensor{Info: tensor.Info{Shape: tensor.Shape{6, 2}}})})
 		}
 		require.Equal(t, proj == "w2", (&Adapter{Modules: modules}).mixtral())
-		list, _, err := families(modules)
+		list, _, err := new(Adapter).families(modules)
 		require.NoError(t, err)
 		stacks, err := list[0].fuse()
 		require.NoError(t, err)

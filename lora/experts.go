@@ -1,7 +1,6 @@
 package lora
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -59,10 +58,20 @@ func (b *binder) expertSpot(m *Module) (spot, bool) {
 	return b.stackSpot(stack, e, proj)
 }
 
+// stackSpot finds a projection of one expert. Stacks whose matrices lie the other way round than those of single
+// experts, or have gate and up in turns, are none of which single experts can be told.
 func (b *binder) stackSpot(stack string, e int64, proj string) (spot, bool) {
-	at := projections[proj]
 	for _, name := range []string{stack, runtimeBlock(stack)} {
-		if p := b.params[name+"."+at.param]; p != nil && p.experts > 0 {
+		for _, at := range []projection{projections[proj], {param: proj}} {
+			p := b.params[name+"."+at.param]
+			if p == nil || p.experts == 0 {
+				continue
+			}
+			r, known := b.model.Registered(name)
+			square := len(p.shape) == 2 && p.shape[0] == p.shape[1]
+			if r.InputsFirst || r.Interleaved || at.param == "up_proj" && !known || square && !known && !b.model.Known {
+				continue
+			}
 			s := spot{p, e, at.part, at.parts}
 			return s, s.fits()
 		}
@@ -107,131 +116,6 @@ func (b *binder) expertSpots(m *Module) ([]spot, error) {
 	}
 	if p := list[0].p; p.experts > 0 && p.experts != m.Experts {
 		return nil, fmt.Errorf("module %s: %w: it has %d experts, and %s has %d", tensor.Quote(m.Name), ErrBase, m.Experts, tensor.Quote(p.name), p.experts)
-	}
-	return list, nil
-}
-
-// stack is a module of an adapter for the parameter that holds all experts, as PEFT has it, with
-// what only the config and the other modules tell.
-type stack struct {
-	*Module
-	param   string
-	experts int64
-	turned  bool // its factors are for the matrices the other way round
-}
-
-// expert views A and B of an expert, whose product is for its matrix (out x in).
-func (s stack) expert(e int64) (a, b Matrix) {
-	a, b = s.Module.expert(e, s.experts)
-	if s.turned {
-		return b.Transposed(), a.Transposed()
-	}
-	return a, b
-}
-
-// mostExperts is how many a stack has at most: each becomes a module, and the largest of models have a few
-// hundred.
-const mostExperts = 1 << 16
-
-// errStack says that a conversion needs what only the base knows.
-var errStack = errors.New("only its base tells which parameters of experts it is for")
-
-// stacks finds the modules for stacks of experts without their base: what target_parameters names, in
-// the order in which a model has them, and the ranks of the config. They get their Rank, Alpha and
-// Scaling.
-func (a *Adapter) stacks() ([]stack, error) {
-	parameters := stringList(a.Config.Parameters)
-	if len(parameters) == 0 {
-		return nil, nil
-	}
-	groups := map[string][]*Module{}
-	var order []string
-	for _, m := range a.Modules {
-		if m.Form != Linear || m.Param != "weight" || m.Experts > 0 {
-			continue
-		}
-		if ok, err := a.Config.targeted(m.Name); ok || err != nil {
-			if err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if groups[m.Name] == nil {
-			order = append(order, m.Name)
-		}
-		groups[m.Name] = append(groups[m.Name], m)
-	}
-	var all []stack
-	for _, name := range order {
-		list, err := a.group(name, groups[name], parameters)
-		if err != nil {
-			return nil, fmt.Errorf("module %s: %w", tensor.Quote(name), err)
-		}
-		all = append(all, list...)
-	}
-	return all, nil
-}
-
-// group names the parameters of the modules that are nested in one.
-func (a *Adapter) group(name string, modules []*Module, parameters []string) ([]stack, error) {
-	_, end := cutLast(name)
-	var dotted, bare []string
-	for _, t := range parameters {
-		_, last := cutLast(t)
-		full := name + "." + last
-		switch {
-		case full != t && !strings.HasSuffix(full, "."+t) || slices.Contains(dotted, last) || slices.Contains(bare, last):
-		case last == t:
-			bare = append(bare, last)
-		default:
-			dotted = append(dotted, last)
-		}
-	}
-	params := dotted
-	if end == "experts" || len(modules) > 1 || len(dotted) == 0 { // a bare name fits any module
-		params = append(params, bare...)
-	}
-	first := func(p string) int { // the order in which a model has them
-		return map[string]int{"gate_up_proj": -2, "down_proj": -1}[p]
-	}
-	slices.SortStableFunc(params, func(x, y string) int { return first(x) - first(y) })
-	slices.SortFunc(modules, func(x, y *Module) int { return y.Nest - x.Nest }) // the innermost is the first
-	if len(params) != len(modules) {
-		return nil, fmt.Errorf("%w: %w", ErrUnsupported, errStack)
-	}
-	var list []stack
-	for i, m := range modules {
-		s := stack{Module: m, param: params[i], turned: olderThan019(a.Config.PeftVersion)}
-		full := name + "." + s.param
-		r, err := a.Config.lookup("rank_pattern", a.Config.ranks, full, float64(a.Config.Rank))
-		if err != nil {
-			return nil, err
-		}
-		rank := int64(r)
-		if rank < 1 || float64(rank) != r || m.A.Rows%rank != 0 {
-			return nil, fmt.Errorf("%w: its lora_A %v is no stack of the rank %g", ErrMalformed, m.A, r)
-		}
-		if n := m.A.Rows / rank; n > mostExperts {
-			return nil, fmt.Errorf("%w: its lora_A %v has %d experts of the rank %d, expected at most %d", ErrMalformed, m.A, n, rank, mostExperts)
-		}
-		if err := a.Config.scale(m, full, rank); err != nil {
-			return nil, err
-		}
-		if s.experts = m.A.Rows / rank; s.param == "weight" && s.experts == 1 {
-			continue // a plain matrix, as a router's
-		}
-		list = append(list, s)
-	}
-	if len(list) == 2 && list[0].param == "gate_up_proj" && list[1].param == "down_proj" {
-		up, down := list[0], list[1]
-		direct := up.A.Cols == down.B.Rows && up.B.Rows == 2*down.A.Cols
-		turned := up.B.Rows == down.A.Cols && up.A.Cols == 2*down.B.Rows
-		if !direct && !turned || up.experts != down.experts {
-			return nil, fmt.Errorf("%w: lora_A %v and lora_B %v of gate_up_proj and %v and %v of down_proj do not go together", ErrMalformed, up.A, up.B, down.A, down.B)
-		}
-		if direct != turned {
-			list[0].turned, list[1].turned = turned, turned
-		}
 	}
 	return list, nil
 }
@@ -287,6 +171,23 @@ func (a *Adapter) apart() ([]*Module, error) {
 	return list, nil
 }
 
+// perExpert is apart where the names of single experts are written.
+func (a *Adapter) perExpert() ([]*Module, error) {
+	stacks, err := a.stacks()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range stacks {
+		if s.param != "gate_up_proj" {
+			continue
+		}
+		if err := a.gateBeforeUp(s); err != nil {
+			return nil, err
+		}
+	}
+	return a.apart()
+}
+
 // singles returns the modules of an adapter for a dialect that has no stacks of experts: taken apart
 // where that is asked for.
 func (a *Adapter) singles(dialect, experts string) ([]*Module, error) {
@@ -294,7 +195,7 @@ func (a *Adapter) singles(dialect, experts string) ([]*Module, error) {
 		return nil, fmt.Errorf("%w: a %s adapter has no place for fused experts", ErrUnsupported, dialect)
 	}
 	if experts == perExpert {
-		return a.apart()
+		return a.perExpert()
 	}
 	stacks, err := a.stacks()
 	if err != nil {
@@ -323,18 +224,27 @@ func (m *Module) single(stack string, e int64, proj string, mixtral bool) *Modul
 // apart makes modules of single experts. A gate_up_proj whose factors were put together of those of
 // gate and up, which never mix, falls into what it was.
 func (s stack) apart(mixtral bool) ([]*Module, error) {
-	if s.param != "gate_up_proj" && s.param != "down_proj" {
+	parts := []string{s.param}
+	_, end := cutLast(s.Name)
+	switch {
+	case end != "experts":
+		return nil, fmt.Errorf("%w: a stack of experts of that name, expected experts", ErrUnsupported)
+	case s.Magnitude != nil:
+		return nil, fmt.Errorf("%w: DoRA on experts", ErrUnsupported)
+	case s.param == "gate_up_proj":
+		parts = []string{"gate_proj", "up_proj"}
+	case s.param != "down_proj" && (s.param != "up_proj" || !ungated(s.layouts)):
 		return nil, fmt.Errorf("%w: the experts of %s; known are gate_up_proj and down_proj", ErrUnsupported, tensor.Quote(s.param))
 	}
-	if s.Magnitude != nil {
-		return nil, fmt.Errorf("%w: DoRA on experts", ErrUnsupported)
+	rewritten, err := s.rewritten()
+	if err != nil {
+		return nil, err
 	}
-	joined := false
-	if _, b := s.expert(0); s.param == "gate_up_proj" {
+	n, joined := int64(len(parts)), false
+	if _, b := s.expert(0); n == 2 {
 		if b.Rows%2 != 0 {
 			return nil, fmt.Errorf("%w: its lora_B %v has an odd number of outputs, which are no gate and up", ErrMalformed, s.B)
 		}
-		var err error
 		if joined, err = s.joined(); err != nil {
 			return nil, err
 		}
@@ -342,16 +252,11 @@ func (s stack) apart(mixtral bool) ([]*Module, error) {
 	var list []*Module
 	for e := range s.experts {
 		a, b := s.expert(e)
-		if s.param == "down_proj" {
-			m := s.single(s.Name, e, "down_proj", mixtral)
-			m.A, m.B = a, b
-			list = append(list, m)
-			continue
-		}
-		for i, proj := range []string{"gate_proj", "up_proj"} {
-			half := b.Rows / 2
+		for i, proj := range parts {
+			out := b.Rows / n
 			m := s.single(s.Name, e, proj, mixtral)
-			m.A, m.B = a, b.rows(int64(i)*half, int64(i+1)*half)
+			m.turned = rewritten == turned
+			m.A, m.B = a, b.rows(int64(i)*out, int64(i+1)*out)
 			if r := a.Rows / 2; joined {
 				m.A, m.B = a.rows(int64(i)*r, int64(i+1)*r), m.B.cols(int64(i)*r, int64(i+1)*r)
 				m.Rank, m.Alpha = m.Rank/2, m.Alpha/2
@@ -454,11 +359,13 @@ type family struct {
 	name  string // "model.layers.0.mlp.experts"
 	older bool   // it has Mixtral's names of projections, and so may the block
 	projs map[string][]*Module
+	// ungated says that its model has experts without a gate: up_proj is a stack of its own.
+	ungated bool
 }
 
 // families gathers modules of single experts, and returns the others. Each projection has to
 // be there for every expert, in one shape; what has a smaller rank is filled with zeros.
-func families(modules []*Module) (list []*family, rest []*Module, err error) {
+func (a *Adapter) families(modules []*Module) (list []*family, rest []*Module, err error) {
 	byName := map[string]*family{}
 	most := map[string]int64{}
 	for _, m := range modules {
@@ -476,7 +383,7 @@ func families(modules []*Module) (list []*family, rest []*Module, err error) {
 		}
 		f := byName[name]
 		if f == nil {
-			f = &family{name, older, map[string][]*Module{}}
+			f = &family{name: name, older: older, projs: map[string][]*Module{}, ungated: ungated(a.layouts(name))}
 			byName[name] = f
 			list = append(list, f)
 		}
@@ -519,7 +426,8 @@ func families(modules []*Module) (list []*family, rest []*Module, err error) {
 }
 
 // fuse makes of a family the modules for the parameters that hold all its experts, as PEFT has
-// them: gate and up get blocks of one matrix, unless they share their A.
+// them: gate and up get blocks of one matrix, unless they share their A. down_proj is the last parameter of every
+// model.
 func (f *family) fuse() ([]*Module, error) {
 	name := f.name
 	if f.older {
@@ -527,7 +435,13 @@ func (f *family) fuse() ([]*Module, error) {
 	}
 	gate, up, down := f.projs["gate_proj"], f.projs["up_proj"], f.projs["down_proj"]
 	var list []*Module
-	if gate != nil || up != nil {
+	switch {
+	case f.ungated && gate != nil:
+		return nil, fmt.Errorf("module %s: %w: gate_proj, and the experts of its model have no gate",
+			tensor.Quote(f.name), ErrUnsupported)
+	case f.ungated && up != nil:
+		list = append(list, stacked(name, "up_proj", up, nil, false))
+	case gate != nil || up != nil:
 		if gate == nil || up == nil {
 			return nil, fmt.Errorf("module %s: %w: only one of gate_proj and up_proj; the stack holds both in one matrix, whose other half it does not tell the size of", tensor.Quote(f.name), ErrUnsupported)
 		}
@@ -538,11 +452,12 @@ func (f *family) fuse() ([]*Module, error) {
 		if err != nil {
 			return nil, err
 		}
-		m := stacked(name, "gate_up_proj", gate, up, shared)
-		m.Nest = min(1, len(down))
-		list = append(list, m)
+		list = append(list, stacked(name, "gate_up_proj", gate, up, shared))
 	}
 	if down != nil {
+		for _, m := range list {
+			m.Nest = 1
+		}
 		list = append(list, stacked(name, "down_proj", down, nil, false))
 	}
 	return list, nil
@@ -643,5 +558,47 @@ func stacked(name, param string, first, second []*Module, shared bool) *Module {
 	}
 	m.A = matrixOf(computedTensor(x.A.T, makeA, n*rank, in))
 	m.B = matrixOf(computedTensor(x.B.T, makeB, out, rank*n))
+	if x.turned {
+		m.A, m.B = turnedStack(m.A, m.B, n)
+	}
 	return m
+}
+
+// turnedStack makes of A and B of a stack of n experts those of the matrices the other way round.
+func turnedStack(a, b Matrix, n int64) (Matrix, Matrix) {
+	m := &Module{A: a, B: b}
+	rank := a.Rows / n
+	makeA := func() ([]float32, error) {
+		v, read := make([]float32, 0, n*rank*b.Rows), reader{}
+		for e := range n {
+			_, x := m.expert(e, n)
+			of, err := read.matrix(x.Transposed())
+			if err != nil {
+				return nil, err
+			}
+			for i := range of.Rows {
+				for j := range of.Cols {
+					v = append(v, of.Data[i*of.RowStride+j*of.ColStride])
+				}
+			}
+		}
+		return v, nil
+	}
+	makeB := func() ([]float32, error) {
+		v, read := make([]float32, n*rank*a.Cols), reader{}
+		for e := range n {
+			x, _ := m.expert(e, n)
+			of, err := read.matrix(x.Transposed())
+			if err != nil {
+				return nil, err
+			}
+			for i := range of.Rows {
+				for j := range of.Cols {
+					v[(int64(i)*rank+int64(j))*n+e] = of.Data[i*of.RowStride+j*of.ColStride]
+				}
+			}
+		}
+		return v, nil
+	}
+	return matrixOf(computedTensor(a.T, makeA, n*rank, b.Rows)), matrixOf(computedTensor(b.T, makeB, a.Cols, rank*n))
 }

@@ -67,7 +67,8 @@ func (b *binder) factor(a Weighted, t Term, s spot) error {
 	if m.Inputs {
 		axis = 1
 	}
-	turned := len(p.shape) == 2 && s.parts == 0 && (p.kind == models.Conv1D || dims[axis] != n && dims[1-axis] == n)
+	turned := p.kind == models.Conv1D || !p.known && dims[axis] != n && dims[1-axis] == n
+	turned = turned && len(p.shape) == 2 && s.parts == 0
 	outputs := dims[0]
 	if turned {
 		outputs, axis = dims[1], 1-axis

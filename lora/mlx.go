@@ -157,12 +157,16 @@ func mlxModule(name string, ta, tb *formats.Tensor) (*Module, error) {
 
 // embeddings are the last parts of the names of embeddings: MLX stores one as it does a linear
 // layer.
-var embeddings = []string{"embed_tokens", "wte", "wpe", "tok_embeddings", "word_embeddings", "embedding", "embeddings", "embed_in", "embed_positions", "per_layer_embeddings", "embed_tokens_per_layer"}
+var embeddings = []string{
+	"embed_tokens", "wte", "wpe", "tok_embeddings", "word_embeddings", "embedding", "embeddings", "embed_in", "embed_positions",
+	"per_layer_embeddings", "embed_tokens_per_layer", "position_embeddings", "token_type_embeddings", "word_embedding",
+	"position_embedding", "token_embedding", "tokens_embed", "positions_embed", "shared",
+}
 
 // encodeMLX writes the folder that mlx-lm loads.
 func (a *Adapter) encodeMLX(experts string) (*Encoded, error) {
 	e := &Encoded{Format: "safetensors", File: mlxFile}
-	modules, err := a.apart()
+	modules, err := a.perExpert()
 	if err != nil {
 		return nil, err
 	}
@@ -171,8 +175,14 @@ func (a *Adapter) encodeMLX(experts string) (*Encoded, error) {
 	}
 	var stacks []*family
 	if experts != perExpert {
-		if stacks, modules, err = families(modules); err != nil {
+		if stacks, modules, err = a.families(modules); err != nil {
 			return nil, err
+		}
+	}
+	for _, f := range stacks {
+		if f.ungated {
+			return nil, fmt.Errorf("module %s: %w: MLX has other names for experts without a gate",
+				tensor.Quote(f.name), ErrUnsupported)
 		}
 	}
 	all := slices.Clone(modules)

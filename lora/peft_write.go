@@ -47,7 +47,12 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 	rebuilt := a.Dialect != PEFT || experts != keepExperts
 	if rebuilt {
 		var err error
-		if modules, err = a.apart(); err != nil {
+		if experts == perExpert {
+			modules, err = a.perExpert()
+		} else {
+			modules, err = a.apart()
+		}
+		if err != nil {
 			return nil, err
 		}
 		if modules, err = dotted(modules); err != nil {
@@ -58,7 +63,7 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 				return nil, err
 			}
 		} else {
-			list, rest, err := families(modules)
+			list, rest, err := a.families(modules)
 			if err != nil {
 				return nil, err
 			}
@@ -253,7 +258,8 @@ func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 		"bias": "none", "fan_in_fan_out": s.FanInFanOut, "inference_mode": true, "use_rslora": false, "use_dora": s.DoRA, "lora_bias": s.LoraBias,
 		"init_lora_weights": true, "rank_pattern": ranks, "alpha_pattern": alphas, "layers_to_transform": nil, "layers_pattern": nil,
 	}
-	if len(s.Parameters) > 0 {
+	if len(s.Parameters) > 0 { // and the sides of stacks are those of a version
+		fields["peft_version"] = writtenVersion
 		fields["target_parameters"] = slices.Sorted(slices.Values(s.Parameters))
 	}
 	if len(s.ToSave) > 0 {

@@ -71,7 +71,8 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 			r = max(1, min(svd.RankFor(d.S, d.Energy, energy), len(d.S)))
 		}
 		t := leading(d, r)
-		t.Name, t.Form, t.Kernel, t.Magnitude, t.Parameter = m.Name, m.Form, m.Kernel, m.Magnitude, m.Parameter
+		t.Name, t.Form, t.Kernel, t.Magnitude = m.Name, m.Form, m.Kernel, m.Magnitude
+		t.Parameter, t.turned = m.Parameter, m.turned
 		for i, s := range d.S {
 			t.Energy += float64(s * s)
 			if i < r {

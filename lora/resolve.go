@@ -16,8 +16,8 @@ import (
 // resolve finds what a module of an adapter means: the parameter of the run-time
 // name; the tensor that has the name in the file, as older versions of a model had it
 // at run time; what a known renaming makes of the name, which may be one expert or a part of a
-// fused parameter; else the one parameter that ends in the same way, since another wrapper class
-// puts another prefix before it.
+// fused parameter; else the one that the name is of in another wrapper class, or the only one that ends in the same
+// way, since such a class puts another prefix before it.
 func (b *binder) resolve(m *Module) (spot, error) {
 	full := m.Name + "." + m.Param
 	if p := b.params[full]; p != nil {
@@ -51,14 +51,10 @@ func (b *binder) resolve(m *Module) (spot, error) {
 	if s, ok := b.expertSpot(m); ok {
 		return s, nil
 	}
-	candidates := b.endingLike(full)
-	if len(candidates) > 1 {
-		fitting := slices.DeleteFunc(slices.Clone(candidates), func(p *parameter) bool { return !b.fits(m, p) })
-		if len(fitting) > 0 {
-			candidates = fitting
-		}
+	if p := b.rewrapped(m.Name, m.Param); p != nil {
+		return whole(p), nil
 	}
-	return b.only(m, full, candidates)
+	return b.only(m, full, b.endingLike(full)) // the sizes of several do not tell which is meant
 }
 
 // repeats reports whether a module is a new value that its adapter has under the name of p too.
@@ -186,7 +182,7 @@ func (b *binder) fileParameter(i int) *parameter {
 		}
 	}
 	whole := models.Slice{Param: t.Name, Expert: -1, Parts: 1, FileParts: 1}
-	return &parameter{name: t.Name, shape: t.Shape, kind: t.Role.Kind, pieces: []piece{{i, whole}}}
+	return &parameter{name: t.Name, shape: t.Shape, kind: t.Role.Kind, known: t.Role.Known, pieces: []piece{{i, whole}}}
 }
 
 // shapeOf is the shape that a module's parameter has by its own tensors.
@@ -202,9 +198,19 @@ func (b *binder) shapeOf(m *Module) tensor.Shape {
 	return append(tensor.Shape{m.B.Rows, m.channels()}, m.Kernel...)
 }
 
-func (b *binder) fits(m *Module, p *parameter) bool {
-	s := b.shapeOf(m)
-	return slices.Equal(s, p.shape) || p.kind == models.Conv1D && len(s) == 2 && slices.Equal(tensor.Shape{s[1], s[0]}, p.shape)
+// rewrapped is the parameter that has the name in another of the classes that a model is loaded with, nil where there
+// is none or more than one.
+func (b *binder) rewrapped(module, param string) (found *parameter) {
+	for _, name := range rewrapped(module) {
+		p := b.params[name+"."+param]
+		if p != nil && found != nil && found != p {
+			return nil
+		}
+		if p != nil {
+			found = p
+		}
+	}
+	return found
 }
 
 // endingLike lists the parameters that share the longest end with a name. The end has
@@ -288,19 +294,4 @@ func stringList(v jsontext.Value) []string {
 		return []string{one}
 	}
 	return nil
-}
-
-// olderThan019 reports whether a version of PEFT takes the dimensions of expert
-// parameters as (in, out); one that is not given is a new one.
-func olderThan019(version string) bool {
-	parts := strings.Split(version, ".")
-	if len(parts) < 2 {
-		return false
-	}
-	major, err := strconv.Atoi(parts[0])
-	if err != nil {
-		return false
-	}
-	minor, err := strconv.Atoi(parts[1])
-	return err == nil && major == 0 && minor < 19
 }

@@ -25,7 +25,7 @@ func (b *binder) findHead() {
 		b.headTarget = i
 	}
 	if b.headParam = b.params[name]; b.headParam == nil {
-		b.headParam = &parameter{name: name, shape: slices.Clone(p.shape), kind: models.Linear}
+		b.headParam = &parameter{name: name, shape: slices.Clone(p.shape), kind: models.Linear, known: true}
 	}
 }
 
@@ -42,7 +42,8 @@ func (b *binder) end(name string) *parameter {
 		return nil
 	}
 	if b.ends[name] == nil {
-		b.ends[name] = &end{parameter: &parameter{name: name, shape: slices.Clone(b.params[b.embedding].shape), kind: models.Embedding}}
+		shape := slices.Clone(b.params[b.embedding].shape)
+		b.ends[name] = &end{parameter: &parameter{name: name, shape: shape, kind: models.Embedding, known: true}}
 	}
 	return b.ends[name].parameter
 }

@@ -23,13 +23,15 @@ type Trained struct {
 	Kernel    tensor.Shape
 	Magnitude *formats.Tensor // of DoRA, kept from the adapter that it was made of
 	Parameter bool            // see Module
+	turned    bool            // see Module
 	// Held of Energy, the squared norm of what is decomposed, is in A and B; of Resize.
 	Held, Energy float64
 }
 
 // Module is t with its factors where they have been written: A and B by rows.
 func (t Trained) Module(a, b *formats.Tensor) *Module {
-	m := &Module{Name: t.Name, Param: "weight", Form: t.Form, A: matrixOf(a), B: matrixOf(b), Kernel: t.Kernel, Magnitude: t.Magnitude, Parameter: t.Parameter, Rank: t.Rank, Scaling: t.Scaling}
+	m := &Module{Name: t.Name, Param: "weight", Form: t.Form, A: matrixOf(a), B: matrixOf(b), Kernel: t.Kernel,
+		Magnitude: t.Magnitude, Parameter: t.Parameter, turned: t.turned, Rank: t.Rank, Scaling: t.Scaling}
 	if m.Scaling == 0 {
 		m.Scaling = 1
 	}
@@ -54,13 +56,25 @@ func New(path string, s Settings, modules []*Module) *Adapter {
 }
 
 // tie gives an output head the factors of the embedding that it is tied to, the other way round, as
-// ensure_weight_tying has them.
+// ensure_weight_tying has them. That is the one of the name that PEFT goes by, embed_tokens, else the only one of its
+// size: an embedding of positions may have as many rows.
 func tie(modules []*Module) {
 	for _, h := range modules {
+		if !h.isHead() {
+			continue
+		}
+		var fitting []*Module
 		for _, e := range modules {
-			if e.Form == Embedding && h.isHead() && h.B.Rows == e.A.Cols && h.A.Cols == e.B.Rows && h.A.Rows == e.A.Rows {
-				h.A, h.B = e.B.Transposed(), e.A.Transposed()
+			if e.Form == Embedding && h.B.Rows == e.A.Cols && h.A.Cols == e.B.Rows && h.A.Rows == e.A.Rows {
+				fitting = append(fitting, e)
 			}
+		}
+		at := slices.IndexFunc(fitting, func(e *Module) bool { _, name := cutLast(e.Name); return name == "embed_tokens" })
+		if at < 0 && len(fitting) == 1 {
+			at = 0
+		}
+		if at >= 0 {
+			h.A, h.B = fitting[at].B.Transposed(), fitting[at].A.Transposed()
 		}
 	}
 }
