@@ -1,9 +1,12 @@
 package lorakit_test
 
 import (
+	"encoding/binary"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/go-json-experiment/json"
@@ -22,6 +25,7 @@ func TestExtractTells(t *testing.T) {
 		}
 		return floats(v, n, 4)
 	}
+	wide := floats(make([]float32, 24), 4, 6)
 	vector := floats([]float32{2, 1, 1, 1}, 4)
 	for name, x := range map[string]struct {
 		config         string
@@ -67,6 +71,28 @@ func TestExtractTells(t *testing.T) {
 			tuned:   map[string]entry{"shared.weight": changed(6)},
 			modules: []string{"shared"}, targets: []string{"decoder.embed_tokens", "encoder.embed_tokens", "lm_head", "shared"},
 		},
+		"Nemotron-H, whose experts have no gate": {
+			config: `{"architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h"}`,
+			same:   map[string]entry{"backbone.layers.1.mixer.experts.0.up_proj.weight": ones(6, 4)},
+			tuned: map[string]entry{
+				"backbone.layers.1.mixer.experts.1.up_proj.weight": changed(6), "backbone.layers.1.mixer.experts.0.down_proj.weight": wide, "backbone.layers.1.mixer.experts.1.down_proj.weight": wide,
+				"backbone.layers.1.norm.weight": vector,
+			},
+			modules: []string{"model.layers.1.mixer.experts.0.down_proj", "model.layers.1.mixer.experts.1.down_proj", "model.layers.1.mixer.experts.1.up_proj"},
+			left:    []string{"backbone.layers.1.norm.weight"},
+			targets: []string{}, parameters: []string{"model.layers.1.mixer.experts.down_proj", "model.layers.1.mixer.experts.up_proj"},
+		},
+		"gpt-oss, whose experts lie the other way round": {
+			config:  `{"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}`,
+			tuned:   map[string]entry{"model.layers.0.mlp.experts.down_proj": floats(make([]float32, 16), 1, 4, 4), "model.layers.0.self_attn.q_proj.weight": changed(4)},
+			modules: []string{"model.layers.0.self_attn.q_proj"}, left: []string{"model.layers.0.mlp.experts.down_proj"}, matrices: []string{"model.layers.0.mlp.experts.down_proj"},
+		},
+		"Aria, whose experts do too": {
+			config:  `{"architectures": ["AriaForConditionalGeneration"], "model_type": "aria"}`,
+			tuned:   map[string]entry{"language_model.model.layers.0.mlp.experts.fc2.weight": floats(make([]float32, 32), 2, 4, 4), "language_model.model.layers.0.self_attn.q_proj.weight": changed(4)},
+			modules: []string{"model.language_model.layers.0.self_attn.q_proj"}, left: []string{"language_model.model.layers.0.mlp.experts.fc2.weight"},
+			matrices: []string{"language_model.model.layers.0.mlp.experts.fc2.weight"},
+		},
 		"a dense layer of DeepSeek": {
 			config: `{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}`,
 			tuned: map[string]entry{"model.layers.0.mlp.gate_proj.weight": changed(4),
@@ -94,6 +120,16 @@ func TestExtractTells(t *testing.T) {
 				modules = append(modules, m.Name)
 			}
 			require.Equal(t, x.modules, modules)
+			all, left := 0.0, 0.0 // of the squared norm of the changes
+			for tensor, e := range x.tuned {
+				for at := 0; at < len(e.data); at += 4 {
+					d := float64(math.Float32frombits(binary.LittleEndian.Uint32(e.data[at:]))) - 1
+					if all += d * d; slices.Contains(x.left, tensor) {
+						left += d * d
+					}
+				}
+			}
+			require.InDelta(t, 1-left/all, r.Explained, 1e-6)
 			require.Equal(t, x.whole, r.Whole)
 			require.Equal(t, append([]string{}, x.left...), r.LeftOut)
 			require.Equal(t, x.matrices, r.LeftOutMatrices)

@@ -54,9 +54,10 @@ type ExtractedModule struct {
 
 // Extraction says what Extract has done.
 type Extraction struct {
-	Destination string            `json:"destination"`
-	Explained   float64           `json:"explained"`
-	Modules     []ExtractedModule `json:"modules"`
+	Destination string `json:"destination"`
+	// Explained is the share of the squared norm of all changes, those of what is left out among them.
+	Explained float64           `json:"explained"`
+	Modules   []ExtractedModule `json:"modules"`
 	// Whole are modules that the adapter has whole, in modules_to_save: embeddings of positions, which models read past
 	// what PEFT would put around them.
 	Whole []string `json:"whole,omitempty"`
@@ -64,6 +65,8 @@ type Extraction struct {
 	// those of them that are linear layers by their shape.
 	LeftOut         []string `json:"left"`
 	LeftOutMatrices []string `json:"left_matrices,omitempty"`
+
+	held, changed float64 // of the squared norm of all changes
 }
 
 // Extract writes to out the adapter that leads from base to tuned: the truncated singular value decomposition of the
@@ -144,7 +147,7 @@ func (r *Extraction) compare(
 		}
 		parts := matrices[x]
 		table := len(parts) == 1 && parts[0].ofPositions() && y.Decoder == nil
-		if len(parts) > 0 && !table && !goesToKernel(base, parts[0]) {
+		if len(parts) > 0 && !table && !passesAdapters(base, parts[0]) {
 			for _, t := range parts {
 				t.ByParameter = t.ByParameter || onlyByParameter(base, t)
 				changes = append(changes, (&change{Target: t, tuned: y}).withTied(base.Model, other)...)
@@ -156,12 +159,23 @@ func (r *Extraction) compare(
 		case err != nil:
 			return nil, nil, err
 		case same:
+			continue
 		case table:
 			m := parts[0].Module()
 			r.Whole = append(r.Whole, m)
 			whole = append(whole, &lora.Module{Name: m, Param: "weight", Form: lora.Replace, Value: &y.Parts[0]})
 		default:
 			r.leaveOut(x)
+		}
+		squared, err := squaredChange(ctx, x, y)
+		if err == nil && squared-squared != 0 {
+			err = fmt.Errorf("%s: tensor %s: %w", tuned.Path, tensor.Quote(y.Name), svd.ErrNonFinite)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if r.changed += squared; table {
+			r.held += squared
 		}
 	}
 	for _, y := range tuned.Weights {
@@ -170,6 +184,19 @@ func (r *Extraction) compare(
 		}
 	}
 	return changes, whole, nil
+}
+
+// squaredChange is the squared norm of the change of a tensor; that of what is no floating-point number is 0.
+func squaredChange(ctx context.Context, x, y *checkpoint.Weight) (float64, error) {
+	if !x.DType.Numeric() || !y.DType.Numeric() || x.Count() == 0 {
+		return 0, nil
+	}
+	rows, cols := 1, int(x.Count())
+	if n := len(x.Shape); n > 1 {
+		cols = int(x.Shape[n-1])
+		rows = int(x.Count()) / cols
+	}
+	return energy(ctx, minus(checkpoint.NewMatrixAt(y, 0, rows, cols), checkpoint.NewMatrixAt(x, 0, rows, cols)))
 }
 
 // leaveOut tells of a tensor that has no part in the adapter.
@@ -228,9 +255,18 @@ func onlyByParameter(c *checkpoint.Checkpoint, t *Target) bool {
 	return lora.StackedExperts(c.Config.ModelType)[last(t.Module())] != ""
 }
 
-// goesToKernel reports whether a weight goes to a kernel as it is, so that PEFT refuses an adapter.
-func goesToKernel(c *checkpoint.Checkpoint, t *Target) bool {
-	return c.Config != nil && lora.GoesToKernel(c.Config.ModelType, t.Module())
+// passesAdapters reports whether a weight goes to a kernel as it is, so that PEFT refuses an adapter, or is a stack of
+// experts that PEFT takes the other way round than single ones.
+func passesAdapters(c *checkpoint.Checkpoint, t *Target) bool {
+	if c.Config == nil {
+		return false
+	}
+	if t.Weight != nil && t.Weight.Role.Kind == models.Expert {
+		stack, _, _ := strings.Cut(t.Module(), ".experts.")
+		r, _ := c.Model.Registered(stack + ".experts")
+		return r.IsTransposed
+	}
+	return lora.GoesToKernel(c.Config.ModelType, t.Module())
 }
 
 // checkLargest refuses a rank that none of the matrices has.
@@ -261,7 +297,6 @@ func (r *Extraction) decompose(
 		modules = append(modules, m)
 		return err
 	}
-	var held, all float64
 	decompose := func(ctx context.Context, i int) (*svd.Decomposition, error) {
 		d, err := changes[i].decompose(ctx, o)
 		if err != nil {
@@ -275,7 +310,7 @@ func (r *Extraction) decompose(
 			return nil
 		}
 		sum := heldEnergy(d)
-		held, all = held+sum, all+d.Energy
+		r.held, r.changed = r.held+sum, r.changed+d.Energy
 		r.Modules = append(r.Modules, ExtractedModule{
 			Name: c.Module(), Rank: len(d.S), Explained: sum / d.Energy, DeltaNorm: math.Sqrt(d.Energy),
 			EffectiveRank: svd.EffectiveRank(d.S), Values: d.S,
@@ -290,8 +325,8 @@ func (r *Extraction) decompose(
 	if err != nil {
 		return nil, orInterrupted(ctx, err)
 	}
-	if all > 0 {
-		r.Explained = held / all
+	if r.changed > 0 {
+		r.Explained = r.held / r.changed
 	}
 	for _, c := range unchangedExperts(changes) {
 		zero := lora.Trained{Name: c.Module(), Rank: 1, A: kernels.NewMat(1, c.In), B: kernels.NewMat(c.Out, 1)}

@@ -275,6 +275,9 @@ func (t *Target) experts(s models.Slice) []*Target {
 	}
 	stack, param := s.Param[:at], s.Param[at+1:]
 	projections := map[string][]string{lora.GateUp: {"gate_proj", "up_proj"}, "down_proj": {"down_proj"}}[param]
+	if param == "up_proj" && w.Role.Known { // of experts without a gate
+		projections = []string{param}
+	}
 	if projections == nil || !strings.HasSuffix(stack, ".experts") {
 		return nil
 	}
