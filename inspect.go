@@ -1,6 +1,7 @@
 package lorakit
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/lorakit/lorakit/tensor"
@@ -20,14 +21,14 @@ type Inspection struct {
 	Bytes      int64  `json:"bytes"`      // of all tensors as they are stored
 	// Files hold the tensors, an index included.
 	Files    []string          `json:"files"`
-	Metadata map[string]string `json:"metadata"`
+	Metadata map[string]any    `json:"metadata"`
 	Tensors  []InspectedTensor `json:"tensors"`
 }
 
 // InspectedTensor is one logical weight.
 type InspectedTensor struct {
 	Name   string       `json:"name"`
-	DType  tensor.DType `json:"dtype"` // of the values
+	DType  tensor.DType `json:"dtype,omitzero"` // of the values, if they can be read
 	Shape  tensor.Shape `json:"shape"`
 	Bytes  int64        `json:"bytes"`            // as stored, companions included
 	Scheme string       `json:"scheme,omitempty"` // such as "nf4, block 64, double"
@@ -43,8 +44,11 @@ func Inspect(ctx context.Context, path string, o ReadOptions) (*Inspection, erro
 	}
 	defer c.Close()
 	r := &Inspection{
-		Path: path, Format: c.Format.Name(), Known: c.Known, Files: c.Files(), Metadata: c.Metadata(),
+		Path: path, Format: c.Format.Name(), Known: c.Known, Files: c.Files(), Metadata: map[string]any{},
 		Tensors: []InspectedTensor{},
+	}
+	for _, p := range c.Metadata() {
+		r.Metadata[p.Name] = p.Value
 	}
 	if c.Config != nil {
 		r.ModelType, r.Architecture, r.DType = c.Config.ModelType, c.Config.Architecture, c.Config.DType
@@ -56,10 +60,10 @@ func Inspect(ctx context.Context, path string, o ReadOptions) (*Inspection, erro
 		}
 		if w.Decoder != nil {
 			t.Scheme = w.Decoder.Spec().String()
-			if r.Scheme == "" {
-				r.Scheme = t.Scheme
-			}
+		} else {
+			t.Scheme = w.Encoding.Name
 		}
+		r.Scheme = cmp.Or(r.Scheme, t.Scheme)
 		if !w.DType.Integer() {
 			r.Parameters += w.Count()
 		}

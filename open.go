@@ -24,7 +24,7 @@ func open(ctx context.Context, path string, followLinks bool) (*checkpoint.Check
 	if err != nil {
 		return nil, err
 	}
-	return checkpoint.OpenIn(ctx, dir, name)
+	return checkpoint.OpenIn(ctx, dir, name, checkpoint.OpenOptions{})
 }
 
 // openCheckpoint opens a checkpoint, and refuses an adapter.

@@ -42,6 +42,9 @@ type Checkpoint struct {
 	Dir    storage.Folder // of the files
 	Folder bool           // whether the checkpoint is all of Dir, and not one file there
 	Format formats.Format
+	// Formats and Schemes are those it was opened with.
+	Formats *formats.Registry
+	Schemes *quant.Registry
 	// Config is what config.json says, nil where there is none. ConfigJSON are its bytes and ConfigVersion tells them from
 	// others, as storage.File has it.
 	Config        *models.Config
@@ -66,33 +69,47 @@ func Open(ctx context.Context, path string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return OpenIn(ctx, dir, name)
+	return OpenIn(ctx, dir, name, OpenOptions{})
+}
+
+// OpenOptions say what a checkpoint is opened with.
+type OpenOptions struct {
+	// Formats are those that it may have, and those that may be made of it; nil is formats.Default.
+	Formats *formats.Registry
+	// Schemes are those that its weights may be in, and those that may be made of them; nil is quant.Default.
+	Schemes *quant.Registry
 }
 
 // OpenIn reads the headers of a checkpoint in a folder: the file of that name, or with no name the folder itself. The
 // context holds until the checkpoint is closed.
-func OpenIn(ctx context.Context, dir storage.Folder, name string) (*Checkpoint, error) {
-	c, err := open(ctx, dir, name)
+func OpenIn(ctx context.Context, dir storage.Folder, name string, o OpenOptions) (*Checkpoint, error) {
+	c, err := open(ctx, dir, name, o)
 	if ctx.Err() != nil && err != nil {
 		return nil, ErrInterrupted
 	}
 	return c, err
 }
 
-func open(ctx context.Context, dir storage.Folder, name string) (*Checkpoint, error) {
-	f, err := formats.Default.Detect(ctx, dir, name)
-	if err != nil {
+func open(ctx context.Context, dir storage.Folder, name string, o OpenOptions) (*Checkpoint, error) {
+	c := &Checkpoint{
+		Path: dir.Path(name), Folder: name == "", Dir: dir,
+		Formats: cmp.Or(o.Formats, formats.Default), Schemes: cmp.Or(o.Schemes, &quant.Default),
+	}
+	c.byParameter = sync.OnceValue(c.pieces)
+	var err error
+	if c.Format, err = c.Formats.Detect(ctx, dir, name); err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{Path: dir.Path(name), Folder: name == "", Format: f, Dir: dir}
-	c.byParameter = sync.OnceValue(c.pieces)
 	if err := c.readConfig(ctx); err != nil {
 		return nil, err
 	}
-	if c.container, err = f.Open(ctx, dir, name); err != nil {
+	if c.container, err = c.Format.Open(ctx, dir, name); err != nil {
 		return nil, err
 	}
-	if err := c.assemble(ctx); err != nil {
+	if err = c.innerConfig(); err == nil {
+		err = c.assemble(ctx)
+	}
+	if err != nil {
 		c.Close()
 		return nil, fmt.Errorf("%s: %w", c.Path, err)
 	}
@@ -102,8 +119,8 @@ func open(ctx context.Context, dir storage.Folder, name string) (*Checkpoint, er
 // Close closes the files.
 func (c *Checkpoint) Close() error { return c.container.Close() }
 
-// Metadata returns the free-form strings stored with the tensors.
-func (c *Checkpoint) Metadata() map[string]string { return c.container.Metadata() }
+// Metadata returns what is stored with the tensors.
+func (c *Checkpoint) Metadata() formats.Metadata { return c.container.Metadata() }
 
 // Files returns the names of the files that hold the tensors, an index included.
 func (c *Checkpoint) Files() []string { return c.container.Files() }
@@ -149,11 +166,41 @@ func (c *Checkpoint) readConfig(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// InnerFiles are the small files within the container, as GGUF has a config.
+func (c *Checkpoint) InnerFiles() []formats.File {
+	if b, ok := c.container.(formats.Bearer); ok {
+		return b.SmallFiles()
+	}
+	return nil
+}
+
+// innerConfig takes the config.json within the container, where there is none beside it.
+func (c *Checkpoint) innerConfig() (err error) {
+	for _, f := range c.InnerFiles() {
+		if f.Name == ConfigName && c.Config == nil {
+			c.ConfigJSON = f.Data
+			if c.Config, err = models.ParseConfig(f.Data); err != nil {
+				return fmt.Errorf("%s: %w", ConfigName, err)
+			}
+		}
+	}
 	c.Model, c.Known = models.Load(c.Config)
 	return nil
 }
 
-// readSmall reads a file of at most limit bytes.
+// ReadSmall reads a file of a folder whole, which has at most limit bytes.
+func ReadSmall(ctx context.Context, dir storage.Folder, name string, limit int64) ([]byte, error) {
+	f, err := dir.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readSmall(f, dir.Path(name), limit)
+}
+
 func readSmall(f storage.File, path string, limit int64) ([]byte, error) {
 	if f.Size() > limit {
 		return nil, fmt.Errorf("%s: %w: %d bytes, expected at most %d", path, formats.ErrLimit, f.Size(), limit)
@@ -171,7 +218,7 @@ func (c *Checkpoint) assemble(ctx context.Context) error {
 
 	quantised := make(map[string]quant.Decoder) // by the name of the first part
 	companion := make(map[string]string)        // name of a part -> its weight
-	for _, scheme := range quant.All() {
+	for _, scheme := range c.Schemes.All() {
 		decoders, err := scheme.Find(ctx, s)
 		if err != nil {
 			return err

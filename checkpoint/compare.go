@@ -208,7 +208,7 @@ func SameBytes(ctx context.Context, a, b *Weight) (bool, error) {
 	}
 	for i := range a.Parts {
 		p, q := &a.Parts[i], &b.Parts[i]
-		if p.Bytes != q.Bytes || p.DType != q.DType {
+		if p.Bytes != q.Bytes || p.DType != q.DType || p.Encoding != q.Encoding {
 			return false, nil
 		}
 		if same, err := SameContent(ctx, p.Data, p.Offset, q.Data, q.Offset, p.Bytes); !same || err != nil {

@@ -16,7 +16,7 @@ func (c *Checkpoint) declaration() (quant.Declaration, bool) {
 	if c.Config == nil || c.Config.Quantization == nil {
 		return quant.Declaration{}, false
 	}
-	for _, s := range quant.All() {
+	for _, s := range c.Schemes.All() {
 		if p, ok := s.Declaration(c.Config.Quantization); ok {
 			return p, true
 		}
@@ -59,7 +59,7 @@ func (c *Checkpoint) ForeignScheme() (string, bool) {
 func (c *Checkpoint) CheckReadable() error {
 	if method, ok := c.ForeignScheme(); ok {
 		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
-			filepath.Join(c.Path, ConfigName), ErrRefused, method, strings.Join(quant.Default.Names(), ", "))
+			filepath.Join(c.Path, ConfigName), ErrRefused, method, strings.Join(c.Schemes.Names(), ", "))
 	}
 	base, factor := "", ""
 	for _, w := range c.Weights {

@@ -11,13 +11,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Decoded returns a weight like w whose values are read from parts, the stored tensors of one weight in the scheme
-// that has the type.
-func Decoded(ctx context.Context, w *Weight, typ string, parts []formats.Tensor) (*Weight, error) {
-	scheme, err := quant.ForType(typ)
-	if err != nil {
-		return nil, err
-	}
+// Decoded returns a weight like w whose values are read from parts, the stored tensors of one weight in the
+// scheme.
+func Decoded(ctx context.Context, w *Weight, scheme quant.Scheme, parts []formats.Tensor) (*Weight, error) {
 	s := newStored(parts, w.DType, nil)
 	d, err := scheme.Find(ctx, s)
 	if err != nil {
@@ -35,7 +31,11 @@ func Decoded(ctx context.Context, w *Weight, typ string, parts []formats.Tensor)
 // Quantized returns a weight as it is once it has gone through a quantisation and back. The quantised form is held in
 // memory.
 func Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*Weight, error) {
-	low, err := new(Reader).Quantized(ctx, w, spec)
+	scheme, err := quant.ForType(spec.Type)
+	if err != nil {
+		return nil, err
+	}
+	low, err := new(Reader).Quantized(ctx, w, scheme, spec)
 	if err != nil {
 		return nil, w.Failed(err)
 	}
@@ -43,11 +43,9 @@ func Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*Weight, error)
 }
 
 // Quantized is the function of that name with the memory of r.
-func (r *Reader) Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*Weight, error) {
-	scheme, err := quant.ForType(spec.Type)
-	if err != nil {
-		return nil, err
-	}
+func (r *Reader) Quantized(
+	ctx context.Context, w *Weight, scheme quant.Scheme, spec quant.Spec,
+) (*Weight, error) {
 	flip := w.Flips()
 	info := tensor.Info{Name: w.Name, DType: w.Values, Shape: w.Shape}
 	if flip {
@@ -115,7 +113,7 @@ func (r *Reader) Quantized(ctx context.Context, w *Weight, spec quant.Spec) (*We
 	if err := e.Finish(kept, write); err != nil {
 		return nil, err
 	}
-	low, err := Decoded(ctx, w, spec.Type, parts)
+	low, err := Decoded(ctx, w, scheme, parts)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,10 @@
 //
 // A container knows nothing of what the arrays mean. That several of them make
 // up one quantised weight is the business of package quant.
+//
+// A format reads files of a storage.Folder and writes none: Layout says where each byte goes. All that
+// goes in and out of its methods are values, so that it can live in another process; Failure is an
+// error on its way.
 package formats
 
 import (
@@ -48,12 +52,20 @@ type Container interface {
 	// Tensors lists what the container holds, in the order of its files and
 	// of the data in each. The caller does not change it.
 	Tensors() []Tensor
-	// Metadata returns the free-form strings stored with the tensors.
-	Metadata() map[string]string
+	// Metadata returns what is stored with the tensors. The caller does not change it.
+	Metadata() Metadata
 	// Files returns the base names of all files the container consists of,
 	// an index included.
 	Files() []string
 	Close() error
+}
+
+// Bearer is a Container that has small files of a checkpoint in it, such as its config.json or its tokenizer, which
+// other formats have beside the weights.
+type Bearer interface {
+	Container
+	// SmallFiles returns them whole. The caller does not change them.
+	SmallFiles() []File
 }
 
 // Layout says, before a byte of data is written, which files a set of tensors
@@ -91,14 +103,24 @@ type Options struct {
 	MaxShardSize int64
 	// SingleFile, where not empty, is the name of the one file to write.
 	SingleFile string
-	Metadata   map[string]string
+	Metadata   Metadata
 	// Parameters is the number of parameters to state in an index: buffers are
 	// not counted, and of a quantised weight the elements it stands for, not
 	// the bytes that hold them. Zero stands for the elements of all tensors.
 	Parameters int64
+	// Files are the small files that the format has claimed, see Claimer.
+	Files []File
 	// Groups, where not nil, gives for each tensor the number of the group it belongs
 	// to: tensors of one group stand in one shard.
 	Groups []int
+}
+
+// Claimer is a Format that has small files of a checkpoint in its own, as GGUF has its config.json and its tokenizer
+// as metadata. What it claims is given to Layout, and not written beside the weights.
+type Claimer interface {
+	Format
+	// Claim chooses from the names of all small files that a checkpoint has beside its weights.
+	Claim(ctx context.Context, names []string) ([]string, error)
 }
 
 // Format reads and, where it is not ReadOnly, writes one kind of container.
@@ -115,6 +137,9 @@ type Format interface {
 	Open(ctx context.Context, dir storage.Folder, name string) (Container, error)
 	// ReadOnly reports whether Layout always fails.
 	ReadOnly() bool
+	// Holds says why a tensor of this type and shape has no place in the format, or nothing. What the format
+	// has no place for may be written as something else.
+	Holds(t tensor.Info) error
 	// Layout places the tensors, which all have valid sizes. The result
 	// depends on the arguments alone.
 	Layout(ctx context.Context, tensors []tensor.Info, o Options) (Layout, error)

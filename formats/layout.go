@@ -69,6 +69,9 @@ func check(tensors []tensor.Info, o Options) ([]int64, error) {
 	if o.MaxShardSize < 0 {
 		return nil, fmt.Errorf("found a shard size of %d, expected 0 or more", o.MaxShardSize)
 	}
+	if err := o.Metadata.Check(); err != nil {
+		return nil, err
+	}
 	if o.Groups != nil && len(o.Groups) != len(tensors) {
 		return nil, fmt.Errorf("found %d groups for %d tensors, expected one for each", len(o.Groups), len(tensors))
 	}

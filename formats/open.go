@@ -48,6 +48,7 @@ type Contents struct {
 
 	file int32            // the place of the file being read in c.files
 	seen map[string]int32 // from a tensor's name to the place of its file
+	said map[string]bool  // the names of the metadata
 	c    container
 }
 
@@ -67,15 +68,13 @@ func (c *Contents) Claim(name string) error {
 }
 
 // Add takes in the tensors of the file, all of them claimed, in the order of their data, and its
-// metadata. Where files differ in a metadata string, the first one's is kept.
-func (c *Contents) Add(tensors []Tensor, metadata map[string]string) {
+// metadata. Where files differ in a value of it, the first one's is kept.
+func (c *Contents) Add(tensors []Tensor, metadata Metadata) {
 	c.c.tensors = append(c.c.tensors, tensors...)
-	for k, v := range metadata {
-		if c.c.metadata == nil {
-			c.c.metadata = map[string]string{}
-		}
-		if _, ok := c.c.metadata[k]; !ok {
-			c.c.metadata[k] = v
+	for _, p := range metadata {
+		if !c.said[p.Name] {
+			c.said[p.Name] = true
+			c.c.metadata = append(c.c.metadata, p)
 		}
 	}
 }
@@ -91,7 +90,7 @@ func OpenFiles(ctx context.Context, dir storage.Folder, name string, r FileReade
 			return nil, err
 		}
 	}
-	o := opener{FileReader: r, ctx: ctx, dir: dir, Contents: Contents{seen: map[string]int32{}}}
+	o := opener{FileReader: r, ctx: ctx, dir: dir, Contents: Contents{seen: map[string]int32{}, said: map[string]bool{}}}
 	f, err := dir.Open(ctx, name)
 	if err != nil {
 		return nil, err
@@ -111,14 +110,14 @@ func OpenFiles(ctx context.Context, dir storage.Folder, name string, r FileReade
 // container is one file, or those of an index.
 type container struct {
 	tensors  []Tensor
-	metadata map[string]string
+	metadata Metadata
 	files    []string
 	open     []storage.File
 }
 
-func (c *container) Tensors() []Tensor           { return c.tensors }
-func (c *container) Metadata() map[string]string { return c.metadata }
-func (c *container) Files() []string             { return c.files }
+func (c *container) Tensors() []Tensor  { return c.tensors }
+func (c *container) Metadata() Metadata { return c.metadata }
+func (c *container) Files() []string    { return c.files }
 
 func (c *container) Close() error {
 	var errs []error

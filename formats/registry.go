@@ -32,7 +32,10 @@ func (r *Registry) Register(f Format) error {
 	if !isWord(name, "-_") {
 		return fmt.Errorf("format %q: expected a name of lower-case letters, digits, - and _", name)
 	}
-	for _, e := range f.Extensions() {
+	for i, e := range f.Extensions() {
+		if slices.Contains(f.Extensions()[:i], e) {
+			return fmt.Errorf("format %s: found the extension %q twice, expected it once", name, e)
+		}
 		if rest, ok := strings.CutPrefix(e, "."); !ok || !isWord(rest, "-_.") {
 			return fmt.Errorf("format %s: found the extension %q, expected a dot and lower-case letters, digits, - and _", name, e)
 		}
@@ -43,7 +46,7 @@ func (r *Registry) Register(f Format) error {
 		}
 		for _, e := range f.Extensions() {
 			if slices.Contains(other.Extensions(), e) {
-				return fmt.Errorf("format %s: found the extension %s, which is that of %s", name, e, other.Name())
+				return fmt.Errorf("format %s: found the extension %q, which is that of %s", name, e, other.Name())
 			}
 		}
 	}
@@ -84,7 +87,15 @@ func (r *Registry) Lookup(name string) (Format, error) {
 // Detect finds the format of a file in a folder, or with no name of the folder. Where none knows it, the
 // error says what it is instead.
 func (r *Registry) Detect(ctx context.Context, dir storage.Folder, name string) (Format, error) {
+	var first, others []Format // what has the extension is asked first
 	for _, f := range r.formats {
+		if slices.ContainsFunc(f.Extensions(), func(e string) bool { return strings.HasSuffix(name, e) }) {
+			first = append(first, f)
+		} else {
+			others = append(others, f)
+		}
+	}
+	for _, f := range append(first, others...) {
 		ok, err := f.Detect(ctx, dir, name)
 		if err != nil {
 			return nil, err

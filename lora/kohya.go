@@ -139,9 +139,9 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 		return nil, err
 	}
 	if common := commonScales(modules); common.rank > 0 {
-		e.Metadata = map[string]string{
+		e.Metadata = formats.Texts(map[string]string{
 			"ss_network_module": "networks.lora", "ss_network_dim": fmt.Sprint(common.rank), "ss_network_alpha": fmt.Sprint(common.alpha),
-		}
+		})
 	}
 	seen, part := map[string]string{}, kohyaPart(modules)
 	for _, m := range modules {

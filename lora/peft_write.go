@@ -9,6 +9,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/formats"
 )
 
 // peftOutputs are the tensors that PEFT stores for a module of another adapter. adapted has the modules
@@ -85,7 +87,7 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 
 // EncodePEFT makes the folder that PEFT loads of modules and an adapter_config.json that means them.
 func EncodePEFT(modules []*Module, config []byte) *Encoded {
-	e := &Encoded{Dialect: PEFT, Format: "safetensors", File: adapterFiles[0], Metadata: map[string]string{"format": "pt"}, Config: config}
+	e := &Encoded{Dialect: PEFT, Format: "safetensors", File: adapterFiles[0], Metadata: formats.Texts(map[string]string{"format": "pt"}), Config: config}
 	names := adapted(modules)
 	for _, m := range modules {
 		e.Tensors = append(e.Tensors, m.peftOutputs(names)...)

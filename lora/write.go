@@ -155,7 +155,7 @@ type Encoded struct {
 	File     string
 	Config   []byte
 	Tensors  []Output
-	Metadata map[string]string
+	Metadata formats.Metadata
 	Notices  []string
 }
 

@@ -48,7 +48,7 @@ func (b *planner) arranged(ctx context.Context, w *Weight, j Job, a models.Arran
 	}
 	switch {
 	case j.Encode != nil:
-		scheme, err := quant.ForType(j.Encode.Type)
+		scheme, err := b.Schemes.ForType(j.Encode.Type)
 		if err != nil {
 			return j, err
 		}

@@ -52,7 +52,7 @@ func CheckMemory(m *Merged, o Options, memory int64) error {
 	least := int64(runtimeBytes)
 	b := planner{Checkpoint: m.Base, Options: o, from: m}
 	if o.Quantize != "keep" && o.Quantize != "none" {
-		b.scheme, _ = quant.ForType(o.Quantize) // an unknown one is refused by NewPlan
+		b.scheme, _ = m.Base.Schemes.ForType(o.Quantize) // an unknown one is refused by NewPlan
 	}
 	for _, w := range m.Weights {
 		if b.selected(w) {

@@ -24,15 +24,16 @@ type planner struct {
 	from *Merged
 	p    *Plan
 
-	scheme      quant.Scheme // nil for keep and none
-	spec        quant.Spec   // of scheme
-	quantised   []*Weight    // what is in the scheme in the result
-	unquantised []*Weight    // what transformers would quantise and stays plain
-	extra       []*Weight    // what is quantised and transformers would leave
-	decoded     int          // how many weights are dequantised
-	changed     bool         // whether the scheme of any weight changes
-	unfit       int          // how many were chosen that hold nothing to quantise
-	uncast      []string     // what is not cast: types that only a scheme gives a meaning
+	format      formats.Format // that is written
+	scheme      quant.Scheme   // nil for keep and none
+	spec        quant.Spec     // of scheme
+	quantised   []*Weight      // what is in the scheme in the result
+	unquantised []*Weight      // what transformers would quantise and stays plain
+	extra       []*Weight      // what is quantised and transformers would leave
+	decoded     int            // how many weights are dequantised
+	changed     bool           // whether the scheme of any weight changes
+	unfit       int            // how many were chosen that hold nothing to quantise
+	uncast      []string       // what is not cast: types that only a scheme gives a meaning
 }
 
 func (b *planner) notice(format string, args ...any) {
@@ -43,7 +44,7 @@ func (b *planner) notice(format string, args ...any) {
 func (b *planner) check() error {
 	if b.Quantize != "keep" && b.Quantize != "none" {
 		var err error
-		if b.scheme, err = quant.ForType(b.Quantize); err != nil {
+		if b.scheme, err = b.Schemes.ForType(b.Quantize); err != nil {
 			return err
 		}
 		if b.spec, err = b.scheme.Spec(b.Quantize, b.Params); err != nil {
@@ -67,9 +68,9 @@ func (b *planner) check() error {
 }
 
 func (b *planner) target(dst string) (formats.Format, error) {
-	byName, single := formats.Default.ForExtension(dst)
+	byName, single := b.Formats.ForExtension(dst)
 	b.p.SingleFile = single
-	if extensions := written(); !single { // a folder of that name is not what was meant
+	if extensions := written(b.Formats); !single { // a folder of that name is not what was meant
 		meant, near := nearest.To(filepath.Ext(dst), extensions)
 		did := ""
 		if near = near && len(meant) >= longExtension; near {
@@ -82,7 +83,7 @@ func (b *planner) target(dst string) (formats.Format, error) {
 	}
 	switch {
 	case b.To != "":
-		f, err := formats.Default.Lookup(b.To)
+		f, err := b.Formats.Lookup(b.To)
 		if err == nil && single && byName.Name() != f.Name() {
 			err = fmt.Errorf("%w: %s has the extension of %s, and %s is asked for", ErrRefused, dst, byName.Name(), f.Name())
 		}
@@ -91,7 +92,7 @@ func (b *planner) target(dst string) (formats.Format, error) {
 		return byName, nil
 	}
 	if b.Format.ReadOnly() {
-		return formats.Default.Lookup("safetensors")
+		return b.Formats.Lookup("safetensors")
 	}
 	return b.Format, nil
 }
@@ -100,9 +101,9 @@ func (b *planner) target(dst string) (formats.Format, error) {
 const longExtension = len(".safetensors")
 
 // written lists the extensions of the formats that are written.
-func written() []string {
+func written(r *formats.Registry) []string {
 	var list []string
-	for _, f := range formats.Default.All() {
+	for _, f := range r.All() {
 		if !f.ReadOnly() {
 			list = append(list, f.Extensions()...)
 		}
@@ -150,6 +151,10 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 // job decides the way of one weight.
 func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 	selected := b.selected(w)
+	if w.Decoder == nil && w.Encoding != (tensor.Encoding{}) && (selected || w.Change != nil || b.Quantize == "none") {
+		return Job{}, fmt.Errorf("%w: it is stored as %s, which no scheme that is known reads", ErrRefused,
+			tensor.Quote(w.Encoding.Name))
+	}
 	if selected && (w.Count() == 0 || w.DType.Integer()) {
 		b.unfit++
 		selected = false
@@ -169,14 +174,14 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 		b.uncast = append(b.uncast, w.Name)
 	}
 	switch {
-	case w.Change != nil && w.Decoder != nil && b.Quantize == "keep":
+	case w.Change != nil && w.Decoder != nil && b.Quantize == "keep" && b.holds(w):
 		spec := w.Decoder.Spec()
-		scheme, err := quant.ForType(spec.Type)
+		scheme, err := b.Schemes.ForType(spec.Type)
 		if err != nil {
 			return Job{}, err
 		}
 		return encodeJob(ctx, w, w.DType, scheme, spec)
-	case w.Change == nil && (w.Decoder == nil && to == w.Values || w.Decoder != nil && b.Quantize == "keep"):
+	case w.Change == nil && (w.Decoder == nil && to == w.Values || w.Decoder != nil && b.Quantize == "keep" && b.holds(w)):
 		return copyJob(w), nil
 	case w.Decoder != nil:
 		b.decoded++
@@ -184,6 +189,11 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 	}
 	return Job{Weight: w.Name, DType: to, RoundTrip: b.roundTrip(w),
 		Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+}
+
+// holds reports whether the format that is written has a place for a weight as it is stored.
+func (b *planner) holds(w *Weight) bool {
+	return !slices.ContainsFunc(w.Parts, func(p formats.Tensor) bool { return b.format.Holds(p.Info) != nil })
 }
 
 // roundTrip is the quantisation that a plain weight goes through, and back, before anything is added to it,

@@ -303,7 +303,7 @@ func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
 // prepareMerge quantises a job's weight and back, where its deltas go onto that, and finds the norms of DoRA.
 func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	if j.RoundTrip != nil {
-		if err := j.goRoundTrip(ctx, s); err != nil {
+		if err := r.goRoundTrip(ctx, s, j); err != nil {
 			return err
 		}
 	}
@@ -363,8 +363,12 @@ func (t *term) outputs() int64 {
 func finite(x float32) bool { return !math.IsNaN(float64(x)) && !math.IsInf(float64(x), 0) }
 
 // goRoundTrip replaces a job's weight by what is left of it once quantised.
-func (j *jobRun) goRoundTrip(ctx context.Context, s *scratch) error {
-	low, err := s.Quantized(ctx, j.weight.Weight, *j.RoundTrip)
+func (r *run) goRoundTrip(ctx context.Context, s *scratch, j *jobRun) error {
+	scheme, err := r.from.Base.Schemes.ForType(j.RoundTrip.Type)
+	if err != nil {
+		return err
+	}
+	low, err := s.Quantized(ctx, j.weight.Weight, scheme, *j.RoundTrip)
 	if err != nil {
 		return err
 	}

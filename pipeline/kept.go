@@ -57,7 +57,11 @@ func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.Re
 	}
 	out.Parts = parts
 	if j.Encode != nil {
-		w, err := checkpoint.Decoded(ctx, &out, j.Encode.Type, parts)
+		scheme, err := r.from.Base.Schemes.ForType(j.Encode.Type)
+		if err != nil {
+			return err
+		}
+		w, err := checkpoint.Decoded(ctx, &out, scheme, parts)
 		if err != nil {
 			return err
 		}

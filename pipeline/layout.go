@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/models"
@@ -20,7 +19,7 @@ import (
 const maxShards = 10_000
 
 // layOut places the jobs' outputs in shards.
-func (b *planner) layOut(ctx context.Context, f formats.Format, dst string, jobs []Job) error {
+func (b *planner) layOut(ctx context.Context, dst string, jobs []Job, claimed []formats.File) error {
 	var params int64
 	elements := make(map[string]int64, len(b.from.Weights))
 	for _, w := range b.from.Weights {
@@ -30,11 +29,11 @@ func (b *planner) layOut(ctx context.Context, f formats.Format, dst string, jobs
 	for i := range jobs {
 		params += elements[jobs[i].Weight]
 	}
-	opts := formats.Options{MaxShardSize: b.MaxShardSize, Metadata: b.Metadata(), Parameters: params}
+	opts := formats.Options{MaxShardSize: b.MaxShardSize, Metadata: b.Metadata(), Parameters: params, Files: claimed}
 	if b.p.SingleFile {
 		opts.SingleFile = filepath.Base(dst)
 	}
-	if err := b.p.place(ctx, f, jobs, opts); err != nil {
+	if err := b.p.place(ctx, b.format, jobs, opts); err != nil {
 		return fmt.Errorf("%s: the result: %w", b.Path, err)
 	}
 	if len(b.p.Shards) > maxShards {
@@ -84,47 +83,6 @@ func (p *Plan) place(ctx context.Context, f formats.Format, jobs []Job, o format
 			shard.Jobs = append(shard.Jobs, jobs[m])
 		}
 		p.Shards = append(p.Shards, shard)
-	}
-	return nil
-}
-
-// files decides what else the destination gets: config.json, and what is carried along.
-func (b *planner) files(ctx context.Context) error {
-	for _, name := range b.Files() {
-		in, err := inputFileIn(ctx, b.Dir, name)
-		if err != nil {
-			return err
-		}
-		b.p.Inputs = append(b.p.Inputs, in)
-	}
-	if !b.Folder || b.p.SingleFile {
-		return nil
-	}
-	if b.Config != nil {
-		b.p.Inputs = append(b.p.Inputs, InputFile{checkpoint.ConfigName, int64(len(b.ConfigJSON)), b.ConfigVersion})
-		config, err := b.editedConfig()
-		if err != nil {
-			return fmt.Errorf("%s: %w", filepath.Join(b.Path, checkpoint.ConfigName), err)
-		}
-		b.p.Files = append(b.p.Files, formats.File{Name: checkpoint.ConfigName, Data: config})
-	}
-	written := map[string]bool{}
-	for _, s := range b.p.Shards {
-		written[s.Name] = true
-	}
-	for _, f := range b.p.Files {
-		written[f.Name] = true
-	}
-	for _, name := range b.Files() {
-		written[name] = true
-	}
-	copied, skipped, err := filesToCopy(ctx, b.Dir, written)
-	if err != nil {
-		return err
-	}
-	b.p.Copied = copied
-	if len(skipped) > 0 {
-		b.notice("not carried along: %s", list(skipped, 4))
 	}
 	return nil
 }

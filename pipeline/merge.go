@@ -11,7 +11,6 @@ import (
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/lora"
-	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -124,7 +123,7 @@ func Merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []lora.Weight
 			return nil, fmt.Errorf("%s: %w", c.Path,
 				w.Failed(fmt.Errorf("%w: it is stored as %v, to which only the scales of a "+
 					"scheme give a meaning, expected F64, F32, F16, BF16 or a scheme that is read: %s", ErrRefused, w.DType,
-					strings.Join(quant.Default.Names(), ", "))))
+					strings.Join(c.Schemes.Names(), ", "))))
 		}
 		m.Weights[i] = m.changed(c.Weights[i], change)
 	}

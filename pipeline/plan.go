@@ -152,19 +152,21 @@ func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, erro
 	if err := b.check(); err != nil {
 		return nil, err
 	}
-	f, err := b.target(dst)
-	if err != nil {
+	var err error
+	if b.format, err = b.target(dst); err != nil {
 		return nil, err
 	}
 	jobs, err := b.jobs(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.layOut(ctx, f, dst, jobs); err != nil {
+	small, err := b.smallFiles(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if err := b.files(ctx); err != nil {
+	if err := b.layOut(ctx, dst, jobs, small.claimed); err != nil {
 		return nil, err
 	}
+	b.putBeside(small)
 	return b.p, nil
 }

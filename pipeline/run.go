@@ -256,7 +256,7 @@ func (r *run) newJob(ctx context.Context, j *Job, sh *shardRun) (*jobRun, error)
 	if j.Encode == nil {
 		return run, nil
 	}
-	s, err := quant.ForType(j.Encode.Type)
+	s, err := r.from.Base.Schemes.ForType(j.Encode.Type)
 	if err != nil {
 		return nil, err
 	}

@@ -2,11 +2,9 @@ package pipeline_test
 
 import (
 	"context"
-	"encoding/binary"
-	"fmt"
-	"math"
+	"math/rand/v2"
+	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -14,324 +12,225 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/checkpoint"
-	"github.com/lorakit/lorakit/lora"
-	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/bnb"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// shared is a scheme of one byte an element and one scale a group of weights: the largest absolute value of all of them
-// over 127.
-type shared struct{}
-
-func init() { quant.Register(shared{}) }
-
-func (shared) Name() string        { return "shared" }
-func (shared) Types() []quant.Type { return []quant.Type{{Name: "shared8"}} }
-func (shared) Spec(typ string, _ quant.Params) (quant.Spec, error) {
-	return quant.Spec{Type: typ}, nil
+// withToy has the toy format and scheme besides safetensors and bitsandbytes. The default registries know nothing of it.
+func withToy(t testing.TB, toy formats.Format) checkpoint.OpenOptions {
+	r, schemes := new(formats.Registry), new(quant.Registry)
+	require.NoError(t, schemes.Register(bnb.Scheme{}))
+	require.NoError(t, schemes.Register(toyScheme{}))
+	require.NoError(t, r.Register(safetensors.Format{}))
+	require.NoError(t, r.Register(toy))
+	return checkpoint.OpenOptions{Formats: r, Schemes: schemes}
 }
 
-func (shared) Groups(_ quant.Spec, names []string) [][]string {
-	byParent := map[string][]string{}
-	for _, n := range names {
-		for _, end := range []string{"q_proj.weight", "k_proj.weight", "v_proj.weight"} {
-			if parent, ok := strings.CutSuffix(n, end); ok {
-				byParent[parent] = append(byParent[parent], n)
-			}
-		}
-	}
-	var list [][]string
-	for _, g := range byParent {
-		list = append(list, g)
-	}
-	return list
-}
-
-func (shared) Find(_ context.Context, s quant.Stored) ([]quant.Decoder, error) {
-	var list []quant.Decoder
-	for _, t := range s.Tensors() {
-		if _, ok := s.Lookup(t.Name + ".scale"); !ok || t.DType != tensor.I8 {
-			continue
-		}
-		var scale [4]byte
-		if err := s.Read(t.Name+".scale", scale[:], 0); err != nil {
-			return nil, err
-		}
-		list = append(list, &sharedWeight{info: tensor.Info{Name: t.Name, DType: tensor.F32, Shape: t.Shape},
-			scale: math.Float32frombits(binary.LittleEndian.Uint32(scale[:]))})
-	}
-	return list, nil
-}
-
-func (shared) Encoder(_ context.Context, _ quant.Spec, t tensor.Info) (quant.Encoder, error) {
-	return &sharedWeight{info: t}, nil
-}
-func (shared) Config([]quant.Assigned, []string) (string, []byte, error) {
-	return "quantization_config", []byte(`{"quant_method": "shared"}`), nil
-}
-func (shared) Declaration(b []byte) (quant.Declaration, bool) {
-	return quant.Declaration{}, strings.Contains(string(b), `"shared"`)
-}
-
-// sharedWeight is both ways of a weight.
-type sharedWeight struct {
-	info  tensor.Info
-	scale float32
-}
-
-func (w *sharedWeight) Info() tensor.Info           { return w.info }
-func (w *sharedWeight) Spec() quant.Spec            { return quant.Spec{Type: "shared8"} }
-func (w *sharedWeight) Parts() []string             { return []string{w.info.Name, w.info.Name + ".scale"} }
-func (w *sharedWeight) Unit() int64                 { return 1 }
-func (w *sharedWeight) Values() tensor.DType        { return tensor.F32 }
-func (w *sharedWeight) Deferred(int64, int64) int64 { return 0 }
-func (w *sharedWeight) Statistics() int             { return 1 }
-func (w *sharedWeight) Join(a, b []float32)         { a[0] = max(a[0], b[0]) }
-func (w *sharedWeight) Begin(n []float32) error     { w.scale = n[0] / 127; return nil }
-func (w *sharedWeight) TileElements() int64         { return 40_000 }
-func (w *sharedWeight) floats(b []byte) []float32   { return floatsOf(b, w.info.DType) }
-
-func floatsOf(b []byte, d tensor.DType) []float32 {
-	x := make([]float32, int64(len(b))*8/d.Bits())
-	if err := tensor.ToFloats(x, b, d); err != nil {
-		panic(err)
-	}
-	return x
-}
-
-func (w *sharedWeight) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
-	return append(r, quant.Range{Part: 0, Offset: lo, Length: hi - lo})
-}
-
-func (w *sharedWeight) Tiles(r []quant.Range, lo, hi int64) []quant.Range { return w.Inputs(r, lo, hi) }
-
-func (w *sharedWeight) Decode(dst []byte, _, _ int64, in [][]byte) error {
-	for i, q := range in[0] {
-		binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(float32(int8(q))*w.scale))
-	}
-	return nil
-}
-
-func (w *sharedWeight) Outputs() []tensor.Info {
-	return []tensor.Info{{Name: w.info.Name, DType: tensor.I8, Shape: w.info.Shape},
-		{Name: w.info.Name + ".scale", DType: tensor.F32, Shape: tensor.Shape{1}}}
-}
-
-func (w *sharedWeight) Measure(n []float32, _, _ int64, src []byte) error {
-	for _, v := range w.floats(src) {
-		n[0] = max(n[0], v, -v)
-	}
-	return nil
-}
-
-func (w *sharedWeight) Encode(out [][]byte, _ []float32, _, _ int64, src []byte) error {
-	if w.scale == 0 {
-		return fmt.Errorf("encoded before anything was measured")
-	}
-	for i, v := range w.floats(src) {
-		out[0][i] = byte(int8(math.RoundToEven(float64(v / w.scale))))
-	}
-	return nil
-}
-
-func (w *sharedWeight) Finish(_ quant.Deferred, write func(int, int64, []byte) error) error {
-	return write(1, 0, binary.LittleEndian.AppendUint32(nil, math.Float32bits(w.scale)))
-}
-
-// open opens a fixture, with an adapter merged where one is named.
-func open(t *testing.T, base, adapter string) *pipeline.Merged {
-	c, err := checkpoint.Open(context.Background(), base)
+// openWith opens a path.
+func openWith(t testing.TB, o checkpoint.OpenOptions, path string) *checkpoint.Checkpoint {
+	dir, name, err := storage.Resolve(path, storage.Options{})
+	require.NoError(t, err)
+	c, err := checkpoint.OpenIn(context.Background(), dir, name, o)
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
-	if adapter == "" {
-		return pipeline.Plain(c)
+	return c
+}
+
+// convertWith opens a path, plans, runs, and returns what the plan has to say.
+func convertWith(t testing.TB, oo checkpoint.OpenOptions, src, dst string, o pipeline.Options) *pipeline.Plan {
+	c := openWith(t, oo, src)
+	p, err := pipeline.NewPlan(context.Background(), pipeline.Plain(c), dst, o)
+	require.NoError(t, err)
+	_, err = pipeline.Run(context.Background(), p, pipeline.Plain(c), dst, pipeline.RunOptions{})
+	require.NoError(t, err)
+	return p
+}
+
+const tokenizer = `{"version": "1.0", "model": {"vocab": {"a": 0}}}`
+
+// writeToyModel writes a folder of safetensors of a model that is not known, with a tokenizer.
+func writeToyModel(t testing.TB, dir string) {
+	r := rand.New(rand.NewPCG(3, 4))
+	require.NoError(t, os.Mkdir(dir, 0o777))
+	writeFile(t, filepath.Join(dir, "model.safetensors"),
+		stored{"layers.0.up.weight", tensor.BF16, tensor.Shape{700, 1012}, bf16(r)},
+		stored{"layers.0.norm.weight", tensor.F32, tensor.Shape{1009}, f32(r)},
+		stored{"layers.1.up.weight", tensor.F32, tensor.Shape{333, 100}, f32(r)})
+	for name, content := range map[string]string{"config.json": `{"model_type": "none_such", "hidden": 7}`, "tokenizer.json": tokenizer, "LICENSE": "as you like"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o666))
 	}
-	a, err := lora.Open(adapter, lora.OpenOptions{})
-	require.NoError(t, err)
-	t.Cleanup(func() { a.Close() })
-	m, err := pipeline.Merge(context.Background(), c, []lora.Weighted{{Adapter: a, Weight: 1}})
-	require.NoError(t, err)
-	return m
 }
 
-// make carries out a plan and opens the result.
-func result(t *testing.T, m *pipeline.Merged, o pipeline.Options, ro pipeline.RunOptions) (*checkpoint.Checkpoint,
-	pipeline.Result, string) {
-	dst := filepath.Join(t.TempDir(), "dst")
-	p, err := pipeline.NewPlan(context.Background(), m, dst, o)
-	require.NoError(t, err)
-	r, err := pipeline.Run(context.Background(), p, m, dst, ro)
-	require.NoError(t, err)
-	c, err := checkpoint.Open(context.Background(), dst)
-	require.NoError(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c, r, dst
-}
+var t4 = pipeline.Options{Quantize: "t4", MaxShardSize: 500_000}
 
-func values(t *testing.T, c *checkpoint.Checkpoint, name string) []float32 {
-	i := slices.IndexFunc(c.Weights, func(w *checkpoint.Weight) bool { return w.Name == name })
-	require.GreaterOrEqual(t, i, 0, name)
-	w := c.Weights[i]
-	b, err := new(checkpoint.Reader).Read(w, 0, w.Count(), false)
-	require.NoError(t, err)
-	return floatsOf(b, w.Values)
-}
-
-const llama = "../fixtures/adapters/bases/llama"
-
-// TestMeasuredGroup: q, k and v share one scale, that of the largest value of all three after the merge; they stand in
-// one shard, and neither threads nor memory nor how the run was begun change a byte.
-func TestMeasuredGroup(t *testing.T) {
-	for _, adapter := range []string{"", "../fixtures/adapters/llama/rslora", "../fixtures/adapters/llama/dora"} {
-		o := pipeline.Options{Quantize: "shared8", MaxShardSize: 3 << 10}
-		c, _, dst := result(t, open(t, llama, adapter), o, pipeline.RunOptions{})
-		want := digest(t, dst)
-		for _, ro := range []pipeline.RunOptions{{Threads: 1}, {Threads: 7}, {Threads: 2, Memory: 64 << 20}} {
-			_, _, again := result(t, open(t, llama, adapter), o, ro)
-			require.Equal(t, want, digest(t, again))
-		}
-		merged, _, _ := result(t, open(t, llama, adapter), pipeline.Options{Quantize: "keep"}, pipeline.RunOptions{})
-		for layer := range 2 {
-			most, files := float32(0), map[string]bool{}
-			for _, p := range []string{"q", "k", "v"} {
-				name := fmt.Sprintf("model.layers.%d.self_attn.%s_proj.weight", layer, p)
-				for _, v := range values(t, merged, name) {
-					most = max(most, v, -v)
-				}
-				i := slices.IndexFunc(c.Weights, func(w *checkpoint.Weight) bool { return w.Name == name })
-				files[c.Weights[i].Parts[0].File] = true
-			}
-			assert.Len(t, files, 1)
-			for _, p := range []string{"q", "k", "v"} {
-				name := fmt.Sprintf("model.layers.%d.self_attn.%s_proj.weight", layer, p)
-				for i, v := range values(t, merged, name) {
-					got := values(t, c, name)[i]
-					require.Equal(t, float32(math.RoundToEven(float64(v/(most/127))))*(most/127), got)
-				}
-			}
+// TestEncodingOfAContainer quantises into blocks that only one container has, reads them by the scheme that knows
+// them, copies them as they are, and dequantises them where another container has no place for them.
+func TestEncodingOfAContainer(t *testing.T) {
+	dir := t.TempDir()
+	src, toy := filepath.Join(dir, "src"), filepath.Join(dir, "toy")
+	writeToyModel(t, src)
+	o := t4
+	o.To = "toy"
+	p := convertWith(t, withToy(t, toyFormat{}), src, toy, o)
+	assert.Equal(t, 2, p.Quantized)
+	require.Len(t, p.Shards, 2)
+	c := openWith(t, withToy(t, toyFormat{}), toy)
+	encoded := map[string]bool{}
+	for _, w := range c.Weights {
+		encoded[w.Name] = w.Decoder != nil
+		if w.Decoder != nil {
+			assert.Equal(t, "t4", w.Decoder.Spec().String())
+			assert.Equal(t, w.Count()*2, w.StoredBytes())
+			assert.Equal(t, tensor.F32, w.DType)
+			assert.Equal(t, toyT4, w.Parts[0].Encoding)
 		}
 	}
-}
+	assert.Equal(t, map[string]bool{"layers.0.up.weight": true, "layers.0.norm.weight": false, "layers.1.up.weight": true}, encoded)
+	d, err := checkpoint.Compare(t.Context(), openWith(t, withToy(t, toyFormat{}), src), c)
+	require.NoError(t, err)
+	assert.Greater(t, d.MaxAbs, 0.0)
+	assert.Less(t, d.RelRMS, 0.01)
+	v, err := checkpoint.Verify(t.Context(), c)
+	require.NoError(t, err)
+	assert.Empty(t, v.Problems)
 
-// halves is an arrangement as llama.cpp has it: the halves of rotary embeddings interleaved, a matrix in two pieces,
-// all under other names.
-func halves(w *checkpoint.Weight) []models.Arrangement {
-	name := "blk." + w.Name
-	part := func(end string) string { return strings.TrimSuffix(name, ".weight") + end + ".weight" }
-	switch {
-	case strings.HasSuffix(w.Name, "q_proj.weight"):
-		return []models.Arrangement{{Name: name, Rows: models.Rows{Outer: 2, Inner: 4}}}
-	case strings.HasSuffix(w.Name, "up_proj.weight"):
-		n := w.Shape[0] / 2
-		return []models.Arrangement{
-			{Name: part(".a"), Rows: models.Rows{Count: n}}, {Name: part(".b"), Rows: models.Rows{First: n}},
-		}
-	case strings.HasSuffix(w.Name, "o_proj.weight"): // both
-		return []models.Arrangement{
-			{Name: part(".a"), Rows: models.Rows{Count: 16, Outer: 4, Inner: 2}},
-			{Name: part(".b"), Rows: models.Rows{First: 16, Outer: 8, Inner: 2}},
+	// Kept as they are: the same bytes.
+	again := filepath.Join(dir, "again")
+	kept := pipeline.Options{Quantize: "keep", MaxShardSize: o.MaxShardSize}
+	p = convertWith(t, withToy(t, toyFormat{}), toy, again, kept)
+	for _, s := range p.Shards {
+		for _, j := range s.Jobs {
+			assert.True(t, j.Copy, j.Weight)
 		}
 	}
-	return []models.Arrangement{{Name: name}}
-}
+	assert.Equal(t, digest(t, toy), digest(t, again))
 
-// arranged does to values what halves does.
-func arranged(a models.Arrangement, shape tensor.Shape, x []float32) []float32 {
-	rows, cols := shape[0], int64(len(x))/shape[0]
-	count := a.Rows.Count
-	if count == 0 {
-		count = rows - a.Rows.First
-	}
-	out := make([]float32, count*cols)
-	for i := range count {
-		run := a.Rows.Run()
-		to := i/run*run + a.Rows.Place(i%run)
-		copy(out[to*cols:(to+1)*cols], x[(a.Rows.First+i)*cols:])
-	}
-	return out
-}
+	// Dequantised where they have no place, with a word.
+	plain := filepath.Join(dir, "plain")
+	p = convertWith(t, withToy(t, toyFormat{}), toy, plain, pipeline.Options{Quantize: "keep", To: "safetensors"})
+	assert.Contains(t, p.Notices, "dequantised: 2 weights")
+	d, err = checkpoint.Compare(t.Context(), c, openWith(t, checkpoint.OpenOptions{}, plain))
+	require.NoError(t, err)
+	assert.Zero(t, d.MaxAbs)
 
-// TestArrange: a weight can be renamed, have its rows permuted and be cut in pieces, on every way that it goes: copied,
-// cast, quantised, with adapters.
-func TestArrange(t *testing.T) {
-	for _, adapter := range []string{"", "../fixtures/adapters/llama/rslora", "../fixtures/adapters/llama/dora"} {
-		for _, o := range []pipeline.Options{
-			{Quantize: "keep"}, {Quantize: "keep", DType: tensor.BF16}, {Quantize: "nf4", Params: block64double},
-			{Quantize: "int8"}, {Quantize: "shared8"},
-		} {
-			m := open(t, llama, adapter)
-			plain, whole, _ := result(t, m, o, pipeline.RunOptions{})
-			o.Arrange = halves
-			got, pieces, _ := result(t, m, o, pipeline.RunOptions{})
-			for _, w := range plain.Weights {
-				for _, a := range halves(w) {
-					want, have := arranged(a, w.Shape, values(t, plain, w.Name)), values(t, got, a.Name)
-					require.Len(t, have, len(want))
-					if o.Quantize == "nf4" || o.Quantize == "shared8" { // blocks have other elements, and groups other names
-						for i := range want {
-							require.InDelta(t, want[i], have[i], 0.3, a.Name)
-						}
-						continue
-					}
-					require.Equal(t, want, have, "%s %v", a.Name, o)
-				}
-			}
-			require.Equal(t, len(whole.Adapters), len(pieces.Adapters))
-			for i, k := range whole.Adapters {
-				for n, want := range k.Modules {
-					have := pieces.Adapters[i].Modules[n]
-					require.Equal(t, want.Name, have.Name)
-					if o.Quantize != "nf4" && o.Quantize != "shared8" {
-						require.InDelta(t, want.Kept, have.Kept, 1e-9, want.Name)
-						require.InEpsilon(t, want.Delta, have.Delta, 1e-9, want.Name)
-					} else {
-						require.InDelta(t, want.Kept, have.Kept, 0.2, want.Name)
-					}
-				}
-			}
-		}
-	}
-}
-
-// TestArrangeOfRowsQuantises: pieces of a weight are quantised as files of their own would be.
-func TestArrangeOfRowsQuantises(t *testing.T) {
-	m := open(t, llama, "")
-	pieces, _, dst := result(t, m, pipeline.Options{Quantize: "keep", Arrange: halves}, pipeline.RunOptions{})
-	pieces.Close()
-	o := pipeline.Options{Quantize: "nf4", Params: block64double, Include: []string{"*proj*"}}
-	twice, _, _ := result(t, open(t, dst, ""), o, pipeline.RunOptions{})
-	o.Arrange, o.Include = halves, []string{"*proj.weight"}
-	once, _, _ := result(t, m, o, pipeline.RunOptions{})
-	for _, w := range twice.Weights {
-		require.Equal(t, values(t, twice, w.Name), values(t, once, w.Name), w.Name)
-	}
-}
-
-func TestArrangeRefuses(t *testing.T) {
-	m := open(t, llama, "")
-	for what, rows := range map[string]models.Rows{
-		"rows 30 to 40 are chosen of 32":            {First: 30, Count: 10},
-		"rows -1 to 0 are chosen":                   {First: -1, Count: 1},
-		"no whole runs of 5":                        {Outer: 5, Inner: 1},
-		"runs of 2 times 0 rows":                    {Outer: 2},
-		"runs of 3037000500 times 3037000500 rows":  {Outer: 3037000500, Inner: 3037000500},
-		"rows 9223372036854775807 to 32 are chosen": {First: math.MaxInt64},
+	// One that no scheme knows can only be copied, to a container that has a place for it.
+	x := toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", Shape: tensor.Shape{2, 4}, Encoding: tensor.Encoding{Name: "t5", Elements: 4, Bytes: 1}}, 0}}}
+	unknown := filepath.Join(dir, "x.toy")
+	writeToy(t, unknown, x)
+	c = openWith(t, withToy(t, toyFormat{}), unknown)
+	assert.Equal(t, "t5", c.Weights[0].Type())
+	for says, o := range map[string]pipeline.Options{
+		`it is stored as "t5", which no scheme that is known reads`: {Quantize: "none", To: "safetensors"},
+		`found the encoding "t5", expected a dtype`:                 {Quantize: "keep", To: "safetensors"},
 	} {
-		_, err := pipeline.NewPlan(context.Background(), m, "dst",
-			pipeline.Options{Quantize: "keep", Arrange: func(w *checkpoint.Weight) []models.Arrangement {
-				if !strings.HasSuffix(w.Name, "q_proj.weight") {
-					return nil
-				}
-				return []models.Arrangement{{Name: "x", Rows: rows}}
-			}})
-		require.ErrorIs(t, err, pipeline.ErrRefused, what)
-		assert.ErrorContains(t, err, what)
+		_, err := pipeline.NewPlan(t.Context(), pipeline.Plain(c), filepath.Join(dir, "no"), o)
+		assert.ErrorContains(t, err, says)
 	}
-	_, err := pipeline.NewPlan(context.Background(), m, "dst",
-		pipeline.Options{Quantize: "keep", Arrange: func(*checkpoint.Weight) []models.Arrangement {
-			return []models.Arrangement{{Name: "one name for all"}}
-		}})
-	require.ErrorContains(t, err, "one name for all")
+	v, err = checkpoint.Verify(t.Context(), c)
+	require.NoError(t, err)
+	assert.Empty(t, v.Problems)
+}
+
+// writeToy writes a file of the toy format whose data is zeros.
+func writeToy(t testing.TB, path string, h toyHeader) {
+	b, err := toyBytes(h)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, append(b, make([]byte, 1024)...), 0o666))
+}
+
+// TestMetadataKeepTheirTypes goes from a container with types to one of its kind, in the same order, and to one that has
+// texts alone.
+func TestMetadataKeepTheirTypes(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src.toy")
+	h := toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", DType: tensor.U8, Shape: tensor.Shape{3}}, 0}}, Metadata: []toyPair{
+		{"z.first", "string", []byte(`"text"`)}, {"count", "uint32", []byte("4294967295")}, {"rope", "float32", []byte("0.1")},
+		{"flag", "bool", []byte("true")}, {"tokens", "[]string", []byte(`["<s>", "a\"b"]`)}, {"scores", "[]float32", []byte("[1, -0.5]")}, {"big", "int64", []byte("-9007199254740993")},
+	}}
+	writeToy(t, src, h)
+	c := openWith(t, withToy(t, toyFormat{}), src)
+	want := formats.Metadata{
+		{Name: "z.first", Value: "text"}, {Name: "count", Value: uint32(4294967295)}, {Name: "rope", Value: float32(0.1)}, {Name: "flag", Value: true},
+		{Name: "tokens", Value: []string{"<s>", `a"b`}}, {Name: "scores", Value: []float32{1, -0.5}}, {Name: "big", Value: int64(-9007199254740993)},
+	}
+	assert.Equal(t, want, c.Metadata())
+	convertWith(t, withToy(t, toyFormat{}), src, filepath.Join(dir, "out.toy"), pipeline.Options{Quantize: "keep"})
+	assert.Equal(t, want, openWith(t, withToy(t, toyFormat{}), filepath.Join(dir, "out.toy")).Metadata())
+	convertWith(t, withToy(t, toyFormat{}), src, filepath.Join(dir, "out.safetensors"), pipeline.Options{Quantize: "keep"})
+	assert.Equal(t, formats.Texts(map[string]string{
+		"z.first": "text", "count": "4294967295", "rope": "0.1", "flag": "true", "tokens": `["<s>", "a\"b"]`, "scores": "[1, -0.5]", "big": "-9007199254740993",
+	}), openWith(t, checkpoint.OpenOptions{}, filepath.Join(dir, "out.safetensors")).Metadata())
+
+	h.Metadata = append(h.Metadata, h.Metadata[0])
+	writeToy(t, src, h)
+	d, name, err := storage.Resolve(src, storage.Options{})
+	require.NoError(t, err)
+	_, err = checkpoint.OpenIn(t.Context(), d, name, withToy(t, toyFormat{}))
+	assert.ErrorContains(t, err, `metadata "z.first": found it twice`)
+}
+
+// TestSmallFilesWithin has config.json and a tokenizer go into the files of a format that claims them, changed as they are
+// beside weights, and come out of it where the format that is written has them beside its weights.
+func TestSmallFilesWithin(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	writeToyModel(t, src)
+	o := t4
+	o.To = "toy"
+	folder, single := filepath.Join(dir, "folder"), filepath.Join(dir, "single.toy")
+	convertWith(t, withToy(t, toyFormat{}), src, folder, o)
+	convertWith(t, withToy(t, toyFormat{}), src, single, o)
+	entries, err := os.ReadDir(folder)
+	require.NoError(t, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	assert.Equal(t, []string{"LICENSE", "model-00001-of-00002.toy", "model-00002-of-00002.toy", "model.toy.index.json", "toy.txt"}, names)
+
+	for _, path := range []string{folder, single} {
+		c := openWith(t, withToy(t, toyFormat{}), path)
+		require.NotNil(t, c.Config, path)
+		assert.Equal(t, "none_such", c.Config.ModelType)
+		assert.Equal(t, `{"quant_method": "toy"}`, strings.Join(strings.Fields(string(c.Config.Quantization)), " "), "as it is edited for the result")
+
+		out := filepath.Join(t.TempDir(), "out")
+		convertWith(t, withToy(t, toyFormat{}), path, out, pipeline.Options{Quantize: "none", To: "safetensors"})
+		config, err := os.ReadFile(filepath.Join(out, "config.json"))
+		require.NoError(t, err)
+		assert.Contains(t, string(config), `"hidden": 7`)
+		assert.NotContains(t, string(config), "quant")
+		b, err := os.ReadFile(filepath.Join(out, "tokenizer.json"))
+		require.NoError(t, err)
+		assert.Equal(t, tokenizer, string(b))
+		assert.NoFileExists(t, filepath.Join(out, "model.toy.index.json"))
+	}
+
+	// What has been claimed is watched like all that is read.
+	c := openWith(t, withToy(t, toyFormat{}), src)
+	p, err := pipeline.NewPlan(t.Context(), pipeline.Plain(c), filepath.Join(dir, "late.toy"), o)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(src, "tokenizer.json"), []byte("{}"), 0o666))
+	_, err = pipeline.Run(t.Context(), p, pipeline.Plain(c), filepath.Join(dir, "late.toy"), pipeline.RunOptions{})
+	assert.ErrorContains(t, err, "tokenizer.json: it changed while it was read")
+}
+
+// TestRegistryIsAValue: what one checkpoint is opened with is unknown to another.
+func TestRegistryIsAValue(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src.toy")
+	writeToy(t, src, toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", DType: tensor.U8, Shape: tensor.Shape{3}}, 0}}})
+	_, err := checkpoint.Open(t.Context(), src)
+	assert.ErrorIs(t, err, formats.ErrUnknown)
+	c := openWith(t, withToy(t, toyFormat{}), src)
+	assert.Equal(t, "toy", c.Format.Name())
+	_, err = pipeline.NewPlan(t.Context(), pipeline.Plain(c), filepath.Join(dir, "out.pth"), pipeline.Options{Quantize: "keep"})
+	assert.ErrorContains(t, err, "no format that is written has this extension; known are .safetensors, .toy")
+	_, err = pipeline.NewPlan(t.Context(), pipeline.Plain(c), filepath.Join(dir, "out"), pipeline.Options{Quantize: "keep", To: "pytorch"})
+	assert.ErrorContains(t, err, "known are safetensors, toy")
 }

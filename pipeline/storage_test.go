@@ -32,7 +32,7 @@ func TestSourceInMemory(t *testing.T) {
 	require.NoError(t, err)
 	want := digest(t, ref)
 
-	c, err := checkpoint.OpenIn(ctx, memory, "")
+	c, err := checkpoint.OpenIn(ctx, memory, "", checkpoint.OpenOptions{})
 	require.NoError(t, err)
 	defer c.Close()
 	assert.Equal(t, "memory:", c.Path)
@@ -101,7 +101,7 @@ func TestMergeInMemory(t *testing.T) {
 	a, err := lora.Open(fixtures+"llama/attention", lora.OpenOptions{})
 	require.NoError(t, err)
 	want := merged(c, a)
-	c, err = checkpoint.OpenIn(ctx, base, "")
+	c, err = checkpoint.OpenIn(ctx, base, "", checkpoint.OpenOptions{})
 	require.NoError(t, err)
 	a, err = lora.OpenIn(ctx, adapter, "", lora.OpenOptions{})
 	require.NoError(t, err)

@@ -99,7 +99,11 @@ func printTensors(w io.Writer, r *lorakit.Inspection) {
 	t := newTable(w, "DTYPE", "TENSOR", "SHAPE", "SIZE", "STORED AS", "KIND")
 	t.names, t.spare = []string{"TENSOR"}, []string{"KIND", "SIZE", "DTYPE"}
 	for _, x := range r.Tensors {
-		t.row(x.DType.String(), x.Name, x.Shape.String(), humanize.IBytes(uint64(x.Bytes)), cmp.Or(x.Scheme, "plain"), x.Kind)
+		dtype := "-"
+		if x.DType.Valid() {
+			dtype = x.DType.String()
+		}
+		t.row(dtype, x.Name, x.Shape.String(), humanize.IBytes(uint64(x.Bytes)), cmp.Or(x.Scheme, "plain"), x.Kind)
 	}
 	t.flush()
 }

@@ -82,7 +82,7 @@ func (r reader) ReadFile(f storage.File, c *formats.Contents) error {
 	}
 	slices.SortStableFunc(tensors, func(a, b formats.Tensor) int { return cmp.Compare(starts[a.Name], starts[b.Name]) })
 	if len(s.ignored) > 0 {
-		s.metadata[ignoredName] = strings.Join(s.ignored, ", ")
+		s.say(ignoredName, strings.Join(s.ignored, ", "))
 	}
 	c.Add(tensors, s.metadata)
 	return nil

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -43,8 +42,13 @@ func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Optio
 	if err != nil {
 		return l, err
 	}
-	left := slices.DeleteFunc(slices.Sorted(maps.Keys(o.Metadata)), func(k string) bool { return k == formatName || k == ignoredName })
-	if len(left) > 0 {
+	var left []string
+	for _, p := range o.Metadata {
+		if p.Name != formatName && p.Name != ignoredName {
+			left = append(left, p.Name)
+		}
+	}
+	if slices.Sort(left); len(left) > 0 {
 		l.Notices = append(l.Notices, fmt.Sprintf("metadata is left out, %s files have no place for it: %s", f.Name(), formats.List(left)))
 	}
 	return l, nil
@@ -67,15 +71,23 @@ var storageClass = map[tensor.DType]string{
 	tensor.Bool: "BoolStorage", tensor.C64: "ComplexFloatStorage",
 }
 
-func store(t tensor.Info, limits Limits) (s storedTensor, err error) {
-	if t.DType.Torch() == "" {
-		var known []string
-		for d := tensor.DType(1); d.Valid(); d++ {
-			if d.Torch() != "" {
-				known = append(known, d.String())
-			}
+// Holds says of an encoding, and of a dtype that PyTorch does not have, that there is no place for it.
+func (Format) Holds(t tensor.Info) error {
+	if t.DType.Torch() != "" {
+		return nil
+	}
+	var known []string
+	for d := tensor.DType(1); d.Valid(); d++ {
+		if d.Torch() != "" {
+			known = append(known, d.String())
 		}
-		return s, unsupportedf("found dtype %v, expected one that PyTorch has: %s", t.DType, strings.Join(known, ", "))
+	}
+	return unsupportedf("found dtype %s, expected one that PyTorch has: %s", t.Type(), strings.Join(known, ", "))
+}
+
+func store(t tensor.Info, limits Limits) (s storedTensor, err error) {
+	if err := (Format{}).Holds(t); err != nil {
+		return s, err
 	}
 	if len(t.Shape) > limits.Rank {
 		return s, limitf("found %d dimensions, expected at most %d", len(t.Shape), limits.Rank)

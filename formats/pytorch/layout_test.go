@@ -243,7 +243,7 @@ func TestRoundTrip(t *testing.T) {
 			require.True(rt, err == nil || len(b) == 0)
 			require.Equal(rt, data(order[k]), b)
 		}
-		require.Equal(rt, map[string]string{"format": "pt"}, c.Metadata())
+		require.Equal(rt, formats.Texts(map[string]string{"format": "pt"}), c.Metadata())
 	})
 }
 
@@ -333,10 +333,10 @@ func TestLayoutRefuses(t *testing.T) {
 }
 
 func TestMetadataIsLeftOutWithANotice(t *testing.T) {
-	l, err := pytorch.Format{}.Layout(context.Background(), nil, formats.Options{Metadata: map[string]string{"format": "pt", "pytorch.ignored": "x"}})
+	l, err := pytorch.Format{}.Layout(context.Background(), nil, formats.Options{Metadata: formats.Texts(map[string]string{"format": "pt", "pytorch.ignored": "x"})})
 	require.NoError(t, err)
 	assert.Empty(t, l.Notices)
-	l, err = pytorch.Format{}.Layout(context.Background(), nil, formats.Options{Metadata: map[string]string{"format": "pt", "epoch": "3", "a\n": ""}})
+	l, err = pytorch.Format{}.Layout(context.Background(), nil, formats.Options{Metadata: formats.Texts(map[string]string{"format": "pt", "epoch": "3", "a\n": ""})})
 	require.NoError(t, err)
 	assert.Equal(t, []string{`metadata is left out, pytorch files have no place for it: "a\n", "epoch"`}, l.Notices)
 }

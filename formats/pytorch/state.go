@@ -46,14 +46,15 @@ type named struct {
 // beside them.
 type stateDict struct {
 	tensors  []named
-	metadata map[string]string
+	metadata formats.Metadata
+	said     map[string]bool // the names in metadata
 	ignored  []string
 	left     int64 // bytes that metadata and ignored may have yet
 }
 
 // readStateDict finds the state dict in what a pickle has built.
 func readStateDict(root any, limits Limits) (*stateDict, error) {
-	s := &stateDict{metadata: map[string]string{formatName: "pt"}, left: limits.StringBytes}
+	s := &stateDict{metadata: formats.Metadata{{Name: formatName, Value: "pt"}}, said: map[string]bool{formatName: true}, left: limits.StringBytes}
 	for range mostWrapped {
 		d, ok := root.(*dict)
 		if !ok {
@@ -223,10 +224,16 @@ func (s *stateDict) keep(name string, v any) error {
 		s.ignored = append(s.ignored, name)
 		return nil
 	}
-	if _, ok := s.metadata[name]; !ok {
-		s.metadata[name] = value
-	}
+	s.say(name, value)
 	return nil
+}
+
+// say puts a value into the metadata, unless there is one of the name.
+func (s *stateDict) say(name, value string) {
+	if !s.said[name] {
+		s.said[name] = true
+		s.metadata = append(s.metadata, formats.Pair{Name: name, Value: value})
+	}
 }
 
 // pythonFloat writes a float as Python's repr does.

@@ -19,7 +19,7 @@
 // (https://github.com/huggingface/safetensors, release 0.8.0) accepts, down to
 // the leniency of its JSON reader: unknown fields are skipped, the three fields
 // may come as an array, a dtype as {"BF16": null}. Two things differ. A tensor
-// name that occurs twice is refused, since one of the two would be lost unseen;
+// name that occurs twice is refused, and so is one of the metadata, since one of the two would be lost unseen;
 // the reference lets the last one win. And what exceeds [Limits] is refused
 // with formats.ErrLimit, as is a dimension of 2^63 or more, which an empty
 // tensor could have. fixtures/malformed has a corpus with the reference's

@@ -21,7 +21,7 @@ func Example() {
 	layout, err := format.Layout(context.Background(), []tensor.Info{
 		{Name: "bias", DType: tensor.I8, Shape: tensor.Shape{3}},
 		{Name: "weight", DType: tensor.I16, Shape: tensor.Shape{2}},
-	}, formats.Options{Metadata: map[string]string{"format": "pt"}})
+	}, formats.Options{Metadata: formats.Texts(map[string]string{"format": "pt"})})
 	if err != nil {
 		panic(err)
 	}

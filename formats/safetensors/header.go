@@ -35,7 +35,7 @@ type entry struct {
 // their data.
 type header struct {
 	tensors  []entry
-	metadata map[string]string
+	metadata formats.Metadata
 }
 
 // readHeader reads a header, which is all that r has. Memory grows with what
@@ -181,7 +181,7 @@ func (p *parser) header() (h header, err error) {
 	return h, p.end()
 }
 
-func (p *parser) metadata() (map[string]string, error) {
+func (p *parser) metadata() (formats.Metadata, error) {
 	if p.dec.PeekKind() == 'n' {
 		_, err := p.dec.ReadToken()
 		return nil, syntax(err)
@@ -189,13 +189,17 @@ func (p *parser) metadata() (map[string]string, error) {
 	if err := p.expect('{', metadataName+" as an object of strings"); err != nil {
 		return nil, err
 	}
-	m := map[string]string{}
+	m, seen := formats.Metadata{}, map[string]struct{}{}
 	for p.dec.PeekKind() != '}' {
 		b, err := p.string("a name in " + metadataName)
 		if err != nil {
 			return nil, err
 		}
 		name := string(b)
+		if _, ok := seen[name]; ok {
+			return nil, malformedf("found %s twice in %s, expected it once", quote(name), metadataName)
+		}
+		seen[name] = struct{}{}
 		value, err := p.string("a string in " + metadataName)
 		if err != nil {
 			return nil, err
@@ -203,7 +207,7 @@ func (p *parser) metadata() (map[string]string, error) {
 		if len(m) == p.limits.Metadata {
 			return nil, limitf("found more than %d strings in %s", p.limits.Metadata, metadataName)
 		}
-		m[name] = string(value)
+		m = append(m, formats.Pair{Name: name, Value: string(value)})
 	}
 	return m, p.close()
 }

@@ -5,9 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -19,8 +19,8 @@ import (
 // Layout places the tensors in files as the reference's serialize does, byte
 // for byte: by alignment of the dtype, the widest first, then by name, behind a header in
 // compact JSON that is padded with spaces to 8 bytes. Metadata, which the
-// reference writes in no fixed order, is sorted; an empty map that is not nil
-// gives an empty object, as there.
+// reference writes in no fixed order, is sorted, and values are written as text, since the format has
+// strings alone; Metadata that is empty and not nil gives an empty object, as there.
 //
 // One file is named model.safetensors; of several the first is
 // model-00001-of-00003.safetensors, and there is an index. See formats.LayOut.
@@ -28,13 +28,18 @@ import (
 // A name that is no UTF-8, that occurs twice or is "__metadata__", and a size
 // that overflows or is no whole number of bytes, are errors. A header above
 // the reference's limit of 100,000,000 bytes is formats.ErrLimit.
-func (Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
-	for k, v := range o.Metadata {
-		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return formats.Layout{}, fmt.Errorf("metadata %s: found invalid UTF-8, expected text", quote(k))
+func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
+	for _, p := range o.Metadata {
+		if !utf8.ValidString(p.Name) || !utf8.ValidString(p.Text()) {
+			return formats.Layout{}, fmt.Errorf("metadata %s: found invalid UTF-8, expected text", quote(p.Name))
 		}
 	}
+	o.Metadata = slices.Clone(o.Metadata)
+	slices.SortFunc(o.Metadata, func(a, b formats.Pair) int { return strings.Compare(a.Name, b.Name) })
 	for _, t := range tensors {
+		if err := f.Holds(t); err != nil {
+			return formats.Layout{}, fmt.Errorf("tensor %s: %w", quote(t.Name), err)
+		}
 		if t.Name == metadataName {
 			return formats.Layout{}, fmt.Errorf("tensor %s: found a name that the format cannot hold, expected other text", quote(t.Name))
 		}
@@ -42,6 +47,14 @@ func (Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Options
 	return formats.LayOut(tensors, o, formats.Naming{Stem: "model", Extension: extension}, func(name string, members []int, sizes []int64) (formats.Shard, error) {
 		return layShard(name, tensors, sizes, members, o.Metadata)
 	})
+}
+
+// Holds says of an encoding that there is no place for it.
+func (Format) Holds(t tensor.Info) error {
+	if t.Encoding != (tensor.Encoding{}) {
+		return fmt.Errorf("found the encoding %s, expected a dtype: %w", quote(t.Encoding.Name), formats.ErrUnsupported)
+	}
+	return nil
 }
 
 // alignment ranks the dtypes as the reference does, the first written first:
@@ -62,7 +75,7 @@ var rank = func() (r [len(alignment) + 1]int) {
 }()
 
 // layShard orders the members of one file and writes its header.
-func layShard(name string, tensors []tensor.Info, sizes []int64, members []int, metadata map[string]string) (formats.Shard, error) {
+func layShard(name string, tensors []tensor.Info, sizes []int64, members []int, metadata formats.Metadata) (formats.Shard, error) {
 	s := formats.Shard{Name: name, Tensors: slices.Clone(members)}
 	slices.SortFunc(s.Tensors, func(a, b int) int {
 		return cmp.Or(cmp.Compare(rank[tensors[a].DType], rank[tensors[b].DType]), cmp.Compare(tensors[a].Name, tensors[b].Name))
@@ -83,11 +96,11 @@ func layShard(name string, tensors []tensor.Info, sizes []int64, members []int, 
 	}
 	if metadata != nil {
 		b = append(b, `"`+metadataName+`":{`...)
-		for _, k := range slices.Sorted(maps.Keys(metadata)) {
+		for _, p := range metadata {
 			comma()
-			b = appendString(b, k)
+			b = appendString(b, p.Name)
 			b = append(b, ':')
-			b = appendString(b, metadata[k])
+			b = appendString(b, p.Text())
 		}
 		b = append(b, '}')
 	}

@@ -47,7 +47,7 @@ func TestHeaderIsTheReferences(t *testing.T) {
 		Tensors  []golden          `json:"tensors"`
 		Header   []byte            `json:"header"`
 	}](t, "testdata/layout.jsonl") {
-		l := layout(t, infos(t, c.Tensors), formats.Options{Metadata: c.Metadata})
+		l := layout(t, infos(t, c.Tensors), formats.Options{Metadata: formats.Texts(c.Metadata)})
 		require.Len(t, l.Shards, 1)
 		assert.Equal(t, "model.safetensors", l.Shards[0].Name)
 		assert.Equal(t, string(c.Header), string(l.Shards[0].Header), "line %d", i+1)
@@ -75,7 +75,7 @@ func TestShardsAreTheReferences(t *testing.T) {
 		Parameters int64             `json:"parameters"`
 	}](t, "testdata/index.jsonl") {
 		tensors := infos(t, c.Tensors)
-		l := layout(t, tensors, formats.Options{MaxShardSize: c.Max, Metadata: map[string]string{"format": "pt"}, Parameters: c.Parameters})
+		l := layout(t, tensors, formats.Options{MaxShardSize: c.Max, Metadata: formats.Texts(map[string]string{"format": "pt"}), Parameters: c.Parameters})
 		got := map[string][]byte{}
 		for _, s := range l.Shards {
 			got[s.Name] = s.Header
@@ -120,12 +120,13 @@ func TestRoundTrip(t *testing.T) {
 		tensors := genInfos(rt)
 		o := formats.Options{
 			MaxShardSize: rapid.Int64Range(0, 500).Draw(rt, "max"),
-			Metadata:     rapid.MapOfN(rapid.String(), rapid.String(), 0, 3).Draw(rt, "metadata"),
 		}
-		for k, v := range o.Metadata {
-			delete(o.Metadata, k)
-			o.Metadata[strings.ToValidUTF8(k, "?")] = strings.ToValidUTF8(v, "?")
+		metadata := map[string]string{}
+		for k, v := range rapid.MapOfN(rapid.String(), rapid.String(), 0, 3).Draw(rt, "metadata") {
+			metadata[strings.ToValidUTF8(k, "?")] = strings.ToValidUTF8(v, "?")
 		}
+		o.Metadata = formats.Texts(metadata)
+		slices.Reverse(o.Metadata) // it is written in the order of names
 		if rapid.Bool().Draw(rt, "grouped") {
 			o.Groups = rapid.SliceOfN(rapid.IntRange(-2, 5), len(tensors), len(tensors)).Draw(rt, "groups")
 		}
@@ -183,7 +184,7 @@ func TestRoundTrip(t *testing.T) {
 			require.Equal(rt, slices.Repeat([]byte{byte(k)}, len(b)), b)
 		}
 		if len(o.Metadata) > 0 {
-			require.Equal(rt, o.Metadata, c.Metadata())
+			require.Equal(rt, formats.Texts(metadata), c.Metadata())
 		}
 		require.Len(rt, c.Files(), len(l.Shards)+len(l.Extra))
 	})
@@ -241,8 +242,8 @@ func TestLayoutRefuses(t *testing.T) {
 		"twice":          {tensors: []tensor.Info{bytesOf("a", 1), bytesOf("a", 1)}},
 		"__metadata__":   {tensors: []tensor.Info{bytesOf("__metadata__", 1)}},
 		"no UTF-8":       {tensors: []tensor.Info{bytesOf("a\xff", 1)}},
-		"metadata":       {options: formats.Options{Metadata: map[string]string{"a": "\xff"}}},
-		"metadata name":  {options: formats.Options{Metadata: map[string]string{"\xff": "a"}}},
+		"metadata":       {options: formats.Options{Metadata: formats.Metadata{{Name: "a", Value: "\xff"}}}},
+		"metadata name":  {options: formats.Options{Metadata: formats.Metadata{{Name: "\xff", Value: "a"}}}},
 		"half a byte":    {tensors: []tensor.Info{{Name: "a", DType: tensor.F4, Shape: tensor.Shape{3}}}},
 		"no dtype":       {tensors: []tensor.Info{{Name: "a", Shape: tensor.Shape{3}}}},
 		"negative":       {tensors: []tensor.Info{bytesOf("a", -1)}},
@@ -264,6 +265,6 @@ func TestLayoutRefuses(t *testing.T) {
 
 // The reference writes something else here, which is no JSON.
 func TestEmptyMetadataWithoutTensors(t *testing.T) {
-	l := layout(t, nil, formats.Options{Metadata: map[string]string{}})
+	l := layout(t, nil, formats.Options{Metadata: formats.Metadata{}})
 	assert.Equal(t, "\x18\x00\x00\x00\x00\x00\x00\x00{\"__metadata__\":{}}     ", string(l.Shards[0].Header))
 }

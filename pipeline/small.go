@@ -1,0 +1,136 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/formats"
+)
+
+// maxClaimedBytes bounds a file that a format takes into its own: a tokenizer has some ten megabytes.
+const maxClaimedBytes = 256 << 20
+
+// smallFiles are what a checkpoint has beside its weights, as the result gets it.
+type smallFiles struct {
+	made    []formats.File // config.json, and what the source's format has in its own files
+	copied  []InputFile    // copied as they are
+	skipped []string
+	claimed []formats.File // what becomes a part of the weights' files
+}
+
+// smallFiles decides what becomes of the files beside the weights. What the format that is written claims is read, from
+// the source's folder too.
+func (b *planner) smallFiles(ctx context.Context) (*smallFiles, error) {
+	for _, name := range b.Files() {
+		in, err := inputFileIn(ctx, b.Dir, name)
+		if err != nil {
+			return nil, err
+		}
+		b.p.Inputs = append(b.p.Inputs, in)
+	}
+	s := &smallFiles{}
+	claimer, claims := b.format.(formats.Claimer)
+	if b.p.SingleFile && !claims { // nothing stands beside it
+		return s, nil
+	}
+	there := map[string]bool{}
+	if b.Config != nil {
+		if b.ConfigVersion != "" {
+			config := InputFile{checkpoint.ConfigName, int64(len(b.ConfigJSON)), b.ConfigVersion}
+			b.p.Inputs = append(b.p.Inputs, config)
+		}
+		config, err := b.editedConfig()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(b.Path, checkpoint.ConfigName), err)
+		}
+		s.made = append(s.made, formats.File{Name: checkpoint.ConfigName, Data: config})
+		there[checkpoint.ConfigName] = true
+	}
+	if b.Folder {
+		for _, name := range b.Files() {
+			there[name] = true
+		}
+		var err error
+		if s.copied, s.skipped, err = filesToCopy(ctx, b.Dir, there); err != nil {
+			return nil, err
+		}
+		for _, f := range s.copied {
+			there[f.Name] = true
+		}
+	}
+	for _, f := range b.InnerFiles() { // a file beside the weights comes before one within
+		if !there[f.Name] {
+			s.made = append(s.made, f)
+		}
+	}
+	if claims {
+		if err := b.claim(ctx, claimer, s); err != nil {
+			return nil, fmt.Errorf("%s: %w", b.Path, err)
+		}
+	}
+	return s, nil
+}
+
+// claim gives the format what it has a place for.
+func (b *planner) claim(ctx context.Context, c formats.Claimer, s *smallFiles) error {
+	var names []string
+	for _, f := range s.made {
+		names = append(names, f.Name)
+	}
+	for _, f := range s.copied {
+		names = append(names, f.Name)
+	}
+	chosen, err := c.Claim(ctx, names)
+	if err != nil {
+		return err
+	}
+	s.made = slices.DeleteFunc(s.made, func(f formats.File) bool {
+		claimed := slices.Contains(chosen, f.Name)
+		if claimed {
+			s.claimed = append(s.claimed, f)
+		}
+		return claimed
+	})
+	var rest []InputFile
+	for _, in := range s.copied {
+		if !slices.Contains(chosen, in.Name) {
+			rest = append(rest, in)
+			continue
+		}
+		data, err := checkpoint.ReadSmall(ctx, b.Dir, in.Name, maxClaimedBytes)
+		if err != nil {
+			return err
+		}
+		b.p.Inputs = append(b.p.Inputs, in)
+		s.claimed = append(s.claimed, formats.File{Name: in.Name, Data: data})
+	}
+	s.copied = rest
+	return nil
+}
+
+// putBeside puts the small files beside the weights, but for those whose names these have now.
+func (b *planner) putBeside(s *smallFiles) {
+	if b.p.SingleFile {
+		return
+	}
+	written := map[string]bool{}
+	for _, f := range b.p.Files {
+		written[f.Name] = true
+	}
+	for _, sh := range b.p.Shards {
+		written[sh.Name] = true
+	}
+	for _, f := range s.made {
+		if !written[f.Name] {
+			b.p.Files = append(b.p.Files, f)
+		}
+	}
+	b.p.Copied = slices.DeleteFunc(s.copied, func(f InputFile) bool { return written[f.Name] })
+	skipped := slices.DeleteFunc(s.skipped, func(name string) bool { return written[name] })
+	if len(skipped) > 0 {
+		b.notice("not carried along: %s", list(skipped, 4))
+	}
+}
