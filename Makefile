@@ -60,5 +60,6 @@ fixtures:
 	python=$$(interop/setup) && $$python fixtures/generate/checkpoints.py fixtures && $$python fixtures/generate/quantized.py fixtures && $$python fixtures/generate/runtime.py fixtures && \
 	  $$python fixtures/generate/pickles.py fixtures/pytorch && $$python fixtures/generate/adapters.py fixtures/adapters && $$python fixtures/generate/dialects.py fixtures/adapters && \
 	  $$python fixtures/generate/others.py fixtures/adapters && $$python fixtures/generate/targets.py fixtures/adapters && \
+	  $$python fixtures/generate/beside.py fixtures/adapters && \
 	  $$python fixtures/generate/attach.py fixtures/attach && $$python fixtures/generate/analyze.py fixtures && \
 	  $$python fixtures/generate/pyregex.py fixtures/pyregex

@@ -15,9 +15,10 @@ type AnalyzeOptions struct {
 	Rank int
 	// Threads is how many modules are decomposed at once; 0 is one a processor.
 	Threads int
-	// Alpha and ExpertLayout are for an adapter that leaves them open, as in Adapter.
+	// Alpha, ExpertLayout and Component are for an adapter that leaves them open, as in Adapter.
 	Alpha        float64
 	ExpertLayout string
+	Component    string
 	// HTML is a file that the analysis is also written to, as a page; Force replaces it.
 	HTML        string
 	Force       bool
@@ -67,7 +68,7 @@ func Analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 func analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analysis, error) {
 	ao := adapt.AnalyzeOptions{Rank: o.Rank, Threads: o.Threads}
 	if tuned == "" && IsAdapter(path) {
-		list, err := openWithoutBase(ctx, []Adapter{{Path: path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout}},
+		list, err := openWithoutBase(ctx, []Adapter{{Path: path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout, Component: o.Component}},
 			o.FollowLinks)
 		if err != nil {
 			return nil, err

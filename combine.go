@@ -36,8 +36,9 @@ type (
 // CombineTypes lists the types of combination.
 func CombineTypes() []string { return lora.CombineTypes() }
 
-// Combine writes to out the adapter whose delta is the combination of those of others. It has alpha = rank and no
-// rsLoRA, so that its delta is the product of its factors.
+// Combine writes to out the adapter whose delta is the combination of those of others: a folder, or where
+// the first adapter is one file of kohya or diffusers also such a file. It has alpha = rank and no rsLoRA, so
+// that its delta is the product of its factors.
 func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptions) (*Combination, error) {
 	if len(adapters) == 0 {
 		return nil, fmt.Errorf("%w: no adapter is given", ErrOption)

@@ -31,7 +31,7 @@ type AdapterConversion struct {
 	Notices     []string `json:"notices"`
 }
 
-// AdapterDialects lists the dialects of adapters that are read and written: peft, kohya, mlx, loralib.
+// AdapterDialects lists the dialects of adapters that are read and written: peft, kohya, diffusers, mlx, loralib.
 func AdapterDialects() []string { return lora.Dialects() }
 
 // ExpertLayouts lists what Adapter.ExpertLayout may be.

@@ -115,7 +115,7 @@ func write(
 	s := lora.Settings{Like: &like.Config, Base: like.Config.Base, EnsureTie: lora.Tied(of)}
 	a := lora.New(out, s, append(modules, rest...))
 	r.Modules = a.Names()
-	e, err := a.Encode(lora.EncodeOptions{To: lora.PEFT})
+	e, err := a.Encode(lora.EncodeOptions{To: like.DialectFor(out)})
 	if err != nil {
 		return nil, err
 	}

@@ -104,6 +104,8 @@ type Options struct {
 	// SingleFile, where not empty, is the name of the one file to write.
 	SingleFile string
 	Metadata   Metadata
+	// Stem, where not empty, is what the names of several files begin with instead of the format's own.
+	Stem string
 	// Parameters is the number of parameters to state in an index: buffers are
 	// not counted, and of a quantised weight the elements it stands for, not
 	// the bytes that hold them. Zero stands for the elements of all tensors.

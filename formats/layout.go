@@ -43,6 +43,7 @@ func LayOut(tensors []tensor.Info, o Options, n Naming, shard func(name string, 
 		return Layout{}, err
 	}
 	shards := split(sizes, o)
+	n.Stem = cmp.Or(o.Stem, n.Stem)
 	var l Layout
 	for i, members := range shards {
 		name := n.Stem + n.Extension

@@ -59,6 +59,9 @@ type Module struct {
 	// well, as in kohya's files, and only a base, or what is known of models, tells them apart.
 	Name string
 	Flat bool
+	// Component is the part of a pipeline that the module is of, where its file tells: "unet",
+	// "text_encoder_2", or in kohya's files "lora_te2". Name begins with it as it is read.
+	Component string
 	// Param is the parameter of that module: "weight", "bias". Empty for the expert
 	// parameters, where a PEFT file does not tell which it is; Nest is how many others of the
 	// same module lie outside of this one.
@@ -95,7 +98,9 @@ type Module struct {
 	selectedAs string
 	// Base is whether the new value of a Replace stands for the base's own (an
 	// embedding that PEFT stores beside its adapter), so that deltas are added to it.
-	Base bool
+	Base   bool
+	at     *spot // where it is in the base, if its name does not tell
+	beside bool  // whether a Replace was found in another file than the adapter's own
 	// Parameter says that PEFT adapts the parameter and no module: that of a router, which is of no class
 	// that it knows.
 	Parameter bool
@@ -171,19 +176,22 @@ type Adapter struct {
 	Notices []string       // what was assumed
 	Options OpenOptions
 
-	container formats.Container
-	tensors   []formats.Tensor // of container
-	settings  *Settings        // of one that was made by New
-	base      *models.Model    // see model
-	looked    bool             // base has been looked for
+	containers []formats.Container
+	tensors    []formats.Tensor // of the first of containers
+	beside     []besideFile     // further files of weights that lie in its folder
+	component  string           // that its modules are of, where they do not name it
+	settings   *Settings        // of one that was made by New
+	base       *models.Model    // see model
+	looked     bool             // base has been looked for
 }
 
 // Close closes the adapter's files.
 func (a *Adapter) Close() error {
-	if a.container == nil {
-		return nil
+	var errs []error
+	for _, c := range a.containers {
+		errs = append(errs, c.Close())
 	}
-	return a.container.Close()
+	return errors.Join(errs...)
 }
 
 // Paths are the files on this machine that a is read from, wherever links have led.

@@ -141,8 +141,9 @@ type binder struct {
 	embedding  string                  // the run-time parameter that the head is tied to
 	head       string
 	headParam  *parameter
-	headTarget int             // of the file, or -1
-	ends       map[string]*end // others that are tied to the embedding, where they are adapted
+	headTarget int                   // of the file, or -1
+	ends       map[string]*end       // others that are tied to the embedding, where they are adapted
+	authored   map[string][]authored // where diffusers' modules are in a base with the authors' names
 	adapters   []Weighted
 	clash      error // two changes of one tensor that are for rows of different sizes
 }
@@ -250,7 +251,11 @@ func (b *binder) bind(i int, a Weighted) error {
 		if m.Experts > 0 {
 			err = b.apart(i, a, m)
 		} else {
-			err = b.module(i, a, m)
+			for _, placed := range b.placed(m) {
+				if err = b.module(i, a, placed); err != nil {
+					return a.ofComponents(m.ofBeside(err))
+				}
+			}
 		}
 		if err != nil {
 			return err
@@ -260,6 +265,9 @@ func (b *binder) bind(i int, a Weighted) error {
 		if err := b.parameters(i, a, n); err != nil {
 			return err
 		}
+	}
+	if err := b.checkBeside(i, a); err != nil {
+		return err
 	}
 	if a.Dialect != PEFT {
 		return nil
@@ -272,6 +280,7 @@ type spot struct {
 	p           *parameter
 	expert      int64 // -1 where it is none, or all of a stack
 	part, parts int64 // a range of its outputs; parts is 0 for all
+	count       int64 // how many of the parts; 0 stands for 1
 }
 
 // whole is the spot of a whole parameter.
@@ -286,7 +295,7 @@ func (s spot) rows() (first, n int64) {
 		return 0, s.p.shape[0]
 	}
 	n = s.p.shape[0] / s.parts
-	return s.part * n, n
+	return s.part * n, max(s.count, 1) * n
 }
 
 // claim is what a module has taken of a parameter.
@@ -302,7 +311,8 @@ func (b *binder) claim(i int, m *Module, s spot) error {
 		s.parts = 0
 	}
 	for _, o := range b.bound[key] {
-		apart := s.expert >= 0 && o.expert >= 0 && s.expert != o.expert || s.parts > 0 && s.parts == o.parts && s.part != o.part
+		behind := s.part >= o.part+max(o.count, 1) || o.part >= s.part+max(s.count, 1)
+		apart := s.expert >= 0 && o.expert >= 0 && s.expert != o.expert || s.parts > 0 && s.parts == o.parts && behind
 		if !apart {
 			return fmt.Errorf("module %s: %w: it and %s both belong to %s", tensor.Quote(m.String()), ErrMalformed, tensor.Quote(o.module.String()), tensor.Quote(s.p.name))
 		}

@@ -94,7 +94,8 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 			}
 		}
 		m := sources[name][0].module
-		t.Name, t.Form, t.Kernel, t.Parameter, t.turned = name, m.Form, m.Kernel, m.Parameter, m.turned
+		t.Name, t.Component, t.Form, t.Kernel = name, m.Component, m.Form, m.Kernel
+		t.Parameter, t.turned = m.Parameter, m.turned
 		if err := emit(t); err != nil {
 			return err
 		}
@@ -113,8 +114,16 @@ func Carried(adapters []Weighted) (list []*Module, notices []string, err error) 
 	}
 	from := map[*Module]int{}
 	byName := map[part]*Module{}
+	naming, err := namingOf(adapters)
+	if err != nil {
+		return nil, nil, err
+	}
 	for i, a := range adapters {
-		for _, m := range a.Modules {
+		modules, err := naming(a.Adapter, a.Modules)
+		if err != nil {
+			return nil, nil, a.named(err)
+		}
+		for _, m := range modules {
 			if m.Form != Replace && m.Form != Rows {
 				continue
 			}
@@ -172,11 +181,15 @@ func (o *CombineOptions) sources(adapters []Weighted) (map[string][]source, erro
 	if err := o.plainBase(adapters); err != nil {
 		return nil, err
 	}
+	naming, err := namingOf(adapters)
+	if err != nil {
+		return nil, err
+	}
 	for i, a := range adapters {
 		if w := a.Weight; math.IsNaN(w) || math.IsInf(w, 0) {
 			return nil, fmt.Errorf("%s: %w: weight %v, expected a finite number", a.Path, ErrUnsupported, w)
 		}
-		list, err := plainModules(a.Adapter)
+		list, err := plainModules(a.Adapter, naming)
 		if err != nil {
 			return nil, err
 		}
@@ -277,10 +290,10 @@ func (o *CombineOptions) plainBase(adapters []Weighted) error {
 
 // plainModules lists the modules of an adapter that are plain matrices, single experts of stacks among
 // them; what is carried along is left out, and any other is refused.
-func plainModules(a *Adapter) ([]*Module, error) {
+func plainModules(a *Adapter, naming naming) ([]*Module, error) {
 	all, err := a.apart()
 	if err == nil {
-		all, err = dotted(all)
+		all, err = naming(a, all)
 	}
 	if err != nil {
 		return nil, a.named(err)

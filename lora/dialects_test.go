@@ -205,7 +205,7 @@ func TestOpenBadDialects(t *testing.T) {
 			return kohya(func(m map[string][]int64) { m["lora_te_x.alpha"] = []int64{2} })
 		},
 		"another method of LyCORIS": func() (string, map[string][]int64) {
-			return kohya(func(m map[string][]int64) { m["lora_te_x.dora_scale"] = []int64{4, 1} })
+			return kohya(func(m map[string][]int64) { m["lora_te_x.hada_w1_a"] = []int64{4, 1} })
 		},
 		"none that a kohya file gives": func() (string, map[string][]int64) {
 			return kohya(func(m map[string][]int64) { m["lora_te_x.gamma"] = []int64{4} })
@@ -228,7 +228,7 @@ func TestOpenBadDialects(t *testing.T) {
 		"expected (in, rank) and (rank, out)": func() (string, map[string][]int64) {
 			return mlx(plain, func(m map[string][]int64) { m["q.lora_b"] = []int64{3, 4} })
 		},
-		"give the folder": func() (string, map[string][]int64) {
+		"which has its scaling in an adapter_config.json beside it, and there is none": func() (string, map[string][]int64) {
 			return "", map[string][]int64{"base_model.model.q.lora_A.weight": {2, 3}}
 		},
 		"no tensor of it belongs to an adapter": func() (string, map[string][]int64) {

@@ -72,7 +72,7 @@ func (b *binder) stackSpot(stack string, e int64, proj string) (spot, bool) {
 			if r.InputsFirst || r.Interleaved || at.param == "up_proj" && !known || square && !known && !b.model.Known {
 				continue
 			}
-			s := spot{p, e, at.part, at.parts}
+			s := spot{p: p, expert: e, part: at.part, parts: at.parts}
 			return s, s.fits()
 		}
 		own := fmt.Sprintf("%s.%d.", name, e)

@@ -2,6 +2,7 @@ package lora
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/lorakit/lorakit/models"
@@ -23,52 +24,75 @@ var imageWords = []string{"attn1", "attn2", "attentions", "resnets", "downsample
 	"in_layers", "out_layers", "emb_layers", "skip_connection", "img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "lin", "qkv", "modulation",
 	"adaLN_modulation", "in_layer", "out_layer", "context_block", "x_block", "mlp", "fc1", "fc2", "timestep_embedder", "text_embedder", "guidance_embedder"}
 
-// dotted gives modules whose names have underscores for dots their names back. What is known of models
-// tells them apart; a name that could be two is an error, and so are modules of two models, since the
-// dialects that have dots are for one.
+// dotted gives modules whose names have underscores for dots their names back, and components the names that
+// diffusers has for them. What is known of models tells the dots apart; a name that could be two is an error.
 func dotted(modules []*Module) ([]*Module, error) {
-	var first *Module
-	var flats []string
-	for _, m := range modules {
-		if m.Flat {
-			_, flat := component(m.Name)
-			flats = append(flats, flat)
-		}
-	}
-	if flats == nil {
+	if !slices.ContainsFunc(modules, func(m *Module) bool { return m.Flat || m.Component != "" }) {
 		return modules, nil
 	}
-	known := models.Unflatten(flats, func(flat string) bool {
-		_, ok := words(flat, imageParts)
-		return ok
-	})
-	taken := map[string]*Module{}
-	prefixOf, list := "", make([]*Module, len(modules))
-	for i, m := range modules {
-		list[i] = m
+	var flats []string // those that no image model of diffusers has
+	found := map[string][]string{}
+	for _, m := range modules {
 		if !m.Flat {
 			continue
 		}
-		prefix, flat := component(m.Name)
-		if first == nil {
-			first, prefixOf = m, prefix
+		flat := m.within()
+		if slices.Contains(imageComponents, m.Component) || kohyaComponents[m.Component] == "transformer" {
+			found[m.Name] = models.UnflattenDiffusers(flat)
 		}
-		if prefix != prefixOf {
-			return nil, fmt.Errorf("modules %s and %s: %w: they are of two models, and an adapter of this kind is for one", tensor.Quote(first.Name), tensor.Quote(m.Name), ErrUnsupported)
+		if found[m.Name] == nil {
+			flats = append(flats, flat)
 		}
-		name, err := unflatten(flat, known[flat])
-		if err != nil {
-			return nil, fmt.Errorf("module %s: %w", tensor.Quote(m.Name), err)
-		}
-		if o := taken[name]; o != nil {
-			return nil, fmt.Errorf("modules %s and %s: %w: both are %s", tensor.Quote(o.Name), tensor.Quote(m.Name), ErrMalformed, tensor.Quote(name))
-		}
-		taken[name] = m
+	}
+	known := map[string][]string{}
+	if flats != nil {
+		known = models.Unflatten(flats, func(flat string) bool {
+			_, ok := words(flat, imageParts)
+			return ok
+		})
+	}
+	list, groups := make([]*Module, len(modules)), map[string][]*Module{}
+	for i, m := range modules {
 		n := *m
-		n.Name, n.Flat = name, false
+		if m.Flat {
+			flat := m.within()
+			names := found[m.Name]
+			if names == nil {
+				names = known[flat]
+			}
+			name, err := unflatten(flat, names)
+			if err != nil {
+				return nil, fmt.Errorf("module %s: %w", tensor.Quote(m.Name), err)
+			}
+			n.Name, n.Flat = join(m.Component, name), false
+		}
 		list[i] = &n
+		groups[n.Component] = append(groups[n.Component], &n)
+	}
+	to := renameComponents(groups)
+	taken := map[string]*Module{}
+	for i, m := range list {
+		within := m.within()
+		m.Component = to[m.Component]
+		m.Name = join(m.Component, within)
+		if !modules[i].Flat {
+			continue
+		}
+		if o := taken[m.Name]; o != nil {
+			return nil, fmt.Errorf("modules %s and %s: %w: both are %s", tensor.Quote(o.Name), tensor.Quote(modules[i].Name),
+				ErrMalformed, tensor.Quote(m.Name))
+		}
+		taken[m.Name] = modules[i]
 	}
 	return list, nil
+}
+
+// join puts a component before the name of a module.
+func join(component, within string) string {
+	if component == "" {
+		return within
+	}
+	return component + "." + within
 }
 
 // unflatten finds the dots of a name; names are those that models have.

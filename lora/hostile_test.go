@@ -273,9 +273,10 @@ func TestExpandedTensors(t *testing.T) {
 		}
 		return a
 	}
-	require.NoError(t, of(1000, 1000).expanded(size))
-	require.ErrorIs(t, of(8, 2<<30).expanded(size), ErrMalformed)
-	require.ErrorIs(t, of(1<<62, 1<<62).expanded(size), ErrMalformed)
+	expanded := func(a *Adapter) error { return a.expanded(size, a.tensors) }
+	require.NoError(t, expanded(of(1000, 1000)))
+	require.ErrorIs(t, expanded(of(8, 2<<30)), ErrMalformed)
+	require.ErrorIs(t, expanded(of(1<<62, 1<<62)), ErrMalformed)
 }
 
 // Several adapters have files of one name: messages say of which it is.

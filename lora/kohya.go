@@ -3,12 +3,12 @@ package lora
 import (
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -17,64 +17,9 @@ import (
 // pipeline it is of, and its path with underscores for dots.
 
 // otherMethods are the ends of names that LyCORIS gives to what is no plain LoRA.
-var otherMethods = []string{".dora_scale", ".lora_mid.weight", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2",
+var otherMethods = []string{".lora_mid.weight", ".reshape_weight", ".set_weight",
+	".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2",
 	".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".oft_blocks", ".oft_diag", ".a1.weight", ".w_norm", ".b_norm", ".diff", ".diff_b"}
-
-// readKohya makes modules of the tensors of a kohya file.
-func (a *Adapter) readKohya(tensors []formats.Tensor) error {
-	type parts struct{ down, up, alpha *formats.Tensor }
-	byName := map[string]*parts{}
-	for i := range tensors {
-		t := &tensors[i]
-		var name string
-		var slot func(*parts) **formats.Tensor
-		for end, s := range map[string]func(*parts) **formats.Tensor{
-			".lora_down.weight": func(p *parts) **formats.Tensor { return &p.down },
-			".lora_up.weight":   func(p *parts) **formats.Tensor { return &p.up },
-			".alpha":            func(p *parts) **formats.Tensor { return &p.alpha },
-		} {
-			if n, ok := strings.CutSuffix(t.Name, end); ok {
-				name, slot = n, s
-			}
-		}
-		if slot == nil {
-			what := "its name is none that a kohya file gives to a part of a LoRA, expected lora_down.weight, lora_up.weight, alpha"
-			if slices.ContainsFunc(otherMethods, func(end string) bool { return strings.HasSuffix(t.Name, end) }) {
-				what = "it belongs to another method of LyCORIS than LoRA"
-			}
-			return a.failed(t, fmt.Errorf("%w: %s", ErrUnsupported, what))
-		}
-		if name == "" {
-			return a.failed(t, fmt.Errorf("%w: no module is named", ErrMalformed))
-		}
-		p := byName[name]
-		if p == nil {
-			p = &parts{}
-			byName[name] = p
-		}
-		*slot(p) = t // names of a file are unique
-	}
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		p := byName[name]
-		m, err := a.pair(name, p.down, p.up)
-		if err != nil {
-			return err
-		}
-		m.Flat = strings.HasPrefix(name, "lora_") || !strings.Contains(name, ".")
-		m.Alpha = float64(m.Rank)
-		if p.alpha != nil {
-			if p.alpha.Count() != 1 {
-				return a.failed(p.alpha, fmt.Errorf("%w: its shape is %v, expected one number", ErrMalformed, p.alpha.Shape))
-			}
-			if m.Alpha, err = onlyNumber(p.alpha); err != nil {
-				return a.named(err)
-			}
-		}
-		m.Scaling = m.Alpha / float64(m.Rank)
-		a.Modules = append(a.Modules, m)
-	}
-	return nil
-}
 
 // onlyNumber reads the number of a tensor that has one. sd-scripts makes the tensor of what it was given:
 // an integer of --network_alpha=4.
@@ -115,8 +60,11 @@ func (a *Adapter) pair(name string, ta, tb *formats.Tensor) (*Module, error) {
 }
 
 // component takes the name of a kohya module apart: "lora_te1" is the first text encoder, "lora_unet"
-// the image model.
+// the image model. SimpleTuner's image models are "lycoris".
 func component(name string) (prefix, module string) {
+	if rest, ok := strings.CutPrefix(name, "lycoris_"); ok {
+		return "lycoris", rest
+	}
 	rest, ok := strings.CutPrefix(name, "lora_")
 	if !ok {
 		return "", name
@@ -138,19 +86,26 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 	if modules, err = e.withoutCopies(modules, a.Dialect != PEFT || a.Config.BiasMode != "" && a.Config.BiasMode != "none"); err != nil {
 		return nil, err
 	}
+	if modules, err = a.ofKohya(modules); err != nil {
+		return nil, err
+	}
 	if common := commonScales(modules); common.rank > 0 {
 		e.Metadata = formats.Texts(map[string]string{
 			"ss_network_module": "networks.lora", "ss_network_dim": fmt.Sprint(common.rank), "ss_network_alpha": fmt.Sprint(common.alpha),
 		})
 	}
-	seen, part := map[string]string{}, kohyaPart(modules)
+	seen, prefix := map[string]string{}, kohyaPrefixes(modules, a.component)
 	for _, m := range modules {
-		if m.Form != Linear && m.Form != Conv || m.Magnitude != nil {
+		if m.Form != Linear && m.Form != Conv || m.Magnitude != nil && a.Dialect != Kohya {
 			return nil, noPlace(m, m.what(), Kohya)
 		}
 		key := m.Name
 		if !m.Flat {
-			key = part + "_" + flatten(m.Name)
+			p := prefix(m)
+			if p == "" {
+				return nil, noPlace(m, "the component "+tensor.Quote(m.Component), Kohya)
+			}
+			key = p + "_" + flatten(m.within())
 		}
 		if other, ok := seen[key]; ok {
 			return nil, fmt.Errorf("module %s: %w: with underscores for dots it has the name of %s", tensor.Quote(m.Name), ErrUnsupported, tensor.Quote(other))
@@ -164,8 +119,80 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 		e.Tensors = append(e.Tensors,
 			output(key+".lora_down.weight", m.A, down...), output(key+".lora_up.weight", m.B, up...),
 			asItIs(key+".alpha", number(m.A.T, alpha)))
+		if m.Magnitude != nil { // as LyCORIS has them
+			o := asItIs(key+".dora_scale", m.Magnitude)
+			o.Shape = tensor.Shape{m.B.Rows, 1}
+			for range m.Kernel {
+				o.Shape = append(o.Shape, 1)
+			}
+			e.Tensors = append(e.Tensors, o)
+		}
 	}
 	return e, nil
+}
+
+// ofKohya gives the modules of a transformer that diffusers names in its own way the names of the model's authors, as
+// all have them who read kohya's files. U-Nets are known to them by either; what is in no family keeps its names.
+func (a *Adapter) ofKohya(modules []*Module) ([]*Module, error) {
+	named, err := dotted(modules)
+	if err != nil { // names without dots that are not known stay as they are
+		return modules, nil
+	}
+	var image, others []*Module
+	for i, m := range named {
+		component := m.Component
+		if component == "" {
+			if component, _ = models.DiffusersComponent(m.Name); component == "" {
+				component = a.component
+			}
+		}
+		switch {
+		case component == "transformer" && !modules[i].Flat:
+			image = append(image, m)
+		default:
+			others = append(others, modules[i])
+		}
+	}
+	if authored, ok := toAuthors(image); ok {
+		return append(others, authored...), nil
+	}
+	return modules, nil
+}
+
+// kohyaPrefixes finds what kohya's files have before the names of modules: of each component, or of the given one
+// where modules name none, or of what most of them are. It is "" for a component that has no place there.
+func kohyaPrefixes(modules []*Module, otherwise string) func(*Module) string {
+	texts := map[string]bool{}
+	for _, m := range modules {
+		texts[m.Component] = true
+	}
+	first, second := "lora_te", "lora_te2"
+	if texts["text_encoder_2"] || texts["text_encoder_3"] {
+		first = "lora_te1"
+	}
+	part := kohyaPart(modules)
+	return func(m *Module) string {
+		component := m.Component
+		if component == "" {
+			component = otherwise
+		}
+		switch component {
+		case "":
+			return part
+		case "unet", "transformer", imageModel, "model." + imageModel:
+			return "lora_unet"
+		case "text_encoder", "text_encoders.clip_l.transformer":
+			return first
+		case "text_encoder_2", "text_encoders.clip_g.transformer":
+			if strings.HasPrefix(m.within(), "encoder.block.") { // T5, which sd-scripts counts as the third of any model
+				return "lora_te3"
+			}
+			return second
+		case "text_encoder_3", "text_encoders.t5xxl.transformer":
+			return "lora_te3"
+		}
+		return ""
+	}
 }
 
 // withoutCopies leaves out the copies of the base's own matrices that PEFT stores beside the factors of a head: they

@@ -115,7 +115,7 @@ func (a *Adapter) encodeLoRALib(experts string) (*Encoded, error) {
 	if err != nil {
 		return nil, err
 	}
-	if modules, err = dotted(modules); err != nil {
+	if modules, err = alone(modules); err != nil {
 		return nil, err
 	}
 	common := commonScales(modules)

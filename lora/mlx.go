@@ -170,7 +170,7 @@ func (a *Adapter) encodeMLX(experts string) (*Encoded, error) {
 	if err != nil {
 		return nil, err
 	}
-	if modules, err = dotted(modules); err != nil {
+	if modules, err = alone(modules); err != nil {
 		return nil, err
 	}
 	var stacks []*family

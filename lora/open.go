@@ -23,14 +23,15 @@ import (
 
 // The dialects in which people have adapters.
 const (
-	PEFT    = "peft"    // a folder: adapter_config.json, adapter_model.safetensors or .bin
-	Kohya   = "kohya"   // one .safetensors file with lora_down and lora_up
-	MLX     = "mlx"     // a folder: adapter_config.json, adapters.safetensors
-	LoRALib = "loralib" // one file of torch.save with lora_A and lora_B
+	PEFT      = "peft"      // a folder: adapter_config.json, adapter_model.safetensors or .bin
+	Kohya     = "kohya"     // one .safetensors file with lora_down and lora_up, and no dots in its modules' names
+	Diffusers = "diffusers" // one .safetensors file for the components of a pipeline
+	MLX       = "mlx"       // a folder: adapter_config.json, adapters.safetensors
+	LoRALib   = "loralib"   // one file of torch.save with lora_A and lora_B
 )
 
 // Dialects lists the dialects, which are all read and written.
-func Dialects() []string { return []string{PEFT, Kohya, MLX, LoRALib} }
+func Dialects() []string { return []string{PEFT, Kohya, Diffusers, MLX, LoRALib} }
 
 // OpenOptions say what a file leaves open. The zero value is right for all that say
 // everything.
@@ -42,6 +43,10 @@ type OpenOptions struct {
 	// folder that does not say it. Empty is rank_major, which is PEFT's. Elsewhere it is not
 	// looked at.
 	ExpertLayout string
+	// Component, where not empty, is the one part of a pipeline whose modules are taken, by the name that the adapter
+	// or diffusers has for it: "unet", "text_encoder_2". Others are left out, and a notice says so. An adapter that
+	// names no components is taken to be of that one.
+	Component string
 }
 
 const (
@@ -57,7 +62,8 @@ const mlxFile = "adapters.safetensors"
 
 // errNone says that a path is none of what Open reads.
 func errNone(path, found string) error {
-	return fmt.Errorf("%s: %w: %s, expected an adapter: a PEFT folder (%s, %s), an MLX folder (%s, %s), a kohya file or a loralib file", path, ErrUnsupported, found, configName, adapterFiles[0], configName, mlxFile)
+	return fmt.Errorf("%s: %w: %s, expected an adapter: a PEFT folder (%s, %s), an MLX folder (%s, %s), or a file of "+
+		"kohya, diffusers or loralib", path, ErrUnsupported, found, configName, adapterFiles[0], configName, mlxFile)
 }
 
 // Open reads the headers of an adapter of any of the Dialects.
@@ -85,6 +91,9 @@ func OpenIn(ctx context.Context, dir storage.Folder, name string, o OpenOptions)
 	}
 	if err == nil && len(a.Modules) == 0 {
 		err = fmt.Errorf("%s: %w: it has no tensors", a.Path, ErrMalformed)
+	}
+	if err == nil && o.Component != "" {
+		err = a.only(o.Component)
 	}
 	if err == nil {
 		err = a.checkTypes()
@@ -127,14 +136,14 @@ func IsAdapter(path string) bool {
 				return true
 			}
 		}
-		return false
+		return diffusersFile(ctx, dir) != ""
 	}
 	c, err := formats.Default.Open(ctx, dir, name)
 	if err != nil {
 		return false
 	}
 	defer c.Close()
-	dialect, _ := dialectOf(c.Tensors())
+	dialect, _ := dialectOf(c.Tensors(), c.Metadata())
 	return dialect != ""
 }
 
@@ -142,6 +151,10 @@ func IsAdapter(path string) bool {
 func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 	config, err := readFile(ctx, a.Dir, configName)
 	if errors.Is(err, fs.ErrNotExist) {
+		if name := diffusersFile(ctx, a.Dir); name != "" {
+			a.Path = a.Dir.Path(name)
+			return a.openFile(ctx, name, o)
+		}
 		return errNone(a.Path, "there is no "+configName)
 	}
 	if err != nil {
@@ -157,7 +170,10 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 		if err := a.openTensors(ctx, mlxFile); err != nil {
 			return err
 		}
-		return a.readMLX(config)
+		if err := a.readMLX(config); err != nil {
+			return err
+		}
+		return a.readBeside(ctx)
 	}
 	a.Dialect = PEFT
 	if a.Config, err = parseConfig(config); err != nil {
@@ -172,7 +188,21 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 	if err := a.openTensors(ctx, adapterFiles...); err != nil {
 		return err
 	}
-	return a.readPEFT(a.tensors)
+	if err := a.readPEFT(a.tensors); err != nil {
+		return err
+	}
+	return a.readBeside(ctx)
+}
+
+// diffusersFile is the name of the file that diffusers' save_lora_weights has left in a folder, if it has.
+func diffusersFile(ctx context.Context, dir storage.Folder) string {
+	for _, name := range []string{"pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"} {
+		if f, err := dir.Open(ctx, name); err == nil {
+			f.Close()
+			return name
+		}
+	}
+	return ""
 }
 
 // choices lists the words that are, and which of them is nearest to one that is not.
@@ -214,17 +244,19 @@ func (a *Adapter) openContainer(ctx context.Context, name string) error {
 		return err
 	}
 	defer file.Close()
-	if a.container, err = formats.Default.Open(ctx, a.Dir, name); err != nil {
+	c, err := formats.Default.Open(ctx, a.Dir, name)
+	if err != nil {
 		return err
 	}
-	a.tensors = slices.Clone(a.container.Tensors())
+	a.containers = append(a.containers, c)
+	a.tensors = slices.Clone(c.Tensors())
 	for i := range a.tensors {
 		a.tensors[i].File = a.Dir.Path(name)
 	}
-	return a.expanded(file.Size())
+	return a.expanded(file.Size(), a.tensors)
 }
 
-// openFile reads a kohya or a loralib file.
+// openFile reads a file of kohya, diffusers or loralib.
 func (a *Adapter) openFile(ctx context.Context, name string, o OpenOptions) error {
 	path := a.Path
 	err := a.openContainer(ctx, name)
@@ -235,16 +267,22 @@ func (a *Adapter) openFile(ctx context.Context, name string, o OpenOptions) erro
 		return err
 	}
 	a.Files = []string{name}
-	tensors := a.tensors
-	dialect, example := dialectOf(tensors)
+	tensors, metadata := a.tensors, a.containers[0].Metadata()
+	dialect, example := dialectOf(tensors, metadata)
 	a.Dialect = dialect
 	switch dialect {
-	case Kohya:
-		return a.readKohya(tensors)
+	case Kohya, Diffusers:
+		return a.readOneFile(tensors, metadata)
 	case LoRALib:
 		return a.readLoRALib(tensors, o.Alpha)
 	case PEFT, MLX:
-		return fmt.Errorf("%s: %w: tensor %s is of a %s adapter, whose %s lies beside it: give the folder", path, ErrUnsupported, tensor.Quote(example), dialect, configName)
+		what := fmt.Sprintf("which has its scaling in an %s beside it, and there is none", configName)
+		if f, err := a.Dir.Open(ctx, configName); err == nil {
+			f.Close()
+			what = fmt.Sprintf("whose %s lies beside it: give the folder", configName)
+		}
+		return fmt.Errorf("%s: %w: tensor %s is of a %s adapter, %s", path, ErrUnsupported, tensor.Quote(example), dialect,
+			what)
 	}
 	return errNone(path, "no tensor of it belongs to an adapter")
 }
@@ -254,10 +292,10 @@ func (a *Adapter) openFile(ctx context.Context, name string, o OpenOptions) erro
 const mostExpanded = 4
 
 // expanded refuses a file, of the given size, whose tensors are far larger than it is: they are read whole.
-func (a *Adapter) expanded(size int64) error {
+func (a *Adapter) expanded(size int64, tensors []formats.Tensor) error {
 	var total int64
-	for i := range a.tensors {
-		t := &a.tensors[i]
+	for i := range tensors {
+		t := &tensors[i]
 		if total += t.Bytes; total < 0 || total/mostExpanded > size+1<<20 {
 			return a.failed(t, fmt.Errorf("%w: with it the tensors are %d bytes, in a file of %d", ErrMalformed, total, size))
 		}
@@ -265,8 +303,8 @@ func (a *Adapter) expanded(size int64) error {
 	return nil
 }
 
-// dialectOf tells from names of tensors of which dialect they are, and by which.
-func dialectOf(tensors []formats.Tensor) (dialect, example string) {
+// dialectOf tells from the names of a file's tensors of which dialect they are, and by which.
+func dialectOf(tensors []formats.Tensor, metadata formats.Metadata) (dialect, example string) {
 	for i := range tensors { // as PEFT's AdaLoRA, whose lora_A is called as in loralib
 		if name, ok := strings.CutPrefix(tensors[i].Name, peftPrefix); ok && strange(strings.Split(name, ".")) {
 			return PEFT, tensors[i].Name
@@ -274,14 +312,26 @@ func dialectOf(tensors []formats.Tensor) (dialect, example string) {
 	}
 	for i := range tensors {
 		name := tensors[i].Name
+		module, _ := factorOf(name)
+		component, _ := cutComponent(module)
+		has := func(ends ...string) bool {
+			return slices.ContainsFunc(ends, func(end string) bool { return strings.HasSuffix(name, end) })
+		}
 		switch {
-		case strings.HasSuffix(name, ".lora_down.weight"), strings.HasSuffix(name, ".lora_up.weight"):
+		case has(".lora_down.weight", ".lora_up.weight") && component == "":
 			return Kohya, name
-		case strings.HasSuffix(name, ".lora_A"), strings.HasSuffix(name, ".lora_B"):
+		case has(".lora_down.weight", ".lora_up.weight", ".lora.down.weight", ".lora.up.weight", oldDown, oldUp,
+			".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"):
+			return Diffusers, name
+		case has(".lora_A", ".lora_B") && component == "":
 			return LoRALib, name
-		case strings.HasSuffix(name, ".lora_a"), strings.HasSuffix(name, ".lora_b"):
+		case has(".lora_a", ".lora_b"):
 			return MLX, name
-		case strings.Contains(name, ".lora_A."), strings.Contains(name, ".lora_B."), strings.Contains(name, ".lora_embedding_"):
+		case has(".lora_A", ".lora_B") || strings.Contains(name, ".lora_A.") || strings.Contains(name, ".lora_B.") ||
+			strings.Contains(name, ".lora_embedding_"):
+			if saysItsScaling(tensors, metadata) {
+				return Diffusers, name
+			}
 			return PEFT, name
 		}
 	}

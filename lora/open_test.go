@@ -99,7 +99,7 @@ func checkOpened(t fataler, a *Adapter) {
 		}
 	}
 	for _, x := range a.tensors {
-		if a.Dialect == Kohya && strings.HasSuffix(x.Name, ".alpha") {
+		if (a.Dialect == Kohya || a.Dialect == Diffusers) && strings.HasSuffix(x.Name, ".alpha") {
 			continue // it has been read
 		}
 		if pruned := a.Config.PeftType == adaLoRA && x.Count() == 0; !pruned && !strings.Contains(x.Name, "lora_magnitude_vector") && !strings.Contains(x.Name, ".original_module.") && !strings.Contains(x.Name, ".modules_to_save.") {

@@ -57,7 +57,7 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 		if err != nil {
 			return nil, err
 		}
-		if modules, err = dotted(modules); err != nil {
+		if modules, err = alone(modules); err != nil {
 			return nil, err
 		}
 		if experts == perExpert {

@@ -29,9 +29,13 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 	if err := a.Config.plainBase(); err != nil {
 		return nil, a.named(err)
 	}
+	naming, err := namingOf([]Weighted{{Adapter: a}})
+	if err != nil {
+		return nil, err
+	}
 	modules, err := a.apart()
 	if err == nil {
-		modules, err = dotted(modules)
+		modules, err = naming(a, modules)
 	}
 	if err != nil {
 		return nil, a.named(err)
@@ -71,8 +75,8 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 			r = max(1, min(svd.RankFor(d.S, d.Energy, energy), len(d.S)))
 		}
 		t := leading(d, r)
-		t.Name, t.Form, t.Kernel, t.Magnitude = m.Name, m.Form, m.Kernel, m.Magnitude
-		t.Parameter, t.turned = m.Parameter, m.turned
+		t.Name, t.Component, t.Parameter, t.turned = m.Name, m.Component, m.Parameter, m.turned
+		t.Form, t.Kernel, t.Magnitude = m.Form, m.Kernel, m.Magnitude
 		for i, s := range d.S {
 			t.Energy += float64(s * s)
 			if i < r {

@@ -19,7 +19,30 @@ import (
 // fused parameter; else the one that the name is of in another wrapper class, or the only one that ends in the same
 // way, since such a class puts another prefix before it.
 func (b *binder) resolve(m *Module) (spot, error) {
-	full := m.Name + "." + m.Param
+	if m.at != nil {
+		return *m.at, nil
+	}
+	if _, ok := b.exactly(m.Name + "." + m.Param); ok || m.Flat { // a base may be a pipeline in one file
+		return b.resolveName(m, m.Name)
+	}
+	return b.resolveName(m, m.within())
+}
+
+// exactly is the parameter that has a name at run time or in the file.
+func (b *binder) exactly(full string) (*parameter, bool) {
+	if p := b.params[full]; p != nil {
+		return p, true
+	}
+	i, ok := b.files[full]
+	if !ok {
+		return nil, false
+	}
+	return b.fileParameter(i), true
+}
+
+// resolveName is resolve for a module by one of its names.
+func (b *binder) resolveName(m *Module, name string) (spot, error) {
+	full := name + "." + m.Param
 	if p := b.params[full]; p != nil {
 		return whole(p), nil
 	}
@@ -51,10 +74,16 @@ func (b *binder) resolve(m *Module) (spot, error) {
 	if s, ok := b.expertSpot(m); ok {
 		return s, nil
 	}
-	if p := b.rewrapped(m.Name, m.Param); p != nil {
+	if p := b.rewrapped(name, m.Param); p != nil {
 		return whole(p), nil
 	}
-	return b.only(m, full, b.endingLike(full)) // the sizes of several do not tell which is meant
+	candidates := b.endingLike(full)
+	if m.beside || m.ofImages() { // one of the two names is all of the other's end: others end alike
+		candidates = slices.DeleteFunc(candidates, func(p *parameter) bool {
+			return !strings.HasSuffix("."+p.name, "."+full) && !strings.HasSuffix("."+full, "."+p.name)
+		})
+	}
+	return b.only(m, full, candidates) // the sizes of several do not tell which is meant
 }
 
 // repeats reports whether a module is a new value that its adapter has under the name of p too.
@@ -133,7 +162,7 @@ func (b *binder) resolveFlat(m *Module) (spot, error) {
 			}
 		}
 	}
-	_, name := component(m.Name)
+	name := m.within()
 	if list := b.flat[name]; len(list) > 0 {
 		return b.only(m, name, list)
 	}
@@ -148,6 +177,13 @@ func (b *binder) resolveFlat(m *Module) (spot, error) {
 		if strings.HasSuffix(full, ".weight") && strings.HasSuffix(flatten(strings.TrimSuffix(full, ".weight")), "_"+name) && strings.ContainsAny(name, "0123456789") {
 			list = append(list, b.params[full])
 		}
+	}
+	for rest := name; list == nil && strings.ContainsAny(rest, "0123456789"); { // or another one before the adapter's
+		var more bool
+		if _, rest, more = strings.Cut(rest, "_"); !more {
+			break
+		}
+		list = b.flat[rest]
 	}
 	return b.only(m, name, list)
 }

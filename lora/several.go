@@ -22,6 +22,9 @@ type Source struct {
 	// ExpertLayout is "rank_major" or "grouped_by_expert", for a PEFT folder whose config does not say how
 	// its stacks of experts lie; empty is PEFT's own rank_major.
 	ExpertLayout string
+	// Component, where not empty, is the one part of a pipeline whose modules are taken, for an adapter in one file that is
+	// for several: "unet", "text_encoder".
+	Component string
 }
 
 // Paths lists the paths of adapters.
@@ -123,5 +126,5 @@ func openSource(ctx context.Context, s Source, o storage.Options) (*Adapter, err
 	if err != nil {
 		return nil, err
 	}
-	return OpenIn(ctx, dir, name, OpenOptions{Alpha: s.Alpha, ExpertLayout: s.ExpertLayout})
+	return OpenIn(ctx, dir, name, OpenOptions{Alpha: s.Alpha, ExpertLayout: s.ExpertLayout, Component: s.Component})
 }

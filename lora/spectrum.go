@@ -194,7 +194,7 @@ func (a *Adapter) Parts() ([]*Module, error) {
 	if err != nil {
 		return nil, a.named(err)
 	}
-	if named, err := dotted(list); err == nil {
+	if named, err := alone(list); err == nil {
 		list = named
 	}
 	return list, nil

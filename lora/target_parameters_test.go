@@ -217,7 +217,7 @@ func TestSides(t *testing.T) {
 				a = peftAdapter(t, []byte(`{"peft_type": "LORA", "r": 2`+x.config+`}`), peftPrefix, shapes)
 			case Kohya:
 				a = &Adapter{Dialect: Kohya}
-				require.NoError(t, a.readKohya(wholeNumbers(shapes, "")))
+				require.NoError(t, a.readOneFile(wholeNumbers(shapes, ""), nil))
 			case LoRALib:
 				a = &Adapter{Dialect: LoRALib}
 				require.NoError(t, a.readLoRALib(wholeNumbers(shapes, ""), 4))

@@ -16,6 +16,7 @@ import (
 // convolution in counts the elements of its kernel.
 type Trained struct {
 	Name      string
+	Component string // see Module
 	Form      Form
 	A, B      kernels.Mat
 	Rank      int
@@ -30,8 +31,10 @@ type Trained struct {
 
 // Module is t with its factors where they have been written: A and B by rows.
 func (t Trained) Module(a, b *formats.Tensor) *Module {
-	m := &Module{Name: t.Name, Param: "weight", Form: t.Form, A: matrixOf(a), B: matrixOf(b), Kernel: t.Kernel,
-		Magnitude: t.Magnitude, Parameter: t.Parameter, turned: t.turned, Rank: t.Rank, Scaling: t.Scaling}
+	m := &Module{
+		Name: t.Name, Component: t.Component, Param: "weight", Form: t.Form, A: matrixOf(a), B: matrixOf(b), Kernel: t.Kernel,
+		Magnitude: t.Magnitude, Parameter: t.Parameter, turned: t.turned, Rank: t.Rank, Scaling: t.Scaling,
+	}
 	if m.Scaling == 0 {
 		m.Scaling = 1
 	}
@@ -82,6 +85,16 @@ func tie(modules []*Module) {
 // isHead reports whether a module is an output head.
 func (m *Module) isHead() bool {
 	return m.Form == Linear && slices.Contains(heads, m.Name+"."+m.Param)
+}
+
+// DialectFor is the dialect in which an adapter that is made of a is written to a path: its own where that is one file
+// and the path names one, else PEFT.
+func (a *Adapter) DialectFor(path string) string {
+	f, single := formats.Default.ForExtension(path)
+	if single && f.Name() == "safetensors" && (a.Dialect == Kohya || a.Dialect == Diffusers) {
+		return a.Dialect
+	}
+	return PEFT
 }
 
 // Output is a tensor to be written. Info has the type in which its values lie now.
@@ -177,7 +190,7 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 	if !slices.Contains(ExpertChoices(), o.Experts) {
 		return nil, fmt.Errorf("%w: experts %s; known are %s", ErrUnsupported, tensor.Quote(o.Experts), choices(o.Experts, ExpertChoices()))
 	}
-	if start := a.Config.residual(); start != "" && o.To != PEFT {
+	if start := a.Config.residual(); start != "" && (o.To != PEFT || a.Dialect == Diffusers) {
 		return nil, fmt.Errorf("%s: %w: init_lora_weights is %s, whose deltas are for the base without the part it started from, which only PEFT works out", a.Path, ErrUnsupported, tensor.Quote(start))
 	}
 	if a.Config.otherMethod() {
@@ -193,6 +206,8 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 		e, err = a.encodePEFT(o.Experts)
 	case Kohya:
 		e, err = a.encodeKohya(o.Experts)
+	case Diffusers:
+		e, err = a.encodeDiffusers(o.Experts)
 	case MLX:
 		e, err = a.encodeMLX(o.Experts)
 	case LoRALib:

@@ -18,6 +18,9 @@ import (
 // maxShards is as many as are read back by default.
 const maxShards = 10_000
 
+// diffusersStem is what the files of diffusers' models begin with: it looks for no others.
+const diffusersStem = "diffusion_pytorch_model"
+
 // layOut places the jobs' outputs in shards.
 func (b *planner) layOut(ctx context.Context, dst string, jobs []Job, claimed []formats.File) error {
 	var params int64
@@ -32,6 +35,9 @@ func (b *planner) layOut(ctx context.Context, dst string, jobs []Job, claimed []
 	opts := formats.Options{MaxShardSize: b.MaxShardSize, Metadata: b.Metadata(), Parameters: params, Files: claimed}
 	if b.p.SingleFile {
 		opts.SingleFile = filepath.Base(dst)
+	}
+	if slices.ContainsFunc(b.Files(), func(name string) bool { return strings.HasPrefix(name, diffusersStem) }) {
+		opts.Stem = diffusersStem
 	}
 	if err := b.p.place(ctx, b.format, jobs, opts); err != nil {
 		return fmt.Errorf("%s: the result: %w", b.Path, err)

@@ -24,6 +24,7 @@ type AdapterInput struct {
 	// What was said of it that its files do not tell.
 	Alpha        float64     `json:"alpha,omitempty"`
 	ExpertLayout string      `json:"expert_layout,omitempty"`
+	Component    string      `json:"component,omitempty"`
 	Files        []InputFile `json:"files"`
 }
 
@@ -99,6 +100,11 @@ func Merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []lora.Weight
 	for i, w := range c.Weights {
 		targets[i] = lora.Target{Name: w.Name, Shape: w.Shape, Role: w.Role}
 	}
+	for _, a := range adapters {
+		if err := a.CheckBeside(c.Paths()...); err != nil {
+			return nil, err
+		}
+	}
 	b, err := lora.Bind(adapters, targets, c.Model)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Path, err)
@@ -112,7 +118,7 @@ func Merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []lora.Weight
 		}
 		m.Adapters = append(m.Adapters, AdapterInput{
 			Path: a.Path, Dir: a.Dir.Path(""), dir: a.Dir, Weight: a.Weight, Alpha: a.Options.Alpha,
-			ExpertLayout: a.Options.ExpertLayout, Files: files,
+			ExpertLayout: a.Options.ExpertLayout, Component: a.Options.Component, Files: files,
 		})
 	}
 	for i, change := range b.Changes {

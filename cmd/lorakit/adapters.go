@@ -19,9 +19,11 @@ import (
 // ADAPTER[=WEIGHT].
 func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, error) {
 	var alpha float64
-	var layout string
+	var layout, component string
 	c.Flags().Float64Var(&alpha, "alpha", 0, "the alpha of a loralib adapter, which does not hold it")
 	c.Flags().StringVar(&layout, "expert-layout", "", "how a PEFT adapter that does not say it holds its experts: rank_major or grouped_by_expert")
+	c.Flags().StringVar(&component, "component", "",
+		"of an adapter for several parts of a pipeline, take that of one: unet, text_encoder, …")
 	complete(c, "expert-layout", lorakit.ExpertLayouts()...)
 	return func(list []string) ([]lorakit.Adapter, error) {
 		if c.Flags().Changed("alpha") && (float32(alpha) == 0 || float32(alpha)-float32(alpha) != 0) {
@@ -34,7 +36,7 @@ func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, erro
 		}
 		var out []lorakit.Adapter
 		for _, text := range list {
-			a := lorakit.Adapter{Path: text, Weight: 1, Alpha: alpha, ExpertLayout: layout}
+			a := lorakit.Adapter{Path: text, Weight: 1, Alpha: alpha, ExpertLayout: layout, Component: component}
 			// A folder may have an equals sign in its name, as lr=1e-4.
 			_, err := os.Stat(text)
 			if i := strings.LastIndexByte(text, '='); i >= 0 && err != nil {
@@ -57,7 +59,7 @@ func convertsAdapter(c *cobra.Command, src string) bool {
 }
 
 // ofAdapters are the flags of convert that it takes for an adapter.
-var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "force", "follow-links", "json", "progress"}
+var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "component", "force", "follow-links", "json", "progress"}
 
 // convertAdapter writes an adapter in another dialect.
 func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lorakit.Adapter, error)) error {

@@ -52,8 +52,8 @@ effective rank is then a lower bound, marked ≥; of all others, and of adapters
 				if err != nil {
 					return err
 				}
-				o.Alpha, o.ExpertLayout = a[0].Alpha, a[0].ExpertLayout
-			} else if err := useless(c, "is for an adapter", "alpha", "expert-layout"); err != nil {
+				o.Alpha, o.ExpertLayout, o.Component = a[0].Alpha, a[0].ExpertLayout, a[0].Component
+			} else if err := useless(c, "is for an adapter", "alpha", "expert-layout", "component"); err != nil {
 				return err
 			}
 			r, err := lorakit.Analyze(c.Context(), args[0], tuned, o)

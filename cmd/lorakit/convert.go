@@ -27,8 +27,9 @@ layer of the architecture, and no embedding, norm, output head, router or
 expert. DST then loads in transformers and bitsandbytes as their own 4-bit model. The
 files beside the weights (tokenizer, licence, …) are carried along.
 
-SRC may be a LoRA adapter too: --to peft, kohya, mlx or loralib writes it in that dialect, and
---experts per-expert or fused with its experts laid out in that way, with the same delta.
+SRC may be a LoRA adapter too: --to peft, kohya, diffusers, mlx or loralib writes it in
+that dialect, and --experts per-expert or fused with its experts laid out in that way, with
+the same delta.
 
 DST appears whole or not at all: all is written into DST.partial, and one rename
 makes it DST. After a kill or a full disk, --resume goes on with what is there.`,
@@ -50,7 +51,8 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
 			if convertsAdapter(c, args[0]) {
 				return convertAdapter(c, args, parse)
 			}
-			if err := useless(c, "is about adapters; it needs --merge ADAPTER", "base", "min-kept", "alpha", "expert-layout"); err != nil {
+			about := "is about adapters; it needs --merge ADAPTER"
+			if err := useless(c, about, "base", "min-kept", "alpha", "expert-layout", "component"); err != nil {
 				return err
 			}
 		}

@@ -40,7 +40,7 @@ of what they add, and says what its config does.`,
 					return err
 				}
 			}
-			if err := useless(c, "is for an adapter", "alpha", "expert-layout"); err != nil {
+			if err := useless(c, "is for an adapter", "alpha", "expert-layout", "component"); err != nil {
 				return err
 			}
 			r, err := lorakit.Inspect(c.Context(), args[0], o)

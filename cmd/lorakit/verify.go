@@ -35,7 +35,7 @@ the modules that fell short of --min-kept.`,
 				return usageError{fmt.Errorf("--base and --adapter go together")}
 			}
 			if base == "" {
-				if err := useless(c, "needs --base and --adapter", "min-kept", "alpha", "expert-layout"); err != nil {
+				if err := useless(c, "needs --base and --adapter", "min-kept", "alpha", "expert-layout", "component"); err != nil {
 					return err
 				}
 			} else {
