@@ -32,7 +32,7 @@ type ResizedModule struct {
 func Combine(
 	ctx context.Context, adapters lora.Several, out string, o lora.CombineOptions, force bool,
 ) (*Combination, error) {
-	carried, notices, err := lora.Carried(adapters)
+	carried, notices, err := lora.Replacements(adapters)
 	if err != nil {
 		return nil, err
 	}

@@ -26,9 +26,9 @@ type Weighted struct {
 	Weight float64
 }
 
-// Term is what one module of an adapter does to a rectangle of a file's tensor, seen as
+// Update is what one module of an adapter does to a rectangle of a file's tensor, seen as
 // a matrix whose rows are Change.Width long.
-type Term struct {
+type Update struct {
 	Adapter int // which of those that were bound
 	Module  *Module
 	Name    string // the run-time parameter, without ".weight"
@@ -61,8 +61,8 @@ type Change struct {
 	// Value, where not nil, is the tensor that stands for the base's own, ValueOf the
 	// module that brings it.
 	Value   *formats.Tensor
-	ValueOf *Term
-	Terms   []Term
+	ValueOf *Update
+	Updates   []Update
 }
 
 // Binding says what adapters do to a base.
@@ -321,9 +321,9 @@ func (b *binder) claim(i int, m *Module, s spot) error {
 	return nil
 }
 
-// spread adds a term, whose Left and Right are those of the spot, to the tensors of the file that
+// spread adds an update, whose Left and Right are those of the spot, to the tensors of the file that
 // hold it.
-func (b *binder) spread(t Term, s spot) {
+func (b *binder) spread(t Update, s spot) {
 	for _, pc := range s.p.pieces {
 		nth := int64(0)
 		if s.expert >= 0 {
@@ -337,9 +337,9 @@ func (b *binder) spread(t Term, s spot) {
 	}
 }
 
-// place adds what of a term falls into the part of its parameter that a tensor of the file holds;
+// place adds what of an update falls into the part of its parameter that a tensor of the file holds;
 // nth is which matrix of a stack it is.
-func (b *binder) place(t Term, at spot, pc piece, nth int64) {
+func (b *binder) place(t Update, at spot, pc piece, nth int64) {
 	p, s := at.p, pc.slice
 	r0, r1, c0, c1 := int64(0), p.shape[0], int64(0), int64(1)
 	for _, d := range p.shape[1:] {
@@ -386,7 +386,7 @@ func (b *binder) place(t Term, at spot, pc piece, nth int64) {
 	t.Row += nth * parts * height
 	c := b.change(pc.target, width)
 	t.Name = strings.TrimSuffix(t.Name, ".weight")
-	c.Terms = append(c.Terms, t)
+	c.Updates = append(c.Updates, t)
 }
 
 // change is what becomes of a tensor of the file, seen as a matrix whose rows are that wide.
@@ -435,7 +435,7 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 			return err
 		}
 	}
-	t := Term{Adapter: i, Module: m, Name: p.name, Scale: float32(a.Weight * m.Scaling)}
+	t := Update{Adapter: i, Module: m, Name: p.name, Scale: float32(a.Weight * m.Scaling)}
 	if s.expert >= 0 || s.parts > 0 {
 		t.Name = m.String()
 	}
@@ -457,7 +457,7 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 			}
 			c := b.change(pc.target, p.shape[0])
 			t.Rows, t.Cols = 1, p.shape[0]
-			c.Terms = append(c.Terms, t)
+			c.Updates = append(c.Updates, t)
 		}
 		return nil
 	}
@@ -465,7 +465,7 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 }
 
 // matrix adds the delta of a linear layer, a convolution or an embedding.
-func (b *binder) matrix(a Weighted, t Term, s spot) error {
+func (b *binder) matrix(a Weighted, t Update, s spot) error {
 	m, p := t.Module, s.p
 	t.Rank = m.A.Rows
 	if len(p.shape) < 2 {
@@ -552,7 +552,7 @@ func (b *binder) matrix(a Weighted, t Term, s spot) error {
 	}
 	if c := b.ownChange(p, cols); c != nil {
 		t.Rows, t.Cols, t.Name = rows, cols, strings.TrimSuffix(t.Name, ".weight")
-		c.Terms = append(c.Terms, t)
+		c.Updates = append(c.Updates, t)
 		return nil
 	}
 	b.spread(t, s)
@@ -614,7 +614,7 @@ func (b *binder) misfit(m *Module, s spot) error {
 
 // loralibConv adds the delta of loralib's ConvLoRA, whose product (out*k x in*k) is taken for the
 // weight (out, in, k, k) as it lies in memory. It returns false where it does not fit.
-func (b *binder) loralibConv(a Weighted, t Term, p *parameter) bool {
+func (b *binder) loralibConv(a Weighted, t Update, p *parameter) bool {
 	m := t.Module
 	if len(p.shape) != 4 || p.shape[2] != p.shape[3] || len(p.pieces) != 1 || !p.pieces[0].slice.Whole() {
 		return false
@@ -630,7 +630,7 @@ func (b *binder) loralibConv(a Weighted, t Term, p *parameter) bool {
 	if c.Width != t.Cols {
 		return false
 	}
-	c.Terms = append(c.Terms, t)
+	c.Updates = append(c.Updates, t)
 	return true
 }
 
@@ -654,7 +654,7 @@ func claimKey(i int, replaces bool, p *parameter) string {
 }
 
 // value binds new values of a parameter, or of some of its rows.
-func (b *binder) value(a Weighted, t Term, p *parameter) error {
+func (b *binder) value(a Weighted, t Update, p *parameter) error {
 	m := t.Module
 	if a.Weight != 1 && !m.Base {
 		return fmt.Errorf("module %s: %w: a value that replaces the base's, with the weight %g, expected 1", tensor.Quote(m.String()), ErrUnsupported, a.Weight)
@@ -681,7 +681,7 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 			}
 		}
 		t.Rows, t.Cols = p.shape[0], width
-		c.Terms = append(c.Terms, t)
+		c.Updates = append(c.Updates, t)
 		return nil
 	}
 	grown := len(p.shape) == 2 && len(m.Value.Shape) == 2 && m.Value.Shape[1] == p.shape[1] && (p.kind == models.Embedding || b.isHead(p))
@@ -714,7 +714,7 @@ func (b *binder) value(a Weighted, t Term, p *parameter) error {
 
 // pieces binds the new value of a parameter that the file holds in several tensors, or that is a stack of
 // experts: each of them takes its own bytes.
-func (b *binder) pieces(t Term, p *parameter) error {
+func (b *binder) pieces(t Update, p *parameter) error {
 	m := t.Module
 	want, rows := p.shape, p.shape[0]
 	if p.experts > 0 {

@@ -25,7 +25,7 @@ func (b *binder) apart(i int, a Weighted, m *Module) error {
 		if err := b.claim(i, m, s); err != nil {
 			return err
 		}
-		b.spread(Term{Adapter: i, Module: m, Name: m.Name, Expert: int64(e) + 1, Rank: int64(m.Rank), Scale: float32(a.Weight * m.Scaling), Left: B, Right: A, OutputRows: true}, s)
+		b.spread(Update{Adapter: i, Module: m, Name: m.Name, Expert: int64(e) + 1, Rank: int64(m.Rank), Scale: float32(a.Weight * m.Scaling), Left: B, Right: A, OutputRows: true}, s)
 	}
 	return nil
 }

@@ -139,7 +139,7 @@ func TestTiedHead(t *testing.T) {
 				if c.Change != nil && c.Change.Value != nil { // the adapter says what the others had
 					require.Equal(t, prefix+"shared.original_module.weight", c.Change.Value.Name)
 				} else if c.Change != nil { // what is another's is not copied
-					require.Equal(t, c.Name, c.Change.Terms[0].Module.Name+".weight")
+					require.Equal(t, c.Name, c.Change.Updates[0].Module.Name+".weight")
 				}
 			}
 			require.Equal(t, x.copies, copies)
@@ -147,7 +147,7 @@ func TestTiedHead(t *testing.T) {
 				require.Nil(t, b.Head)
 				return
 			}
-			require.Len(t, b.Head.Terms, x.headTerms)
+			require.Len(t, b.Head.Updates, x.headTerms)
 			require.Equal(t, order[0], targets[b.HeadFrom].Name)
 			if b.Head.Value != nil && b.Head.ValueOf.Module.Base { // and the embedding has it too
 				require.Equal(t, b.Head.Value, b.Changes[b.HeadFrom].Value)
@@ -307,7 +307,7 @@ func FuzzBind(f *testing.F) {
 			if c.Value != nil {
 				count = c.Value.Count()
 			}
-			for _, x := range c.Terms {
+			for _, x := range c.Updates {
 				require.LessOrEqual(t, (x.Row+x.Rows-1)*c.Width+x.Col+x.Cols, max(count, 1), x.Name)
 				if x.Hadamard == nil && x.Module.Form != Rows && x.Module.Form != Scale {
 					require.True(t, within(x.Left) && within(x.Right), x.Name)

@@ -46,7 +46,7 @@ type contribution struct {
 // is emitted; the values of one module at a time are in memory.
 //
 // A weight may be zero or negative, as in PEFT: the sign goes to A. What replaces a part of the base is
-// not emitted: see Carried.
+// not emitted: see Replacements.
 func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit func(Trained) error) error {
 	if len(adapters) == 0 {
 		return fmt.Errorf("%w: no adapter to combine, expected one or more", ErrUnsupported)
@@ -103,11 +103,11 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 	return nil
 }
 
-// Carried lists what goes with a combination of adapters as it is: new values of the base's
+// Replacements lists what goes with a combination of adapters as it is: new values of the base's
 // weights and rows, and the base's own matrices that PEFT stores beside an adapter of an embedding.
 // Adapters that bring different ones are an error, since one result cannot be for both. A new value
 // is no delta, so it does not follow the weight of its adapter, which the notices say.
-func Carried(adapters []Weighted) (list []*Module, notices []string, err error) {
+func Replacements(adapters []Weighted) (list []*Module, notices []string, err error) {
 	type part struct {
 		name string
 		form Form // rows may be trained beside a copy of the base's own matrix
@@ -289,7 +289,7 @@ func (o *CombineOptions) plainBase(adapters []Weighted) error {
 }
 
 // plainModules lists the modules of an adapter that are plain matrices, single experts of stacks among
-// them; what is carried along is left out, and any other is refused.
+// them; Replacements are left out, and any other is refused.
 func plainModules(a *Adapter, naming naming) ([]*Module, error) {
 	all, err := a.apart()
 	if err == nil {

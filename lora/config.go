@@ -47,7 +47,7 @@ type Config struct {
 	feedforward   jsontext.Value             // of IA3: the modules whose inputs are scaled
 	fields        fields                     // of another method than LoRA: all of them
 	regexes       map[string]*pyregex.Regexp // those of whole names, by their expression
-	unheard       []string                   // fields that are set and not known
+	unknownFields       []string                   // fields that are set and not known
 	spent         time.Duration              // compiling and matching patterns
 	raw           []byte
 }
@@ -108,9 +108,9 @@ var known = []string{
 	"use_cayley_neumann", "vblora_dropout", "vector_length", "very_sparse",
 }
 
-// unheard lists the fields that are set and not known. One that switches something on is an error: PEFT calls what
+// unknownFields lists the fields that are set and not known. One that switches something on is an error: PEFT calls what
 // changes the mathematics use_ something.
-func unheard(all map[string]jsontext.Value) (list []string, err error) {
+func unknownFields(all map[string]jsontext.Value) (list []string, err error) {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		switch {
 		case empty(all[name]) || slices.Contains(known, name):
@@ -155,7 +155,7 @@ func parseConfig(b []byte) (Config, error) {
 	if err := json.Unmarshal(all["base_model_name_or_path"], &c.Base); err != nil {
 		c.Base = "" // null, or no name
 	}
-	if c.unheard, err = unheard(all); err != nil {
+	if c.unknownFields, err = unknownFields(all); err != nil {
 		return c, err
 	}
 	if c.otherMethod() {

@@ -134,7 +134,7 @@ func FuzzConfig(f *testing.F) {
 func TestUnheardFields(t *testing.T) {
 	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "note": "mine", "lora_dropout": 0.1, "off": null, "none": [], "use_cache": false}`))
 	require.NoError(t, err)
-	require.Equal(t, []string{"note"}, c.unheard)
+	require.Equal(t, []string{"note"}, c.unknownFields)
 	for _, field := range []string{`"use_newthing": true`, `"use_dora_too": {"a": 1}`, `"enable_lora": [true, false]`} {
 		_, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, ` + field + `}`))
 		require.ErrorIs(t, err, ErrUnsupported, field)

@@ -314,9 +314,9 @@ func (a *Adapter) componentConfigs(metadata formats.Metadata, byName map[string]
 		if err != nil {
 			return nil, fmt.Errorf("%s of %s: %w", where, tensor.Quote(component), err)
 		}
-		if len(c.unheard) > 0 {
+		if len(c.unknownFields) > 0 {
 			a.Notices = append(a.Notices, fmt.Sprintf("%s has fields that are not known here, and are not looked at: %s", where,
-				names(c.unheard)))
+				names(c.unknownFields)))
 		}
 		if !has[component] {
 			a.Notices = append(a.Notices, fmt.Sprintf("%s has a config for %s, of which there are no tensors", where,

@@ -245,12 +245,12 @@ func TestCarriedRows(t *testing.T) {
 		return Weighted{a, 1}
 	}
 	rows := open(map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {1, 4}, embed + ".base_layer.weight": {10, 4}})
-	list, _, err := Carried([]Weighted{rows, rows})
+	list, _, err := Replacements([]Weighted{rows, rows})
 	require.NoError(t, err)
 	require.Len(t, list, 2)
 	whole := open(map[string][]int64{embed + ".weight": {10, 4}})
 	only := open(map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {1, 4}})
-	_, _, err = Carried([]Weighted{whole, only})
+	_, _, err = Replacements([]Weighted{whole, only})
 	require.ErrorIs(t, err, ErrBase)
 }
 

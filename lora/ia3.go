@@ -52,7 +52,7 @@ func (c *Config) scalesInputs(name string) (bool, error) {
 }
 
 // factor binds a vector that scales a weight, and its bias where it scales outputs.
-func (b *binder) factor(a Weighted, t Term, s spot) error {
+func (b *binder) factor(a Weighted, t Update, s spot) error {
 	m, p := t.Module, s.p
 	if a.Weight != 1 {
 		return fmt.Errorf("module %s: %w: IA3 with the weight %g, expected 1", tensor.Quote(m.Name), ErrUnsupported, a.Weight)
@@ -87,7 +87,7 @@ func (b *binder) factor(a Weighted, t Term, s spot) error {
 	}
 	if p == b.headParam && b.headTarget < 0 {
 		t.Rows, t.Cols, t.Name = rows, dims[1], strings.TrimSuffix(t.Name, ".weight")
-		b.headChange(t.Cols).Terms = append(b.headChange(t.Cols).Terms, t)
+		b.headChange(t.Cols).Updates = append(b.headChange(t.Cols).Updates, t)
 	} else if groups == 1 {
 		b.spread(t, s)
 	} else {
@@ -103,7 +103,7 @@ func (b *binder) factor(a Weighted, t Term, s spot) error {
 }
 
 // factorBias scales the bias beside a weight, where there is one.
-func (b *binder) factorBias(t Term, s spot, outputs int64) error {
+func (b *binder) factorBias(t Update, s spot, outputs int64) error {
 	name, ok := strings.CutSuffix(s.p.name, "weight")
 	if !ok {
 		return nil
@@ -126,7 +126,7 @@ func (b *binder) factorBias(t Term, s spot, outputs int64) error {
 			return fmt.Errorf("module %s: %w: a bias that its file holds in pieces", tensor.Quote(t.Module.Name), ErrUnsupported)
 		}
 		c := b.change(pc.target, p.shape[0])
-		c.Terms = append(c.Terms, t)
+		c.Updates = append(c.Updates, t)
 	}
 	return nil
 }

@@ -179,8 +179,8 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 	if a.Config, err = parseConfig(config); err != nil {
 		return fmt.Errorf("%s: %w", filepath.Join(a.Path, configName), err)
 	}
-	if len(a.Config.unheard) > 0 {
-		a.Notices = append(a.Notices, fmt.Sprintf("%s has fields that are not known here, and are not looked at: %s", filepath.Join(a.Path, configName), names(a.Config.unheard)))
+	if len(a.Config.unknownFields) > 0 {
+		a.Notices = append(a.Notices, fmt.Sprintf("%s has fields that are not known here, and are not looked at: %s", filepath.Join(a.Path, configName), names(a.Config.unknownFields)))
 	}
 	if err := a.Config.setLayout(o.ExpertLayout); err != nil {
 		return a.named(err)

@@ -432,8 +432,8 @@ func TestScaledGroups(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, b.Changes[1])
 	require.Equal(t, int64(12), b.Changes[0].Width)
-	require.Len(t, b.Changes[0].Terms, 2)
-	for g, x := range b.Changes[0].Terms {
+	require.Len(t, b.Changes[0].Updates, 2)
+	for g, x := range b.Changes[0].Updates {
 		require.Equal(t, []int64{3 * int64(g), 3, 0, 12, 12 * int64(g)}, []int64{x.Row, x.Rows, x.Col, x.Cols, x.FirstOutput})
 		require.False(t, x.OutputRows)
 		v, err := Floats(x.Factor)
@@ -447,8 +447,8 @@ func TestScaledGroups(t *testing.T) {
 	}
 	b, err = bind(`{"peft_type": "IA3", "feedforward_modules": []}`, 6)
 	require.NoError(t, err)
-	require.True(t, b.Changes[0].Terms[0].OutputRows)
-	require.Equal(t, []int64{0, 1, 0, 6}, []int64{b.Changes[1].Terms[0].Row, b.Changes[1].Terms[0].Rows, b.Changes[1].Terms[0].Col, b.Changes[1].Terms[0].Cols})
+	require.True(t, b.Changes[0].Updates[0].OutputRows)
+	require.Equal(t, []int64{0, 1, 0, 6}, []int64{b.Changes[1].Updates[0].Row, b.Changes[1].Updates[0].Rows, b.Changes[1].Updates[0].Col, b.Changes[1].Updates[0].Cols})
 	for config, n := range map[string]int64{`{"peft_type": "IA3", "feedforward_modules": ["c"]}`: 12, `{"peft_type": "IA3", "feedforward_modules": "c"}`: 4, `{"peft_type": "IA3"}`: 3} {
 		_, err = bind(config, n)
 		require.ErrorIs(t, err, ErrBase)

@@ -91,7 +91,7 @@ func added(t fataler, c *Change, count int64) []float64 {
 		return out
 	}
 	require.Nil(t, c.Value)
-	for _, x := range c.Terms {
+	for _, x := range c.Updates {
 		l, err := x.Left.Read()
 		require.NoError(t, err)
 		r, err := x.Right.Read()

@@ -282,7 +282,7 @@ func (b *binder) parameters(i int, a Weighted, w *nest) error {
 			return err
 		}
 		for e := range s.experts {
-			t := Term{Adapter: i, Module: m, Name: p.name, Expert: e + 1, Rank: int64(m.Rank), Left: m.B, Right: m.A}
+			t := Update{Adapter: i, Module: m, Name: p.name, Expert: e + 1, Rank: int64(m.Rank), Left: m.B, Right: m.A}
 			t.Scale = float32(a.Weight * m.Scaling)
 			at := spot{p: s, expert: e}
 			if s.experts > 1 {

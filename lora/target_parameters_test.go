@@ -55,7 +55,7 @@ func TestNests(t *testing.T) {
 		shape = tensor.Shape
 	)
 	const (
-		nemotron, qwen, gptOss, unheard = "NemotronHForCausalLM", "Qwen3MoeForCausalLM", "GptOssForCausalLM", "Unheard"
+		nemotron, qwen, gptOss, unknownFields = "NemotronHForCausalLM", "Qwen3MoeForCausalLM", "GptOssForCausalLM", "Unheard"
 		block, ofQwen, ofUnheard        = "model.layers.0.mixer.experts", "model.layers.0.mlp.experts", "layers.0.moe.experts"
 		both                            = `"target_parameters": ["up_proj", "down_proj"]`
 		fused                           = `"target_parameters": ["gate_up_proj", "down_proj"]`
@@ -107,22 +107,22 @@ func TestNests(t *testing.T) {
 				"and the file has lora_A and lora_B of 1",
 		},
 		"of a model that is not known, by what all have": {
-			unheard, ofUnheard, both + newer, transposes, []shape{{4, 5}, {3, 4}, {4, 3}, {5, 4}}, downUp, "",
+			unknownFields, ofUnheard, both + newer, transposes, []shape{{4, 5}, {3, 4}, {4, 3}, {5, 4}}, downUp, "",
 		},
 		"of names that none has, that fit in one order": {
-			unheard, ofUnheard, third, base{"up_proj": {2, 3, 5}, "third": {2, 7, 3}}, []shape{{4, 3}, {7, 4}, {4, 5}, {3, 4}},
+			unknownFields, ofUnheard, third, base{"up_proj": {2, 3, 5}, "third": {2, 7, 3}}, []shape{{4, 3}, {7, 4}, {4, 5}, {3, 4}},
 			[]string{"up_proj", "third"}, "",
 		},
 		"of names that none has, that fit in two": {
-			unheard, ofUnheard, third, nameless, []shape{{4, 5}, {3, 4}, {4, 5}, {3, 4}}, nil,
+			unknownFields, ofUnheard, third, nameless, []shape{{4, 5}, {3, 4}, {4, 5}, {3, 4}}, nil,
 			"fit third, 2 of [5, 3] as well as up_proj, 2 of [3, 5], and the order of the parameters",
 		},
 		"of names that none has, that fit in none": {
-			unheard, ofUnheard, third, nameless, []shape{{4, 5}, {3, 4}, {4, 9}, {3, 4}}, nil,
+			unknownFields, ofUnheard, third, nameless, []shape{{4, 5}, {3, 4}, {4, 9}, {3, 4}}, nil,
 			"and those around them, fit its parameters in no order",
 		},
 		"a square of a model that is not known": {
-			unheard, ofUnheard, alone + newer, base{"up_proj": {2, 4, 4}}, []shape{{4, 4}, {4, 4}}, nil, "both ways round",
+			unknownFields, ofUnheard, alone + newer, base{"up_proj": {2, 4, 4}}, []shape{{4, 4}, {4, 4}}, nil, "both ways round",
 		},
 		"of another rank than the config's": {
 			nemotron, block, alone, transposes, []shape{{6, 5}, {3, 6}}, nil,
@@ -229,7 +229,7 @@ func TestSides(t *testing.T) {
 				return
 			}
 			require.NoError(t, err)
-			require.Equal(t, x.rows, b.Changes[0].Terms[0].Left.T == a.Modules[0].B.T)
+			require.Equal(t, x.rows, b.Changes[0].Updates[0].Left.T == a.Modules[0].B.T)
 		})
 	}
 }

@@ -152,7 +152,7 @@ func (b *binder) untie() error {
 	}
 	follows := true // rows that were trained count for both
 	if c != nil {
-		for _, t := range c.Terms {
+		for _, t := range c.Updates {
 			follows = follows && (b.everywhere(t) || b.ensured(t))
 		}
 		if c.Value != nil && !b.ensured(*c.ValueOf) {
@@ -186,7 +186,7 @@ func (b *binder) sameEnds(c, head *Change) (bool, error) {
 			if same, err := sameChange(c, e.change); !same || err != nil {
 				return false, err
 			}
-		case c != nil && (!b.valueEverywhere(c) || slices.ContainsFunc(c.Terms, func(t Term) bool { return !b.everywhere(t) })):
+		case c != nil && (!b.valueEverywhere(c) || slices.ContainsFunc(c.Updates, func(t Update) bool { return !b.everywhere(t) })):
 			return false, nil
 		}
 	}
@@ -251,12 +251,12 @@ func (b *binder) shareBase(from int) {
 // shareRows gives the rows of the embedding that were trained to the head too, unless it has its own.
 func (b *binder) shareRows(from int) {
 	c, head := b.out.Changes[from], b.headOwn()
-	isRows := func(t Term) bool { return t.Module.Form == Rows }
-	if c == nil || head == nil || slices.ContainsFunc(head.Terms, isRows) || head.Value != nil && !head.ValueOf.Module.Base {
+	isRows := func(t Update) bool { return t.Module.Form == Rows }
+	if c == nil || head == nil || slices.ContainsFunc(head.Updates, isRows) || head.Value != nil && !head.ValueOf.Module.Base {
 		return
 	}
-	rows := slices.DeleteFunc(slices.Clone(c.Terms), func(t Term) bool { return !b.everywhere(t) })
-	head.Terms = append(rows, head.Terms...)
+	rows := slices.DeleteFunc(slices.Clone(c.Updates), func(t Update) bool { return !b.everywhere(t) })
+	head.Updates = append(rows, head.Updates...)
 }
 
 // inputRows moves rows that were trained to the embedding that has the values, from another end that is the model's
@@ -268,9 +268,9 @@ func (b *binder) inputRows(from int) {
 		return
 	}
 	c := b.out.Changes[from]
-	var left []Term
-	for _, t := range e.change.Terms {
-		own := c != nil && slices.ContainsFunc(c.Terms, func(o Term) bool { return o.Adapter == t.Adapter && o.Module.Form == Rows })
+	var left []Update
+	for _, t := range e.change.Updates {
+		own := c != nil && slices.ContainsFunc(c.Updates, func(o Update) bool { return o.Adapter == t.Adapter && o.Module.Form == Rows })
 		if own || !b.everywhere(t) {
 			left = append(left, t)
 			continue
@@ -278,18 +278,18 @@ func (b *binder) inputRows(from int) {
 		if c == nil {
 			c = b.change(from, e.change.Width)
 		}
-		c.Terms = append(c.Terms, t)
+		c.Updates = append(c.Updates, t)
 	}
-	e.change.Terms = left
+	e.change.Updates = left
 	if len(left) == 0 && e.change.Value == nil {
 		delete(b.ends, name)
 	}
 }
 
-// everywhere reports whether a term of the embedding holds for all that share its values. Rows that were trained
+// everywhere reports whether an update of the embedding holds for all that share its values. Rows that were trained
 // do, unless their adapter has others for another end: then PEFT ties nothing, and each of its modules has
 // the rows that are under its own name.
-func (b *binder) everywhere(t Term) bool {
+func (b *binder) everywhere(t Update) bool {
 	if t.Module.Form != Rows {
 		return false
 	}
@@ -298,7 +298,7 @@ func (b *binder) everywhere(t Term) bool {
 		others = append(others, e.change)
 	}
 	for _, c := range others {
-		if c != nil && slices.ContainsFunc(c.Terms, func(o Term) bool {
+		if c != nil && slices.ContainsFunc(c.Updates, func(o Update) bool {
 			return o.Adapter == t.Adapter && o.Module.Form == Rows && !slices.Equal(o.Module.Indices, t.Module.Indices)
 		}) {
 			return false
@@ -327,7 +327,7 @@ func (b *binder) copies(from int) error {
 		}
 	}
 	c := b.out.Changes[from]
-	changed := c != nil && (!b.valueEverywhere(c) || slices.ContainsFunc(c.Terms, func(t Term) bool { return !b.everywhere(t) }))
+	changed := c != nil && (!b.valueEverywhere(c) || slices.ContainsFunc(c.Updates, func(t Update) bool { return !b.everywhere(t) }))
 	if changed || len(b.ends) > 0 || len(b.model.TieSwitches()) > 0 {
 		shared(b.embedding, from, false)
 	}
@@ -351,12 +351,12 @@ func (b *binder) common(c *Change) *Change {
 			n.Value = b.before(c)
 		}
 	}
-	for _, t := range c.Terms {
+	for _, t := range c.Updates {
 		if b.everywhere(t) {
-			n.Terms = append(n.Terms, t)
+			n.Updates = append(n.Updates, t)
 		}
 	}
-	if n.Value == nil && len(n.Terms) == 0 {
+	if n.Value == nil && len(n.Updates) == 0 {
 		return nil
 	}
 	return n
@@ -412,7 +412,7 @@ func (b *binder) grown(c *Change) bool {
 }
 
 func onlyRows(c *Change) bool {
-	for _, t := range c.Terms {
+	for _, t := range c.Updates {
 		if t.Module.Form != Rows {
 			return false
 		}
@@ -423,7 +423,7 @@ func onlyRows(c *Change) bool {
 // ensured reports whether an adapter promises the tie. PEFT heeds the promise where the embedding has
 // one of two names. MLX has no head of its own on a tied model: its LoRAEmbedding.as_linear, which stands
 // for one, has the delta too.
-func (b *binder) ensured(t Term) bool {
+func (b *binder) ensured(t Update) bool {
 	a := b.adapters[t.Adapter]
 	_, name := cutLast(t.Module.Name)
 	return a.Dialect == MLX || a.Config.EnsureTie && (name == "embed_tokens" || name == "lm_head")
@@ -431,7 +431,7 @@ func (b *binder) ensured(t Term) bool {
 
 // sameChange reports whether both ends of a tie get the same new value and the same deltas.
 func sameChange(x, y *Change) (bool, error) {
-	if x == nil || y == nil || (x.Value == nil) != (y.Value == nil) || len(x.Terms) != len(y.Terms) {
+	if x == nil || y == nil || (x.Value == nil) != (y.Value == nil) || len(x.Updates) != len(y.Updates) {
 		return x == nil && y == nil, nil
 	}
 	if x.Value != nil {
@@ -439,8 +439,8 @@ func sameChange(x, y *Change) (bool, error) {
 			return false, err
 		}
 	}
-	for i := range x.Terms {
-		s, t := &x.Terms[i], &y.Terms[i]
+	for i := range x.Updates {
+		s, t := &x.Updates[i], &y.Updates[i]
 		if s.Module.Form == Rows && t.Module.Form == Rows {
 			same, err := sameBytes(s.Module.Value, t.Module.Value)
 			if !same || err != nil || !slices.Equal(s.Module.Indices, t.Module.Indices) {

@@ -42,7 +42,7 @@ func transformed(name string, main *formats.Tensor, by Transform) *Module {
 }
 
 // transform binds a module that transforms its weight.
-func (b *binder) transform(a Weighted, t Term, s spot) error {
+func (b *binder) transform(a Weighted, t Update, s spot) error {
 	m, p := t.Module, s.p
 	what, weight := a.Config.PeftType, a.Weight
 	if m.inverted {
@@ -89,7 +89,7 @@ func (b *binder) transform(a Weighted, t Term, s spot) error {
 	t.Transform, t.OutputRows = m.Transform, true
 	if c := b.ownChange(p, cols); c != nil {
 		t.Rows, t.Cols, t.Name = rows, cols, strings.TrimSuffix(t.Name, ".weight")
-		c.Terms = append(c.Terms, t)
+		c.Updates = append(c.Updates, t)
 		return nil
 	}
 	b.spread(t, s)

@@ -12,9 +12,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// term is a part of a change, with its factors in memory.
-type term struct {
-	*lora.Term
+// update is a part of a change, with its factors in memory.
+type update struct {
+	*lora.Update
 	left, right kernels.Mat
 	magnitude   []float32           // of DoRA: magnitude / norm, once the norms are known
 	values      []float32           // of Rows and Scale
@@ -65,8 +65,8 @@ func (w *Weight) factorBytes() int64 {
 		total += 16 * t.Rows
 	}
 	seen := map[*formats.Tensor]bool{}
-	for i := range w.Change.Terms {
-		t := &w.Change.Terms[i]
+	for i := range w.Change.Updates {
+		t := &w.Change.Updates[i]
 		tensors := []*formats.Tensor{t.Left.T, t.Right.T, t.Module.Magnitude}
 		if t.Module.Form == lora.Rows {
 			tensors = append(tensors, t.Module.Value)
@@ -92,8 +92,8 @@ func (w *Weight) factorBytes() int64 {
 	return total
 }
 
-// loadTerms reads the factors of a job's change.
-func (r *run) loadTerms(j *jobRun) error {
+// loadUpdates reads the factors of a job's change.
+func (r *run) loadUpdates(j *jobRun) error {
 	mat := func(f lora.Matrix, rows, cols int64) (kernels.Mat, error) {
 		if f.T == nil {
 			return kernels.Mat{Data: []float32{1}, Rows: int(rows), Cols: int(cols)}, nil
@@ -105,8 +105,8 @@ func (r *run) loadTerms(j *jobRun) error {
 		return kernels.Mat{Data: v[f.Offset:], Rows: int(rows), Cols: int(cols), RowStride: int(f.RowStride),
 			ColStride: int(f.ColStride)}, nil
 	}
-	for i := range j.weight.Change.Terms {
-		t := &term{Term: &j.weight.Change.Terms[i]}
+	for i := range j.weight.Change.Updates {
+		t := &update{Update: &j.weight.Change.Updates[i]}
 		var err error
 		switch {
 		case t.Module.Form == lora.Scale:
@@ -152,7 +152,7 @@ func (r *run) loadTerms(j *jobRun) error {
 			}
 			t.magnitude = slices.Clone(v)
 		}
-		j.terms = append(j.terms, t)
+		j.updates = append(j.updates, t)
 	}
 	return nil
 }
@@ -166,8 +166,8 @@ func (j *jobRun) prepared() bool {
 	if j.RoundTrip != nil {
 		return true
 	}
-	for i := range j.weight.Change.Terms {
-		if j.weight.Change.Terms[i].Module.Magnitude != nil {
+	for i := range j.weight.Change.Updates {
+		if j.weight.Change.Updates[i].Module.Magnitude != nil {
 			return true
 		}
 	}
@@ -190,14 +190,14 @@ func floats(b *[]float32, n int) []float32 {
 	return (*b)[:n]
 }
 
-// simple returns the term of a job where its change is one product that covers the whole weight, which has a kernel of
+// simple returns the update of a job where its change is one product that covers the whole weight, which has a kernel of
 // its own.
-func (j *jobRun) simple() *term {
-	if len(j.terms) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() ||
+func (j *jobRun) simple() *update {
+	if len(j.updates) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() ||
 		!j.weight.Values.Float() {
 		return nil
 	}
-	t := j.terms[0]
+	t := j.updates[0]
 	if !t.additive() || t.Cols != j.weight.Change.Width || t.Rows*t.Cols != j.weight.Count() {
 		return nil
 	}
@@ -246,14 +246,14 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 			}
 		}
 	}
-	for _, t := range j.terms {
+	for _, t := range j.updates {
 		j.apply(s, t, x, lo, hi)
 	}
 	return out, tensor.FromFloats(out, to, x)
 }
 
-// apply does what a term does to the elements [lo, hi).
-func (j *jobRun) apply(s *scratch, t *term, x []float32, lo, hi int64) {
+// apply does what an update does to the elements [lo, hi).
+func (j *jobRun) apply(s *scratch, t *update, x []float32, lo, hi int64) {
 	width := j.weight.Change.Width
 	for at := lo; at < hi; {
 		row, col := at/width, at%width
@@ -309,7 +309,7 @@ func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	}
 	width := j.weight.Change.Width
 	step := max(width, largestTile/4/width*width)
-	for _, t := range j.terms {
+	for _, t := range j.updates {
 		if t.magnitude == nil {
 			continue
 		}
@@ -352,8 +352,8 @@ func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	return nil
 }
 
-// outputs is how many outputs of its module a term covers.
-func (t *term) outputs() int64 {
+// outputs is how many outputs of its module an update covers.
+func (t *update) outputs() int64 {
 	if t.OutputRows {
 		return t.Rows
 	}

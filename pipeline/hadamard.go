@@ -7,9 +7,9 @@ import (
 	"github.com/lorakit/lorakit/lora"
 )
 
-// product makes the rows [r0, r1) and columns [c0, c1) of a term's rectangle of its delta, before it is scaled. delta
+// product makes the rows [r0, r1) and columns [c0, c1) of an update's rectangle of its delta, before it is scaled. delta
 // holds them by rows.
-func (t *term) product(b *mergeBuffers, delta []float32, r0, r1, c0, c1 int64) {
+func (t *update) product(b *mergeBuffers, delta []float32, r0, r1, c0, c1 int64) {
 	if t.waves != nil {
 		t.waves.Fill(delta, &b.lines, r0, r1, c0, c1)
 		return
@@ -34,14 +34,14 @@ func (t *term) product(b *mergeBuffers, delta []float32, r0, r1, c0, c1 int64) {
 	}
 }
 
-// additive reports whether what a term does is to add a delta, whatever was there.
-func (t *term) additive() bool {
+// additive reports whether what an update does is to add a delta, whatever was there.
+func (t *update) additive() bool {
 	return t.magnitude == nil && t.Module.Form != lora.Rows && t.Module.Form != lora.Scale && t.Transform == nil
 }
 
 // wholeRows reports whether a change needs whole rows of what it is made to.
 func (w *Weight) wholeRows() bool {
-	return w.Change != nil && slices.ContainsFunc(w.Change.Terms, func(t lora.Term) bool { return t.Transform != nil })
+	return w.Change != nil && slices.ContainsFunc(w.Change.Updates, func(t lora.Update) bool { return t.Transform != nil })
 }
 
 // around are the elements [lo, hi), or the rows that have them where a change needs whole ones: a tile ends where a
@@ -54,8 +54,8 @@ func (w *Weight) around(lo, hi int64) (first, last int64) {
 	return lo, hi
 }
 
-// multiply multiplies a part of row k of a weight, from column c0 on, with the factors of a term's outputs.
-func (t *term) multiply(dst, factors []float32, k, c0 int64) {
+// multiply multiplies a part of row k of a weight, from column c0 on, with the factors of an update's outputs.
+func (t *update) multiply(dst, factors []float32, k, c0 int64) {
 	if t.OutputRows {
 		f := factors[t.FirstOutput+k-t.Row]
 		for i := range dst {

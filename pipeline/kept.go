@@ -18,15 +18,15 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// contributors are what a kept share is measured for: the new value, then the terms.
-func (w *Weight) contributors() []*lora.Term {
+// contributors are what a kept share is measured for: the new value, then the updates.
+func (w *Weight) contributors() []*lora.Update {
 	m := w.Change
-	var list []*lora.Term
+	var list []*lora.Update
 	if m.ValueOf != nil {
 		list = append(list, m.ValueOf)
 	}
-	for i := range m.Terms {
-		list = append(list, &m.Terms[i])
+	for i := range m.Updates {
+		list = append(list, &m.Updates[i])
 	}
 	return list
 }
@@ -101,7 +101,7 @@ func (w *Weight) atOnce() int64 {
 }
 
 // measured fills a job's shares from what is written and what was there.
-func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.Term, width int64) error {
+func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.Update, width int64) error {
 	rows := j.rows()
 	step := measuredRows(width)
 	step = max(step-step%rows.Run(), rows.Run())
@@ -115,7 +115,7 @@ func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.
 	}
 	var deltas [][]float32
 	here := make([]int, 0, len(list))
-	one := len(j.terms) == 1 && j.weight.Change.ValueOf == nil && j.terms[0].additive()
+	one := len(j.updates) == 1 && j.weight.Change.ValueOf == nil && j.updates[0].additive()
 	for row := first / width; row < last/width; row += step {
 		end := min(row+step, last/width)
 		lo, hi := row*width, end*width
@@ -140,7 +140,7 @@ func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.
 		if one { // the delta itself, not what float32 leaves of it in a sum
 			clear(x)
 			s.Begin()
-			j.apply(s, j.terms[0], x, lo, hi)
+			j.apply(s, j.updates[0], x, lo, hi)
 			for k := row; k < end; k++ {
 				p, q := (k-row)*width, (k-row+1)*width
 				if at := k - j.shares[0].first; at >= 0 && at < int64(len(j.shares[0].rows)) {
@@ -176,7 +176,7 @@ func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.
 			note(at)
 			at++
 		}
-		for _, t := range j.terms {
+		for _, t := range j.updates {
 			if t.Row < end && row < t.Row+t.Rows { // of a stack of experts each has its own
 				copy(before, x)
 				j.apply(s, t, x, lo, hi)
@@ -306,7 +306,7 @@ func (r *run) beginMerge(j *jobRun) error {
 	if j.weight.Change == nil {
 		return nil
 	}
-	if err := r.loadTerms(j); err != nil {
+	if err := r.loadUpdates(j); err != nil {
 		return err
 	}
 	for _, t := range j.weight.contributors() {
@@ -331,7 +331,7 @@ func (r *run) finishMerge(ctx context.Context, s *scratch, j *jobRun) error {
 		}
 		j.shares[i].rows = [][2]float64{{e, d}} // only its sum is looked at from now on
 	}
-	j.terms = nil
+	j.updates = nil
 	return nil
 }
 

@@ -172,7 +172,7 @@ func (m *Merged) changed(w *checkpoint.Weight, change *lora.Change) *Weight {
 	if v := change.Value; v != nil {
 		n.Parts, n.Decoder, n.Values, n.Transposed = []formats.Tensor{*v}, nil, v.DType, false
 		n.Shape = v.Shape
-		if v.DType.Integer() && v.DType == w.DType && len(change.Terms) == 0 {
+		if v.DType.Integer() && v.DType == w.DType && len(change.Updates) == 0 {
 			n.Parts[0].Name = w.Name // as a count that a batch norm keeps: its bytes are copied
 			return &Weight{Weight: &n}
 		}
@@ -187,9 +187,9 @@ func (m *Merged) changed(w *checkpoint.Weight, change *lora.Change) *Weight {
 func transposed(change *lora.Change, shape tensor.Shape) *lora.Change {
 	c := *change
 	c.Width = shape[0]
-	c.Terms = slices.Clone(change.Terms)
-	for i := range c.Terms {
-		t := &c.Terms[i]
+	c.Updates = slices.Clone(change.Updates)
+	for i := range c.Updates {
+		t := &c.Updates[i]
 		t.Row, t.Rows, t.Col, t.Cols = t.Col, t.Cols, t.Row, t.Rows
 		t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
 		t.Hadamard, t.Waves = lora.Transposed(t.Hadamard), t.Waves.Transposed()
