@@ -62,7 +62,7 @@ type Change struct {
 	// module that brings it.
 	Value   *formats.Tensor
 	ValueOf *Update
-	Updates   []Update
+	Updates []Update
 }
 
 // Binding says what adapters do to a base.

@@ -54,10 +54,14 @@ func isOriginal(within string) bool {
 // kohyaComponents are diffusers' components by what kohya's files, and those of OneTrainer and SimpleTuner, have
 // before the names of modules. Image models of all kinds are "lora_unet".
 var kohyaComponents = map[string]string{
-	"lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2", "lora_te3": "text_encoder_3",
+	"lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2", "lora_te3": t5Encoder,
 	"lora_transformer": "transformer", "text_encoders.clip_l.transformer": "text_encoder",
-	"text_encoders.clip_g.transformer": "text_encoder_2",
+	"text_encoders.clip_g.transformer": "text_encoder_2", "text_encoders.t5xxl.transformer": t5Encoder,
 }
+
+// t5Encoder is a T5 encoder that a file does not count: for diffusers it is the second text encoder of Flux, and the third
+// of Stable Diffusion 3.
+const t5Encoder = "t5xxl"
 
 // imageModel is the component of modules that have the names of an image model's authors: ComfyUI's name for it.
 const imageModel = "diffusion_model"

@@ -47,7 +47,7 @@ type Config struct {
 	feedforward   jsontext.Value             // of IA3: the modules whose inputs are scaled
 	fields        fields                     // of another method than LoRA: all of them
 	regexes       map[string]*pyregex.Regexp // those of whole names, by their expression
-	unknownFields       []string                   // fields that are set and not known
+	unknownFields []string                   // fields that are set and not known
 	spent         time.Duration              // compiling and matching patterns
 	raw           []byte
 }

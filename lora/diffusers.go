@@ -145,10 +145,20 @@ func (a *Adapter) readOneFile(tensors []formats.Tensor, metadata formats.Metadat
 	if err != nil {
 		return err
 	}
+	var unscaled []*Module // modules that nothing says the scaling of, and whose names diffusers does not know
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		if err := a.addFactors(name, byName[name], configs); err != nil {
+		m, err := a.addFactors(name, byName[name], configs)
+		if err != nil {
 			return err
 		}
+		known := strings.HasPrefix(m.Component, "text_encoder") || isOriginal(m.within())
+		if _, ok := models.DiffusersComponent(m.within()); byName[name].alpha == nil && configs == nil && !known && !ok {
+			unscaled = append(unscaled, m)
+		}
+	}
+	if unscaled != nil && a.Dialect == Diffusers {
+		a.Notices = append(a.Notices, fmt.Sprintf("%s: nothing says the scaling of %d modules, such as %s: it is 1, as diffusers "+
+			"takes it", a.Path, len(unscaled), unscaled[0].Name))
 	}
 	return nil
 }
@@ -171,10 +181,10 @@ func (a *Adapter) strangeName(name string) string {
 }
 
 // addFactors makes a module of its tensors.
-func (a *Adapter) addFactors(name string, p *factors, configs map[string]*Config) error {
+func (a *Adapter) addFactors(name string, p *factors, configs map[string]*Config) (*Module, error) {
 	m, err := a.pair(name, p.a, p.b)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.Flat = a.Dialect == Kohya && (strings.HasPrefix(name, "lora_") || !strings.Contains(name, "."))
 	if m.Flat {
@@ -187,34 +197,35 @@ func (a *Adapter) addFactors(name string, p *factors, configs map[string]*Config
 	m.Alpha = float64(m.Rank)
 	if p.alpha != nil {
 		if p.alpha.Count() != 1 {
-			return a.failed(p.alpha, fmt.Errorf("%w: its shape is %v, expected one number", ErrMalformed, p.alpha.Shape))
+			return nil, a.failed(p.alpha, fmt.Errorf("%w: its shape is %v, expected one number", ErrMalformed, p.alpha.Shape))
 		}
 		if m.Alpha, err = onlyNumber(p.alpha); err != nil {
-			return a.named(err)
+			return nil, a.named(err)
 		}
 	}
 	m.Scaling = m.Alpha / float64(m.Rank)
 	if p.magnitude != nil {
 		if err := a.magnitude(m, p.magnitude); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if c := configs[m.Component]; c != nil {
 		if err := a.byConfig(m, c, p); err != nil {
-			return a.named(err)
+			return nil, a.named(err)
 		}
 	}
+	a.Config.DoRA = a.Config.DoRA || m.Magnitude != nil
 	a.Modules = append(a.Modules, m)
 	if p.bias != nil {
 		bias := &Module{Name: m.Name, Component: m.Component, Param: "bias", Form: Bias, Value: p.bias, Rank: m.Rank,
 			Alpha:   m.Alpha,
 			Scaling: m.Scaling}
 		if n := p.bias.Count(); n != m.B.Rows {
-			return a.failed(p.bias, fmt.Errorf("%w: it has %d elements, and the module %d outputs", ErrMalformed, n, m.B.Rows))
+			return nil, a.failed(p.bias, fmt.Errorf("%w: it has %d elements, and the module %d outputs", ErrMalformed, n, m.B.Rows))
 		}
 		a.Modules = append(a.Modules, bias)
 	}
-	return nil
+	return m, nil
 }
 
 // magnitude takes the magnitudes of DoRA, one for each output. LyCORIS may have one for each input, which is another
@@ -326,7 +337,8 @@ func (a *Adapter) componentConfigs(metadata formats.Metadata, byName map[string]
 		if c.residual() != "" {
 			a.Config.Init = c.Init
 		}
-		a.Config.PeftVersion = c.PeftVersion
+		a.Config.PeftVersion, a.Config.Base = c.PeftVersion, c.Base
+		a.Config.RSLoRA = a.Config.RSLoRA || c.RSLoRA
 		configs[component] = &c
 	}
 	for component := range has {

@@ -86,9 +86,7 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 	if modules, err = e.withoutCopies(modules, a.Dialect != PEFT || a.Config.BiasMode != "" && a.Config.BiasMode != "none"); err != nil {
 		return nil, err
 	}
-	if modules, err = a.ofKohya(modules); err != nil {
-		return nil, err
-	}
+	modules = a.ofKohya(modules, e)
 	if common := commonScales(modules); common.rank > 0 {
 		e.Metadata = formats.Texts(map[string]string{
 			"ss_network_module": "networks.lora", "ss_network_dim": fmt.Sprint(common.rank), "ss_network_alpha": fmt.Sprint(common.alpha),
@@ -132,31 +130,39 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 }
 
 // ofKohya gives the modules of a transformer that diffusers names in its own way the names of the model's authors, as
-// all have them who read kohya's files. U-Nets are known to them by either; what is in no family keeps its names.
-func (a *Adapter) ofKohya(modules []*Module) ([]*Module, error) {
+// all have them who read kohya's files. U-Nets are known to them by either; what is in no family keeps its names, and e
+// says so.
+func (a *Adapter) ofKohya(modules []*Module, e *Encoded) []*Module {
 	named, err := dotted(modules)
 	if err != nil { // names without dots that are not known stay as they are
-		return modules, nil
+		return modules
 	}
-	var image, others []*Module
+	var image, others, all []*Module
 	for i, m := range named {
+		if modules[i].Flat {
+			m = modules[i]
+		}
+		all = append(all, m)
 		component := m.Component
-		if component == "" {
+		if component == "" && !m.Flat {
 			if component, _ = models.DiffusersComponent(m.Name); component == "" {
 				component = a.component
 			}
 		}
-		switch {
-		case component == "transformer" && !modules[i].Flat:
+		if component == "transformer" && !m.Flat {
 			image = append(image, m)
-		default:
-			others = append(others, modules[i])
+		} else {
+			others = append(others, m)
 		}
 	}
 	if authored, ok := toAuthors(image); ok {
-		return append(others, authored...), nil
+		return append(others, authored...)
 	}
-	return modules, nil
+	if image != nil && image[0].Component != "" {
+		e.Notices = append(e.Notices, fmt.Sprintf("the modules of the transformer, such as %s, keep diffusers' names: of which "+
+			"model they are, and so what its authors call them, they do not tell", image[0].within()))
+	}
+	return all
 }
 
 // kohyaPrefixes finds what kohya's files have before the names of modules: of each component, or of the given one
@@ -167,7 +173,7 @@ func kohyaPrefixes(modules []*Module, otherwise string) func(*Module) string {
 		texts[m.Component] = true
 	}
 	first, second := "lora_te", "lora_te2"
-	if texts["text_encoder_2"] || texts["text_encoder_3"] {
+	if texts["text_encoder_2"] || texts["text_encoder_3"] || texts[t5Encoder] {
 		first = "lora_te1"
 	}
 	part := kohyaPart(modules)
@@ -181,14 +187,14 @@ func kohyaPrefixes(modules []*Module, otherwise string) func(*Module) string {
 			return part
 		case "unet", "transformer", imageModel, "model." + imageModel:
 			return "lora_unet"
-		case "text_encoder", "text_encoders.clip_l.transformer":
+		case "text_encoder":
 			return first
-		case "text_encoder_2", "text_encoders.clip_g.transformer":
+		case "text_encoder_2":
 			if strings.HasPrefix(m.within(), "encoder.block.") { // T5, which sd-scripts counts as the third of any model
 				return "lora_te3"
 			}
 			return second
-		case "text_encoder_3", "text_encoders.t5xxl.transformer":
+		case "text_encoder_3", t5Encoder:
 			return "lora_te3"
 		}
 		return ""

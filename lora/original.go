@@ -223,25 +223,12 @@ func (a *Adapter) inDiffusers(modules []*Module, e *Encoded) ([]*Module, error) 
 			others = append(others, m)
 		}
 	}
-	flux := slices.ContainsFunc(modules, func(m *Module) bool {
-		return strings.HasPrefix(m.within(), "single_transformer_blocks.") || strings.HasPrefix(m.within(), "single_blocks.")
-	})
-	sd3 := slices.ContainsFunc(modules, func(m *Module) bool { return strings.HasPrefix(m.within(), "joint_blocks.") })
-	second := slices.ContainsFunc(modules, func(m *Module) bool { return m.Component == "text_encoder_2" })
-	for i, m := range others { // kohya's third text encoder, T5, is diffusers' second one for Flux, which has no other
-		if m.Component != "text_encoder_3" || a.Dialect != Kohya {
-			continue
-		}
-		switch {
-		case flux && !second:
-			n := *m
-			n.Component = "text_encoder_2"
-			n.Name = join(n.Component, m.within())
-			others[i] = &n
-		case !sd3 && !second:
-			return nil, fmt.Errorf(
-				"module %s: %w: whether its text encoder is diffusers' second or third is not known: the adapter "+
-					"has no modules of an image model that would tell", tensor.Quote(m.Name), ErrUnsupported)
+	if others, err = countT5(others, modules); err != nil {
+		return nil, err
+	}
+	for _, c := range components(others) {
+		if at := componentName().FindString(c + "."); at == "" || strings.HasPrefix(c, "text_encoders.") {
+			e.Notices = append(e.Notices, fmt.Sprintf("%s is no component that diffusers knows, and stays as it is", tensor.Quote(c)))
 		}
 	}
 	if image == nil {
@@ -255,6 +242,35 @@ func (a *Adapter) inDiffusers(modules []*Module, e *Encoded) ([]*Module, error) 
 		return append(others, image...), nil
 	}
 	return append(others, renamed...), nil
+}
+
+// countT5 says of a T5 encoder which of diffusers' text encoders it is: the second of Flux, which has one before it, or the
+// third.
+func countT5(modules, all []*Module) ([]*Module, error) {
+	to := ""
+	for _, m := range all {
+		first, _, _ := strings.Cut(m.within(), ".")
+		switch {
+		case m.Component == "text_encoder_2" || first == "joint_blocks":
+			to = "text_encoder_3"
+		case to == "" && slices.Contains([]string{"single_transformer_blocks", "single_blocks", "double_blocks"}, first):
+			to = "text_encoder_2"
+		}
+	}
+	list := slices.Clone(modules)
+	for i, m := range list {
+		if m.Component != t5Encoder {
+			continue
+		}
+		if to == "" {
+			return nil, fmt.Errorf("module %s: %w: whether its text encoder is diffusers' second or third is not known: the "+
+				"adapter has no modules of an image model that would tell", tensor.Quote(m.Name), ErrUnsupported)
+		}
+		n := *m
+		n.Component, n.Name = to, join(to, m.within())
+		list[i] = &n
+	}
+	return list, nil
 }
 
 // withComponents gives modules the component that they are of where their adapter does not name it: the one that was

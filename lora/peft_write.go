@@ -82,7 +82,12 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 			return nil, err
 		}
 	}
-	return EncodePEFT(modules, config), nil
+	e := EncodePEFT(modules, config)
+	if i := slices.IndexFunc(modules, func(m *Module) bool { return m.Component == imageModel }); i >= 0 {
+		e.Notices = append(e.Notices, fmt.Sprintf("the modules keep the names of the model's authors, such as %s; as a diffusers "+
+			"adapter they get those of diffusers, where they are known", modules[i].Name))
+	}
+	return e, nil
 }
 
 // EncodePEFT makes the folder that PEFT loads of modules and an adapter_config.json that means them.

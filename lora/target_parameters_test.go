@@ -56,12 +56,12 @@ func TestNests(t *testing.T) {
 	)
 	const (
 		nemotron, qwen, gptOss, unknownFields = "NemotronHForCausalLM", "Qwen3MoeForCausalLM", "GptOssForCausalLM", "Unheard"
-		block, ofQwen, ofUnheard        = "model.layers.0.mixer.experts", "model.layers.0.mlp.experts", "layers.0.moe.experts"
-		both                            = `"target_parameters": ["up_proj", "down_proj"]`
-		fused                           = `"target_parameters": ["gate_up_proj", "down_proj"]`
-		alone                           = `"target_parameters": ["up_proj"]`
-		third                           = `"target_parameters": ["up_proj", "third"]`
-		older, newer                    = `, "peft_version": "0.18.1"`, `, "peft_version": "0.21.2"`
+		block, ofQwen, ofUnheard              = "model.layers.0.mixer.experts", "model.layers.0.mlp.experts", "layers.0.moe.experts"
+		both                                  = `"target_parameters": ["up_proj", "down_proj"]`
+		fused                                 = `"target_parameters": ["gate_up_proj", "down_proj"]`
+		alone                                 = `"target_parameters": ["up_proj"]`
+		third                                 = `"target_parameters": ["up_proj", "third"]`
+		older, newer                          = `, "peft_version": "0.18.1"`, `, "peft_version": "0.21.2"`
 	)
 	transposes := base{"up_proj": {2, 3, 5}, "down_proj": {2, 5, 3}}
 	squares := base{"up_proj": {2, 4, 4}, "down_proj": {2, 4, 4}}

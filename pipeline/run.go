@@ -240,7 +240,7 @@ type jobRun struct {
 	flip      bool // the encoder wants the weight turned round
 	shard     *shardRun
 	deferred  *deferred
-	updates     []*update      // of the weight's change, while it is made
+	updates   []*update    // of the weight's change, while it is made
 	shares    []share      // of its contributors
 	ready     bool         // the norms of DoRA are known
 	remaining atomic.Int64 // tiles that are not done
