@@ -68,7 +68,8 @@ func Analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 func analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analysis, error) {
 	ao := adapt.AnalyzeOptions{Rank: o.Rank, Threads: o.Threads}
 	if tuned == "" && IsAdapter(path) {
-		list, err := openWithoutBase(ctx, []Adapter{{Path: path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout, Component: o.Component}},
+		list, err := openWithoutBase(ctx, []Adapter{{Path: path, Alpha: o.Alpha, ExpertLayout: o.ExpertLayout,
+			Component: o.Component}},
 			o.FollowLinks)
 		if err != nil {
 			return nil, err

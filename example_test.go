@@ -19,7 +19,8 @@ func Example() {
 	packed, plain := filepath.Join(dir, "nf4"), filepath.Join(dir, "bf16")
 
 	ctx := context.Background()
-	r, err := lorakit.Convert(ctx, "fixtures/tiny-llama", packed, lorakit.ConvertOptions{Quantize: "nf4", DoubleQuant: true})
+	r, err := lorakit.Convert(ctx, "fixtures/tiny-llama", packed,
+		lorakit.ConvertOptions{Quantize: "nf4", DoubleQuant: true})
 	if err != nil {
 		panic(err)
 	}
@@ -64,7 +65,8 @@ func ExampleMerge() {
 	defer os.RemoveAll(dir)
 
 	base, style := "fixtures/adapters/bases/llama", lorakit.Adapter{Path: "fixtures/adapters/llama/attention", Weight: 0.5}
-	r, err := lorakit.Merge(context.Background(), base, []lorakit.Adapter{style}, filepath.Join(dir, "merged"), lorakit.ConvertOptions{})
+	r, err := lorakit.Merge(context.Background(), base, []lorakit.Adapter{style}, filepath.Join(dir, "merged"),
+		lorakit.ConvertOptions{})
 	if err != nil {
 		panic(err)
 	}

@@ -57,13 +57,11 @@ func wideBase(t *testing.T) string {
 }
 
 // TestTransformsInTiles merges onto weights of many tiles: the bytes are the same with any memory and threads, and in
-// one pass with quantisation those of two.
+// one pass with quantisation those of two. It runs alone, for its memory.
 func TestTransformsInTiles(t *testing.T) {
-	t.Parallel()
 	base := wideBase(t)
 	for config, parts := range wideTransforms {
 		t.Run(config, func(t *testing.T) {
-			t.Parallel()
 			dir := t.TempDir()
 			adapters := []lorakit.Adapter{{Path: madeFolder(t, config, "adapter_model.safetensors", parts)}}
 			merge := func(name string, o lorakit.ConvertOptions) map[string]entry {

@@ -29,8 +29,8 @@ var failures = []struct {
 	{"deadline", context.DeadlineExceeded},
 }
 
-// Failure is an error of a format that lives in another process, as it is sent: its text, and the names of its kinds, for
-// which errors.Is finds what it would have found there.
+// Failure is an error of a format that lives in another process, as it is sent: its text, and the names of its kinds,
+// for which errors.Is finds what it would have found there.
 type Failure struct {
 	Text  string   `json:"text"`
 	Kinds []string `json:"kinds,omitempty"`

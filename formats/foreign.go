@@ -115,7 +115,8 @@ func (k *foreignKind) error(b []byte, where string, kind error) error {
 		what = "it holds " + where + ", which is " + what
 	}
 	if k.weights {
-		return foreignf(kind, "%v: %s: %s", ErrUnknown, what, cmp.Or(k.help, "save it as safetensors with the tool that it is for"))
+		return foreignf(kind, "%v: %s: %s", ErrUnknown, what,
+			cmp.Or(k.help, "save it as safetensors with the tool that it is for"))
 	}
 	return foreignf(kind, "%v: %s: %s", ErrForeign, what, k.help)
 }
@@ -210,9 +211,11 @@ var foreignKinds = []*foreignKind{
 			return name == "metadata.json" || strings.HasSuffix(name, ".weights.h5")
 		},
 	},
-	{what: "HDF5, in which Keras saves", weights: true, starts: []string{"\x89HDF\r\n\x1a\n"}, ends: []string{".h5", ".hdf5"}},
+	{what: "HDF5, in which Keras saves", weights: true, starts: []string{"\x89HDF\r\n\x1a\n"},
+		ends: []string{".h5", ".hdf5"}},
 	{what: "a model of TensorFlow Lite", weights: true, at: 4, starts: []string{"TFL3"}, ends: []string{".tflite"}},
-	{what: "a model of ExecuTorch", weights: true, looks: func(b []byte) bool { return executorch().Match(b) }, ends: []string{".pte"}},
+	{what: "a model of ExecuTorch", weights: true, looks: func(b []byte) bool { return executorch().Match(b) },
+		ends: []string{".pte"}},
 	{what: "ONNX", weights: true, looks: onnx, ends: []string{".onnx", ".onnx_data", ".onnx.data", ".ort"}},
 	{what: "a plan of TensorRT", weights: true, starts: []string{"ptrt", "ftrt"}, ends: []string{".engine", ".trt"}},
 	{what: "MessagePack, in which Flax saves", weights: true, ends: []string{".msgpack"}},
@@ -220,7 +223,8 @@ var foreignKinds = []*foreignKind{
 	{what: "a model of Core ML", weights: true, ends: []string{".mlmodel", ".mlpackage"}},
 	{what: "a checkpoint of PaddlePaddle", weights: true, ends: []string{".pdparams", ".pdiparams"}},
 	{what: "a checkpoint of MXNet", weights: true, ends: []string{".params"}},
-	{what: "a llamafile, a program with its weights", weights: true, starts: []string{"MZqFpD"}, ends: []string{".llamafile"}},
+	{what: "a llamafile, a program with its weights", weights: true, starts: []string{"MZqFpD"},
+		ends: []string{".llamafile"}},
 
 	// What else is found beside weights, or named by mistake.
 	{
@@ -233,11 +237,14 @@ var foreignKinds = []*foreignKind{
 	},
 	{
 		what: "a tokenizer of SentencePiece", help: "name the file or folder that has the weights",
-		looks: func(b []byte) bool { return sentencePiece().Match(b) }, ends: []string{"tokenizer.model", "spiece.model", ".bpe.model"},
+		looks: func(b []byte) bool { return sentencePiece().Match(b) },
+		ends:  []string{"tokenizer.model", "spiece.model", ".bpe.model"},
 	},
 	{what: "a table of data (Parquet)", help: "name the file or folder that has the weights", starts: []string{"PAR1"}},
-	{what: "a table of data (Arrow)", help: "name the file or folder that has the weights", starts: []string{"ARROW1\x00\x00"}},
-	{what: "a Python pickle", help: "save its state dict with safetensors or torch.save", ends: []string{".pkl", ".pickle", ".joblib"}},
+	{what: "a table of data (Arrow)", help: "name the file or folder that has the weights",
+		starts: []string{"ARROW1\x00\x00"}},
+	{what: "a Python pickle", help: "save its state dict with safetensors or torch.save",
+		ends: []string{".pkl", ".pickle", ".joblib"}},
 	{what: "what macOS leaves beside a copy", help: "name the file without ._", starts: []string{"\x00\x05\x16\x07"}},
 	{what: "a program", help: "name the file or folder that has the weights", starts: []string{"\x7fELF", "MZ"}},
 	{
@@ -259,8 +266,11 @@ var (
 	})
 	htmlTitle = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?is)<title>(.*?)</title>`) })
 	xmlCode   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?is)<code>(.*?)</code>`) })
-	jsonError = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"(?:error|message|detail)"\s*:\s*"([^"\\]+)"`) })
-	ofTorch   = sync.OnceValue(func() *regexp.Regexp {
+	jsonError = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(
+			`"(?:error|message|detail)"\s*:\s*"([^"\\]+)"`)
+	})
+	ofTorch = sync.OnceValue(func() *regexp.Regexp {
 		return regexp.MustCompile(`data\.pkl$|/(?:byteorder|version|\.format_version|\.data/.*|data/.*)$`)
 	})
 	oldTorch = sync.OnceValue(func() *regexp.Regexp {
@@ -323,14 +333,20 @@ func isText(b []byte) bool {
 	if len(b) == 0 || !utf8.Valid(b) {
 		return false
 	}
-	return !bytes.ContainsFunc(b, func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune("\t\n\r\f", r) })
+	return !bytes.ContainsFunc(b, func(r rune) bool {
+		return unicode.IsControl(r) &&
+			!strings.ContainsRune("\t\n\r\f", r)
+	})
 }
 
 // startsWith reports whether a text starts with one of the words, in lower case, behind white space and a byte
 // order mark.
 func startsWith(b []byte, words ...string) bool {
 	b = bytes.TrimLeft(bytes.TrimPrefix(b, []byte("\ufeff")), " \t\r\n")
-	return slices.ContainsFunc(words, func(w string) bool { return len(b) >= len(w) && strings.EqualFold(string(b[:len(w)]), w) })
+	return slices.ContainsFunc(words, func(w string) bool {
+		return len(b) >= len(w) &&
+			strings.EqualFold(string(b[:len(w)]), w)
+	})
 }
 
 // firstEntry is the name of the first entry of a zip archive.
@@ -408,7 +424,8 @@ func (r *Registry) explainFolder(ctx context.Context, dir storage.Folder) (found
 		}
 	}
 	if below := r.weightsBelow(ctx, dir, entries); len(below) > 0 {
-		return fmt.Errorf("%w: no %s file there but in its folders: %s; name one of them", ErrUnknown, r.names(false), List(below)), nil
+		return fmt.Errorf("%w: no %s file there but in its folders: %s; name one of them", ErrUnknown, r.names(false),
+			List(below)), nil
 	}
 	return nil, nil
 }

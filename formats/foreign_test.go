@@ -20,7 +20,8 @@ import (
 	"github.com/lorakit/lorakit/storage/storagetest"
 )
 
-const lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 4900000000\n"
+const lfs = "version https://git-lfs.github.com/spec/v1\noid " +
+	"sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 4900000000\n"
 
 // foreignFiles are what people have where a checkpoint should be, and what is to be said of each.
 func foreignFiles(t testing.TB) map[string][2]string {
@@ -29,26 +30,38 @@ func foreignFiles(t testing.TB) map[string][2]string {
 	var made map[string]string
 	require.NoError(t, json.Unmarshal(b, &made))
 	says := map[string]string{
-		"empty.zip": "it is a zip archive: unpack it", "model.zip": "it is a zip archive (\"model/model.safetensors\"): unpack it", "model.tar": "a tar archive",
-		"model.safetensors.gz": "gzip", "model.safetensors.zst": "Zstandard", "model.safetensors.xz": "an xz file", "model.safetensors.bz2": "a bzip2 file",
-		"flax_model.msgpack": "MessagePack, in which Flax saves", "model.gguf": "unknown format: it is GGUF, the format of llama.cpp",
-		"model.joblib": "a Python pickle", "model.keras": "a model of Keras", "model.onnx": "it is ONNX", "model.weights.h5": "HDF5", "tf_model.h5": "HDF5",
+		"empty.zip": "it is a zip archive: unpack it", "model.zip": "it is a zip archive (\"model/model.safetensors\"): " +
+			"unpack it", "model.tar": "a tar archive",
+		"model.safetensors.gz": "gzip", "model.safetensors.zst": "Zstandard", "model.safetensors.xz": "an xz file",
+		"model.safetensors.bz2": "a bzip2 file",
+		"flax_model.msgpack":    "MessagePack, in which Flax saves",
+		"model.gguf":            "unknown format: it is GGUF, the format of llama.cpp",
+		"model.joblib":          "a Python pickle", "model.keras": "a model of Keras", "model.onnx": "it is ONNX",
+		"model.weights.h5": "HDF5", "tf_model.h5": "HDF5",
 		"scripted.pt": "a program of torch.jit.save", "tokenizer.model": "a tokenizer of SentencePiece",
 		"train.arrow": "a table of data (Arrow)", "train.parquet": "a table of data (Parquet)",
-		"weight.npy": "an array of NumPy", "weights.npz": "an archive of NumPy", "weights-compressed.npz": "an archive of NumPy",
+		"weight.npy": "an array of NumPy", "weights.npz": "an archive of NumPy",
+		"weights-compressed.npz": "an archive of NumPy",
 	}
 	all := map[string][2]string{
-		"lfs":                          {lfs, "it is a Git LFS pointer (oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393, 4.9 GB): run git lfs pull in its repository"},
-		"lfs with CRLF":                {strings.ReplaceAll(lfs, "\n", "\r\n"), "4.9 GB): run git lfs pull"},
-		"old lfs":                      {"version https://hawser.github.com/spec/v1\noid sha256:00\nsize 1\n", "a Git LFS pointer (oid sha256:00, 1 B)"},
-		"strange lfs":                  {"version https://git-lfs.github.com/spec/v9\n", "it is a Git LFS pointer: run"},
-		"annex":                        {"/annex/objects/SHA256E-s4900--1c1c.safetensors\n", `a git-annex pointer ("SHA256E-s4900--1c1c.safetensors"): run git annex get`},
-		"xet":                          {"# xet version 0\nfilesize = 5\nhash = '0'\n", "a XetHub pointer"},
-		"model.safetensors.dvc":        {"outs:\n- md5: a304afb96060aad90176268345e10355\n  size: 5\n  hash: md5\n  path: model.safetensors\n", "a pointer of DVC: run dvc pull"},
-		"dvc by content":               {"md5: 00\nouts:\n- path: x\n", "a pointer of DVC"},
-		"page":                         {"<!DOCTYPE html><html><title>404\n</title></html>", `it is an HTML page ("404"): a server has sent it in place of the file: download it again`},
-		"page with a mark":             {"\ufeff\n <HTML lang=en>", "it is an HTML page: "},
-		"s3":                           {`<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>`, `an XML document ("AccessDenied")`},
+		"lfs": {lfs, "it is a Git LFS pointer (oid " +
+			"sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393, 4.9 GB): run git lfs pull in its " +
+			"repository"},
+		"lfs with CRLF": {strings.ReplaceAll(lfs, "\n", "\r\n"), "4.9 GB): run git lfs pull"},
+		"old lfs": {"version https://hawser.github.com/spec/v1\noid sha256:00\nsize 1\n",
+			"a Git LFS pointer (oid sha256:00, 1 B)"},
+		"strange lfs": {"version https://git-lfs.github.com/spec/v9\n", "it is a Git LFS pointer: run"},
+		"annex": {"/annex/objects/SHA256E-s4900--1c1c.safetensors\n",
+			`a git-annex pointer ("SHA256E-s4900--1c1c.safetensors"): run git annex get`},
+		"xet": {"# xet version 0\nfilesize = 5\nhash = '0'\n", "a XetHub pointer"},
+		"model.safetensors.dvc": {"outs:\n- md5: a304afb96060aad90176268345e10355\n  size: 5\n  hash: md5\n  path: " +
+			"model.safetensors\n", "a pointer of DVC: run dvc pull"},
+		"dvc by content": {"md5: 00\nouts:\n- path: x\n", "a pointer of DVC"},
+		"page": {"<!DOCTYPE html><html><title>404\n</title></html>",
+			`it is an HTML page ("404"): a server has sent it in place of the file: download it again`},
+		"page with a mark": {"\ufeff\n <HTML lang=en>", "it is an HTML page: "},
+		"s3": {`<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>`,
+			`an XML document ("AccessDenied")`},
 		"answer":                       {`{"error":"Repository not found"}`, `a JSON document ("Repository not found")`},
 		"list":                         {"[\n 1]", "a JSON document: "},
 		"hub":                          {"Entry not found", `it is a text ("Entry not found")`},
@@ -71,8 +84,10 @@ func foreignFiles(t testing.TB) map[string][2]string {
 		"engine":                       {"ptrt\x00\x00", "a plan of TensorRT"},
 		"many lines":                   {strings.Repeat("a\n", 4000), `it is a text ("a")`},
 		"hostile":                      {"<!doctype html><title>\x1b[31m" + strings.Repeat("x", 5000), "it is an HTML page"},
-		"hostile title":                {"<!doctype html><title>\x1b[31m" + strings.Repeat("x", 200) + "</title>", `("\x1b[31mxxx`},
-		"hostile zip":                  {"PK\x03\x04" + strings.Repeat("\x00", 22) + "\x05\x00\x00\x00\x1b\n\r\xff/", "a zip archive"},
+		"hostile title": {"<!doctype html><title>\x1b[31m" + strings.Repeat("x", 200) + "</title>",
+			`("\x1b[31mxxx`},
+		"hostile zip": {"PK\x03\x04" + strings.Repeat("\x00", 22) + "\x05\x00\x00\x00\x1b\n\r\xff/",
+			"a zip archive"},
 	}
 	for name, b := range made {
 		raw, err := base64.StdEncoding.DecodeString(b)
@@ -113,9 +128,10 @@ func TestForeign(t *testing.T) {
 		}
 		index := []byte(`{"weight_map":{"a":"1.bin"}}`)
 		for what, dir := range map[string]storagetest.Memory{
-			"model.safetensors": {"model.safetensors": content}, "pytorch_model.bin": {"pytorch_model.bin": content, "config.json": nil},
-			"1.bin":      {"model.safetensors.index.json": index, "1.bin": content},
-			"1.bin of 2": {"pytorch_model.bin.index.json": index, "1.bin": content},
+			"model.safetensors": {"model.safetensors": content},
+			"pytorch_model.bin": {"pytorch_model.bin": content, "config.json": nil},
+			"1.bin":             {"model.safetensors.index.json": index, "1.bin": content},
+			"1.bin of 2":        {"pytorch_model.bin.index.json": index, "1.bin": content},
 		} {
 			_, err = formats.Default.Open(ctx, dir, "")
 			assertForeign(t, err, name+" as "+what, says)
@@ -130,7 +146,8 @@ func TestForeign(t *testing.T) {
 		assertForeign(t, err, name+" as index", says)
 	}
 	assert.Equal(t, map[string]bool{
-		"flax_model.msgpack": true, "model.joblib": true, "model.safetensors.incomplete": true, "Unconfirmed 1.crdownload": true, "model.onnx_data": true,
+		"flax_model.msgpack": true, "model.joblib": true, "model.safetensors.incomplete": true,
+		"Unconfirmed 1.crdownload": true, "model.onnx_data": true,
 		"saved_model.pb": true, "nemo.nemo": true, "model_state.pdparams": true, "scripted.pt": true,
 	}, byName)
 }
@@ -139,15 +156,24 @@ func TestForeign(t *testing.T) {
 func TestForeignFolder(t *testing.T) {
 	model := file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1)
 	for says, dir := range map[string]storagetest.Memory{
-		`it holds ".cache/huggingface/download/ab=.cd.incomplete", which is a download`: {"config.json": nil, ".cache/huggingface/download/ab=.cd.incomplete": nil, ".cache/huggingface/.gitignore": nil},
-		`it holds "model.safetensors.incomplete", which is a download`:                  {"config.json": nil, "model.safetensors.incomplete": nil},
-		`it holds "model.gguf", which is GGUF, the format of llama.cpp`:                 {"README.md": []byte("# A model"), "model.gguf": []byte("GGUF\x03")},
-		`it holds "consolidated.00.pth", which is a Git LFS pointer`:                    {"consolidated.00.pth": []byte(lfs), "params.json": []byte("{}")},
-		`it holds "model.safetensors.dvc", which is a pointer of DVC`:                   {"model.safetensors.dvc": []byte("outs:\n- md5: 0\n")},
-		`it holds "tf_model.h5", which is HDF5`:                                         {"tf_model.h5": []byte("\x89HDF\r\n\x1a\n"), "config.json": []byte("{}")},
-		`in its folders: "unet", "vae"; name one of them`:                               {"model_index.json": []byte("{}"), "unet/m.safetensors": model, "vae/m.bin": model, "scheduler/x.json": nil, ".git/x.bin": nil},
-		`in its folders: "snapshots/0123"; name one of them`:                            {"refs/main": []byte("0123"), "blobs/a": model, "snapshots/0123/model.safetensors": model},
-		`unknown format: no pytorch, safetensors file there`:                            {"config.json": []byte("{}"), "README.md": []byte(lfs)},
+		`it holds ".cache/huggingface/download/ab=.cd.incomplete", which is a download`: {"config.json": nil,
+			".cache/huggingface/download/ab=.cd.incomplete": nil, ".cache/huggingface/.gitignore": nil},
+		`it holds "model.safetensors.incomplete", which is a download`: {"config.json": nil,
+			"model.safetensors.incomplete": nil},
+		`it holds "model.gguf", which is GGUF, the format of llama.cpp`: {"README.md": []byte("# A model"),
+			"model.gguf": []byte("GGUF\x03")},
+		`it holds "consolidated.00.pth", which is a Git LFS pointer`: {"consolidated.00.pth": []byte(lfs),
+			"params.json": []byte("{}")},
+		`it holds "model.safetensors.dvc", which is a pointer of DVC`: {"model.safetensors.dvc": []byte(
+			"outs:\n- md5: 0\n")},
+		`it holds "tf_model.h5", which is HDF5`: {"tf_model.h5": []byte(
+			"\x89HDF\r\n\x1a\n"), "config.json": []byte("{}")},
+		`in its folders: "unet", "vae"; name one of them`: {"model_index.json": []byte("{}"),
+			"unet/m.safetensors": model, "vae/m.bin": model, "scheduler/x.json": nil, ".git/x.bin": nil},
+		`in its folders: "snapshots/0123"; name one of them`: {"refs/main": []byte("0123"),
+			"blobs/a": model, "snapshots/0123/model.safetensors": model},
+		`unknown format: no pytorch, safetensors file there`: {"config.json": []byte("{}"),
+			"README.md": []byte(lfs)},
 	} {
 		_, err := formats.Default.Open(t.Context(), dir, "")
 		if assert.ErrorContains(t, err, says) {
@@ -157,7 +183,8 @@ func TestForeignFolder(t *testing.T) {
 	}
 	// A shard that is not there yet.
 	_, err := formats.Default.Open(t.Context(), storagetest.Memory{
-		"model.safetensors.index.json": []byte(`{"weight_map":{"a":"1"}}`), ".cache/huggingface/download/ab=.cd.incomplete": nil,
+		"model.safetensors.index.json":                  []byte(`{"weight_map":{"a":"1"}}`),
+		".cache/huggingface/download/ab=.cd.incomplete": nil,
 	}, "")
 	assert.ErrorContains(t, err, `found no shard "1" beside it`)
 	assert.ErrorContains(t, err, "ab=.cd.incomplete\" is a download that has not been finished")

@@ -1,15 +1,13 @@
-// Package formats defines what a checkpoint container is: something that
-// stores named byte arrays. One sub-package implements one container and
-// registers itself, as image decoders do; import it for its effect:
+// Package formats defines what a checkpoint container is: something that stores named byte arrays. One sub-package
+// implements one container and registers itself, as image decoders do; import it for its effect:
 //
 //	import _ "github.com/lorakit/lorakit/formats/safetensors"
 //
-// A container knows nothing of what the arrays mean. That several of them make
-// up one quantised weight is the business of package quant.
+// A container knows nothing of what the arrays mean. That several of them make up one quantised weight is the business
+// of package quant.
 //
-// A format reads files of a storage.Folder and writes none: Layout says where each byte goes. All that
-// goes in and out of its methods are values, so that it can live in another process; Failure is an
-// error on its way.
+// A format reads files of a storage.Folder and writes none: Layout says where each byte goes. All that goes in and out
+// of its methods are values, so that it can live in another process; Failure is an error on its way.
 package formats
 
 import (
@@ -25,11 +23,10 @@ import (
 var (
 	// ErrMalformed says that a file breaks the rules of its format.
 	ErrMalformed = errors.New("malformed")
-	// ErrLimit says that a file is larger, or holds more, than lorakit is
-	// willing to read.
+	// ErrLimit says that a file is larger, or holds more, than lorakit is willing to read.
 	ErrLimit = errors.New("limit exceeded")
-	// ErrUnsupported says that a file holds what its format has and lorakit does not, or was to hold
-	// what the format does not.
+	// ErrUnsupported says that a file holds what its format has and lorakit does not, or was to hold what the format does
+	// not.
 	ErrUnsupported = errors.New("not supported")
 	// ErrUnknown says that no registered format reads what is there.
 	ErrUnknown = errors.New("unknown format")
@@ -46,16 +43,14 @@ type Tensor struct {
 	Bytes  int64       // how many there are: Info.Size
 }
 
-// Container is an opened container: its headers have been read and checked,
-// its data has not been touched.
+// Container is an opened container: its headers have been read and checked, its data has not been touched.
 type Container interface {
-	// Tensors lists what the container holds, in the order of its files and
-	// of the data in each. The caller does not change it.
+	// Tensors lists what the container holds, in the order of its files and of the data in each. The caller does not
+	// change it.
 	Tensors() []Tensor
 	// Metadata returns what is stored with the tensors. The caller does not change it.
 	Metadata() Metadata
-	// Files returns the base names of all files the container consists of,
-	// an index included.
+	// Files returns the base names of all files the container consists of, an index included.
 	Files() []string
 	Close() error
 }
@@ -68,12 +63,10 @@ type Bearer interface {
 	SmallFiles() []File
 }
 
-// Layout says, before a byte of data is written, which files a set of tensors
-// becomes and where each of them goes.
+// Layout says, before a byte of data is written, which files a set of tensors becomes and where each of them goes.
 type Layout struct {
 	Shards []Shard `json:"shards"`
-	// Extra are small files that are written whole after all shards, such as
-	// an index.
+	// Extra are small files that are written whole after all shards, such as an index.
 	Extra []File `json:"extra,omitempty"`
 	// Notices say, in a sentence each, what the format has no place for and is left out.
 	Notices []string `json:"notices,omitempty"`
@@ -84,8 +77,7 @@ type Shard struct {
 	Name string `json:"name"`
 	Size int64  `json:"size"` // of the whole file
 	Frame
-	// Tensors holds indices into the slice that was laid out, and for each
-	// the absolute offset of its bytes in the file.
+	// Tensors holds indices into the slice that was laid out, and for each the absolute offset of its bytes in the file.
 	Tensors []int   `json:"tensors"`
 	Offsets []int64 `json:"offsets"`
 }
@@ -98,22 +90,21 @@ type File struct {
 
 // Options steer Layout.
 type Options struct {
-	// MaxShardSize is the most bytes of tensors a shard may hold; a larger
-	// tensor gets a shard of its own. Zero means no limit.
+	// MaxShardSize is the most bytes of tensors a shard may hold; a larger tensor gets a shard of its own. Zero means no
+	// limit.
 	MaxShardSize int64
 	// SingleFile, where not empty, is the name of the one file to write.
 	SingleFile string
 	Metadata   Metadata
 	// Stem, where not empty, is what the names of several files begin with instead of the format's own.
 	Stem string
-	// Parameters is the number of parameters to state in an index: buffers are
-	// not counted, and of a quantised weight the elements it stands for, not
-	// the bytes that hold them. Zero stands for the elements of all tensors.
+	// Parameters is the number of parameters to state in an index: buffers are not counted, and of a quantised weight the
+	// elements it stands for, not the bytes that hold them. Zero stands for the elements of all tensors.
 	Parameters int64
 	// Files are the small files that the format has claimed, see Claimer.
 	Files []File
-	// Groups, where not nil, gives for each tensor the number of the group it belongs
-	// to: tensors of one group stand in one shard.
+	// Groups, where not nil, gives for each tensor the number of the group it belongs to: tensors of one group stand in
+	// one shard.
 	Groups []int
 }
 
@@ -131,18 +122,16 @@ type Format interface {
 	Name() string
 	// Extensions lists the endings of the format's files, with the dot.
 	Extensions() []string
-	// Detect reports whether the file of that name in a folder, or with no name the folder itself,
-	// looks like this format. It reads a few bytes at most.
+	// Detect reports whether the file of that name in a folder, or with no name the folder itself, looks like this
+	// format. It reads a few bytes at most.
 	Detect(ctx context.Context, dir storage.Folder, name string) (bool, error)
-	// Open reads and checks the headers of the file or folder. The context holds until the container
-	// is closed.
+	// Open reads and checks the headers of the file or folder. The context holds until the container is closed.
 	Open(ctx context.Context, dir storage.Folder, name string) (Container, error)
 	// ReadOnly reports whether Layout always fails.
 	ReadOnly() bool
 	// Holds says why a tensor of this type and shape has no place in the format, or nothing. What the format
 	// has no place for may be written as something else.
 	Holds(t tensor.Info) error
-	// Layout places the tensors, which all have valid sizes. The result
-	// depends on the arguments alone.
+	// Layout places the tensors, which all have valid sizes. The result depends on the arguments alone.
 	Layout(ctx context.Context, tensors []tensor.Info, o Options) (Layout, error)
 }

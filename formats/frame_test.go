@@ -18,7 +18,8 @@ import (
 func sealed(t *testing.T) (formats.Frame, *os.File, int64) {
 	frame := formats.Frame{
 		Header: []byte("head"),
-		Pieces: []formats.Piece{{Offset: 300_004, Bytes: []byte("between\x00\x00\x00\x00")}, {Offset: 300_020, Bytes: []byte("end\x00\x00\x00\x00\x00\x00\x00\x00!")}},
+		Pieces: []formats.Piece{{Offset: 300_004, Bytes: []byte("between\x00\x00\x00\x00")},
+			{Offset: 300_020, Bytes: []byte("end\x00\x00\x00\x00\x00\x00\x00\x00!")}},
 		Checksums: []formats.Checksum{
 			{Offset: 4, Bytes: 300_000, At: []int64{300_011, 300_023}},
 			{Offset: 300_015, Bytes: 5, At: []int64{300_027}},
@@ -56,7 +57,8 @@ func TestSealed(t *testing.T) {
 	again, err := frame.Sealed(f)
 	require.NoError(t, err)
 	assert.Equal(t, pieces, again)
-	assert.Equal(t, []byte("end\x00\x00\x00\x00\x00\x00\x00\x00!"), frame.Pieces[1].Bytes, "the frame itself does not change")
+	assert.Equal(t, []byte("end\x00\x00\x00\x00\x00\x00\x00\x00!"), frame.Pieces[1].Bytes,
+		"the frame itself does not change")
 }
 
 func TestSealedWithoutChecksums(t *testing.T) {
@@ -71,7 +73,8 @@ func TestSealedFails(t *testing.T) {
 	require.NoError(t, f.Truncate(1000))
 	_, err := frame.Sealed(f)
 	assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
-	for _, c := range []formats.Checksum{{Offset: -1, Bytes: 1}, {Offset: 1, Bytes: -1}, {Offset: 1 << 62, Bytes: 1 << 62}} {
+	for _, c := range []formats.Checksum{{Offset: -1, Bytes: 1}, {Offset: 1, Bytes: -1},
+		{Offset: 1 << 62, Bytes: 1 << 62}} {
 		bad := formats.Frame{Checksums: []formats.Checksum{c}}
 		_, err := bad.Sealed(f)
 		assert.ErrorContains(t, err, "expected a range of a file")

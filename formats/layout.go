@@ -12,32 +12,31 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Naming is how a format calls its files: STEM.EXTENSION, of several
-// STEM-00001-of-00003.EXTENSION beside STEM.EXTENSION.index.json.
+// Naming is how a format calls its files: STEM.EXTENSION, of several STEM-00001-of-00003.EXTENSION beside
+// STEM.EXTENSION.index.json.
 type Naming struct {
 	Stem      string
 	Extension string // with the dot
 }
 
-// frameRoom is more than the bytes of all files beside their tensors': with it no file size
-// overflows.
+// frameRoom is more than the bytes of all files beside their tensors': with it no file size overflows.
 const frameRoom = 1 << 40
 
-// LayOut does what is the same for each format that has an index: it checks the
-// tensors, splits them into shards, has each laid out by shard, and writes the index. The members of a
-// shard are positions in tensors; sizes has the bytes of each tensor.
+// LayOut does what is the same for each format that has an index: it checks the tensors, splits them into shards, has
+// each laid out by shard, and writes the index. The members of a shard are positions in tensors; sizes has the bytes
+// of each tensor.
 //
-// The tensors are split in the order given, as huggingface_hub does: a shard is filled until the
-// next tensor (or group) would make it larger than o.MaxShardSize; a tensor (or
-// group) that alone is larger becomes a shard of its own, placed before the one being filled.
+// The tensors are split in the order given, as huggingface_hub does: a shard is filled until the next tensor (or
+// group) would make it larger than o.MaxShardSize; a tensor (or group) that alone is larger becomes a shard of its
+// own, placed before the one being filled.
 //
-// The index is what transformers writes. It states total_size, the bytes of all tensors, and
-// total_parameters: o.Parameters, or where that is zero the elements of all tensors, which
-// is right where nothing is quantised and no buffer is among them.
+// The index is what transformers writes. It states total_size, the bytes of all tensors, and total_parameters:
+// o.Parameters, or where that is zero the elements of all tensors, which is right where nothing is quantised and no
+// buffer is among them.
 //
-// A name that is no UTF-8 or occurs twice, and a size that overflows or is no whole number of
-// bytes, are errors.
-func LayOut(tensors []tensor.Info, o Options, n Naming, shard func(name string, members []int, sizes []int64) (Shard, error)) (Layout, error) {
+// A name that is no UTF-8 or occurs twice, and a size that overflows or is no whole number of bytes, are errors.
+func LayOut(tensors []tensor.Info, o Options, n Naming,
+	shard func(name string, members []int, sizes []int64) (Shard, error)) (Layout, error) {
 	sizes, err := check(tensors, o)
 	if err != nil {
 		return Layout{}, err
@@ -81,7 +80,8 @@ func check(tensors []tensor.Info, o Options) ([]int64, error) {
 	total := int64(0)
 	for i, t := range tensors {
 		if !utf8.ValidString(t.Name) {
-			return nil, fmt.Errorf("tensor %s: found a name that the format cannot hold, expected other text", tensor.Quote(t.Name))
+			return nil, fmt.Errorf("tensor %s: found a name that the format cannot hold, expected other text",
+				tensor.Quote(t.Name))
 		}
 		if _, ok := seen[t.Name]; ok {
 			return nil, fmt.Errorf("tensor %s: found it twice, expected it once", tensor.Quote(t.Name))
@@ -131,8 +131,7 @@ func split(sizes []int64, o Options) [][]int {
 	return shards
 }
 
-// units lists what is not to be torn apart: the members of each group, at the
-// place of the first of them.
+// units lists what is not to be torn apart: the members of each group, at the place of the first of them.
 func units(n int, groups []int) [][]int {
 	place := map[int]int{} // from a group to its unit
 	var all [][]int
@@ -152,8 +151,8 @@ func units(n int, groups []int) [][]int {
 	return all
 }
 
-// writeIndex writes the index as transformers does, which is Python's json with sorted keys,
-// two spaces of indent and everything but printable ASCII escaped.
+// writeIndex writes the index as transformers does, which is Python's json with sorted keys, two spaces of indent and
+// everything but printable ASCII escaped.
 func writeIndex(tensors []tensor.Info, sizes []int64, shards []Shard, o Options) []byte {
 	type place struct{ name, file string }
 	places := make([]place, 0, len(tensors))
@@ -170,7 +169,8 @@ func writeIndex(tensors []tensor.Info, sizes []int64, shards []Shard, o Options)
 			parameters += t.Count()
 		}
 	}
-	b := fmt.Appendf(nil, "{\n  \"metadata\": {\n    \"total_parameters\": %d,\n    \"total_size\": %d\n  },\n  \"weight_map\": {", parameters, bytes)
+	b := fmt.Appendf(nil, "{\n  \"metadata\": {\n    \"total_parameters\": %d,\n    \"total_size\": %d\n  },\n  "+
+		"\"weight_map\": {", parameters, bytes)
 	for i, p := range places {
 		if i > 0 {
 			b = append(b, ',')

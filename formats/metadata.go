@@ -53,7 +53,8 @@ func (m Metadata) Check() error {
 		}
 		seen[p.Name] = struct{}{}
 		if _, ok := text(p.Value); !ok {
-			return fmt.Errorf("metadata %s: found a %T, expected a string, a bool, a number or a slice of these", tensor.Quote(p.Name), p.Value)
+			return fmt.Errorf("metadata %s: found a %T, expected a string, a bool, a number or a slice of these",
+				tensor.Quote(p.Name), p.Value)
 		}
 	}
 	return nil

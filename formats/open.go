@@ -14,23 +14,21 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// maxOpen is how many files of a container are kept open. The usual limit of a process is
-// 1,024 files.
+// maxOpen is how many files of a container are kept open. The usual limit of a process is 1,024 files.
 const maxOpen = 512
 
 // FileReader is what a format knows of its files and OpenFiles does not.
 type FileReader interface {
 	// Name is that of the format.
 	Name() string
-	// Locate returns the name of the one file of a folder to begin with: the weights or
-	// their index.
+	// Locate returns the name of the one file of a folder to begin with: the weights or their index.
 	Locate(ctx context.Context, dir storage.Folder) (string, error)
 	// IsIndex reports whether a file of this name is an index.
 	IsIndex(name string) bool
 	// ReadIndex reads an index of one file or more.
 	ReadIndex(f storage.File) (Index, error)
-	// ReadFile reads and checks the header of a file of tensors. The tensors' Data is of c.Data,
-	// not of f, which may be closed when it is done.
+	// ReadFile reads and checks the header of a file of tensors. The tensors' Data is of c.Data, not of f, which may be
+	// closed when it is done.
 	ReadFile(f storage.File, c *Contents) error
 }
 
@@ -67,8 +65,8 @@ func (c *Contents) Claim(name string) error {
 	return nil
 }
 
-// Add takes in the tensors of the file, all of them claimed, in the order of their data, and its
-// metadata. Where files differ in a value of it, the first one's is kept.
+// Add takes in the tensors of the file, all of them claimed, in the order of their data, and its metadata. Where files
+// differ in a value of it, the first one's is kept.
 func (c *Contents) Add(tensors []Tensor, metadata Metadata) {
 	c.c.tensors = append(c.c.tensors, tensors...)
 	for _, p := range metadata {
@@ -79,10 +77,10 @@ func (c *Contents) Add(tensors []Tensor, metadata Metadata) {
 	}
 }
 
-// OpenFiles opens a container: the file of that name in a folder, the files that it names where it is an
-// index, which stand beside it, or with no name the folder that has either. A tensor that is in two
-// files, or not where the index says, is ErrMalformed. Other errors are the reader's, ErrOutside,
-// storage.ErrNotRegular, fs.ErrNotExist or what the system says.
+// OpenFiles opens a container: the file of that name in a folder, the files that it names where it is an index, which
+// stand beside it, or with no name the folder that has either. A tensor that is in two files, or not where the index
+// says, is ErrMalformed. Other errors are the reader's, ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the
+// system says.
 func OpenFiles(ctx context.Context, dir storage.Folder, name string, r FileReader) (Container, error) {
 	if name == "" {
 		var err error
@@ -149,7 +147,8 @@ func (o *opener) index(f storage.File, name string) error {
 	}
 	for _, shard := range slices.Sorted(slices.Values(x.Files)) {
 		if strings.Contains(shard, "/") && fs.ValidPath(shard) {
-			return fmt.Errorf("%s: %w", shown, malformedf("found the file name %s, expected one without a folder", tensor.Quote(shard)))
+			return fmt.Errorf("%s: %w", shown, malformedf("found the file name %s, expected one without a folder",
+				tensor.Quote(shard)))
 		}
 		f, err := o.dir.Open(o.ctx, shard)
 		system, isSystem := errors.AsType[*fs.PathError](err)
@@ -176,8 +175,7 @@ func (o *opener) index(f storage.File, name string) error {
 	return nil
 }
 
-// compare looks for a tensor that is not where the index says. Of several it names
-// the first in the order of names.
+// compare looks for a tensor that is not where the index says. Of several it names the first in the order of names.
 func (o *opener) compare(x Index) error {
 	first, found := "", false
 	for name, want := range x.Tensors {
@@ -192,7 +190,8 @@ func (o *opener) compare(x Index) error {
 	if got, ok := o.seen[first]; ok {
 		place = tensor.Quote(o.c.files[got])
 	}
-	return tensorError(first, malformedf("found it in %s, expected it in %s as the index says", place, tensor.Quote(x.Files[x.Tensors[first]])))
+	return tensorError(first, malformedf("found it in %s, expected it in %s as the index says", place,
+		tensor.Quote(x.Files[x.Tensors[first]])))
 }
 
 // weights reads one file of tensors, known as name in its folder.
@@ -251,8 +250,7 @@ type reopener struct {
 	version string
 }
 
-// ReadAt opens the file, which must still be the one whose header was read, reads, and
-// closes it.
+// ReadAt opens the file, which must still be the one whose header was read, reads, and closes it.
 func (r reopener) ReadAt(p []byte, off int64) (int, error) {
 	f, err := r.dir.Open(r.ctx, r.name)
 	if err != nil {

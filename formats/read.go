@@ -8,9 +8,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// ReadAt reads len(p) bytes of the tensor, beginning off bytes into it, as an
-// io.ReaderAt does. The end of the tensor is io.EOF; a file that has become
-// shorter since it was opened is io.ErrUnexpectedEOF.
+// ReadAt reads len(p) bytes of the tensor, beginning off bytes into it, as an io.ReaderAt does. The end of the tensor
+// is io.EOF; a file that has become shorter since it was opened is io.ErrUnexpectedEOF.
 func (t Tensor) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("%s: tensor %s: negative offset %d", t.File, tensor.Quote(t.Name), off)
@@ -32,5 +31,6 @@ func (t Tensor) ReadAt(p []byte, off int64) (int, error) {
 	case err == nil || errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
-	return n, fmt.Errorf("%s: tensor %s: read %d of %d bytes at offset %d: %w", t.File, tensor.Quote(t.Name), n, len(p), t.Offset+off, err)
+	return n, fmt.Errorf("%s: tensor %s: read %d of %d bytes at offset %d: %w", t.File, tensor.Quote(t.Name), n, len(p),
+		t.Offset+off, err)
 }

@@ -37,7 +37,8 @@ func (r *Registry) Register(f Format) error {
 			return fmt.Errorf("format %s: found the extension %q twice, expected it once", name, e)
 		}
 		if rest, ok := strings.CutPrefix(e, "."); !ok || !isWord(rest, "-_.") {
-			return fmt.Errorf("format %s: found the extension %q, expected a dot and lower-case letters, digits, - and _", name, e)
+			return fmt.Errorf("format %s: found the extension %q, expected a dot and lower-case letters, digits, - and _", name,
+				e)
 		}
 	}
 	for _, other := range r.formats {
@@ -116,8 +117,8 @@ func (r *Registry) Open(ctx context.Context, dir storage.Folder, name string) (C
 	return f.Open(ctx, dir, name)
 }
 
-// ForExtension finds the format of files named like path, if any. It may be one that is not
-// written, so that such a destination is an error and no folder of that name.
+// ForExtension finds the format of files named like path, if any. It may be one that is not written, so that such a
+// destination is an error and no folder of that name.
 func (r *Registry) ForExtension(path string) (Format, bool) {
 	for _, f := range r.formats {
 		for _, e := range f.Extensions() {

@@ -38,17 +38,19 @@ func TestRegister(t *testing.T) {
 	require.NoError(t, r.Register(named{name: "one", extensions: []string{".one", ".o"}}))
 	require.NoError(t, r.Register(named{name: "two-2_b"}))
 	for says, f := range map[string]named{
-		`format "": expected a name`:                                    {},
-		`format "One": expected a name of lower-case letters`:           {name: "One"},
-		`format "a b": expected a name`:                                 {name: "a b"},
-		`format "-a": expected a name`:                                  {name: "-a"},
-		`format "\x1b": expected a name`:                                {name: "\x1b"},
-		`format one: found another of this name`:                        {name: "one"},
-		`format three: found the extension ".o", which is that of one`:  {name: "three", extensions: []string{".three", ".o"}},
-		`format three: found the extension "three", expected a dot`:     {name: "three", extensions: []string{"three"}},
-		`format three: found the extension ".", expected a dot`:         {name: "three", extensions: []string{"."}},
-		`format three: found the extension ".a/b", expected a dot`:      {name: "three", extensions: []string{".a/b"}},
-		`format three: found the extension ".three" twice, expected it`: {name: "three", extensions: []string{".three", ".three"}},
+		`format "": expected a name`:                          {},
+		`format "One": expected a name of lower-case letters`: {name: "One"},
+		`format "a b": expected a name`:                       {name: "a b"},
+		`format "-a": expected a name`:                        {name: "-a"},
+		`format "\x1b": expected a name`:                      {name: "\x1b"},
+		`format one: found another of this name`:              {name: "one"},
+		`format three: found the extension ".o", which is that of one`: {name: "three",
+			extensions: []string{".three", ".o"}},
+		`format three: found the extension "three", expected a dot`: {name: "three", extensions: []string{"three"}},
+		`format three: found the extension ".", expected a dot`:     {name: "three", extensions: []string{"."}},
+		`format three: found the extension ".a/b", expected a dot`:  {name: "three", extensions: []string{".a/b"}},
+		`format three: found the extension ".three" twice, expected it`: {name: "three",
+			extensions: []string{".three", ".three"}},
 	} {
 		assert.ErrorContains(t, r.Register(f), says)
 	}
@@ -110,7 +112,8 @@ func TestFailure(t *testing.T) {
 		require.NoError(t, json.Unmarshal(sent, &got))
 		assert.EqualError(t, &got, err.Error())
 		assert.Equal(t, want, joined(got.Kinds))
-		for _, kind := range []error{formats.ErrMalformed, formats.ErrLimit, formats.ErrForeign, formats.ErrUnknown, storage.ErrLink, fs.ErrNotExist, context.Canceled} {
+		for _, kind := range []error{formats.ErrMalformed, formats.ErrLimit, formats.ErrForeign, formats.ErrUnknown,
+			storage.ErrLink, fs.ErrNotExist, context.Canceled} {
 			assert.Equal(t, errors.Is(err, kind), errors.Is(&got, kind), "%v of %v", kind, err)
 		}
 	}

@@ -52,8 +52,10 @@ func (c *Config) adaLoRA(name string, p parts) (*Module, error) {
 		p = p.without("ranknum")
 	}
 	A, B, E := p["lora_A"], p["lora_B"], p["lora_E"]
-	if !p.have("lora_A", "lora_B", "lora_E") || len(A.Shape) != 2 || len(B.Shape) != 2 || A.Shape[0] != B.Shape[1] || !slices.Equal(E.Shape, tensor.Shape{A.Shape[0], 1}) {
-		return nil, fmt.Errorf("%w: it has %v, expected lora_A (rank, in), lora_B (out, rank) and lora_E (rank, 1)", ErrMalformed, p)
+	if !p.have("lora_A", "lora_B", "lora_E") || len(A.Shape) != 2 || len(B.Shape) != 2 || A.Shape[0] != B.Shape[1] ||
+		!slices.Equal(E.Shape, tensor.Shape{A.Shape[0], 1}) {
+		return nil, fmt.Errorf("%w: it has %v, expected lora_A (rank, in), lora_B (out, rank) and lora_E (rank, 1)",
+			ErrMalformed, p)
 	}
 	rank := int64(c.Rank)
 	if list, ok := c.kept[name]; ok {
@@ -68,12 +70,14 @@ func (c *Config) adaLoRA(name string, p parts) (*Module, error) {
 		}
 	}
 	if A.Shape[0] != rank {
-		return nil, fmt.Errorf("%w: it has rank %d in its tensors and %d by adapter_config.json", ErrMalformed, A.Shape[0], rank)
+		return nil, fmt.Errorf("%w: it has rank %d in its tensors and %d by adapter_config.json", ErrMalformed, A.Shape[0],
+			rank)
 	}
 	if rank == 0 {
 		return nil, nil
 	}
-	m := &Module{Name: name, Param: "weight", A: scaledRows(matrixOf(A), E), B: matrixOf(B), Rank: int(rank), Reshaped: true}
+	m := &Module{Name: name, Param: "weight", A: scaledRows(matrixOf(A), E), B: matrixOf(B), Rank: int(rank),
+		Reshaped: true}
 	alpha := c.Alpha
 	if !(alpha > 0) {
 		alpha = float64(rank)
@@ -86,7 +90,8 @@ func (c *Config) adaLoRA(name string, p parts) (*Module, error) {
 // small reads a tensor of one element.
 func small(t *formats.Tensor) (float32, error) {
 	if t.Count() != 1 {
-		return 0, fmt.Errorf("%w: tensor %s has the shape %v, expected one element", ErrMalformed, tensor.Quote(t.Name), t.Shape)
+		return 0, fmt.Errorf("%w: tensor %s has the shape %v, expected one element", ErrMalformed, tensor.Quote(t.Name),
+			t.Shape)
 	}
 	v, err := Floats(t)
 	if err != nil {

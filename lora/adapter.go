@@ -1,10 +1,8 @@
-// Package lora reads, writes and computes with LoRA adapters (Hu et al., "LoRA:
-// Low-Rank Adaptation of Large Language Models", 2021), in the forms in which people
-// have them.
+// Package lora reads, writes and computes with LoRA adapters (Hu et al., "LoRA: Low-Rank Adaptation of Large Language
+// Models", 2021), in the forms in which people have them.
 //
-// Open reads an adapter of any dialect into one form. Bind finds, for every tensor of a
-// base's file, what an adapter does to it. Nothing of an adapter is ever passed over: a
-// tensor that nothing takes is an error.
+// Open reads an adapter of any dialect into one form. Bind finds, for every tensor of a base's file, what an adapter
+// does to it. Nothing of an adapter is ever passed over: a tensor that nothing takes is an error.
 package lora
 
 import (
@@ -25,8 +23,7 @@ import (
 var (
 	// ErrMalformed says that an adapter contradicts itself.
 	ErrMalformed = errors.New("malformed adapter")
-	// ErrUnsupported says that an adapter has a part that is not known here, and so
-	// could be lost.
+	// ErrUnsupported says that an adapter has a part that is not known here, and so could be lost.
 	ErrUnsupported = errors.New("not supported")
 	// ErrBase says that an adapter does not fit the base it is to be used with.
 	ErrBase = errors.New("another base")
@@ -54,24 +51,23 @@ func (f Form) String() string {
 
 // Module is one part of an adapter: what it does to one parameter of the base.
 type Module struct {
-	// Name is the run-time name of the adapted module, as the adapter has it:
-	// "model.layers.0.self_attn.q_proj". Where Flat is set it has underscores for the dots as
-	// well, as in kohya's files, and only a base, or what is known of models, tells them apart.
+	// Name is the run-time name of the adapted module, as the adapter has it: "model.layers.0.self_attn.q_proj". Where
+	// Flat is set it has underscores for the dots as well, as in kohya's files, and only a base, or what is known of
+	// models, tells them apart.
 	Name string
 	Flat bool
 	// Component is the part of a pipeline that the module is of, where its file tells: "unet",
 	// "text_encoder_2", or in kohya's files "lora_te2". Name begins with it as it is read.
 	Component string
-	// Param is the parameter of that module: "weight", "bias". Empty for the expert
-	// parameters, where a PEFT file does not tell which it is; Nest is how many others of the
-	// same module lie outside of this one.
+	// Param is the parameter of that module: "weight", "bias". Empty for the expert parameters, where a PEFT file does
+	// not tell which it is; Nest is how many others of the same module lie outside of this one.
 	Param string
 	Nest  int
 
 	Form Form
-	// A (rank x in) and B (out x rank) are those of the function, however they lie in the
-	// file; in counts the elements of a kernel too. Those of a stack of experts are A
-	// (experts*rank x in) and B (out x experts*rank), taken apart by expert.
+	// A (rank x in) and B (out x rank) are those of the function, however they lie in the file; in counts the elements of
+	// a kernel too. Those of a stack of experts are A (experts*rank x in) and B (out x experts*rank), taken apart by
+	// expert.
 	A, B      Matrix
 	Kernel    tensor.Shape    // of Conv, which tells how in is made up
 	Value     *formats.Tensor // of Bias, Replace, Rows and Scale, and the main one of Transform
@@ -96,8 +92,8 @@ type Module struct {
 	fit func(m *Module, outputs, inputs int64) error
 	// selectedAs, where not empty, is the module that target_modules has to mean for this value.
 	selectedAs string
-	// Base is whether the new value of a Replace stands for the base's own (an
-	// embedding that PEFT stores beside its adapter), so that deltas are added to it.
+	// Base is whether the new value of a Replace stands for the base's own (an embedding that PEFT stores beside its
+	// adapter), so that deltas are added to it.
 	Base   bool
 	at     *spot // where it is in the base, if its name does not tell
 	beside bool  // whether a Replace was found in another file than the adapter's own
@@ -164,8 +160,8 @@ func (m *Module) String() string {
 	return m.Name + "." + m.Param
 }
 
-// Adapter is an adapter in the one form that all dialects are read into. Its tensors
-// are read when they are needed; Close closes their files.
+// Adapter is an adapter in the one form that all dialects are read into. Its tensors are read when they are needed;
+// Close closes their files.
 type Adapter struct {
 	Path    string
 	Dialect string // one of Dialects
@@ -219,14 +215,14 @@ func (a *Adapter) Names() []string { return adapted(a.Modules) }
 // Stacked reports whether an adapter is for stacks of experts as PEFT has them.
 func (a *Adapter) Stacked() bool { return a.Dialect == PEFT && !empty(a.Config.Parameters) }
 
-// Subtractable makes a ready to be taken out of a merged checkpoint: copies of the base's own
-// matrices, which it only brings along, are not part of it. A part that leaves no trace of
-// the base is an error.
+// Subtractable makes a ready to be taken out of a merged checkpoint: copies of the base's own matrices, which it only
+// brings along, are not part of it. A part that leaves no trace of the base is an error.
 func (a *Adapter) Subtractable() error {
 	for _, m := range a.Modules {
 		switch {
 		case m.Magnitude != nil:
-			return fmt.Errorf("%s: module %s: %w: DoRA cannot be subtracted, since the norms of the base are not in a merged checkpoint", a.Path, tensor.Quote(m.String()), ErrUnsupported)
+			return fmt.Errorf("%s: module %s: %w: DoRA cannot be subtracted, since the norms of the base are not in a merged "+
+				"checkpoint", a.Path, tensor.Quote(m.String()), ErrUnsupported)
 		case m.Form == Transformed:
 			inverse, err := m.Transform.Inverse()
 			if err != nil {
@@ -234,9 +230,11 @@ func (a *Adapter) Subtractable() error {
 			}
 			m.Transform, m.inverted = inverse, !m.inverted
 		case m.Form == Scale:
-			return fmt.Errorf("%s: module %s: %w: IA3 scales weights, which cannot be subtracted", a.Path, tensor.Quote(m.String()), ErrUnsupported)
+			return fmt.Errorf("%s: module %s: %w: IA3 scales weights, which cannot be subtracted", a.Path,
+				tensor.Quote(m.String()), ErrUnsupported)
 		case m.Form == Replace && !m.Base, m.Form == Rows:
-			return fmt.Errorf("%s: module %s: %w: it has replaced weights of the base, which are not in a merged checkpoint", a.Path, tensor.Quote(m.String()), ErrUnsupported)
+			return fmt.Errorf("%s: module %s: %w: it has replaced weights of the base, which are not in a merged checkpoint",
+				a.Path, tensor.Quote(m.String()), ErrUnsupported)
 		}
 	}
 	a.Modules = slices.DeleteFunc(a.Modules, func(m *Module) bool { return m.Base })

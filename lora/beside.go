@@ -214,9 +214,8 @@ var factorName = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`(?:^|[._])(?:lora|hada|lokr|ia3|vera|oft|boft|dora)[_.]`)
 })
 
-// besideFile is a file of weights beside an adapter's: its path, where it is on this machine, and its name in messages.
-// One that holds a tensor which the adapter has factors for is a
-// model, with the adapter in it or not.
+// besideFile is a file of weights beside an adapter's: its path, where it is on this machine, and its name in
+// messages. One that holds a tensor which the adapter has factors for is a model, with the adapter in it or not.
 type besideFile struct{ file, name, model string }
 
 // CheckBeside tells an adapter which files its base consists of. Where they lie in the adapter's folder they are no

@@ -26,8 +26,8 @@ type Weighted struct {
 	Weight float64
 }
 
-// Update is what one module of an adapter does to a rectangle of a file's tensor, seen as
-// a matrix whose rows are Change.Width long.
+// Update is what one module of an adapter does to a rectangle of a file's tensor, seen as a matrix whose rows are
+// Change.Width long.
 type Update struct {
 	Adapter int // which of those that were bound
 	Module  *Module
@@ -35,13 +35,11 @@ type Update struct {
 	Expert  int64  // which of a stack, from 1; 0 is none
 
 	Row, Rows, Col, Cols int64
-	// Left (Rows x Rank) times Right (Rank x Cols), times Scale, is added; not for Form
-	// Rows.
+	// Left (Rows x Rank) times Right (Rank x Cols), times Scale, is added; not for Form Rows.
 	Left, Right Matrix
 	Rank        int64
 	Scale       float32
-	// Hadamard, where not nil, are the matrices whose element-wise product stands for that of Left and
-	// Right.
+	// Hadamard, where not nil, are the matrices whose element-wise product stands for that of Left and Right.
 	Hadamard []Tiled
 	// Waves, where not nil, stand for that product too.
 	Waves *Waves
@@ -58,8 +56,7 @@ type Update struct {
 // Change is what becomes of one tensor of the file.
 type Change struct {
 	Width int64
-	// Value, where not nil, is the tensor that stands for the base's own, ValueOf the
-	// module that brings it.
+	// Value, where not nil, is the tensor that stands for the base's own, ValueOf the module that brings it.
 	Value   *formats.Tensor
 	ValueOf *Update
 	Updates []Update
@@ -69,15 +66,14 @@ type Change struct {
 type Binding struct {
 	// Changes has an entry for each Target; nil where nothing is done to it.
 	Changes []*Change
-	// Head, where not nil, is an output head that was tied to the embedding Targets[HeadFrom] and
-	// is a tensor of its own from now on, under the name HeadName.
+	// Head, where not nil, is an output head that was tied to the embedding Targets[HeadFrom] and is a tensor of its own
+	// from now on, under the name HeadName.
 	Head     *Change
 	HeadName string
 	HeadFrom int
 	// Untie says that the config must no longer tie the head to the embedding.
 	Untie bool
-	// Copies are other parameters that were tied by the same switch, and are tensors of their own from
-	// now on.
+	// Copies are other parameters that were tied by the same switch, and are tensors of their own from now on.
 	Copies  []Copy
 	Notices []string
 }
@@ -106,11 +102,12 @@ type parameter struct {
 	uneven  string // a tensor of the file whose shape is not that of the parameter's others
 }
 
-// whole refuses a parameter of which the file lacks a piece, or has one of another
-// shape: a part of a delta would go nowhere.
+// whole refuses a parameter of which the file lacks a piece, or has one of another shape: a part of a delta would go
+// nowhere.
 func (p *parameter) whole() error {
 	if p.uneven != "" {
-		return fmt.Errorf("%w: tensor %s has another shape than the others that %s is made of", ErrBase, tensor.Quote(p.uneven), tensor.Quote(p.name))
+		return fmt.Errorf("%w: tensor %s has another shape than the others that %s is made of", ErrBase,
+			tensor.Quote(p.uneven), tensor.Quote(p.name))
 	}
 	if len(p.pieces) == 0 {
 		return nil
@@ -148,11 +145,12 @@ type binder struct {
 	clash      error // two changes of one tensor that are for rows of different sizes
 }
 
-// Bind finds what the adapters do to the tensors of a base. Each tensor of each
-// adapter takes part, or Bind fails and names it.
+// Bind finds what the adapters do to the tensors of a base. Each tensor of each adapter takes part, or Bind fails and
+// names it.
 func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding, error) {
 	b := &binder{targets: targets, model: model, params: map[string]*parameter{}, files: map[string]int{},
-		out: &Binding{Changes: make([]*Change, len(targets)), HeadFrom: -1}, bound: map[string][]claim{}, ends: map[string]*end{}, headTarget: -1, adapters: adapters}
+		out: &Binding{Changes: make([]*Change, len(targets)), HeadFrom: -1}, bound: map[string][]claim{},
+		ends: map[string]*end{}, headTarget: -1, adapters: adapters}
 	for i, t := range targets {
 		b.files[t.Name] = i
 		for _, s := range t.Role.Runtime {
@@ -181,8 +179,7 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 	return b.out, b.sameRows()
 }
 
-// finiteScales refuses what float32 cannot scale by. The scaling of experts is known once
-// they are bound.
+// finiteScales refuses what float32 cannot scale by. The scaling of experts is known once they are bound.
 func (a *Weighted) finiteScales() error {
 	for _, m := range a.Modules {
 		if m.A.T == nil && m.Form != Bias {
@@ -197,7 +194,8 @@ func (a *Weighted) finiteScales() error {
 
 func (a *Weighted) finiteScale(m *Module) error {
 	if s := float32(a.Weight * m.Scaling); math.IsNaN(float64(s)) || math.IsInf(float64(s), 0) {
-		return fmt.Errorf("module %s: %w: it is scaled by %g, which float32 cannot hold", tensor.Quote(m.String()), ErrMalformed, a.Weight*m.Scaling)
+		return fmt.Errorf("module %s: %w: it is scaled by %g, which float32 cannot hold", tensor.Quote(m.String()),
+			ErrMalformed, a.Weight*m.Scaling)
 	}
 	return nil
 }
@@ -314,15 +312,15 @@ func (b *binder) claim(i int, m *Module, s spot) error {
 		behind := s.part >= o.part+max(o.count, 1) || o.part >= s.part+max(s.count, 1)
 		apart := s.expert >= 0 && o.expert >= 0 && s.expert != o.expert || s.parts > 0 && s.parts == o.parts && behind
 		if !apart {
-			return fmt.Errorf("module %s: %w: it and %s both belong to %s", tensor.Quote(m.String()), ErrMalformed, tensor.Quote(o.module.String()), tensor.Quote(s.p.name))
+			return fmt.Errorf("module %s: %w: it and %s both belong to %s", tensor.Quote(m.String()), ErrMalformed,
+				tensor.Quote(o.module.String()), tensor.Quote(s.p.name))
 		}
 	}
 	b.bound[key] = append(b.bound[key], claim{m, s})
 	return nil
 }
 
-// spread adds an update, whose Left and Right are those of the spot, to the tensors of the file that
-// hold it.
+// spread adds an update, whose Left and Right are those of the spot, to the tensors of the file that hold it.
 func (b *binder) spread(t Update, s spot) {
 	for _, pc := range s.p.pieces {
 		nth := int64(0)
@@ -337,8 +335,8 @@ func (b *binder) spread(t Update, s spot) {
 	}
 }
 
-// place adds what of an update falls into the part of its parameter that a tensor of the file holds;
-// nth is which matrix of a stack it is.
+// place adds what of an update falls into the part of its parameter that a tensor of the file holds; nth is which
+// matrix of a stack it is.
 func (b *binder) place(t Update, at spot, pc piece, nth int64) {
 	p, s := at.p, pc.slice
 	r0, r1, c0, c1 := int64(0), p.shape[0], int64(0), int64(1)
@@ -422,7 +420,8 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 		}
 	}
 	if m.Magnitude != nil && a.Weight != 1 {
-		return fmt.Errorf("module %s: %w: DoRA with the weight %g, expected 1", tensor.Quote(m.Name), ErrUnsupported, a.Weight)
+		return fmt.Errorf("module %s: %w: DoRA with the weight %g, expected 1", tensor.Quote(m.Name), ErrUnsupported,
+			a.Weight)
 	}
 	if again, err := b.again(i, m, s); again || err != nil {
 		return err
@@ -430,7 +429,8 @@ func (b *binder) module(i int, a Weighted, m *Module) error {
 	if err := b.claim(i, m, s); err != nil {
 		return err
 	}
-	if p.name == b.head && b.head == "lm_head.weight" && strings.HasSuffix(b.embedding, ".embed_tokens.weight") && a.Config.EnsureTie && b.headTarget < 0 {
+	if p.name == b.head && b.head == "lm_head.weight" && strings.HasSuffix(b.embedding, ".embed_tokens.weight") &&
+		a.Config.EnsureTie && b.headTarget < 0 {
 		if err := b.sameAsEmbedding(a, m); err != nil {
 			return err
 		}
@@ -479,7 +479,8 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 	side, only := a.side(m, p)
 	if m.fit != nil {
 		if len(p.shape) != 2 || p.kind == models.Embedding {
-			return fmt.Errorf("module %s: %w: %s is for linear layers, and %s is none, of shape %v", tensor.Quote(m.Name), ErrBase,
+			return fmt.Errorf("module %s: %w: %s is for linear layers, and %s is none, of shape %v", tensor.Quote(m.Name),
+				ErrBase,
 				a.Config.PeftType, tensor.Quote(p.name), p.shape)
 		}
 		outputs, inputs := a.Config.sides(p, rows, cols)
@@ -505,7 +506,8 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 			fits = 0
 		}
 	case m.Form == Linear && m.Reshaped:
-	case m.Form == Conv || len(p.shape) > 2: // kohya takes a linear layer for a convolution of one element, or the other way round
+	// kohya takes a linear layer for a convolution of one element, or the other way round
+	case m.Form == Conv || len(p.shape) > 2:
 		if !points(m.Kernel) || !points(p.shape[2:]) {
 			fits = 0
 		}
@@ -522,7 +524,8 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 		}
 		return b.misfit(m, s)
 	case direct | turned:
-		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v fit %s of shape %v both ways round, and its architecture is not "+
+		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v fit %s of shape %v both ways round, and its architecture "+
+			"is not "+
 			"known, which would tell", tensor.Quote(m.Name), ErrUnsupported, m.A, m.B, tensor.Quote(p.name), p.shape)
 	case turned:
 		t.Left, t.Right, t.OutputRows = m.A.Transposed(), m.B.Transposed(), false
@@ -536,7 +539,8 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 		}
 	}
 	if m.Magnitude != nil && m.Magnitude.Count() != m.B.Rows {
-		return fmt.Errorf("module %s: %w: its magnitude has %d elements, expected %d", tensor.Quote(m.Name), ErrMalformed, m.Magnitude.Count(), m.B.Rows)
+		return fmt.Errorf("module %s: %w: its magnitude has %d elements, expected %d", tensor.Quote(m.Name), ErrMalformed,
+			m.Magnitude.Count(), m.B.Rows)
 	}
 	for _, pc := range p.pieces {
 		summed := 0 // the dimension that a norm of DoRA runs along
@@ -544,11 +548,13 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 			summed = 1
 		}
 		if m.Magnitude != nil && pc.slice.Parts > 1 && pc.slice.Dim == summed {
-			return fmt.Errorf("module %s: %w: DoRA on a weight that its file cuts across its inputs", tensor.Quote(m.Name), ErrUnsupported)
+			return fmt.Errorf("module %s: %w: DoRA on a weight that its file cuts across its inputs", tensor.Quote(m.Name),
+				ErrUnsupported)
 		}
 	}
 	if p.experts > 0 && s.expert < 0 {
-		return fmt.Errorf("module %s: %w: one module for the stack of experts %s", tensor.Quote(m.Name), ErrBase, tensor.Quote(p.name))
+		return fmt.Errorf("module %s: %w: one module for the stack of experts %s", tensor.Quote(m.Name), ErrBase,
+			tensor.Quote(p.name))
 	}
 	if c := b.ownChange(p, cols); c != nil {
 		t.Rows, t.Cols, t.Name = rows, cols, strings.TrimSuffix(t.Name, ".weight")
@@ -607,13 +613,15 @@ func (b *binder) misfit(m *Module, s spot) error {
 		part = fmt.Sprintf("part %d of %d of ", s.part+1, s.parts)
 	}
 	if m.made != nil {
-		return fmt.Errorf("module %s: %w: its delta of %d x %d does not fit %s%s of shape %v", tensor.Quote(m.Name), ErrBase, m.B.Rows, m.A.Cols, part, tensor.Quote(s.p.name), s.p.shape)
+		return fmt.Errorf("module %s: %w: its delta of %d x %d does not fit %s%s of shape %v", tensor.Quote(m.Name), ErrBase,
+			m.B.Rows, m.A.Cols, part, tensor.Quote(s.p.name), s.p.shape)
 	}
-	return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v do not fit %s%s of shape %v", tensor.Quote(m.Name), ErrBase, m.A, m.B, part, tensor.Quote(s.p.name), s.p.shape)
+	return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v do not fit %s%s of shape %v", tensor.Quote(m.Name), ErrBase,
+		m.A, m.B, part, tensor.Quote(s.p.name), s.p.shape)
 }
 
-// loralibConv adds the delta of loralib's ConvLoRA, whose product (out*k x in*k) is taken for the
-// weight (out, in, k, k) as it lies in memory. It returns false where it does not fit.
+// loralibConv adds the delta of loralib's ConvLoRA, whose product (out*k x in*k) is taken for the weight (out, in, k,
+// k) as it lies in memory. It returns false where it does not fit.
 func (b *binder) loralibConv(a Weighted, t Update, p *parameter) bool {
 	m := t.Module
 	if len(p.shape) != 4 || p.shape[2] != p.shape[3] || len(p.pieces) != 1 || !p.pieces[0].slice.Whole() {
@@ -657,7 +665,8 @@ func claimKey(i int, replaces bool, p *parameter) string {
 func (b *binder) value(a Weighted, t Update, p *parameter) error {
 	m := t.Module
 	if a.Weight != 1 && !m.Base {
-		return fmt.Errorf("module %s: %w: a value that replaces the base's, with the weight %g, expected 1", tensor.Quote(m.String()), ErrUnsupported, a.Weight)
+		return fmt.Errorf("module %s: %w: a value that replaces the base's, with the weight %g, expected 1",
+			tensor.Quote(m.String()), ErrUnsupported, a.Weight)
 	}
 	t.Name = strings.TrimSuffix(t.Name, ".weight")
 	if m.Form == Replace && (len(p.pieces) > 1 || p.experts > 0) {
@@ -670,27 +679,32 @@ func (b *binder) value(a Weighted, t Update, p *parameter) error {
 	}
 	if c = b.ownChange(p, width); c == nil {
 		if len(p.pieces) != 1 || !p.pieces[0].slice.Whole() {
-			return fmt.Errorf("module %s: %w: a new value of a parameter that its file holds in pieces", tensor.Quote(m.String()), ErrUnsupported)
+			return fmt.Errorf("module %s: %w: a new value of a parameter that its file holds in pieces",
+				tensor.Quote(m.String()), ErrUnsupported)
 		}
 		c = b.change(p.pieces[0].target, width)
 	}
 	if m.Form == Rows {
 		for _, row := range m.Indices {
 			if len(p.shape) != 2 || row >= p.shape[0] || m.Value.Shape[1] != width {
-				return fmt.Errorf("module %s: %w: row %d of %v values, expected rows of %s, %v", tensor.Quote(m.Name), ErrBase, row, m.Value.Shape, tensor.Quote(p.name), p.shape)
+				return fmt.Errorf("module %s: %w: row %d of %v values, expected rows of %s, %v", tensor.Quote(m.Name), ErrBase, row,
+					m.Value.Shape, tensor.Quote(p.name), p.shape)
 			}
 		}
 		t.Rows, t.Cols = p.shape[0], width
 		c.Updates = append(c.Updates, t)
 		return nil
 	}
-	grown := len(p.shape) == 2 && len(m.Value.Shape) == 2 && m.Value.Shape[1] == p.shape[1] && (p.kind == models.Embedding || b.isHead(p))
+	grown := len(p.shape) == 2 && len(m.Value.Shape) == 2 && m.Value.Shape[1] == p.shape[1] &&
+		(p.kind == models.Embedding || b.isHead(p))
 	grown = grown || len(m.Value.Shape) == 1 && b.headBias(p)
 	if !slices.Equal(m.Value.Shape, p.shape) && !grown {
-		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase, m.Value.Shape, p.shape)
+		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase,
+			m.Value.Shape, p.shape)
 	}
 	if grown && m.Value.Shape[0] < p.shape[0] {
-		return fmt.Errorf("module %s: %w: its new value has %d rows, expected at least the %d of the base", tensor.Quote(m.String()), ErrBase, m.Value.Shape[0], p.shape[0])
+		return fmt.Errorf("module %s: %w: its new value has %d rows, expected at least the %d of the base",
+			tensor.Quote(m.String()), ErrBase, m.Value.Shape[0], p.shape[0])
 	}
 	if grown {
 		p.shape = slices.Clone(m.Value.Shape)
@@ -705,7 +719,8 @@ func (b *binder) value(a Weighted, t Update, p *parameter) error {
 		}
 	}
 	if c.Value != nil {
-		return fmt.Errorf("module %s: %w: two adapters replace %s", tensor.Quote(m.String()), ErrUnsupported, tensor.Quote(p.name))
+		return fmt.Errorf("module %s: %w: two adapters replace %s", tensor.Quote(m.String()), ErrUnsupported,
+			tensor.Quote(p.name))
 	}
 	t.Rows, t.Cols = m.Value.Count()/max(width, 1), width
 	c.Value, c.ValueOf = m.Value, &t
@@ -721,12 +736,15 @@ func (b *binder) pieces(t Update, p *parameter) error {
 		want = append(tensor.Shape{p.experts}, p.shape...)
 	}
 	if !slices.Equal(m.Value.Shape, want) {
-		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase, m.Value.Shape, want)
+		return fmt.Errorf("module %s: %w: its new value has the shape %v, expected %v", tensor.Quote(m.String()), ErrBase,
+			m.Value.Shape, want)
 	}
 	for _, pc := range p.pieces {
 		s, target := pc.slice, b.targets[pc.target]
-		if s.Via != "" || s.Transposed || s.FileParts > 1 || s.Parts > 1 && (s.Dim != 0 || rows%int64(s.Parts) != 0) || s.Parts > 1 && s.Expert < 0 && p.experts > 0 {
-			return fmt.Errorf("module %s: %w: a new value of a parameter that its file holds in other pieces", tensor.Quote(m.String()), ErrUnsupported)
+		if s.Via != "" || s.Transposed || s.FileParts > 1 || s.Parts > 1 && (s.Dim != 0 || rows%int64(s.Parts) != 0) ||
+			s.Parts > 1 && s.Expert < 0 && p.experts > 0 {
+			return fmt.Errorf("module %s: %w: a new value of a parameter that its file holds in other pieces",
+				tensor.Quote(m.String()), ErrUnsupported)
 		}
 		v, n := *m.Value, rows/int64(max(s.Parts, 1))
 		first := int64(s.Part) * n
@@ -741,7 +759,8 @@ func (b *binder) pieces(t Update, p *parameter) error {
 		width := target.Shape[len(target.Shape)-1]
 		c := b.change(pc.target, width)
 		if c.Value != nil {
-			return fmt.Errorf("module %s: %w: two adapters replace %s", tensor.Quote(m.String()), ErrUnsupported, tensor.Quote(target.Name))
+			return fmt.Errorf("module %s: %w: two adapters replace %s", tensor.Quote(m.String()), ErrUnsupported,
+				tensor.Quote(target.Name))
 		}
 		own := t
 		own.Rows, own.Cols = v.Count()/max(width, 1), width

@@ -13,7 +13,8 @@ import (
 )
 
 // bound binds an adapter of zeros to a base.
-func bound(t *testing.T, model, config string, base map[string]tensor.Shape, order []string, adapter map[string][]int64) (*Binding, []Target, error) {
+func bound(t *testing.T, model, config string, base map[string]tensor.Shape, order []string,
+	adapter map[string][]int64) (*Binding, []Target, error) {
 	t.Helper()
 	c, err := models.ParseConfig([]byte(model))
 	require.NoError(t, err)
@@ -47,7 +48,8 @@ func tieEnds(head, embedding string, n int64) map[string][]int64 {
 		shapes[prefix+head+".lora_A.weight"], shapes[prefix+head+".lora_B.weight"] = []int64{2, 4}, []int64{n, 2}
 	}
 	if embedding != "" {
-		shapes[prefix+embedding+".lora_embedding_A"], shapes[prefix+embedding+".lora_embedding_B"] = []int64{2, n}, []int64{4, 2}
+		shapes[prefix+embedding+".lora_embedding_A"], shapes[prefix+embedding+".lora_embedding_B"] = []int64{2, n},
+			[]int64{4, 2}
 	}
 	return shapes
 }
@@ -59,8 +61,8 @@ func with(shapes map[string][]int64, more map[string][]int64) map[string][]int64
 	return shapes
 }
 
-// TestTiedHead binds adapters of either end of a tie, of both, and of what is tied along with
-// them, under the names that architectures give them.
+// TestTiedHead binds adapters of either end of a tie, of both, and of what is tied along with them, under the names
+// that architectures give them.
 func TestTiedHead(t *testing.T) {
 	t.Parallel()
 	word, bias := "bert.embeddings.word_embeddings", "cls.predictions.bias"
@@ -86,41 +88,82 @@ func TestTiedHead(t *testing.T) {
 		headTerms     int
 		says          string
 	}{
-		"the head":                       {tiedLlama, plain + `}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
-		"the embedding":                  {tiedLlama, plain + `}`, llama, tieEnds("", embed, 6), "lm_head.weight", nil, 0, ""},
-		"both, ensured":                  {tiedLlama, plain + `, "ensure_weight_tying": true}`, llama, tieEnds("lm_head", embed, 6), "", nil, 0, ""},
-		"both, ensured, other scaling":   {tiedLlama, plain + `, "ensure_weight_tying": true, "alpha_pattern": {"lm_head": 9}}`, llama, tieEnds("lm_head", embed, 6), "lm_head.weight", nil, 1, ""},
-		"both, ensured, DoRA":            {tiedLlama, plain + `, "ensure_weight_tying": true, "use_dora": true}`, llama, with(tieEnds("lm_head", embed, 6), map[string][]int64{"lm_head.lora_magnitude_vector": {6}, embed + ".lora_magnitude_vector": {4}}), "lm_head.weight", nil, 1, ""},
-		"an embedding that PEFT ignores": {`{"architectures": ["GPT2LMHeadModel"]}`, plain + `, "ensure_weight_tying": true}`, map[string]tensor.Shape{"transformer.wte.weight": {6, 4}}, tieEnds("", "transformer.wte", 6), "lm_head.weight", nil, 0, ""},
-		"rows for both":                  {tiedLlama, plain + `, "trainable_token_indices": [1, 5]}`, llama, with(tieEnds("", "", 6), map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {2, 4}}), "", nil, 0, ""},
-		"the head, and rows for both":    {tiedLlama, plain + `, "trainable_token_indices": [1, 5]}`, llama, with(tieEnds("lm_head", "", 6), map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {2, 4}}), "lm_head.weight", nil, 2, ""},
-		"rows of a pair that has grown": {tiedLlama, plain + `, "trainable_token_indices": {"embed_tokens": [1, 7]}}`, llama, with(tieEnds("", "", 6), map[string][]int64{
-			embed + ".token_adapter.trainable_tokens_delta": {2, 4}, "lm_head.token_adapter.trainable_tokens_delta": {2, 4},
-			embed + ".token_adapter.base_layer.weight": {8, 4}, "lm_head.token_adapter.base_layer.weight": {8, 4}}), "", nil, 0, ""},
-		"a head that has grown":            {tiedLlama, plain + `}`, llama, with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "lm_head.weight", nil, 1, ""},
-		"BERT's head":                      {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert, tieEnds("cls.predictions.decoder", "", 6), "cls.predictions.decoder.weight", []string{"cls.predictions.decoder.bias"}, 1, ""},
-		"BERT's bias, which has two names": {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert, with(tieEnds("", "", 6), map[string][]int64{"cls.predictions.decoder.bias": {6}, bias: {6}}), "", nil, 0, ""},
-		"T5's head":                        {tiedT5, plain + `}`, t5, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
-		"T5's embedding":                   {tiedT5, plain + `}`, t5, tieEnds("", "shared", 6), "lm_head.weight", ends, 0, ""},
-		"T5's encoder":                     {tiedT5, plain + `}`, t5, tieEnds("", "encoder.embed_tokens", 6), "lm_head.weight", ends, 0, ""},
-		"T5's rows, for all":               {tiedT5, plain + `, "trainable_token_indices": [1, 5]}`, t5, tokens("shared"), "", nil, 0, ""},
-		"T5's rows, others for the head":   {tiedT5, plain + `, "trainable_token_indices": {"shared": [1, 5], "lm_head": [0, 2]}}`, t5, tokens("shared", "lm_head"), "lm_head.weight", ends, 1, ""},
-		"T5's rows, others for an end":     {tiedT5, plain + `, "trainable_token_indices": {"shared": [1, 5], "encoder.embed_tokens": [0, 2]}}`, t5, tokens("shared", "encoder.embed_tokens"), "lm_head.weight", ends, 0, ""},
-		"Marian's rows, for all":           {tiedMarian, plain + `, "trainable_token_indices": [1, 5]}`, marian, tokens("model.encoder.embed_tokens"), "", nil, 0, ""},
-		"Marian's rows, others for the head": {tiedMarian, plain + `, "trainable_token_indices": {"encoder.embed_tokens": [1, 5], "lm_head": [0, 2]}}`, marian, tokens("model.encoder.embed_tokens", "lm_head"), "lm_head.weight",
+		"the head": {tiedLlama, plain + `}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1,
+			""},
+		"the embedding": {tiedLlama, plain + `}`, llama, tieEnds("", embed, 6), "lm_head.weight", nil, 0,
+			""},
+		"both, ensured": {tiedLlama, plain + `, "ensure_weight_tying": true}`, llama,
+			tieEnds("lm_head", embed, 6), "", nil, 0, ""},
+		"both, ensured, other scaling": {tiedLlama,
+			plain + `, "ensure_weight_tying": true, "alpha_pattern": {"lm_head": 9}}`, llama, tieEnds("lm_head", embed, 6),
+			"lm_head.weight", nil, 1, ""},
+		"both, ensured, DoRA": {tiedLlama, plain + `, "ensure_weight_tying": true, "use_dora": true}`, llama,
+			with(tieEnds("lm_head", embed, 6), map[string][]int64{"lm_head.lora_magnitude_vector": {6},
+				embed + ".lora_magnitude_vector": {4}}), "lm_head.weight", nil, 1, ""},
+		"an embedding that PEFT ignores": {`{"architectures": ["GPT2LMHeadModel"]}`, plain + `, "ensure_weight_tying": true}`,
+			map[string]tensor.Shape{"transformer.wte.weight": {6, 4}}, tieEnds("", "transformer.wte", 6), "lm_head.weight", nil,
+			0, ""},
+		"rows for both": {tiedLlama, plain + `, "trainable_token_indices": [1, 5]}`, llama,
+			with(tieEnds("", "", 6), map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {2, 4}}), "", nil, 0,
+			""},
+		"the head, and rows for both": {tiedLlama, plain + `, "trainable_token_indices": [1, 5]}`, llama,
+			with(tieEnds("lm_head", "", 6), map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {2, 4}}),
+			"lm_head.weight", nil, 2, ""},
+		"rows of a pair that has grown": {tiedLlama, plain + `, "trainable_token_indices": {"embed_tokens": [1, 7]}}`, llama,
+			with(tieEnds("", "", 6), map[string][]int64{
+				embed + ".token_adapter.trainable_tokens_delta": {2, 4}, "lm_head.token_adapter.trainable_tokens_delta": {2, 4},
+				embed + ".token_adapter.base_layer.weight": {8, 4}, "lm_head.token_adapter.base_layer.weight": {8, 4}}), "", nil, 0,
+			""},
+		"a head that has grown": {tiedLlama, plain + `}`, llama,
+			with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "lm_head.weight", nil, 1,
+			""},
+		"BERT's head": {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert,
+			tieEnds("cls.predictions.decoder", "", 6), "cls.predictions.decoder.weight",
+			[]string{"cls.predictions.decoder.bias"}, 1, ""},
+		"BERT's bias, which has two names": {`{"architectures": ["BertForMaskedLM"]}`, plain + `}`, bert,
+			with(tieEnds("", "", 6), map[string][]int64{"cls.predictions.decoder.bias": {6}, bias: {6}}), "", nil, 0, ""},
+		"T5's head": {tiedT5, plain + `}`, t5, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1,
+			""},
+		"T5's embedding": {tiedT5, plain + `}`, t5, tieEnds("", "shared", 6), "lm_head.weight", ends, 0,
+			""},
+		"T5's encoder": {tiedT5, plain + `}`, t5, tieEnds("", "encoder.embed_tokens", 6),
+			"lm_head.weight", ends, 0, ""},
+		"T5's rows, for all": {tiedT5, plain + `, "trainable_token_indices": [1, 5]}`, t5, tokens("shared"), "",
+			nil, 0, ""},
+		"T5's rows, others for the head": {tiedT5,
+			plain + `, "trainable_token_indices": {"shared": [1, 5], "lm_head": [0, 2]}}`, t5, tokens("shared", "lm_head"),
+			"lm_head.weight", ends, 1, ""},
+		"T5's rows, others for an end": {tiedT5,
+			plain + `, "trainable_token_indices": {"shared": [1, 5], "encoder.embed_tokens": [0, 2]}}`, t5,
+			tokens("shared", "encoder.embed_tokens"), "lm_head.weight", ends, 0, ""},
+		"Marian's rows, for all": {tiedMarian, plain + `, "trainable_token_indices": [1, 5]}`, marian,
+			tokens("model.encoder.embed_tokens"), "", nil, 0, ""},
+		"Marian's rows, others for the head": {tiedMarian,
+			plain + `, "trainable_token_indices": {"encoder.embed_tokens": [1, 5], "lm_head": [0, 2]}}`, marian,
+			tokens("model.encoder.embed_tokens", "lm_head"), "lm_head.weight",
 			[]string{"model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"}, 1, ""},
-		"T5's embedding, trained whole":   {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {6, 4}}, "lm_head.weight", ends, 0, ""},
-		"T5's embedding, as it has grown": {tiedT5, plain + `, "modules_to_save": ["shared", "lm_head"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "", nil, 0, ""},
-		"T5's embedding, as it was too":   {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5, map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "shared.original_module.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "lm_head.weight", ends, 0, ""},
-		"grown at an end that was tied":   {tiedLlama, plain + `, "modules_to_save": ["embed_tokens"]}`, llama, map[string][]int64{prefix + embed + ".weight": {8, 4}}, "", nil, 0, `"lm_head.weight" has 6 rows with the adapter and "model.embed_tokens.weight" 8`},
-		"one that an expression means":    {tiedLlama, plain + `, "target_modules": ".*(?<!x)_head|lm_head"}`, llama, tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
-		"grown at one end": {`{"architectures": ["LlamaForCausalLM"]}`, plain + `}`, map[string]tensor.Shape{embed + ".weight": {6, 4}, "lm_head.weight": {6, 4}},
-			with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "", nil, 0, `"lm_head.weight" has 8 rows with the adapter and "model.embed_tokens.weight" 6`},
+		"T5's embedding, trained whole": {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5,
+			map[string][]int64{prefix + "shared.weight": {6, 4}}, "lm_head.weight", ends, 0, ""},
+		"T5's embedding, as it has grown": {tiedT5, plain + `, "modules_to_save": ["shared", "lm_head"]}`, t5,
+			map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "lm_head.weight": {7, 4}}, "", nil, 0, ""},
+		"T5's embedding, as it was too": {tiedT5, plain + `, "modules_to_save": ["shared"]}`, t5,
+			map[string][]int64{prefix + "shared.weight": {7, 4}, prefix + "shared.original_module.weight": {7, 4},
+				prefix + "lm_head.weight": {7, 4}}, "lm_head.weight", ends, 0, ""},
+		"grown at an end that was tied": {tiedLlama, plain + `, "modules_to_save": ["embed_tokens"]}`, llama,
+			map[string][]int64{prefix + embed + ".weight": {8, 4}}, "", nil, 0,
+			`"lm_head.weight" has 6 rows with the adapter and "model.embed_tokens.weight" 8`},
+		"one that an expression means": {tiedLlama, plain + `, "target_modules": ".*(?<!x)_head|lm_head"}`, llama,
+			tieEnds("lm_head", "", 6), "lm_head.weight", nil, 1, ""},
+		"grown at one end": {`{"architectures": ["LlamaForCausalLM"]}`, plain + `}`,
+			map[string]tensor.Shape{embed + ".weight": {6, 4}, "lm_head.weight": {6, 4}},
+			with(tieEnds("lm_head", "", 8), map[string][]int64{"lm_head.base_layer.weight": {8, 4}}), "", nil, 0,
+			`"lm_head.weight" has 8 rows with the adapter and "model.embed_tokens.weight" 6`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var order []string
-			for _, n := range []string{embed + ".weight", "lm_head.weight", word + ".weight", bias, "shared.weight", "model.shared.weight", "transformer.wte.weight"} {
+			for _, n := range []string{embed + ".weight", "lm_head.weight", word + ".weight", bias, "shared.weight",
+				"model.shared.weight", "transformer.wte.weight"} {
 				if x.base[n] != nil {
 					order = append(order, n)
 				}
@@ -158,25 +201,30 @@ func TestTiedHead(t *testing.T) {
 
 // TestGrownAlone tells where the rows of a module that was trained alone go to others too.
 func TestGrownAlone(t *testing.T) {
-	const says = "shared was trained alone, in a vocabulary that has grown, and the adapter does not say which rows those that share them had: "
+	const says = "shared was trained alone, in a vocabulary that has grown, and the adapter does not say which rows " +
+		"those that share them had: "
 	for _, x := range []struct {
 		rows    int64
 		more    map[string][]int64
 		notices []string
 	}{
 		{7, nil, []string{says + "the trained ones go to decoder.embed_tokens and encoder.embed_tokens too"}},
-		{7, map[string][]int64{"encoder.embed_tokens.weight": {7, 4}}, []string{says + "the trained ones go to decoder.embed_tokens too"}},
+		{7, map[string][]int64{"encoder.embed_tokens.weight": {7, 4}},
+			[]string{says + "the trained ones go to decoder.embed_tokens too"}},
 		{7, map[string][]int64{"shared.original_module.weight": {7, 4}}, []string{"no longer tied"}},
-		{7, map[string][]int64{"lm_head.base_layer.weight": {7, 4}, "lm_head.lora_A.weight": {2, 4}, "lm_head.lora_B.weight": {7, 2}}, []string{"no longer tied"}},
+		{7, map[string][]int64{"lm_head.base_layer.weight": {7, 4}, "lm_head.lora_A.weight": {2, 4},
+			"lm_head.lora_B.weight": {7, 2}}, []string{"no longer tied"}},
 		{6, nil, []string{"no longer tied"}},
 	} {
-		adapter, save := with(map[string][]int64{"shared.weight": {x.rows, 4}, "lm_head.weight": {x.rows, 4}}, x.more), "lm_head"
+		adapter, save := with(map[string][]int64{"shared.weight": {x.rows, 4}, "lm_head.weight": {x.rows, 4}}, x.more),
+			"lm_head"
 		if x.more["lm_head.base_layer.weight"] != nil {
 			delete(adapter, "lm_head.weight")
 			save = "score"
 		}
 		config := `{"peft_type": "LORA", "r": 2, "modules_to_save": ["shared", "embed_tokens", "` + save + `"]}`
-		b, _, err := bound(t, tiedT5, config, map[string]tensor.Shape{"shared.weight": {6, 4}}, []string{"shared.weight"}, adapter)
+		b, _, err := bound(t, tiedT5, config, map[string]tensor.Shape{"shared.weight": {6, 4}}, []string{"shared.weight"},
+			adapter)
 		require.NoError(t, err)
 		require.Len(t, b.Notices, len(x.notices))
 		for _, c := range b.Copies {
@@ -206,7 +254,8 @@ func TestNewExperts(t *testing.T) {
 		}
 		order = append(order, stack+name+".weight")
 	}
-	b, _, err := bound(t, `{"architectures": ["Qwen3MoeForCausalLM"]}`, plainConfig, base, order, with(map[string][]int64{}, map[string][]int64{stack + "gate_up_proj": {2, 6, 4}, stack + "down_proj": {2, 4, 3}}))
+	b, _, err := bound(t, `{"architectures": ["Qwen3MoeForCausalLM"]}`, plainConfig, base, order,
+		with(map[string][]int64{}, map[string][]int64{stack + "gate_up_proj": {2, 6, 4}, stack + "down_proj": {2, 4, 3}}))
 	require.NoError(t, err)
 	first := map[bool]int64{}
 	for i, want := range []int64{0, 12, 0, 24, 36, 12} { // elements from the first
@@ -218,14 +267,16 @@ func TestNewExperts(t *testing.T) {
 		require.Equal(t, base[order[i]], v.Shape)
 		require.EqualValues(t, 48, v.Bytes)
 	}
-	_, _, err = bound(t, `{"architectures": ["Qwen3MoeForCausalLM"]}`, plainConfig, base, order, with(map[string][]int64{}, map[string][]int64{stack + "down_proj": {3, 4, 3}}))
+	_, _, err = bound(t, `{"architectures": ["Qwen3MoeForCausalLM"]}`, plainConfig, base, order,
+		with(map[string][]int64{}, map[string][]int64{stack + "down_proj": {3, 4, 3}}))
 	require.ErrorContains(t, err, "its new value has the shape [3, 4, 3], expected [2, 4, 3]")
 }
 
-// FuzzBind binds adapters to bases that anyone may have written: names and shapes of both. What it finds lies within the
-// tensors of both.
+// FuzzBind binds adapters to bases that anyone may have written: names and shapes of both. What it finds lies within
+// the tensors of both.
 func FuzzBind(f *testing.F) {
-	architectures := []string{"LlamaForCausalLM", "MixtralForCausalLM", "Qwen3MoeForCausalLM", "GPT2LMHeadModel", "Phi3ForCausalLM", "BertForMaskedLM", "T5ForConditionalGeneration", "BartForConditionalGeneration",
+	architectures := []string{"LlamaForCausalLM", "MixtralForCausalLM", "Qwen3MoeForCausalLM", "GPT2LMHeadModel",
+		"Phi3ForCausalLM", "BertForMaskedLM", "T5ForConditionalGeneration", "BartForConditionalGeneration",
 		"Gemma3ForConditionalGeneration", "GptOssForCausalLM", "MarianMTModel", "Unheard", "NemotronHForCausalLM"}
 	var loaded []*models.Model
 	for _, name := range architectures {
@@ -235,17 +286,32 @@ func FuzzBind(f *testing.F) {
 		loaded = append(loaded, m)
 	}
 	for i, s := range []struct{ config, base, baseShapes, adapter, shapes string }{
-		{`{"peft_type": "LORA", "r": 2}`, "model.embed_tokens.weight\nmodel.layers.0.self_attn.q_proj.weight", "54|44", "model.layers.0.self_attn.q_proj.lora_A.weight\nmodel.layers.0.self_attn.q_proj.lora_B.weight", "24|42"},
-		{`{"peft_type": "LORA", "r": 2}`, "model.layers.0.block_sparse_moe.experts.0.w1.weight\nmodel.layers.0.block_sparse_moe.experts.1.w1.weight", "54|54", "model.layers.0.mlp.experts.0.w1.lora_A.weight\nmodel.layers.0.mlp.experts.0.w1.lora_B.weight", "24|52"},
-		{`{"peft_type": "LORA", "r": 2, "target_parameters": ["experts.gate_up_proj"]}`, "model.layers.0.mlp.experts.0.gate_proj.weight\nmodel.layers.0.mlp.experts.0.up_proj.weight", "54|54", "model.layers.0.mlp.experts.lora_A.weight\nmodel.layers.0.mlp.experts.lora_B.weight", "24|:2"},
-		{`{"peft_type": "LORA", "r": 2, "use_dora": true}`, "transformer.wte.weight\ntransformer.h.0.attn.c_attn.weight", "54|4:", "transformer.h.0.attn.c_attn.lora_A.weight\ntransformer.h.0.attn.c_attn.lora_B.weight\ntransformer.h.0.attn.c_attn.lora_magnitude_vector", "24|:2|:"},
-		{`{"peft_type": "LORA", "r": 2}`, "model.layers.0.mlp.gate_up_proj.weight", ":4", "model.layers.0.mlp.gate_up_proj.lora_A.weight\nmodel.layers.0.mlp.gate_up_proj.lora_B.weight", "24|:2"},
-		{`{"peft_type": "LORA", "r": 2}`, "bert.embeddings.word_embeddings.weight\ncls.predictions.bias", "54|5", "cls.predictions.decoder.lora_A.weight\ncls.predictions.decoder.lora_B.weight\ncls.predictions.bias", "24|52|5"},
-		{`{"peft_type": "LORA", "r": 2, "trainable_token_indices": {"shared": [1], "lm_head": [2]}}`, "shared.weight", "54", "shared.token_adapter.trainable_tokens_delta\nlm_head.token_adapter.trainable_tokens_delta", "14|14"},
-		{`{"peft_type": "LORA", "r": 2, "modules_to_save": ["shared"]}`, "model.shared.weight\nfinal_logits_bias", "54|15", "model.shared.weight\nmodel.encoder.embed_tokens.lora_embedding_A\nmodel.encoder.embed_tokens.lora_embedding_B", "74|27|42"},
-		{`{"lora_parameters": {"scale": 2}, "fine_tune_type": "lora"}`, "model.language_model.layers.0.mlp.experts.0.gate_proj.weight", "54", "model.layers.0.mlp.switch_mlp.gate_proj.lora_a\nmodel.layers.0.mlp.switch_mlp.gate_proj.lora_b", "124|152"},
+		{`{"peft_type": "LORA", "r": 2}`, "model.embed_tokens.weight\nmodel.layers.0.self_attn.q_proj.weight", "54|44",
+			"model.layers.0.self_attn.q_proj.lora_A.weight\nmodel.layers.0.self_attn.q_proj.lora_B.weight", "24|42"},
+		{`{"peft_type": "LORA", "r": 2}`,
+			"model.layers.0.block_sparse_moe.experts.0.w1.weight\nmodel.layers.0.block_sparse_moe.experts.1.w1.weight", "54|54",
+			"model.layers.0.mlp.experts.0.w1.lora_A.weight\nmodel.layers.0.mlp.experts.0.w1.lora_B.weight", "24|52"},
+		{`{"peft_type": "LORA", "r": 2, "target_parameters": ["experts.gate_up_proj"]}`,
+			"model.layers.0.mlp.experts.0.gate_proj.weight\nmodel.layers.0.mlp.experts.0.up_proj.weight", "54|54",
+			"model.layers.0.mlp.experts.lora_A.weight\nmodel.layers.0.mlp.experts.lora_B.weight", "24|:2"},
+		{`{"peft_type": "LORA", "r": 2, "use_dora": true}`, "transformer.wte.weight\ntransformer.h.0.attn.c_attn.weight",
+			"54|4:",
+			"transformer.h.0.attn.c_attn.lora_A.weight\ntransformer.h.0.attn.c_attn.lora_B.weight\ntransformer.h.0.attn.c_attn.lora_magnitude_vector", "24|:2|:"},
+		{`{"peft_type": "LORA", "r": 2}`, "model.layers.0.mlp.gate_up_proj.weight", ":4",
+			"model.layers.0.mlp.gate_up_proj.lora_A.weight\nmodel.layers.0.mlp.gate_up_proj.lora_B.weight", "24|:2"},
+		{`{"peft_type": "LORA", "r": 2}`, "bert.embeddings.word_embeddings.weight\ncls.predictions.bias", "54|5",
+			"cls.predictions.decoder.lora_A.weight\ncls.predictions.decoder.lora_B.weight\ncls.predictions.bias", "24|52|5"},
+		{`{"peft_type": "LORA", "r": 2, "trainable_token_indices": {"shared": [1], "lm_head": [2]}}`, "shared.weight", "54",
+			"shared.token_adapter.trainable_tokens_delta\nlm_head.token_adapter.trainable_tokens_delta", "14|14"},
+		{`{"peft_type": "LORA", "r": 2, "modules_to_save": ["shared"]}`, "model.shared.weight\nfinal_logits_bias", "54|15",
+			"model.shared.weight\nmodel.encoder.embed_tokens.lora_embedding_A\nmodel.encoder.embed_tokens.lora_embedding_B",
+			"74|27|42"},
+		{`{"lora_parameters": {"scale": 2}, "fine_tune_type": "lora"}`,
+			"model.language_model.layers.0.mlp.experts.0.gate_proj.weight", "54",
+			"model.layers.0.mlp.switch_mlp.gate_proj.lora_a\nmodel.layers.0.mlp.switch_mlp.gate_proj.lora_b", "124|152"},
 		{`{"peft_type": "IA3", "feedforward_modules": ["q"]}`, "q.weight\nq.bias", "54|5", "q.ia3_l", "14"},
-		{`{"peft_type": "LORA", "r": 2, "trainable_token_indices": [1]}`, "model.embed_tokens.weight", "", "model.embed_tokens.token_adapter.trainable_tokens_delta", "14"},
+		{`{"peft_type": "LORA", "r": 2, "trainable_token_indices": [1]}`, "model.embed_tokens.weight", "",
+			"model.embed_tokens.token_adapter.trainable_tokens_delta", "14"},
 		{`{"peft_type": "VERA", "r": 2}`, "q.weight", "54", "q.vera_lambda_b\nq.vera_lambda_d\nvera_A\nvera_B", "5|2|24|52"},
 		{`{"peft_type": "LORA", "r": 2, "target_parameters": ["up_proj", "down_proj"], "peft_version": "0.21.2"}`,
 			"model.layers.0.mixer.experts.up_proj\nmodel.layers.0.mixer.experts.down_proj", "244|244",

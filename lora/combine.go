@@ -28,7 +28,8 @@ type CombineOptions struct {
 
 // CombineTypes lists the types of combination.
 func CombineTypes() []string {
-	return []string{"linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd"}
+	return []string{"linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd",
+		"dare_ties_svd", "magnitude_prune", "magnitude_prune_svd"}
 }
 
 // contribution is a module of one of the adapters that are combined.
@@ -40,10 +41,9 @@ type contribution struct {
 	scaling float64
 }
 
-// Combine calls emit with each module of the combination, in the order of names. A
-// module that some adapters have not is combined of those that have it; stacks of experts are
-// combined expert by expert. Everything that the headers tell is checked before the first module
-// is emitted; the values of one module at a time are in memory.
+// Combine calls emit with each module of the combination, in the order of names. A module that some adapters have not
+// is combined of those that have it; stacks of experts are combined expert by expert. Everything that the headers tell
+// is checked before the first module is emitted; the values of one module at a time are in memory.
 //
 // A weight may be zero or negative, as in PEFT: the sign goes to A. What replaces a part of the base is
 // not emitted: see Replacements.
@@ -56,7 +56,8 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 	}
 	if len(adapters) == 1 {
 		if o.Rank != 0 {
-			return fmt.Errorf("%s: %w: rank %d for a single adapter, whose rank only a resize changes", adapters[0].Path, ErrUnsupported, o.Rank)
+			return fmt.Errorf("%s: %w: rank %d for a single adapter, whose rank only a resize changes", adapters[0].Path,
+				ErrUnsupported, o.Rank)
 		}
 		o = CombineOptions{Type: "linear"}
 	}
@@ -90,7 +91,8 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 		}
 		for _, values := range [][]float32{t.A.Data, t.B.Data} {
 			if i := slices.IndexFunc(values, func(v float32) bool { return v-v != 0 }); i >= 0 {
-				return fmt.Errorf("module %s: %w: the combination has the value %v, expected finite numbers; its weights or scalings are too large", tensor.Quote(name), ErrUnsupported, values[i])
+				return fmt.Errorf("module %s: %w: the combination has the value %v, expected finite numbers; its weights or "+
+					"scalings are too large", tensor.Quote(name), ErrUnsupported, values[i])
 			}
 		}
 		m := sources[name][0].module
@@ -103,10 +105,10 @@ func Combine(ctx context.Context, adapters []Weighted, o CombineOptions, emit fu
 	return nil
 }
 
-// Replacements lists what goes with a combination of adapters as it is: new values of the base's
-// weights and rows, and the base's own matrices that PEFT stores beside an adapter of an embedding.
-// Adapters that bring different ones are an error, since one result cannot be for both. A new value
-// is no delta, so it does not follow the weight of its adapter, which the notices say.
+// Replacements lists what goes with a combination of adapters as it is: new values of the base's weights and rows, and
+// the base's own matrices that PEFT stores beside an adapter of an embedding. Adapters that bring different ones are
+// an error, since one result cannot be for both. A new value is no delta, so it does not follow the weight of its
+// adapter, which the notices say.
 func Replacements(adapters []Weighted) (list []*Module, notices []string, err error) {
 	type part struct {
 		name string
@@ -128,12 +130,14 @@ func Replacements(adapters []Weighted) (list []*Module, notices []string, err er
 				continue
 			}
 			if a.Weight != 1 && !m.Base {
-				notices = append(notices, fmt.Sprintf("%s of %s is taken as it is, whatever the weight %g of its adapter: %s", m.String(), a.Path, a.Weight, m.what()))
+				notices = append(notices, fmt.Sprintf("%s of %s is taken as it is, whatever the weight %g of its adapter: %s",
+					m.String(), a.Path, a.Weight, m.what()))
 			}
 			at := part{m.String(), m.Form}
 			from[m] = i
 			if o := byName[part{at.name, Replace + Rows - m.Form}]; o != nil && from[o] != i && !o.Base && !m.Base {
-				return nil, nil, fmt.Errorf("%s: module %s: %w: %s, where an adapter before it has %s", a.Path, tensor.Quote(at.name), ErrBase, m.what(), o.what())
+				return nil, nil, fmt.Errorf("%s: module %s: %w: %s, where an adapter before it has %s", a.Path,
+					tensor.Quote(at.name), ErrBase, m.what(), o.what())
 			}
 			first := byName[at]
 			if first == nil {
@@ -145,18 +149,19 @@ func Replacements(adapters []Weighted) (list []*Module, notices []string, err er
 				return nil, nil, a.named(err)
 			}
 			if !same || !slices.Equal(first.Indices, m.Indices) {
-				return nil, nil, fmt.Errorf("%s: module %s: %w: it brings another value than an adapter before it", a.Path, tensor.Quote(m.String()), ErrBase)
+				return nil, nil, fmt.Errorf("%s: module %s: %w: it brings another value than an adapter before it", a.Path,
+					tensor.Quote(m.String()), ErrBase)
 			}
 		}
 	}
-	for _, at := range slices.SortedFunc(maps.Keys(byName), func(x, y part) int { return cmp.Or(strings.Compare(x.name, y.name), cmp.Compare(x.form, y.form)) }) {
+	for _, at := range slices.SortedFunc(maps.Keys(byName),
+		func(x, y part) int { return cmp.Or(strings.Compare(x.name, y.name), cmp.Compare(x.form, y.form)) }) {
 		list = append(list, byName[at])
 	}
 	return list, notices, nil
 }
 
-// Tied reports whether all of the adapters that adapt an embedding or an output head keep the two
-// tied, and one does.
+// Tied reports whether all of the adapters that adapt an embedding or an output head keep the two tied, and one does.
 func Tied(adapters []Weighted) bool {
 	tied := false
 	for _, a := range adapters {
@@ -206,24 +211,27 @@ func (o *CombineOptions) sources(adapters []Weighted) (map[string][]source, erro
 		for _, s := range byName[name][1:] {
 			n, other := s.module, adapters[s.adapter].Path
 			if n.Form != m.Form || !slices.Equal(n.Kernel, m.Kernel) || n.A.Cols != m.A.Cols || n.B.Rows != m.B.Rows {
-				return nil, fmt.Errorf("%s: module %s: %w: %s with lora_A %v and lora_B %v, where %s has %s with %v and %v", other, tensor.Quote(name), ErrBase, n.Form, n.A, n.B, path, m.Form, m.A, m.B)
+				return nil, fmt.Errorf("%s: module %s: %w: %s with lora_A %v and lora_B %v, where %s has %s with %v and %v", other,
+					tensor.Quote(name), ErrBase, n.Form, n.A, n.B, path, m.Form, m.A, m.B)
 			}
 			if o.sameRank() && n.Rank != m.Rank {
-				return nil, fmt.Errorf("%s: module %s: %w: its rank is %d and that of %s is %d; %s needs equal ranks, cat and svd do not", other, tensor.Quote(name), ErrUnsupported, n.Rank, path, m.Rank, o.Type)
+				return nil, fmt.Errorf("%s: module %s: %w: its rank is %d and that of %s is %d; %s needs equal ranks, cat and svd "+
+					"do not", other, tensor.Quote(name), ErrUnsupported, n.Rank, path, m.Rank, o.Type)
 			}
 		}
 	}
 	return byName, nil
 }
 
-// maxDense bounds the elements of a delta that is built whole: factors of a few
-// megabytes can have a product that no machine holds.
+// maxDense bounds the elements of a delta that is built whole: factors of a few megabytes can have a product that no
+// machine holds.
 const maxDense = 1 << 31
 
 // bounded refuses a module whose delta would have to be built whole and is too large.
 func (o *CombineOptions) bounded(m *Module) error {
 	if rows, cols := m.B.Rows, m.A.Cols; o.dense() && rows > 0 && cols > maxDense/rows {
-		return fmt.Errorf("module %s: %w: %s needs its whole delta of %d x %d, expected at most %d elements", tensor.Quote(m.Name), ErrUnsupported, o.Type, rows, cols, maxDense)
+		return fmt.Errorf("module %s: %w: %s needs its whole delta of %d x %d, expected at most %d elements",
+			tensor.Quote(m.Name), ErrUnsupported, o.Type, rows, cols, maxDense)
 	}
 	return nil
 }
@@ -244,13 +252,15 @@ func (a *Adapter) largestRank() int {
 func (o *CombineOptions) Check() error {
 	switch {
 	case !slices.Contains(CombineTypes(), o.Type):
-		return fmt.Errorf("%w: type %s of combination; known are %s", ErrUnsupported, tensor.Quote(o.Type), choices(o.Type, CombineTypes()))
+		return fmt.Errorf("%w: type %s of combination; known are %s", ErrUnsupported, tensor.Quote(o.Type),
+			choices(o.Type, CombineTypes()))
 	case o.prunes() && !(o.Density > 0 && o.Density <= 1):
 		return fmt.Errorf("%w: density %v for %s, expected more than 0 and at most 1", ErrUnsupported, o.Density, o.Type)
 	case !o.prunes() && o.Density != 0:
 		return fmt.Errorf("%w: density %v for %s, which prunes nothing", ErrUnsupported, o.Density, o.Type)
 	case !slices.Contains([]string{"", "total", "frequency"}, o.MajoritySign):
-		return fmt.Errorf("%w: majority sign %s; known are %s", ErrUnsupported, tensor.Quote(o.MajoritySign), choices(o.MajoritySign, []string{"total", "frequency"}))
+		return fmt.Errorf("%w: majority sign %s; known are %s", ErrUnsupported, tensor.Quote(o.MajoritySign),
+			choices(o.MajoritySign, []string{"total", "frequency"}))
 	case o.MajoritySign != "" && !strings.Contains(o.Type, "ties"):
 		return fmt.Errorf("%w: a majority sign for %s, which elects none", ErrUnsupported, o.Type)
 	case o.Rank != 0 && !strings.HasSuffix(o.Type, "svd"):
@@ -311,21 +321,23 @@ func plainModules(a *Adapter, naming naming) ([]*Module, error) {
 			what = m.what()
 		}
 		if what != "" {
-			return nil, fmt.Errorf("%s: module %s: %w: %s cannot be combined, expected plain matrices", a.Path, tensor.Quote(m.String()), ErrUnsupported, what)
+			return nil, fmt.Errorf("%s: module %s: %w: %s cannot be combined, expected plain matrices", a.Path,
+				tensor.Quote(m.String()), ErrUnsupported, what)
 		}
 		list = append(list, m)
 		adapted[m.Name] = true
 	}
 	for _, m := range all {
 		if m.Base && !adapted[m.Name] {
-			return nil, fmt.Errorf("%s: module %s: %w: a matrix of the base with no lora_A and lora_B beside it", a.Path, tensor.Quote(m.Name), ErrUnsupported)
+			return nil, fmt.Errorf("%s: module %s: %w: a matrix of the base with no lora_A and lora_B beside it", a.Path,
+				tensor.Quote(m.Name), ErrUnsupported)
 		}
 	}
 	return list, nil
 }
 
-// factors reads A (r x in) and B (out x r) of a plain module, each by rows. What w has read of the
-// tensors that experts share is not read again.
+// factors reads A (r x in) and B (out x r) of a plain module, each by rows. What w has read of the tensors that
+// experts share is not read again.
 func (w *Writer) factors(a *Adapter, m *Module) (fa, fb kernels.Mat, err error) {
 	for _, f := range []struct {
 		from Matrix
@@ -340,8 +352,7 @@ func (w *Writer) factors(a *Adapter, m *Module) (fa, fb kernels.Mat, err error) 
 	return fa, fb, nil
 }
 
-// combine makes a module of its contributions; rank is for the svd types, and cut to what
-// the matrix has.
+// combine makes a module of its contributions; rank is for the svd types, and cut to what the matrix has.
 func (o *CombineOptions) combine(ctx context.Context, name string, list []contribution, rank int) (Trained, error) {
 	rows, cols := list[0].b.Rows, list[0].a.Cols
 	rank = min(rank, rows, cols)
@@ -378,7 +389,8 @@ func (o *CombineOptions) combine(ctx context.Context, name string, list []contri
 		wa = append(wa, math.Copysign(root, c.scale))
 	}
 	c := list[0]
-	return Trained{A: kernels.MatOf(o.mix(as, wa), c.a.Rows, c.a.Cols), B: kernels.MatOf(o.mix(bs, wb), c.b.Rows, c.b.Cols), Rank: c.a.Rows}, nil
+	return Trained{A: kernels.MatOf(o.mix(as, wa), c.a.Rows, c.a.Cols),
+		B: kernels.MatOf(o.mix(bs, wb), c.b.Rows, c.b.Cols), Rank: c.a.Rows}, nil
 }
 
 // prunedProduct bounds the error of a pruned sum's leading part, relative to the sum. PEFT decomposes it exactly, and
@@ -398,7 +410,8 @@ func (o *CombineOptions) deltas(ctx context.Context, name string, list []contrib
 		for i := range delta.Data {
 			delta.Data[i] *= float32(c.scaling)
 			if v := delta.Data[i]; v-v != 0 {
-				return nil, fmt.Errorf("%w: the delta of adapter %d has the value %v, expected finite numbers", ErrMalformed, c.adapter+1, v)
+				return nil, fmt.Errorf("%w: the delta of adapter %d has the value %v, expected finite numbers", ErrMalformed,
+					c.adapter+1, v)
 			}
 		}
 		o.sparsify(delta.Data, c.adapter, name, "delta")
@@ -427,8 +440,8 @@ func concatenate(list []contribution, scaled func(contribution, float32) float32
 	return t
 }
 
-// leading makes a module of the leading singular values, all on B as PEFT does. A rank
-// that a matrix does not have is filled with zeros.
+// leading makes a module of the leading singular values, all on B as PEFT does. A rank that a matrix does not have is
+// filled with zeros.
 func leading(d *svd.Decomposition, rank int) Trained {
 	t := Trained{Rank: rank, A: kernels.NewMat(rank, d.V.Rows), B: kernels.NewMat(d.U.Rows, rank)}
 	for q := range min(rank, len(d.S)) {
@@ -453,10 +466,9 @@ func (o *CombineOptions) sparsify(t []float32, adapter int, name, factor string)
 	}
 }
 
-// mix adds pruned tensors up by the rules of PEFT's merge_utils: for the ties types elect the
-// sign of each element on the values without their weights (Yadav et al.,
-// "TIES-Merging", 2023), leave out what has another one, weigh, add, and divide by
-// how many agree; else weigh and add.
+// mix adds pruned tensors up by the rules of PEFT's merge_utils: for the ties types elect the sign of each element on
+// the values without their weights (Yadav et al., "TIES-Merging", 2023), leave out what has another one, weigh, add,
+// and divide by how many agree; else weigh and add.
 func (o *CombineOptions) mix(tensors [][]float32, weights []float64) []float32 {
 	sum := make([]float32, len(tensors[0]))
 	ties := strings.Contains(o.Type, "ties")
@@ -502,9 +514,8 @@ func sign(x float32) float32 {
 	return 0
 }
 
-// prune sets all to zero but the share density of the largest magnitudes, the first of
-// equals. Magnitudes are in the order of their bits, so two counts of 16 bits each find
-// the smallest that is kept.
+// prune sets all to zero but the share density of the largest magnitudes, the first of equals. Magnitudes are in the
+// order of their bits, so two counts of 16 bits each find the smallest that is kept.
 func prune(t []float32, density float64) {
 	keep := int(density * float64(len(t)))
 	if keep == 0 {
@@ -543,9 +554,9 @@ func prune(t []float32, density float64) {
 	}
 }
 
-// drop keeps each value with the probability of the density, rescaled, and sets the others
-// to zero (Yu et al., "Language Models are Super Mario", 2023). What is dropped depends
-// on the seed, the adapter's place and the names alone.
+// drop keeps each value with the probability of the density, rescaled, and sets the others to zero (Yu et al.,
+// "Language Models are Super Mario", 2023). What is dropped depends on the seed, the adapter's place and the names
+// alone.
 func (o *CombineOptions) drop(t []float32, adapter int, name, factor string) {
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%d %s %s", adapter, name, factor) // never fails

@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"gonum.org/v1/gonum/mat"
 
 	"github.com/lorakit/lorakit/formats"
 	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
@@ -158,8 +157,8 @@ func widen(v []float32) []float64 {
 	return out
 }
 
-// Every combination of PEFT's that draws no random numbers: the factors themselves, or what
-// they make where they come from a decomposition.
+// Every combination of PEFT's that draws no random numbers: the factors themselves, or what they make where they come
+// from a decomposition.
 func TestCombineAsPEFT(t *testing.T) {
 	compared := map[string]bool{}
 	for name, c := range combinations(t) {
@@ -265,7 +264,8 @@ func plain(t *testing.T, path string, weight, scaling float64, modules map[strin
 	a := &Adapter{Path: path}
 	for _, name := range slices.Sorted(maps.Keys(modules)) {
 		ab := modules[name]
-		a.Modules = append(a.Modules, &Module{Name: name, Param: "weight", Rank: ab[0].Rows, Scaling: scaling, A: matrixOf(inMemory(t, name+".A", ab[0])), B: matrixOf(inMemory(t, name+".B", ab[1]))})
+		a.Modules = append(a.Modules, &Module{Name: name, Param: "weight", Rank: ab[0].Rows, Scaling: scaling,
+			A: matrixOf(inMemory(t, name+".A", ab[0])), B: matrixOf(inMemory(t, name+".B", ab[1]))})
 	}
 	return Weighted{a, weight}
 }
@@ -277,7 +277,9 @@ func inMemory(t *testing.T, name string, m kernels.Mat) *formats.Tensor {
 		bits := math.Float32bits(v)
 		raw[4*i], raw[4*i+1], raw[4*i+2], raw[4*i+3] = byte(bits), byte(bits>>8), byte(bits>>16), byte(bits>>24)
 	}
-	return &formats.Tensor{Info: tensor.Info{Name: name, DType: tensor.F32, Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, File: "memory", Data: strings.NewReader(string(raw)), Bytes: int64(len(raw))}
+	return &formats.Tensor{Info: tensor.Info{Name: name, DType: tensor.F32,
+		Shape: tensor.Shape{int64(m.Rows), int64(m.Cols)}}, File: "memory", Data: strings.NewReader(string(raw)),
+		Bytes: int64(len(raw))}
 }
 
 func filled(seed uint64, rows, cols int) kernels.Mat {
@@ -288,8 +290,8 @@ func filled(seed uint64, rows, cols int) kernels.Mat {
 	return m
 }
 
-// Worked by hand: signs are elected on A and B apart and without weights, which then divide by
-// how many agree; equals and zeros count as PEFT counts them.
+// Worked by hand: signs are elected on A and B apart and without weights, which then divide by how many agree; equals
+// and zeros count as PEFT counts them.
 func TestTiesByHand(t *testing.T) {
 	row := func(v ...float32) kernels.Mat { return kernels.MatOf(v, 1, len(v)) }
 	col := func(v ...float32) kernels.Mat { return kernels.MatOf(v, len(v), 1) }
@@ -309,87 +311,11 @@ func TestTiesByHand(t *testing.T) {
 	}
 }
 
-func TestPrune(t *testing.T) {
-	// Of equals the first are kept, whatever their signs.
-	v := []float32{1, -2, 2, 0, -1, 2}
-	prune(v, 0.34) // two of six
-	require.Equal(t, []float32{0, -2, 2, 0, 0, 0}, v)
-	v = []float32{1, -2, 2, 0, -1, 2}
-	prune(v, 0.7) // four
-	require.Equal(t, []float32{1, -2, 2, 0, 0, 2}, v)
-	v = []float32{1, 2}
-	prune(v, 0.1) // none
-	require.Equal(t, []float32{0, 0}, v)
-
-	// Against a sort, with values that share their upper bits.
-	random := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
-		n := 1 + random.IntN(300)
-		v, order := make([]float32, n), make([]int, n)
-		for i := range v {
-			v[i], order[i] = math.Float32frombits(0x3f800000|random.Uint32()&0x8000_0003|random.Uint32N(2)<<20), i
-		}
-		density := random.Float64()
-		want := make([]float32, n)
-		slices.SortStableFunc(order, func(i, j int) int {
-			x, y := math.Abs(float64(v[i])), math.Abs(float64(v[j]))
-			switch {
-			case x > y:
-				return -1
-			case x < y:
-				return 1
-			}
-			return 0
-		})
-		for _, i := range order[:int(density*float64(n))] {
-			want[i] = v[i]
-		}
-		prune(v, density)
-		require.Equal(t, want, v)
-	}
-}
-
-// What is dropped depends on the seed, the adapter, the module and the factor; what is kept
-// is rescaled.
-func TestDrop(t *testing.T) {
-	draw := func(seed uint64, adapter int, name, factor string) []float32 {
-		v := make([]float32, 20000)
-		for i := range v {
-			v[i] = 3
-		}
-		o := CombineOptions{Type: "dare_linear", Density: 0.25, Seed: seed}
-		o.sparsify(v, adapter, name, factor)
-		return v
-	}
-	first, kept := draw(1, 0, "m", "A"), 0
-	for _, v := range first {
-		if v != 0 {
-			require.Equal(t, float32(12), v)
-			kept++
-		}
-	}
-	require.InDelta(t, 5000, kept, 400) // more than six standard deviations
-	require.Equal(t, first, draw(1, 0, "m", "A"))
-	for _, other := range [][]float32{draw(2, 0, "m", "A"), draw(1, 1, "m", "A"), draw(1, 0, "n", "A"), draw(1, 0, "m", "B")} {
-		require.NotEqual(t, first, other)
-	}
-
-	// A module is the same without the others.
-	m, n := [2]kernels.Mat{filled(1, 2, 6), filled(2, 5, 2)}, [2]kernels.Mat{filled(3, 2, 6), filled(4, 5, 2)}
-	for _, kind := range []string{"dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"} {
-		o := CombineOptions{Type: kind, Density: 0.5, Seed: 7}
-		list := func(modules map[string][2]kernels.Mat) []Weighted {
-			return []Weighted{plain(t, "one", 1, 2, modules), plain(t, "two", 1, 2, modules)}
-		}
-		both, alone := collect(t, list(map[string][2]kernels.Mat{"m": m, "n": n}), o), collect(t, list(map[string][2]kernels.Mat{"n": n}), o)
-		require.Equal(t, alone["n"], both["n"], kind)
-	}
-}
-
 // A zero weight takes part as in PEFT: it adds nothing.
 func TestCombineZeroWeight(t *testing.T) {
 	m, n := [2]kernels.Mat{filled(1, 2, 6), filled(2, 5, 2)}, [2]kernels.Mat{filled(3, 2, 6), filled(4, 5, 2)}
-	list := []Weighted{plain(t, "one", 0.5, 2, map[string][2]kernels.Mat{"m": m}), plain(t, "two", 0, 2, map[string][2]kernels.Mat{"m": n})}
+	list := []Weighted{plain(t, "one", 0.5, 2, map[string][2]kernels.Mat{"m": m}),
+		plain(t, "two", 0, 2, map[string][2]kernels.Mat{"m": n})}
 	for _, kind := range []string{"linear", "cat", "svd"} {
 		near(t, product(Trained{A: m[0], B: m[1]}), product(collect(t, list, CombineOptions{Type: kind})["m"]), 1e-6, kind)
 	}
@@ -422,27 +348,47 @@ func TestCombineRefuses(t *testing.T) {
 		o    CombineOptions
 		kind error
 	}{
-		"no adapter to combine":                                            {nil, linear, ErrUnsupported},
-		`type "slerp" of combination; known are linear`:                    {[]Weighted{one, two}, CombineOptions{Type: "slerp"}, ErrUnsupported},
-		"density 0 for ties":                                               {[]Weighted{one, two}, CombineOptions{Type: "ties"}, ErrUnsupported},
-		"density 1.5 for dare_linear":                                      {[]Weighted{one, two}, CombineOptions{Type: "dare_linear", Density: 1.5}, ErrUnsupported},
-		"density NaN for magnitude_prune_svd":                              {[]Weighted{one, two}, CombineOptions{Type: "magnitude_prune_svd", Density: math.NaN()}, ErrUnsupported},
-		"density 0.5 for cat, which prunes":                                {[]Weighted{one, two}, CombineOptions{Type: "cat", Density: 0.5}, ErrUnsupported},
-		`majority sign "all"`:                                              {[]Weighted{one, two}, CombineOptions{Type: "ties", Density: 0.5, MajoritySign: "all"}, ErrUnsupported},
-		"a majority sign for svd":                                          {[]Weighted{one, two}, CombineOptions{Type: "svd", MajoritySign: "total"}, ErrUnsupported},
-		"a rank for linear":                                                {[]Weighted{one, two}, CombineOptions{Type: "linear", Rank: 2}, ErrUnsupported},
-		"rank -1, expected 1 or more":                                      {[]Weighted{one, two}, CombineOptions{Type: "svd", Rank: -1}, ErrUnsupported},
-		"one: not supported: rank 2 for a single":                          {[]Weighted{one}, CombineOptions{Type: "svd", Rank: 2}, ErrUnsupported},
-		"two: not supported: weight NaN":                                   {[]Weighted{one, with("two", math.NaN(), same)}, linear, ErrUnsupported},
-		"two: not supported: weight -Inf":                                  {[]Weighted{one, with("two", math.Inf(-1), same)}, linear, ErrUnsupported},
-		`module "m": not supported: the combination has the value`:         {[]Weighted{one, with("two", 1e300, same)}, linear, ErrUnsupported},
-		`two: module "m": not supported: its rank is 3 and that of one is`: {[]Weighted{one, plain(t, "two", 1, 1, map[string][2]kernels.Mat{"m": mats(3, 6, 5)})}, linear, ErrUnsupported},
-		`two: module "m": another base: linear with lora_A 2 x 7`:          {[]Weighted{one, plain(t, "two", 1, 1, map[string][2]kernels.Mat{"m": mats(2, 7, 5)})}, CombineOptions{Type: "svd"}, ErrBase},
-		"DoRA cannot":               {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Magnitude = m.B.T })}, linear, ErrUnsupported},
-		"lora_bias cannot":          {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Form, m.A = Bias, Matrix{} })}, linear, ErrUnsupported},
-		"no lora_A and lora_B":      {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Form, m.Base = Replace, true })}, linear, ErrUnsupported},
-		"init_lora_weights is":      {[]Weighted{one, with("two", 1, func(_ *Module, a *Adapter) { a.Config.Init = []byte(`"pissa"`) })}, linear, ErrUnsupported},
-		"needs its whole delta of ": {[]Weighted{with("one", 1, huge), with("two", 1, huge)}, CombineOptions{Type: "ties_svd", Density: 0.5}, ErrUnsupported},
+		"no adapter to combine": {nil, linear, ErrUnsupported},
+		`type "slerp" of combination; known are linear`: {[]Weighted{one, two},
+			CombineOptions{Type: "slerp"}, ErrUnsupported},
+		"density 0 for ties": {[]Weighted{one, two},
+			CombineOptions{Type: "ties"}, ErrUnsupported},
+		"density 1.5 for dare_linear": {[]Weighted{one, two},
+			CombineOptions{Type: "dare_linear", Density: 1.5}, ErrUnsupported},
+		"density NaN for magnitude_prune_svd": {[]Weighted{one, two},
+			CombineOptions{Type: "magnitude_prune_svd", Density: math.NaN()}, ErrUnsupported},
+		"density 0.5 for cat, which prunes": {[]Weighted{one, two},
+			CombineOptions{Type: "cat", Density: 0.5}, ErrUnsupported},
+		`majority sign "all"`: {[]Weighted{one, two},
+			CombineOptions{Type: "ties", Density: 0.5, MajoritySign: "all"}, ErrUnsupported},
+		"a majority sign for svd": {[]Weighted{one, two},
+			CombineOptions{Type: "svd", MajoritySign: "total"}, ErrUnsupported},
+		"a rank for linear": {[]Weighted{one, two},
+			CombineOptions{Type: "linear", Rank: 2}, ErrUnsupported},
+		"rank -1, expected 1 or more": {[]Weighted{one, two},
+			CombineOptions{Type: "svd", Rank: -1}, ErrUnsupported},
+		"one: not supported: rank 2 for a single": {[]Weighted{one},
+			CombineOptions{Type: "svd", Rank: 2}, ErrUnsupported},
+		"two: not supported: weight NaN": {[]Weighted{one, with("two", math.NaN(), same)},
+			linear, ErrUnsupported},
+		"two: not supported: weight -Inf": {[]Weighted{one, with("two", math.Inf(-1), same)},
+			linear, ErrUnsupported},
+		`module "m": not supported: the combination has the value`: {[]Weighted{one, with("two", 1e300, same)},
+			linear, ErrUnsupported},
+		`two: module "m": not supported: its rank is 3 and that of one is`: {[]Weighted{one,
+			plain(t, "two", 1, 1, map[string][2]kernels.Mat{"m": mats(3, 6, 5)})}, linear, ErrUnsupported},
+		`two: module "m": another base: linear with lora_A 2 x 7`: {[]Weighted{one,
+			plain(t, "two", 1, 1, map[string][2]kernels.Mat{"m": mats(2, 7, 5)})}, CombineOptions{Type: "svd"}, ErrBase},
+		"DoRA cannot": {[]Weighted{one, with("two", 1, func(m *Module, _ *Adapter) { m.Magnitude = m.B.T })},
+			linear, ErrUnsupported},
+		"lora_bias cannot": {[]Weighted{one,
+			with("two", 1, func(m *Module, _ *Adapter) { m.Form, m.A = Bias, Matrix{} })}, linear, ErrUnsupported},
+		"no lora_A and lora_B": {[]Weighted{one,
+			with("two", 1, func(m *Module, _ *Adapter) { m.Form, m.Base = Replace, true })}, linear, ErrUnsupported},
+		"init_lora_weights is": {[]Weighted{one,
+			with("two", 1, func(_ *Module, a *Adapter) { a.Config.Init = []byte(`"pissa"`) })}, linear, ErrUnsupported},
+		"needs its whole delta of ": {[]Weighted{with("one", 1, huge), with("two", 1, huge)},
+			CombineOptions{Type: "ties_svd", Density: 0.5}, ErrUnsupported},
 	} {
 		err := Combine(t.Context(), c.list, c.o, func(Trained) error { return nil })
 		require.ErrorContains(t, err, says)
@@ -451,8 +397,10 @@ func TestCombineRefuses(t *testing.T) {
 	}
 	// Less its start, what was taken out of the base is in it again.
 	pissa := func(_ *Module, a *Adapter) { a.Config.Init = []byte(`"pissa"`) }
-	for o, weight := range map[CombineOptions]float64{{Type: "cat"}: -1, {Type: "svd"}: -1, {Type: "linear"}: -1, {Type: "ties", Density: 1}: -1, {Type: "cat", Seed: 1}: -0.5} {
-		err := Combine(t.Context(), []Weighted{with("one", 1, pissa), with("two", weight, same)}, o, func(Trained) error { return nil })
+	for o, weight := range map[CombineOptions]float64{{Type: "cat"}: -1, {Type: "svd"}: -1, {Type: "linear"}: -1,
+		{Type: "ties", Density: 1}: -1, {Type: "cat", Seed: 1}: -0.5} {
+		err := Combine(t.Context(), []Weighted{with("one", 1, pissa), with("two", weight, same)}, o,
+			func(Trained) error { return nil })
 		if sums := o.Type == "cat" || o.Type == "svd"; sums && weight == -1 {
 			require.NoError(t, err)
 		} else {
@@ -460,10 +408,12 @@ func TestCombineRefuses(t *testing.T) {
 		}
 	}
 	loftq := func(_ *Module, a *Adapter) { a.Config.Init = []byte(`"loftq"`) }
-	require.ErrorContains(t, Combine(t.Context(), []Weighted{with("one", 1, loftq), with("two", -1, same)}, CombineOptions{Type: "cat"}, nil), "in four bits")
+	require.ErrorContains(t, Combine(t.Context(), []Weighted{with("one", 1, loftq), with("two", -1, same)},
+		CombineOptions{Type: "cat"}, nil), "in four bits")
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
-	require.ErrorIs(t, Combine(stopped, []Weighted{one, two}, linear, func(Trained) error { return nil }), context.Canceled)
+	require.ErrorIs(t, Combine(stopped, []Weighted{one, two}, linear, func(Trained) error { return nil }),
+		context.Canceled)
 	_, err := Resize(stopped, one.Adapter, 1, 0, func(Trained) error { return nil })
 	require.ErrorIs(t, err, context.Canceled)
 }
@@ -475,90 +425,16 @@ func huge(m *Module, _ *Adapter) {
 	m.A, m.B = matrixOf(&a), matrixOf(&b)
 }
 
-// Resize keeps the best approximation of a delta, its scaling included.
-func TestResize(t *testing.T) {
-	for _, name := range []string{"llama/attention", "llama/rslora", "llama/embedding-head", "llama/patterns", "tiny-gpt2/attention", "tiny-mixtral/attention"} {
-		w := open(t, name, 1)
-		whole := map[string]Trained{}
-		require.NoError(t, Combine(t.Context(), []Weighted{w}, CombineOptions{Type: "linear"}, func(m Trained) error { whole[m.Name] = m; return nil }))
-		resized := func(rank int, energy float64) map[string]Trained {
-			out := map[string]Trained{}
-			_, err := Resize(t.Context(), w.Adapter, rank, energy, func(m Trained) error { out[m.Name] = m; return nil })
-			require.NoError(t, err)
-			require.Len(t, out, len(whole))
-			return out
-		}
-		for module, m := range resized(8, 0) {
-			require.Equal(t, 8, m.Rank)
-			require.Equal(t, whole[module].Form, m.Form)
-			near(t, product(whole[module]), product(m), 1e-6, module)
-		}
-		energy := func(v []float64) (sum float64) {
-			for _, x := range v {
-				sum += x * x
-			}
-			return sum
-		}
-		for _, share := range []float64{0.3, 0.9, 1} {
-			for module, m := range resized(0, share) {
-				all := energy(product(whole[module]))
-				require.GreaterOrEqual(t, energy(product(m)), all*(share-1e-5), module)
-				require.LessOrEqual(t, m.Rank, whole[module].Rank)
-				if m.Rank > 1 {
-					less := energy(product(resized(m.Rank-1, 0)[module]))
-					require.Less(t, less, all*share, module)
-				}
-			}
-		}
-	}
-}
-
-func TestResizeRefuses(t *testing.T) {
-	w := open(t, "llama/attention", 1)
-	for says, c := range map[string]struct {
-		adapter *Adapter
-		rank    int
-		energy  float64
-	}{
-		"rank -1":                     {w.Adapter, -1, 0},
-		"energy 0, expected":          {w.Adapter, 0, 0},
-		"energy 1.5":                  {w.Adapter, 0, 1.5},
-		"energy NaN":                  {w.Adapter, 0, math.NaN()},
-		"expected one of them":        {w.Adapter, 2, 0.5},
-		"larger than its matrix":      {w.Adapter, 1 << 40, 0},
-		"init_lora_weights is \"piss": {open(t, "llama/init-pissa", 1).Adapter, 2, 0},
-	} {
-		_, err := Resize(t.Context(), c.adapter, c.rank, c.energy, func(Trained) error { return nil })
-		require.ErrorContains(t, err, says)
-		require.NotContains(t, err.Error(), "\n")
-	}
-}
-
-// TestResizeKeepsParameters resizes modules that target_parameters alone means: PEFT would not find them by
-// target_modules.
-func TestResizeKeepsParameters(t *testing.T) {
-	dir := t.TempDir()
-	writeTensors(t, filepath.Join(dir, adapterFiles[0]), map[string][]int64{
-		prefix + "mlp.gate_proj.lora_A.weight": {2, 4}, prefix + "mlp.gate_proj.lora_B.weight": {6, 2}, prefix + "q_proj.lora_A.weight": {2, 4}, prefix + "q_proj.lora_B.weight": {6, 2},
-	})
-	require.NoError(t, os.WriteFile(filepath.Join(dir, configName), []byte(`{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "target_parameters": ["mlp.gate_proj.weight"]}`), 0o644))
-	a, err := Open(dir, OpenOptions{})
-	require.NoError(t, err)
-	defer a.Close()
-	got := map[string]bool{}
-	_, err = Resize(t.Context(), a, 1, 0, func(m Trained) error { got[m.Name] = m.Parameter; return nil })
-	require.NoError(t, err)
-	require.Equal(t, map[string]bool{"mlp.gate_proj": true, "q_proj": false}, got)
-}
-
 // TestStackNames joins single experts: Mixtral's older names lead to those that it has at run time, and a block of
 // Granite's keeps its own.
 func TestStackNames(t *testing.T) {
 	for proj, want := range map[string]string{"w2": "m.mlp.experts", "down_proj": "m.block_sparse_moe.experts"} {
 		var modules []*Module
 		for e := range 2 {
-			modules = append(modules, &Module{Name: fmt.Sprintf("m.block_sparse_moe.experts.%d.%s", e, proj), Param: "weight", Rank: 2, Scaling: 1,
-				A: matrixOf(&formats.Tensor{Info: tensor.Info{Shape: tensor.Shape{2, 4}}}), B: matrixOf(&formats.Tensor{Info: tensor.Info{Shape: tensor.Shape{6, 2}}})})
+			modules = append(modules, &Module{Name: fmt.Sprintf("m.block_sparse_moe.experts.%d.%s", e, proj), Param: "weight",
+				Rank: 2, Scaling: 1,
+				A: matrixOf(&formats.Tensor{Info: tensor.Info{Shape: tensor.Shape{2, 4}}}),
+				B: matrixOf(&formats.Tensor{Info: tensor.Info{Shape: tensor.Shape{6, 2}}})})
 		}
 		require.Equal(t, proj == "w2", (&Adapter{Modules: modules}).mixtral())
 		list, _, err := new(Adapter).families(modules)
@@ -566,40 +442,5 @@ func TestStackNames(t *testing.T) {
 		stacks, err := list[0].fuse()
 		require.NoError(t, err)
 		require.Equal(t, want, stacks[0].Name)
-	}
-}
-
-// PEFT decomposes what pruning leaves exactly, and so do we, to float32, also where values at the cut are
-// close together: a delta of rank 4 leaves four large ones and a flat tail.
-func TestPrunedDeltasAreDecomposedAsByLAPACK(t *testing.T) {
-	for _, c := range []struct{ rows, cols, rank int }{{192, 448, 5}, {560, 600, 5}} {
-		r := rand.New(rand.NewPCG(1, 2))
-		factor := func(rows, cols int) kernels.Mat {
-			m := kernels.NewMat(rows, cols)
-			for i := range m.Data {
-				m.Data[i] = float32(r.NormFloat64())
-			}
-			return m
-		}
-		o := CombineOptions{Type: "magnitude_prune_svd", Density: 0.37}
-		list := []contribution{
-			{adapter: 0, weight: -0.5, scaling: 2, scale: -1, a: factor(4, c.cols), b: factor(c.rows, 4)},
-		}
-		sum, err := o.deltas(t.Context(), "m", list)
-		require.NoError(t, err)
-		whole := mat.NewDense(c.rows, c.cols, nil)
-		for i, v := range sum {
-			whole.Set(i/c.cols, i%c.cols, float64(v))
-		}
-		var exact mat.SVD
-		require.True(t, exact.Factorize(whole, mat.SVDThin))
-		var u, v, want mat.Dense
-		exact.UTo(&u)
-		exact.VTo(&v)
-		k := c.rank
-		want.Product(u.Slice(0, c.rows, 0, k), mat.NewDiagDense(k, exact.Values(nil)[:k]), v.Slice(0, c.cols, 0, k).T())
-		got, err := o.combine(t.Context(), "m", list, k)
-		require.NoError(t, err)
-		near(t, want.RawMatrix().Data, product(got), 1e-5, "leading part")
 	}
 }

@@ -59,8 +59,8 @@ var kohyaComponents = map[string]string{
 	"text_encoders.clip_g.transformer": "text_encoder_2", "text_encoders.t5xxl.transformer": t5Encoder,
 }
 
-// t5Encoder is a T5 encoder that a file does not count: for diffusers it is the second text encoder of Flux, and the third
-// of Stable Diffusion 3.
+// t5Encoder is a T5 encoder that a file does not count: for diffusers it is the second text encoder of Flux, and the
+// third of Stable Diffusion 3.
 const t5Encoder = "t5xxl"
 
 // imageModel is the component of modules that have the names of an image model's authors: ComfyUI's name for it.

@@ -85,21 +85,26 @@ func (l *patterns) add(p pattern) {
 	}
 }
 
-// unsupported are the fields that change what an adapter computes and are not known
-// here. A value that is null, false or empty switches them off.
+// unsupported are the fields that change what an adapter computes and are not known here. A value that is null, false
+// or empty switches them off.
 var unsupported = []string{
 	"alora_invocation_tokens", "arrow_config", "enable_lora", "kasa_config", "layer_replication", "monteclora_config",
 	"use_bdlora", "use_qalora", "velora_config",
 }
 
-// known are the other fields of the configs of PEFT 0.21 and of those that write such folders: the ones that are looked at, and
-// those that say how an adapter begins or is trained.
+// known are the other fields of the configs of PEFT 0.21 and of those that write such folders: the ones that are
+// looked at, and those that say how an adapter begins or is trained.
 var known = []string{
-	"alpha", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "beta1", "beta2", "bias", "corda_config", "d_initial", "decompose_both", "decompose_factor", "deltaT",
-	"ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "inference_mode", "init_ia3_weights", "init_lora_weights", "init_r", "init_weights",
-	"layers_pattern", "layers_to_transform", "loftq_config", "lora_B_layout", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
-	"merge_weights", "module_dropout", "modules_to_save", "orth_reg_weight", "peft_type", "peft_version", "projection_prng_key", "qalora_group_size", "r", "rank_dropout", "rank_dropout_scale",
-	"rank_pattern", "revision", "runtime_config", "save_projection", "target_modules", "target_parameters", "target_r", "task_type", "tfinal", "tinit", "total_step",
+	"alpha", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "beta1", "beta2", "bias", "corda_config",
+	"d_initial", "decompose_both", "decompose_factor", "deltaT",
+	"ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "inference_mode",
+	"init_ia3_weights", "init_lora_weights", "init_r", "init_weights",
+	"layers_pattern", "layers_to_transform", "loftq_config", "lora_B_layout", "lora_alpha", "lora_bias", "lora_dropout",
+	"lora_ga_config", "megatron_config", "megatron_core",
+	"merge_weights", "module_dropout", "modules_to_save", "orth_reg_weight", "peft_type", "peft_version",
+	"projection_prng_key", "qalora_group_size", "r", "rank_dropout", "rank_dropout_scale",
+	"rank_pattern", "revision", "runtime_config", "save_projection", "target_modules", "target_parameters", "target_r",
+	"task_type", "tfinal", "tinit", "total_step",
 	"trainable_token_indices", "use_dora", "use_effective_conv2d", "use_rslora", "vera_dropout",
 	"apply_GS", "block_share", "boft_block_num", "boft_block_size", "boft_dropout", "boft_n_butterfly_factor", "coft",
 	"eps", "init_logits_std", "init_vector_bank_bound", "mini_r", "miss_dropout", "module_dropout", "n_frequency",
@@ -108,14 +113,15 @@ var known = []string{
 	"use_cayley_neumann", "vblora_dropout", "vector_length", "very_sparse",
 }
 
-// unknownFields lists the fields that are set and not known. One that switches something on is an error: PEFT calls what
-// changes the mathematics use_ something.
+// unknownFields lists the fields that are set and not known. One that switches something on is an error: PEFT calls
+// what changes the mathematics use_ something.
 func unknownFields(all map[string]jsontext.Value) (list []string, err error) {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		switch {
 		case empty(all[name]) || slices.Contains(known, name):
 		case slices.Contains(unsupported, name) || strings.HasPrefix(name, "use_"):
-			return nil, fmt.Errorf("%w: %s is %s, which changes what the adapter computes", ErrUnsupported, name, tensor.Quote(string(all[name])))
+			return nil, fmt.Errorf("%w: %s is %s, which changes what the adapter computes", ErrUnsupported, name,
+				tensor.Quote(string(all[name])))
 		default:
 			list = append(list, name)
 		}
@@ -165,7 +171,8 @@ func parseConfig(b []byte) (Config, error) {
 		return c, fmt.Errorf("%w: r is %d, expected 1 or more", ErrMalformed, c.Rank)
 	}
 	if !slices.Contains(append(ExpertLayouts(), ""), c.BLayout) {
-		return c, fmt.Errorf("%w: lora_B_layout is %s, expected rank_major or grouped_by_expert", ErrUnsupported, tensor.Quote(c.BLayout))
+		return c, fmt.Errorf("%w: lora_B_layout is %s, expected rank_major or grouped_by_expert", ErrUnsupported,
+			tensor.Quote(c.BLayout))
 	}
 	if c.ranks, err = c.parsePatterns(all["rank_pattern"]); err != nil {
 		return c, fmt.Errorf("rank_pattern: %w", err)
@@ -189,8 +196,7 @@ func empty(v jsontext.Value) bool {
 	return true
 }
 
-// parsePatterns reads an object of regular expressions and numbers in its order, which
-// a map would lose.
+// parsePatterns reads an object of regular expressions and numbers in its order, which a map would lose.
 func (c *Config) parsePatterns(v jsontext.Value) (list patterns, err error) {
 	if empty(v) {
 		return list, nil
@@ -229,9 +235,8 @@ func (c *Config) parsePatterns(v jsontext.Value) (list patterns, err error) {
 	return list, nil
 }
 
-// isName reports whether a pattern is the name of a module or the end of one, written out, as nearly all
-// are: an adapter with a rank for each of its modules has thousands, and as regular expressions
-// they would take minutes.
+// isName reports whether a pattern is the name of a module or the end of one, written out, as nearly all are: an
+// adapter with a rank for each of its modules has thousands, and as regular expressions they would take minutes.
 func isName(key string) bool {
 	key = strings.ReplaceAll(strings.TrimPrefix(key, "^"), `\.`, ".")
 	return key != "" && strings.Trim(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") == ""
@@ -292,8 +297,8 @@ func (c *Config) compile(expr string) (*pyregex.Regexp, error) {
 	return re, nil
 }
 
-// lookup returns the value of the first pattern that matches a name, or otherwise; field is
-// what the patterns are called.
+// lookup returns the value of the first pattern that matches a name, or otherwise; field is what the patterns are
+// called.
 func (c *Config) lookup(field string, in patterns, name string, otherwise float64) (float64, error) {
 	first := len(in.list)
 	for end, more := name, true; more && in.names != nil; _, end, more = strings.Cut(end, ".") {
@@ -326,8 +331,7 @@ func (c *Config) lookup(field string, in patterns, name string, otherwise float6
 	return in.list[first].value, nil
 }
 
-// scale gives a module its rank, alpha and scaling, where have is the rank of its
-// tensors.
+// scale gives a module its rank, alpha and scaling, where have is the rank of its tensors.
 func (c *Config) scale(m *Module, name string, have int64) error {
 	r, err := c.lookup("rank_pattern", c.ranks, name, float64(c.Rank))
 	if err != nil {
@@ -348,7 +352,8 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 }
 
 func errRank(name string, have int64, config float64) error {
-	return fmt.Errorf("%w: module %s has rank %d in its tensors and %g by adapter_config.json", ErrMalformed, tensor.Quote(name), have, config)
+	return fmt.Errorf("%w: module %s has rank %d in its tensors and %g by adapter_config.json", ErrMalformed,
+		tensor.Quote(name), have, config)
 }
 
 // order is how the columns of a stack's B lie.
@@ -373,7 +378,8 @@ func (c *Config) setLayout(layout string) error {
 	switch {
 	case layout == "":
 	case !slices.Contains(ExpertLayouts(), layout):
-		return fmt.Errorf("%w: expert layout %s; known are %s", ErrUnsupported, tensor.Quote(layout), choices(layout, ExpertLayouts()))
+		return fmt.Errorf("%w: expert layout %s; known are %s", ErrUnsupported, tensor.Quote(layout),
+			choices(layout, ExpertLayouts()))
 	case empty(c.Parameters): // it has no stacks
 	case c.BLayout != "" && c.BLayout != layout:
 		return fmt.Errorf("%w: the expert layout %s is given, and lora_B_layout is %s", ErrMalformed, layout, c.BLayout)
@@ -383,8 +389,7 @@ func (c *Config) setLayout(layout string) error {
 	return nil
 }
 
-// residuals are the starts that take a part out of the base: PEFT computes it anew when it
-// loads such an adapter.
+// residuals are the starts that take a part out of the base: PEFT computes it anew when it loads such an adapter.
 var residuals = []string{"pissa", "olora", "corda", "loftq", "lora_ga"}
 
 // residual is the start of an adapter whose deltas are not for the base as it is, else "".
@@ -405,7 +410,8 @@ func (c *Config) subtracts() bool { return !strings.HasPrefix(strings.ToLower(c.
 func (c *Config) plainBase() error {
 	start := c.residual()
 	if start != "" && !c.subtracts() {
-		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base that PEFT makes as it loads the adapter: in four bits, and without the part it started from", ErrUnsupported, tensor.Quote(start))
+		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base that PEFT makes as it loads the "+
+			"adapter: in four bits, and without the part it started from", ErrUnsupported, tensor.Quote(start))
 	}
 	if start != "" {
 		err := fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base without the part it started from",

@@ -69,7 +69,8 @@ func TestPatterns(t *testing.T) {
 		"rank_pattern": {"layers\\.1\\..*q_proj": 2, "q_proj": 16, "(?!k)\\w_proj": 3}, "alpha_pattern": {"q_proj": 32}}`))
 	require.NoError(t, err)
 	for name, want := range map[string]float64{
-		"model.layers.1.self_attn.q_proj": 2, "model.layers.0.self_attn.q_proj": 16, "model.layers.0.self_attn.v_proj": 3, "model.layers.0.self_attn.k_proj": 4,
+		"model.layers.1.self_attn.q_proj": 2, "model.layers.0.self_attn.q_proj": 16, "model.layers.0.self_attn.v_proj": 3,
+		"model.layers.0.self_attn.k_proj": 4,
 	} {
 		got, err := c.lookup("rank_pattern", c.ranks, name, float64(c.Rank))
 		require.NoError(t, err)
@@ -78,7 +79,8 @@ func TestPatterns(t *testing.T) {
 	m := &Module{}
 	require.NoError(t, c.scale(m, "model.layers.0.self_attn.q_proj", 16))
 	require.Equal(t, 2.0, m.Scaling)
-	require.ErrorContains(t, c.scale(m, "model.layers.0.self_attn.q_proj", 4), "rank 4 in its tensors and 16 by adapter_config.json")
+	require.ErrorContains(t, c.scale(m, "model.layers.0.self_attn.q_proj", 4),
+		"rank 4 in its tensors and 16 by adapter_config.json")
 }
 
 // A regular expression that runs away is stopped.
@@ -86,7 +88,8 @@ func TestPatternRunsAway(t *testing.T) {
 	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {"(a+)+b": 2}}`))
 	require.NoError(t, err)
 	_, err = c.lookup("rank_pattern", c.ranks, strings.Repeat("a", 60), 4)
-	require.ErrorContains(t, err, "adapter_config.json: rank_pattern: malformed adapter: the regular expression \"(a+)+b\" takes too long")
+	require.ErrorContains(t, err, "adapter_config.json: rank_pattern: malformed adapter: the regular expression "+
+		"\"(a+)+b\" takes too long")
 }
 
 func TestKeys(t *testing.T) {
@@ -115,7 +118,10 @@ func TestKeys(t *testing.T) {
 }
 
 func FuzzConfig(f *testing.F) {
-	f.Add([]byte(`{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2}, "target_modules": "all-linear"}`), "model.layers.0.q_proj")
+	f.Add(
+		[]byte(
+			`{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2}, "target_modules": "all-linear"}`),
+		"model.layers.0.q_proj")
 	f.Add([]byte(`{"peft_type": "LORA", "r": 4, "alpha_pattern": {"(?!k).*": 2}}`), "k")
 	f.Fuzz(func(t *testing.T, config []byte, name string) {
 		c, err := parseConfig(config)
@@ -132,7 +138,10 @@ func FuzzConfig(f *testing.F) {
 
 // What a config has besides is told, and an error where it may change the mathematics.
 func TestUnheardFields(t *testing.T) {
-	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "note": "mine", "lora_dropout": 0.1, "off": null, "none": [], "use_cache": false}`))
+	c,
+		err := parseConfig(
+		[]byte(
+			`{"peft_type": "LORA", "r": 4, "note": "mine", "lora_dropout": 0.1, "off": null, "none": [], "use_cache": false}`))
 	require.NoError(t, err)
 	require.Equal(t, []string{"note"}, c.unknownFields)
 	for _, field := range []string{`"use_newthing": true`, `"use_dora_too": {"a": 1}`, `"enable_lora": [true, false]`} {
@@ -140,9 +149,11 @@ func TestUnheardFields(t *testing.T) {
 		require.ErrorIs(t, err, ErrUnsupported, field)
 		require.ErrorContains(t, err, "which changes what the adapter computes")
 	}
-	a, err := Open(folder(t, `{"peft_type": "LORA", "r": 2, "b": 1, "a": 2, "c": 3, "d": 4, "e": 5}`, map[string][]int64{"q.lora_A.weight": {2, 3}, "q.lora_B.weight": {4, 2}}), OpenOptions{})
+	a, err := Open(folder(t, `{"peft_type": "LORA", "r": 2, "b": 1, "a": 2, "c": 3, "d": 4, "e": 5}`,
+		map[string][]int64{"q.lora_A.weight": {2, 3}, "q.lora_B.weight": {4, 2}}), OpenOptions{})
 	require.NoError(t, err)
 	defer a.Close()
 	require.Len(t, a.Notices, 1)
-	require.Contains(t, a.Notices[0], `has fields that are not known here, and are not looked at: "a", "b", "c", "d", and 1 more`)
+	require.Contains(t, a.Notices[0],
+		`has fields that are not known here, and are not looked at: "a", "b", "c", "d", and 1 more`)
 }

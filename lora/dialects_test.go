@@ -32,7 +32,8 @@ func writeTensors(t fataler, path string, shapes map[string][]int64) {
 		for i := range n {
 			data = binary.LittleEndian.AppendUint32(data, 0x3f000000+uint32(i)<<8) // 0.5 and more
 		}
-		header[name] = map[string]any{"dtype": "F32", "shape": append([]int64{}, shapes[name]...), "data_offsets": []int{from, len(data)}}
+		header[name] = map[string]any{"dtype": "F32", "shape": append([]int64{}, shapes[name]...),
+			"data_offsets": []int{from, len(data)}}
 	}
 	h, err := json.Marshal(header)
 	require.NoError(t, err)
@@ -40,8 +41,7 @@ func writeTensors(t fataler, path string, shapes map[string][]int64) {
 	require.NoError(t, os.WriteFile(path, append(b, data...), 0o644))
 }
 
-// everyWay converts an adapter to all that it could be, and holds what is to be written against what
-// was promised.
+// everyWay converts an adapter to all that it could be, and holds what is to be written against what was promised.
 func everyWay(t fataler, a *Adapter, path string) (made int) {
 	t.Helper()
 	for _, to := range Dialects() {
@@ -76,24 +76,32 @@ func FuzzDialects(f *testing.F) {
 	models.Unflatten(nil, nil) // reads its data, which would count as the time of the first input
 	mlx := `{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20}}`
 	for _, s := range []struct{ config, names, shapes string }{
-		{"", "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight\nlora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight\nlora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha", "23|42|"},
-		{"", "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight\nlora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight", "2333|4211"},
-		{"", "model.layers.0.self_attn.q_proj.lora_A\nmodel.layers.0.self_attn.q_proj.lora_B\nmodel.layers.0.self_attn.q_proj.bias", "23|42|4"},
+		{"",
+			"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight\nlora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight\nlora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha", "23|42|"},
+		{"",
+			"lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight\nlora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight",
+			"2333|4211"},
+		{"",
+			"model.layers.0.self_attn.q_proj.lora_A\nmodel.layers.0.self_attn.q_proj.lora_B\nmodel.layers.0.self_attn.q_proj.bias", "23|42|4"},
 		{"", "h.0.attn.c_attn.lora_A\nh.0.attn.c_attn.lora_B", "43|42"},
 		{"", "x.hada_w1_a\nx.lora_down.weight", "23|42"},
 		{mlx, "model.layers.0.self_attn.q_proj.lora_a\nmodel.layers.0.self_attn.q_proj.lora_b", "32|24"},
-		{mlx, "model.layers.0.mlp.switch_mlp.gate_proj.lora_a\nmodel.layers.0.mlp.switch_mlp.gate_proj.lora_b\nmodel.layers.0.mlp.switch_mlp.up_proj.lora_a\nmodel.layers.0.mlp.switch_mlp.up_proj.lora_b", "323|342|323|342"},
+		{mlx,
+			"model.layers.0.mlp.switch_mlp.gate_proj.lora_a\nmodel.layers.0.mlp.switch_mlp.gate_proj.lora_b\nmodel.layers.0.mlp.switch_mlp.up_proj.lora_a\nmodel.layers.0.mlp.switch_mlp.up_proj.lora_b", "323|342|323|342"},
 		{`{"fine_tune_type": "dora", "lora_parameters": {"rank": 2, "alpha": 20}}`, "q.lora_a\nq.lora_b\nq.m", "32|24|4"},
 		{`{"peft_type": "LORA", "r": 2, "target_modules": ["q"], "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"]}`,
 			"l.0.mlp.experts.base_layer.lora_A.weight\nl.0.mlp.experts.base_layer.lora_B.weight\nl.0.mlp.experts.lora_A.weight\nl.0.mlp.experts.lora_B.weight\nl.0.mlp.gate.lora_A.weight\nl.0.mlp.gate.lora_B.weight", "43|44|42|34|23|42"},
-		{`{"peft_type": "LORA", "r": 2}`, "l.0.mlp.experts.0.gate_proj.lora_A.weight\nl.0.mlp.experts.0.gate_proj.lora_B.weight\nl.0.mlp.experts.0.up_proj.lora_A.weight\nl.0.mlp.experts.0.up_proj.lora_B.weight", "23|42|23|42"},
+		{`{"peft_type": "LORA", "r": 2}`,
+			"l.0.mlp.experts.0.gate_proj.lora_A.weight\nl.0.mlp.experts.0.gate_proj.lora_B.weight\nl.0.mlp.experts.0.up_proj.lora_A.weight\nl.0.mlp.experts.0.up_proj.lora_B.weight", "23|42|23|42"},
 		{`{"peft_type": "LORA", "r": 2, "target_parameters": [ ]}`, "l.0.q.lora_A.weight\nl.0.q.lora_B.weight", "23|42"},
 		{`{"peft_type": "LORA", "r": 2, "target_parameters": ["gate.weight"], "trainable_token_indices": {"embed": [1], "m.embed": [1]}}`,
 			"m.embed.lora_embedding_A\nm.embed.lora_embedding_B\nm.embed.base_layer.weight\nm.embed.token_adapter.trainable_tokens_delta", "25|42|54|14"},
 		{`{"peft_type": "LORA", "r": 1, "rank_pattern": {"^l\\.0\\.q": 2, "(k|v)": 3}, "alpha_pattern": {"q": 4}, "target_modules": "(?!k)."}`,
 			"l.0.q.lora_A.weight\nl.0.q.lora_B.weight\nl.0.k.lora_A.weight\nl.0.k.lora_B.weight", "23|42|33|43"},
-		{`{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": null}}`, "q.lora_a\nq.lora_b\nq.weight\nq.linear.weight\nembed_tokens.lora_a\nembed_tokens.lora_b", "32|24|43|43|52|23"},
-		{`{"lora_parameters": {"scale": 0}}`, "l.0.mlp.switch_mlp.gate_proj.lora_a\nl.0.mlp.switch_mlp.gate_proj.lora_b", "|111"},
+		{`{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": null}}`,
+			"q.lora_a\nq.lora_b\nq.weight\nq.linear.weight\nembed_tokens.lora_a\nembed_tokens.lora_b", "32|24|43|43|52|23"},
+		{`{"lora_parameters": {"scale": 0}}`, "l.0.mlp.switch_mlp.gate_proj.lora_a\nl.0.mlp.switch_mlp.gate_proj.lora_b",
+			"|111"},
 	} {
 		f.Add([]byte(s.config), s.names, s.shapes)
 	}
@@ -169,7 +177,8 @@ func TestUnderscores(t *testing.T) {
 		require.NoError(t, err, flat)
 		require.Equal(t, want, got)
 	}
-	for _, flat := range []string{"model_layers_0_q_proj", "down_blocks_0_nobody_knows", "down_blocks", "", "_", "down_blocks__0"} {
+	for _, flat := range []string{"model_layers_0_q_proj", "down_blocks_0_nobody_knows", "down_blocks", "", "_",
+		"down_blocks__0"} {
 		_, err := unflatten(flat, nil)
 		require.ErrorIs(t, err, ErrUnsupported, flat)
 	}
@@ -180,7 +189,8 @@ func TestUnderscores(t *testing.T) {
 // A file that says too little, or what has no place here, is refused, and says what is wrong.
 func TestOpenBadDialects(t *testing.T) {
 	kohya := func(change func(map[string][]int64)) (string, map[string][]int64) {
-		all := map[string][]int64{"lora_te_x.lora_down.weight": {2, 3}, "lora_te_x.lora_up.weight": {4, 2}, "lora_te_x.alpha": {}}
+		all := map[string][]int64{"lora_te_x.lora_down.weight": {2, 3}, "lora_te_x.lora_up.weight": {4, 2},
+			"lora_te_x.alpha": {}}
 		change(all)
 		return "", all
 	}
@@ -266,12 +276,16 @@ func TestKohyaWithoutCopies(t *testing.T) {
 		more map[string][]int64
 		says string
 	}{
-		"its copy":              {map[string][]int64{head + "base_layer.weight": {6, 4}}, ""},
-		"its bias too":          {map[string][]int64{head + "base_layer.weight": {6, 4}, head + "base_layer.bias": {6}}, ""},
-		"a bias without it":     {map[string][]int64{head + "base_layer.bias": {6}}, "a replaced weight has no place in a kohya adapter"},
-		"a copy of other rows":  {map[string][]int64{head + "base_layer.weight": {8, 4}}, "has the shape [8, 4], and its factors are for [6, 4]"},
-		"a trained value":       {map[string][]int64{"base_model.model.score.weight": {6, 4}}, "a replaced weight has no place in a kohya adapter"},
-		"a copy of another one": {map[string][]int64{"base_model.model.embed.base_layer.weight": {6, 4}}, "a replaced weight has no place in a kohya adapter"},
+		"its copy":     {map[string][]int64{head + "base_layer.weight": {6, 4}}, ""},
+		"its bias too": {map[string][]int64{head + "base_layer.weight": {6, 4}, head + "base_layer.bias": {6}}, ""},
+		"a bias without it": {map[string][]int64{head + "base_layer.bias": {6}},
+			"a replaced weight has no place in a kohya adapter"},
+		"a copy of other rows": {map[string][]int64{head + "base_layer.weight": {8, 4}},
+			"has the shape [8, 4], and its factors are for [6, 4]"},
+		"a trained value": {map[string][]int64{"base_model.model.score.weight": {6, 4}},
+			"a replaced weight has no place in a kohya adapter"},
+		"a copy of another one": {map[string][]int64{"base_model.model.embed.base_layer.weight": {6, 4}},
+			"a replaced weight has no place in a kohya adapter"},
 	} {
 		dir := t.TempDir()
 		x.more[head+"lora_A.weight"], x.more[head+"lora_B.weight"] = []int64{2, 4}, []int64{6, 2}
@@ -287,7 +301,8 @@ func TestKohyaWithoutCopies(t *testing.T) {
 		require.NoError(t, err, name)
 		require.Len(t, e.Tensors, 3)
 		require.Len(t, e.Notices, len(x.more)-2)
-		require.Contains(t, strings.Join(e.Notices, "\n"), "lm_head: the copy of its base's matrix of shape [6, 4] is left out")
+		require.Contains(t, strings.Join(e.Notices, "\n"), "lm_head: the copy of its base's matrix of shape [6, 4] is left "+
+			"out")
 	}
 }
 
@@ -295,7 +310,8 @@ func TestKohyaWithoutCopies(t *testing.T) {
 func TestLoRALibAlpha(t *testing.T) {
 	for alpha, want := range map[string]float64{"-6": -6, "0": 2, "5": 5} {
 		dir := t.TempDir()
-		writeFolder(t, dir, `{"peft_type": "LORA", "r": 2, "lora_alpha": `+alpha+`}`, map[string][]int64{"base_model.model.q.lora_A.weight": {2, 4}, "base_model.model.q.lora_B.weight": {6, 2}})
+		writeFolder(t, dir, `{"peft_type": "LORA", "r": 2, "lora_alpha": `+alpha+`}`,
+			map[string][]int64{"base_model.model.q.lora_A.weight": {2, 4}, "base_model.model.q.lora_B.weight": {6, 2}})
 		a, err := Open(dir, OpenOptions{})
 		require.NoError(t, err)
 		defer a.Close()

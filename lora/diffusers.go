@@ -157,7 +157,8 @@ func (a *Adapter) readOneFile(tensors []formats.Tensor, metadata formats.Metadat
 		}
 	}
 	if unscaled != nil && a.Dialect == Diffusers {
-		a.Notices = append(a.Notices, fmt.Sprintf("%s: nothing says the scaling of %d modules, such as %s: it is 1, as diffusers "+
+		a.Notices = append(a.Notices, fmt.Sprintf("%s: nothing says the scaling of %d modules, such as %s: it is 1, as "+
+			"diffusers "+
 			"takes it", a.Path, len(unscaled), unscaled[0].Name))
 	}
 	return nil
@@ -221,7 +222,8 @@ func (a *Adapter) addFactors(name string, p *factors, configs map[string]*Config
 			Alpha:   m.Alpha,
 			Scaling: m.Scaling}
 		if n := p.bias.Count(); n != m.B.Rows {
-			return nil, a.failed(p.bias, fmt.Errorf("%w: it has %d elements, and the module %d outputs", ErrMalformed, n, m.B.Rows))
+			return nil, a.failed(p.bias, fmt.Errorf("%w: it has %d elements, and the module %d outputs", ErrMalformed, n,
+				m.B.Rows))
 		}
 		a.Modules = append(a.Modules, bias)
 	}

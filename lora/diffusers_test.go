@@ -372,6 +372,34 @@ func TestThirdTextEncoder(t *testing.T) {
 	}
 }
 
+// TestPipelineNotices converts adapters of which something is assumed, or keeps a name that others do not read.
+func TestPipelineNotices(t *testing.T) {
+	const comfy = "diffusion_model."
+	for name, x := range map[string]struct {
+		module, to, says string
+	}{
+		"a scaling that nothing says": {"transformer.odd_blocks.0.to_q", Diffusers, "nothing says the scaling of 1 modules"},
+		"authors that are not known":  {comfy + "layers.0.attention.qkv", Diffusers, "keep the names of its authors"},
+		"authors' names for PEFT":     {comfy + "double_blocks.0.img_attn.proj", PEFT, "as a diffusers adapter they get"},
+		"a transformer of any kind":   {"transformer.transformer_blocks.0.attn.to_q", Kohya, "keep diffusers' names"},
+		"a component of ComfyUI": {"text_encoders.qwen25_7b.transformer.model.layers.0.mlp.up_proj", Diffusers,
+			`"text_encoders.qwen25_7b.transformer" is no component that diffusers knows`},
+	} {
+		a, err := Open(oneFile(t, t.TempDir(), factorsOf(x.module, ".lora_A.weight", ".lora_B.weight"), ""), OpenOptions{})
+		require.NoError(t, err, name)
+		e, err := a.Encode(EncodeOptions{To: x.to})
+		require.NoError(t, err, name)
+		require.Contains(t, strings.Join(e.Notices, "\n"), x.says, name)
+		require.NoError(t, a.Close())
+	}
+	second := factorsOf("transformer_2.blocks.0.attn1.to_q", ".lora_A.weight", ".lora_B.weight")
+	a, err := Open(oneFile(t, t.TempDir(), second, ""), OpenOptions{})
+	require.NoError(t, err)
+	defer a.Close()
+	_, err = a.Encode(EncodeOptions{To: Kohya})
+	require.ErrorContains(t, err, `the component "transformer_2" has no place in a kohya adapter`)
+}
+
 // FuzzDiffusers reads adapters in one file that anyone may have written, and converts them.
 func FuzzDiffusers(f *testing.F) {
 	models.Unflatten(nil, nil)

@@ -16,8 +16,7 @@ type projection struct {
 	part, parts int64
 }
 
-// projections are the names that the matrices of an expert have in files: those of most models,
-// then those of Mixtral.
+// projections are the names that the matrices of an expert have in files: those of most models, then those of Mixtral.
 var projections = map[string]projection{
 	"gate_proj": {"gate_up_proj", 0, 2}, "up_proj": {"gate_up_proj", 1, 2}, "down_proj": {"down_proj", 0, 0},
 	"w1": {"gate_up_proj", 0, 2}, "w3": {"gate_up_proj", 1, 2}, "w2": {"down_proj", 0, 0},
@@ -43,8 +42,7 @@ func splitExpert(name string) (stack string, expert int64, proj string, ok bool)
 	return strings.Join(parts[:n-2], "."), e, parts[n-1], true
 }
 
-// runtimeBlock is the name at run time of a block of experts that its file has under an older
-// one.
+// runtimeBlock is the name at run time of a block of experts that its file has under an older one.
 func runtimeBlock(name string) string {
 	return strings.Replace(name, ".block_sparse_moe.", ".mlp.", 1)
 }
@@ -104,18 +102,21 @@ func cutLast(name string) (before, last string) {
 func (b *binder) expertSpots(m *Module) ([]spot, error) {
 	stack, proj, ok := switchStack(m.Name)
 	if !ok {
-		return nil, fmt.Errorf("module %s: %w: a stack of experts of that name; known are switch_mlp.gate_proj, up_proj, down_proj", tensor.Quote(m.Name), ErrUnsupported)
+		return nil, fmt.Errorf("module %s: %w: a stack of experts of that name; known are switch_mlp.gate_proj, up_proj, "+
+			"down_proj", tensor.Quote(m.Name), ErrUnsupported)
 	}
 	var list []spot
 	for e := range m.Experts {
 		s, ok := b.stackSpot(stack, e, proj)
 		if !ok {
-			return nil, fmt.Errorf("module %s: %w: it has %d experts, and the base has no expert %d of %s", tensor.Quote(m.Name), ErrBase, m.Experts, e, tensor.Quote(stack))
+			return nil, fmt.Errorf("module %s: %w: it has %d experts, and the base has no expert %d of %s", tensor.Quote(m.Name),
+				ErrBase, m.Experts, e, tensor.Quote(stack))
 		}
 		list = append(list, s)
 	}
 	if p := list[0].p; p.experts > 0 && p.experts != m.Experts {
-		return nil, fmt.Errorf("module %s: %w: it has %d experts, and %s has %d", tensor.Quote(m.Name), ErrBase, m.Experts, tensor.Quote(p.name), p.experts)
+		return nil, fmt.Errorf("module %s: %w: it has %d experts, and %s has %d", tensor.Quote(m.Name), ErrBase, m.Experts,
+			tensor.Quote(p.name), p.experts)
 	}
 	return list, nil
 }
@@ -130,8 +131,8 @@ const (
 // ExpertChoices lists what EncodeOptions.Experts may be.
 func ExpertChoices() []string { return []string{keepExperts, perExpert, fusedExperts} }
 
-// apart returns the modules of an adapter with every stack of experts taken apart into modules
-// of single experts, which view the stack's tensors.
+// apart returns the modules of an adapter with every stack of experts taken apart into modules of single experts,
+// which view the stack's tensors.
 func (a *Adapter) apart() ([]*Module, error) {
 	if err := a.plain(); err != nil {
 		return nil, err
@@ -188,8 +189,8 @@ func (a *Adapter) perExpert() ([]*Module, error) {
 	return a.apart()
 }
 
-// singles returns the modules of an adapter for a dialect that has no stacks of experts: taken apart
-// where that is asked for.
+// singles returns the modules of an adapter for a dialect that has no stacks of experts: taken apart where that is
+// asked for.
 func (a *Adapter) singles(dialect, experts string) ([]*Module, error) {
 	if experts == fusedExperts {
 		return nil, fmt.Errorf("%w: a %s adapter has no place for fused experts", ErrUnsupported, dialect)
@@ -218,11 +219,12 @@ func (m *Module) single(stack string, e int64, proj string, mixtral bool) *Modul
 	if mixtral {
 		stack, proj = strings.Replace(stack, ".mlp.", ".block_sparse_moe.", 1), ofMixtral[proj]
 	}
-	return &Module{Name: fmt.Sprintf("%s.%d.%s", stack, e, proj), Param: "weight", Rank: m.Rank, Alpha: m.Alpha, Scaling: m.Scaling}
+	return &Module{Name: fmt.Sprintf("%s.%d.%s", stack, e, proj), Param: "weight", Rank: m.Rank, Alpha: m.Alpha,
+		Scaling: m.Scaling}
 }
 
-// apart makes modules of single experts. A gate_up_proj whose factors were put together of those of
-// gate and up, which never mix, falls into what it was.
+// apart makes modules of single experts. A gate_up_proj whose factors were put together of those of gate and up, which
+// never mix, falls into what it was.
 func (s stack) apart(mixtral bool) ([]*Module, error) {
 	parts := []string{s.param}
 	_, end := cutLast(s.Name)
@@ -234,7 +236,8 @@ func (s stack) apart(mixtral bool) ([]*Module, error) {
 	case s.param == "gate_up_proj":
 		parts = []string{"gate_proj", "up_proj"}
 	case s.param != "down_proj" && (s.param != "up_proj" || !ungated(s.layouts)):
-		return nil, fmt.Errorf("%w: the experts of %s; known are gate_up_proj and down_proj", ErrUnsupported, tensor.Quote(s.param))
+		return nil, fmt.Errorf("%w: the experts of %s; known are gate_up_proj and down_proj", ErrUnsupported,
+			tensor.Quote(s.param))
 	}
 	rewritten, err := s.rewritten()
 	if err != nil {
@@ -267,8 +270,7 @@ func (s stack) apart(mixtral bool) ([]*Module, error) {
 	return list, nil
 }
 
-// joined reports whether, for every expert, the first half of the rank serves gate alone and
-// the second one up.
+// joined reports whether, for every expert, the first half of the rank serves gate alone and the second one up.
 func (s stack) joined() (bool, error) {
 	if s.Rank%2 != 0 {
 		return false, nil
@@ -294,8 +296,8 @@ func (s stack) joined() (bool, error) {
 	return true, nil
 }
 
-// evenRanks gives all modules of single experts one rank, by rows and columns of zeros, and one scaling:
-// a stack has one, and PEFT and those that serve single experts look for one.
+// evenRanks gives all modules of single experts one rank, by rows and columns of zeros, and one scaling: a stack has
+// one, and PEFT and those that serve single experts look for one.
 func evenRanks(modules []*Module) ([]*Module, error) {
 	var first *Module
 	var experts []*Module
@@ -321,7 +323,8 @@ func evenRanks(modules []*Module) ([]*Module, error) {
 			continue
 		}
 		n := *m
-		n.A, n.B = padded(m.A, int64(rank)), scaled(padded(m.B.Transposed(), int64(rank)).Transposed(), ratio(m.Scaling, first.Scaling))
+		n.A, n.B = padded(m.A, int64(rank)), scaled(padded(m.B.Transposed(), int64(rank)).Transposed(),
+			ratio(m.Scaling, first.Scaling))
 		n.Rank, n.Scaling, n.Alpha = rank, first.Scaling, first.Scaling*float64(rank)
 		list[i] = &n
 	}
@@ -344,12 +347,14 @@ func paddable(modules []*Module, rank int64) error {
 		}
 		side := max(m.A.Cols, m.B.Rows)
 		if int64(m.Rank) < rank && side > mostPadded/rank {
-			return fmt.Errorf("module %s: %w: it has the rank %d, and filled with zeros to %d, the largest of the adapter, a factor has more than %d elements", tensor.Quote(m.Name), ErrUnsupported, m.Rank, rank, mostPadded)
+			return fmt.Errorf("module %s: %w: it has the rank %d, and filled with zeros to %d, the largest of the adapter, a "+
+				"factor has more than %d elements", tensor.Quote(m.Name), ErrUnsupported, m.Rank, rank, mostPadded)
 		}
 		have, want = have+int64(m.Rank)*(m.A.Cols+m.B.Rows), want+rank*(m.A.Cols+m.B.Rows)
 	}
 	if want > mostPadded && want/mostPadding > have {
-		return fmt.Errorf("%w: filled with zeros to %d, the largest of its ranks, it has %d elements instead of %d", ErrUnsupported, rank, want, have)
+		return fmt.Errorf("%w: filled with zeros to %d, the largest of its ranks, it has %d elements instead of %d",
+			ErrUnsupported, rank, want, have)
 	}
 	return nil
 }
@@ -363,8 +368,8 @@ type family struct {
 	ungated bool
 }
 
-// families gathers modules of single experts, and returns the others. Each projection has to
-// be there for every expert, in one shape; what has a smaller rank is filled with zeros.
+// families gathers modules of single experts, and returns the others. Each projection has to be there for every
+// expert, in one shape; what has a smaller rank is filled with zeros.
 func (a *Adapter) families(modules []*Module) (list []*family, rest []*Module, err error) {
 	byName := map[string]*family{}
 	most := map[string]int64{}
@@ -375,7 +380,8 @@ func (a *Adapter) families(modules []*Module) (list []*family, rest []*Module, e
 			continue
 		}
 		if m.Form != Linear || m.Magnitude != nil {
-			return nil, nil, fmt.Errorf("module %s: %w: DoRA or another form than linear on an expert", tensor.Quote(m.Name), ErrUnsupported)
+			return nil, nil, fmt.Errorf("module %s: %w: DoRA or another form than linear on an expert", tensor.Quote(m.Name),
+				ErrUnsupported)
 		}
 		u, older := usual[proj]
 		if older {
@@ -388,7 +394,8 @@ func (a *Adapter) families(modules []*Module) (list []*family, rest []*Module, e
 			list = append(list, f)
 		}
 		if e >= int64(len(modules)) {
-			return nil, nil, fmt.Errorf("module %s: %w: expert %d, and not all before it are there; a stack has all of them", tensor.Quote(m.Name), ErrUnsupported, e)
+			return nil, nil, fmt.Errorf("module %s: %w: expert %d, and not all before it are there; a stack has all of them",
+				tensor.Quote(m.Name), ErrUnsupported, e)
 		}
 		for int64(len(f.projs[proj])) <= e {
 			f.projs[proj] = append(f.projs[proj], nil)
@@ -409,7 +416,8 @@ func (a *Adapter) families(modules []*Module) (list []*family, rest []*Module, e
 				if i < 0 {
 					i = len(experts)
 				}
-				return nil, nil, fmt.Errorf("module %s: %w: it has %d experts, and number %d has no %s; a stack has all of them", tensor.Quote(f.name), ErrUnsupported, most[f.name], i, proj)
+				return nil, nil, fmt.Errorf("module %s: %w: it has %d experts, and number %d has no %s; a stack has all of them",
+					tensor.Quote(f.name), ErrUnsupported, most[f.name], i, proj)
 			}
 			if experts, err = evenRanks(experts); err != nil {
 				return nil, nil, err
@@ -417,7 +425,8 @@ func (a *Adapter) families(modules []*Module) (list []*family, rest []*Module, e
 			f.projs[proj] = experts
 			for _, m := range experts[1:] {
 				if x := experts[0]; m.A.Cols != x.A.Cols || m.B.Rows != x.B.Rows {
-					return nil, nil, fmt.Errorf("module %s: %w: lora_A %v and lora_B %v, where expert 0 has %v and %v; a stack has one shape", tensor.Quote(m.Name), ErrUnsupported, m.A, m.B, x.A, x.B)
+					return nil, nil, fmt.Errorf("module %s: %w: lora_A %v and lora_B %v, where expert 0 has %v and %v; a stack has "+
+						"one shape", tensor.Quote(m.Name), ErrUnsupported, m.A, m.B, x.A, x.B)
 				}
 			}
 		}
@@ -425,9 +434,8 @@ func (a *Adapter) families(modules []*Module) (list []*family, rest []*Module, e
 	return list, rest, nil
 }
 
-// fuse makes of a family the modules for the parameters that hold all its experts, as PEFT has
-// them: gate and up get blocks of one matrix, unless they share their A. down_proj is the last parameter of every
-// model.
+// fuse makes of a family the modules for the parameters that hold all its experts, as PEFT has them: gate and up get
+// blocks of one matrix, unless they share their A. down_proj is the last parameter of every model.
 func (f *family) fuse() ([]*Module, error) {
 	name := f.name
 	if f.older {
@@ -443,10 +451,12 @@ func (f *family) fuse() ([]*Module, error) {
 		list = append(list, stacked(name, "up_proj", up, nil, false))
 	case gate != nil || up != nil:
 		if gate == nil || up == nil {
-			return nil, fmt.Errorf("module %s: %w: only one of gate_proj and up_proj; the stack holds both in one matrix, whose other half it does not tell the size of", tensor.Quote(f.name), ErrUnsupported)
+			return nil, fmt.Errorf("module %s: %w: only one of gate_proj and up_proj; the stack holds both in one matrix, "+
+				"whose other half it does not tell the size of", tensor.Quote(f.name), ErrUnsupported)
 		}
 		if gate[0].A.Cols != up[0].A.Cols || gate[0].B.Rows != up[0].B.Rows {
-			return nil, fmt.Errorf("module %s: %w: gate_proj %v, %v and up_proj %v, %v differ in size", tensor.Quote(f.name), ErrUnsupported, gate[0].A, gate[0].B, up[0].A, up[0].B)
+			return nil, fmt.Errorf("module %s: %w: gate_proj %v, %v and up_proj %v, %v differ in size", tensor.Quote(f.name),
+				ErrUnsupported, gate[0].A, gate[0].B, up[0].A, up[0].B)
 		}
 		shared, err := sharedA(gate, up)
 		if err != nil {
@@ -463,8 +473,8 @@ func (f *family) fuse() ([]*Module, error) {
 	return list, nil
 }
 
-// sharedA reports whether gate and up have the same A for every expert, as they have when they
-// were taken from one stack.
+// sharedA reports whether gate and up have the same A for every expert, as they have when they were taken from one
+// stack.
 func sharedA(gate, up []*Module) (bool, error) {
 	read := reader{}
 	for e := range gate {
@@ -490,9 +500,8 @@ func sharedA(gate, up []*Module) (bool, error) {
 	return true, nil
 }
 
-// stacked is the module of all experts' first matrices and, where there is one, of second ones below
-// them. Without a shared A the two have ranks of their own. The scaling is that of the first
-// module, others' B take what differs.
+// stacked is the module of all experts' first matrices and, where there is one, of second ones below them. Without a
+// shared A the two have ranks of their own. The scaling is that of the first module, others' B take what differs.
 func stacked(name, param string, first, second []*Module, shared bool) *Module {
 	x, n := first[0], int64(len(first))
 	rank, out := int64(x.Rank), x.B.Rows
@@ -503,7 +512,8 @@ func stacked(name, param string, first, second []*Module, shared bool) *Module {
 		}
 	}
 	in := x.A.Cols
-	m := &Module{Name: name, Param: param, Rank: int(rank), Scaling: x.Scaling, Alpha: x.Scaling * float64(rank), Experts: n}
+	m := &Module{Name: name, Param: param, Rank: int(rank), Scaling: x.Scaling, Alpha: x.Scaling * float64(rank),
+		Experts: n}
 	makeA := func() ([]float32, error) {
 		v, read := make([]float32, n*rank*in), reader{}
 		for e := range n {

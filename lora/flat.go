@@ -9,20 +9,26 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// imageParts are the first parts of module names in image models: diffusers' U-Net and transformers,
-// and those that sd-scripts takes over from their authors.
-var imageParts = []string{"down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding", "add_embedding",
+// imageParts are the first parts of module names in image models: diffusers' U-Net and transformers, and those that
+// sd-scripts takes over from their authors.
+var imageParts = []string{"down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding",
+	"add_embedding",
 	"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out",
 	"double_blocks", "single_blocks", "img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer",
-	"transformer_blocks", "single_transformer_blocks", "joint_blocks", "x_embedder", "context_embedder", "time_text_embed", "proj_out", "norm_out"}
+	"transformer_blocks", "single_transformer_blocks", "joint_blocks", "x_embedder", "context_embedder", "time_text_embed",
+	"proj_out", "norm_out"}
 
-// imageWords are the other parts with an underscore in them, and those that could be read in two
-// ways.
-var imageWords = []string{"attn1", "attn2", "attentions", "resnets", "downsamplers", "upsamplers", "transformer_blocks", "to_q", "to_k", "to_v", "to_out",
-	"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_in", "proj_out", "proj_mlp", "proj", "ff", "ff_context", "net", "conv", "conv1", "conv2",
-	"conv_shortcut", "time_emb_proj", "linear_1", "linear_2", "linear1", "linear2", "linear", "norm", "norm1", "norm2", "norm1_context", "attn", "op",
-	"in_layers", "out_layers", "emb_layers", "skip_connection", "img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "lin", "qkv", "modulation",
-	"adaLN_modulation", "in_layer", "out_layer", "context_block", "x_block", "mlp", "fc1", "fc2", "timestep_embedder", "text_embedder", "guidance_embedder"}
+// imageWords are the other parts with an underscore in them, and those that could be read in two ways.
+var imageWords = []string{"attn1", "attn2", "attentions", "resnets", "downsamplers", "upsamplers", "transformer_blocks",
+	"to_q", "to_k", "to_v", "to_out",
+	"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_in", "proj_out", "proj_mlp", "proj", "ff", "ff_context",
+	"net", "conv", "conv1", "conv2",
+	"conv_shortcut", "time_emb_proj", "linear_1", "linear_2", "linear1", "linear2", "linear", "norm", "norm1", "norm2",
+	"norm1_context", "attn", "op",
+	"in_layers", "out_layers", "emb_layers", "skip_connection", "img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod",
+	"txt_mod", "lin", "qkv", "modulation",
+	"adaLN_modulation", "in_layer", "out_layer", "context_block", "x_block", "mlp", "fc1", "fc2", "timestep_embedder",
+	"text_embedder", "guidance_embedder"}
 
 // dotted gives modules whose names have underscores for dots their names back, and components the names that
 // diffusers has for them. What is known of models tells the dots apart; a name that could be two is an error.
@@ -106,13 +112,14 @@ func unflatten(flat string, names []string) (string, error) {
 	case 1:
 		return names[0], nil
 	case 0:
-		return "", fmt.Errorf("%w: which underscores of its name are dots is not known; merge it with its base, which tells", ErrUnsupported)
+		return "", fmt.Errorf("%w: which underscores of its name are dots is not known; merge it with its base, which tells",
+			ErrUnsupported)
 	}
-	return "", fmt.Errorf("%w: which underscores of its name are dots is not certain: it may be %s or %s; merge it with its base, which tells", ErrUnsupported, tensor.Quote(names[0]), tensor.Quote(names[1]))
+	return "", fmt.Errorf("%w: which underscores of its name are dots is not certain: it may be %s or %s; merge it with "+
+		"its base, which tells", ErrUnsupported, tensor.Quote(names[0]), tensor.Quote(names[1]))
 }
 
-// words splits a name of an image model into the longest known words and numbers, the first of them one
-// of start.
+// words splits a name of an image model into the longest known words and numbers, the first of them one of start.
 func words(flat string, start []string) (string, bool) {
 	var out []string
 	for known := start; flat != ""; known = imageWords {
@@ -122,7 +129,8 @@ func words(flat string, start []string) (string, bool) {
 				best = w
 			}
 		}
-		if n := len(flat) - len(strings.TrimLeft(flat, "0123456789")); best == "" && len(out) > 0 && n > 0 && (n == len(flat) || flat[n] == '_') {
+		if n := len(flat) - len(strings.TrimLeft(flat, "0123456789")); best == "" && len(out) > 0 && n > 0 &&
+			(n == len(flat) || flat[n] == '_') {
 			best = flat[:n]
 		}
 		if best == "" {

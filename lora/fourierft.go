@@ -242,8 +242,8 @@ func newFourier(n int) *fourier {
 	return f
 }
 
-// part makes out[j], the sum of in[k·step]·e^(2πijk·step/n) over k, as Cooley and Tukey do: of such sums for the first
-// factor, in place. tr and ti are room for as many elements as the largest factor.
+// part makes out[j], the sum of in[k·step]·e^(2πijk·step/n) over k, as Cooley and Tukey do: of such sums for the
+// first factor, in place. tr and ti are room for as many elements as the largest factor.
 func (f *fourier) part(outRe, outIm, re, im []float64, step int, factors []int, tr, ti []float64) {
 	if len(factors) == 0 {
 		outRe[0], outIm[0] = re[0], im[0]

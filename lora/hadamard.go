@@ -9,8 +9,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Tiled is a matrix whose elements are those of a smaller one, Left·Right: element (i, j) is that in row Row.At(i) and column Col.At(j)
-// of it. Where one of both has no tensor, it stands for the identity, and the other is the smaller matrix.
+// Tiled is a matrix whose elements are those of a smaller one, Left·Right: element (i, j) is that in row Row.At(i)
+// and column Col.At(j) of it. Where one of both has no tensor, it stands for the identity, and the other is the
+// smaller matrix.
 type Tiled struct {
 	Left, Right Matrix
 	Row, Col    Tiling
@@ -79,10 +80,12 @@ func (t *TiledValues) Fill(dst, row []float32, r0, r1, c0, c1 int64) {
 		return
 	}
 	rows, cols := t.Left.Rows, t.Right.Cols
-	if r, c := t.Row, t.Col; t.left.Data != nil && t.right.Data != nil && r.Each == 1 && c.Each == 1 && r.First+r1 <= rows && c.First+c1 <= cols {
+	if r, c := t.Row, t.Col; t.left.Data != nil && t.right.Data != nil && r.Each == 1 && c.Each == 1 &&
+		r.First+r1 <= rows && c.First+c1 <= cols {
 		clear(dst)
 		kernels.MulAdd(kernels.MatOf(dst, int(r1-r0), int(c1-c0)),
-			t.left.Slice(int(r.First+r0), int(r.First+r1), 0, t.left.Cols), t.right.Slice(0, t.right.Rows, int(c.First+c0), int(c.First+c1)))
+			t.left.Slice(int(r.First+r0), int(r.First+r1), 0, t.left.Cols),
+			t.right.Slice(0, t.right.Rows, int(c.First+c0), int(c.First+c1)))
 		return
 	}
 	row = row[:cols]
@@ -133,10 +136,10 @@ func spread(dst, row []float32, c Tiling, c0 int64) {
 	}
 }
 
-// hadamard is a module whose delta (rows x cols) is the element-wise product of two. It is B·A too, which is large, and
-// only made for what knows no other form: column (p, q) of B is the product of the columns p and q of both Lefts, and so are the
-// rows of A. Where the rank of that is more than a matrix has, one of B and A is the delta and the other the
-// identity.
+// hadamard is a module whose delta (rows x cols) is the element-wise product of two. It is B·A too, which is large,
+// and only made for what knows no other form: column (p, q) of B is the product of the columns p and q of both Lefts,
+// and so are the rows of A. Where the rank of that is more than a matrix has, one of B and A is the delta and the
+// other the identity.
 func hadamard(name string, like *formats.Tensor, first, second Tiled, rows, cols int64) (*Module, error) {
 	if _, err := elements(rows, cols); err != nil {
 		return nil, err
@@ -171,12 +174,14 @@ const largestFactor = 1 << 31
 // room is a matrix of zeros, unless it is too large.
 func room(rows, cols int64) ([]float32, error) {
 	if cols > largestFactor/max(rows, 1) {
-		return nil, fmt.Errorf("%w: a plain matrix of %d x %d that stands for smaller ones, expected at most %d elements", ErrUnsupported, rows, cols, largestFactor)
+		return nil, fmt.Errorf("%w: a plain matrix of %d x %d that stands for smaller ones, expected at most %d elements",
+			ErrUnsupported, rows, cols, largestFactor)
 	}
 	return make([]float32, rows*cols), nil
 }
 
-// khatriRao is, of the first n rows of two tiled matrices, the products of all columns of one Left with all of the other.
+// khatriRao is, of the first n rows of two tiled matrices, the products of all columns of one Left with all of the
+// other.
 func khatriRao(list []Tiled, n, rank int64) ([]float32, error) {
 	v, err := room(n, rank)
 	if err != nil {
@@ -254,8 +259,8 @@ func identity(n int64) ([]float32, error) {
 // setScaling sets what a product is scaled by, whatever rank it has.
 func (m *Module) setScaling(s float64) { m.Scaling, m.Alpha = s, s*float64(m.Rank) }
 
-// setKernel sets the kernel of a convolution of Tucker's form. One whose second dimension is 1 may be
-// that of a one-dimensional convolution too.
+// setKernel sets the kernel of a convolution of Tucker's form. One whose second dimension is 1 may be that of a
+// one-dimensional convolution too.
 func (m *Module) setKernel(kernel tensor.Shape) {
 	if kernel[1] != 1 {
 		m.Form, m.Kernel = Conv, kernel
@@ -283,7 +288,8 @@ func (m *Module) kronecker() bool {
 func (m *Module) hadamardNorm() (float64, error) {
 	rows, cols := m.B.Rows, m.A.Cols
 	if cols > largestNorm/rows {
-		return 0, fmt.Errorf("%w: a delta of %d x %d, expected at most %d elements", ErrUnsupported, rows, cols, int64(largestNorm))
+		return 0, fmt.Errorf("%w: a delta of %d x %d, expected at most %d elements", ErrUnsupported, rows, cols,
+			int64(largestNorm))
 	}
 	list, row, err := load(m.Hadamard)
 	if err != nil {

@@ -93,7 +93,8 @@ func TestPatternOfEachModule(t *testing.T) {
 	for i := range n {
 		fmt.Fprintf(&s, `%q: %d,`, exactly(name(i), nil), i+1)
 	}
-	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {` + strings.TrimSuffix(s.String(), ",") + `}}`))
+	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {` + strings.TrimSuffix(s.String(), ",") +
+		`}}`))
 	require.NoError(t, err)
 	for i := range n {
 		r, err := c.lookup("rank_pattern", c.ranks, name(i), 0)
@@ -109,7 +110,8 @@ func TestRegexesAreBounded(t *testing.T) {
 	for i := range mostRegexes + 1 {
 		fmt.Fprintf(&s, `"(%d)": 2,`, i)
 	}
-	_, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {` + strings.TrimSuffix(s.String(), ",") + `}}`))
+	_, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "rank_pattern": {` + strings.TrimSuffix(s.String(), ",") +
+		`}}`))
 	require.ErrorContains(t, err, "more than 10000 regular expressions")
 
 	c, err := parseConfig([]byte(`{"peft_type": "LORA", "r": 4, "target_modules": "q|v"}`))
@@ -120,7 +122,8 @@ func TestRegexesAreBounded(t *testing.T) {
 }
 
 func TestEmpty(t *testing.T) {
-	for v, want := range map[string]bool{"": true, "null": true, "false": true, `""`: true, "[]": true, "[ ]": true, "{\n}": true,
+	for v, want := range map[string]bool{"": true, "null": true, "false": true, `""`: true, "[]": true, "[ ]": true,
+		"{\n}": true,
 		"true": false, "0": false, `"a"`: false, "[0]": false, `{"a": 1}`: false, "[[]]": false} {
 		require.Equal(t, want, empty([]byte(v)), v)
 	}
@@ -137,12 +140,17 @@ func TestOpenRefusesTwoMeanings(t *testing.T) {
 	}{
 		{"target_parameters is \"true\", expected a list", `{"peft_type": "LORA", "r": 2, "target_parameters": true}`, pair},
 		{"target_parameters is \"[1]\", expected a list", `{"peft_type": "LORA", "r": 2, "target_parameters": [1]}`, pair},
-		{"one factor is that of an embedding", `{"peft_type": "LORA", "r": 2}`, map[string][]int64{"base_model.model.q.lora_A.weight": {2, 3}, "base_model.model.q.lora_embedding_B": {4, 2}}},
-		{"both mean it, with other indices", `{"peft_type": "LORA", "r": 2, "trainable_token_indices": {"embed_tokens": [1], "model.embed_tokens": [2]}}`, rows},
-		{"scale in lora_parameters is \"null\"", `{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": null}}`, mlx},
+		{"one factor is that of an embedding", `{"peft_type": "LORA", "r": 2}`,
+			map[string][]int64{"base_model.model.q.lora_A.weight": {2, 3}, "base_model.model.q.lora_embedding_B": {4, 2}}},
+		{"both mean it, with other indices",
+			`{"peft_type": "LORA", "r": 2, "trainable_token_indices": {"embed_tokens": [1], "model.embed_tokens": [2]}}`, rows},
+		{"scale in lora_parameters is \"null\"", `{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": null}}`,
+			mlx},
 		{"has the alpha \"null\"", `{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "alpha": null}}`, mlx},
-		{"it has rank 2 in its tensors, and by lora_parameters it is 7", `{"fine_tune_type": "lora", "lora_parameters": {"rank": 7, "scale": 2}}`, mlx},
-		{"at most 65536 experts", `{"fine_tune_type": "lora", "lora_parameters": {"scale": 2}}`, map[string][]int64{"x.switch_mlp.up_proj.lora_a": {65537, 1, 1}, "x.switch_mlp.up_proj.lora_b": {65537, 1, 1}}},
+		{"it has rank 2 in its tensors, and by lora_parameters it is 7",
+			`{"fine_tune_type": "lora", "lora_parameters": {"rank": 7, "scale": 2}}`, mlx},
+		{"at most 65536 experts", `{"fine_tune_type": "lora", "lora_parameters": {"scale": 2}}`,
+			map[string][]int64{"x.switch_mlp.up_proj.lora_a": {65537, 1, 1}, "x.switch_mlp.up_proj.lora_b": {65537, 1, 1}}},
 	} {
 		dir := folder(t, c.config, c.shapes)
 		_, err := Open(dir, OpenOptions{})
@@ -154,8 +162,11 @@ func TestOpenRefusesTwoMeanings(t *testing.T) {
 
 // Only linear layers can be stacks of experts: the rest has its rank at once.
 func TestEmbeddingBesideExperts(t *testing.T) {
-	a, err := Open(folder(t, `{"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_proj"], "target_parameters": ["gate.weight"]}`,
-		map[string][]int64{"base_model.model.embed.lora_embedding_A": {2, 3}, "base_model.model.embed.lora_embedding_B": {4, 2}}), OpenOptions{})
+	a,
+		err := Open(folder(t,
+		`{"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_proj"], "target_parameters": ["gate.weight"]}`,
+		map[string][]int64{"base_model.model.embed.lora_embedding_A": {2, 3},
+			"base_model.model.embed.lora_embedding_B": {4, 2}}), OpenOptions{})
 	require.NoError(t, err)
 	defer a.Close()
 	require.Equal(t, 4.0, a.Modules[0].Scaling)
@@ -163,7 +174,8 @@ func TestEmbeddingBesideExperts(t *testing.T) {
 
 func TestIntegers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.safetensors")
-	shapes := map[string][]int64{"lora_te_x.alpha": {}, "lora_te_x.lora_down.weight": {2, 3}, "lora_te_x.lora_up.weight": {4, 2}}
+	shapes := map[string][]int64{"lora_te_x.alpha": {}, "lora_te_x.lora_down.weight": {2, 3},
+		"lora_te_x.lora_up.weight": {4, 2}}
 	writeTensors(t, path, shapes)
 	asIntegers(t, path, 1)
 	a, err := Open(path, OpenOptions{}) // sd-scripts stores the alpha that it was given
@@ -205,7 +217,8 @@ func TestResidualInAnyCase(t *testing.T) {
 // What an alpha is in float32 is written, so it has to be one.
 func TestAlphaBeyondFloat32(t *testing.T) {
 	a, err := Open(folder(t, `{"peft_type": "LORA", "r": 2, "lora_alpha": 1e300}`,
-		map[string][]int64{"base_model.model.q.x.lora_A.weight": {2, 3}, "base_model.model.q.x.lora_B.weight": {4, 2}}), OpenOptions{})
+		map[string][]int64{"base_model.model.q.x.lora_A.weight": {2, 3}, "base_model.model.q.x.lora_B.weight": {4, 2}}),
+		OpenOptions{})
 	require.NoError(t, err)
 	defer a.Close()
 	for _, to := range []string{Kohya, LoRALib} {
@@ -216,7 +229,8 @@ func TestAlphaBeyondFloat32(t *testing.T) {
 
 // A name that another one ends in has a pattern that is for it alone, and one may have any characters.
 func TestPatternsAreForOneName(t *testing.T) {
-	shapes := map[string][]int64{"head.lora_a": {4, 1}, "head.lora_b": {1, 4}, "a(b.x.lora_a": {4, 3}, "a(b.x.lora_b": {3, 4}}
+	shapes := map[string][]int64{"head.lora_a": {4, 1}, "head.lora_b": {1, 4}, "a(b.x.lora_a": {4, 3},
+		"a(b.x.lora_b": {3, 4}}
 	for _, name := range []string{"cls.head", "a.q", "b.q"} {
 		shapes[name+".lora_a"], shapes[name+".lora_b"] = []int64{4, 2}, []int64{2, 4}
 	}
@@ -237,14 +251,16 @@ func TestPatternsAreForOneName(t *testing.T) {
 // Rows that were trained beside a copy of the base's own matrix go along with it; rows and a new value of
 // two adapters do not go together.
 func TestCarriedRows(t *testing.T) {
-	const embed, config = "base_model.model.model.embed_tokens", `{"peft_type": "LORA", "r": 2, "trainable_token_indices": [1]}`
+	const embed, config = "base_model.model.model.embed_tokens",
+		`{"peft_type": "LORA", "r": 2, "trainable_token_indices": [1]}`
 	open := func(shapes map[string][]int64) Weighted {
 		a, err := Open(folder(t, config, shapes), OpenOptions{})
 		require.NoError(t, err)
 		t.Cleanup(func() { a.Close() })
 		return Weighted{a, 1}
 	}
-	rows := open(map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {1, 4}, embed + ".base_layer.weight": {10, 4}})
+	rows := open(map[string][]int64{embed + ".token_adapter.trainable_tokens_delta": {1, 4},
+		embed + ".base_layer.weight": {10, 4}})
 	list, _, err := Replacements([]Weighted{rows, rows})
 	require.NoError(t, err)
 	require.Len(t, list, 2)
@@ -281,7 +297,8 @@ func TestExpandedTensors(t *testing.T) {
 
 // Several adapters have files of one name: messages say of which it is.
 func TestErrorsNameTheFolder(t *testing.T) {
-	dir := folder(t, `{"peft_type": "LORA", "r": 2}`, map[string][]int64{"q.lora_A.weight": {2, 3}, "q.lora_B.weight": {4, 2}})
+	dir := folder(t, `{"peft_type": "LORA", "r": 2}`,
+		map[string][]int64{"q.lora_A.weight": {2, 3}, "q.lora_B.weight": {4, 2}})
 	file := filepath.Join(dir, "adapter_model.safetensors")
 	b, err := os.ReadFile(file)
 	require.NoError(t, err)

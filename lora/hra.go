@@ -11,8 +11,8 @@ import (
 )
 
 // HRA (Yuan et al., "Bridging the Gap between Low-rank and Orthogonal Adaptation via Householder Reflection
-// Adaptation", 2024) reflects the inputs of a module r times: W·(I - 2u₁u₁ᵀ)·(I - 2u₂u₂ᵀ)·… of vectors of length 1;
-// or with apply_GS W·(I - 2UUᵀ) of what Gram and Schmidt make of them.
+// Adaptation", 2024) reflects the inputs of a module r times: W·(I - 2u₁u₁ᵀ)·(I - 2u₂u₂ᵀ)·… of
+// vectors of length 1; or with apply_GS W·(I - 2UUᵀ) of what Gram and Schmidt make of them.
 
 func init() {
 	parsers[hra] = func(c *Config) error {

@@ -29,13 +29,14 @@ func (c *Config) ia3(name string, p parts) (*Module, error) {
 		return nil, fmt.Errorf("%w: its ia3_l has the shape %v, expected a vector", ErrMalformed, l.Shape)
 	}
 	if len(l.Shape) == 2 && n > 1 && inputs != (at == 1) {
-		return nil, fmt.Errorf("%w: its ia3_l has the shape %v, which does not agree with feedforward_modules", ErrMalformed, l.Shape)
+		return nil, fmt.Errorf("%w: its ia3_l has the shape %v, which does not agree with feedforward_modules", ErrMalformed,
+			l.Shape)
 	}
 	return &Module{Name: name, Param: "weight", Form: Scale, Value: l, Inputs: inputs}, nil
 }
 
-// scalesInputs reports whether feedforward_modules means a module. In a list PEFT takes the ends of names, also within a
-// part of one.
+// scalesInputs reports whether feedforward_modules means a module. In a list PEFT takes the ends of names, also within
+// a part of one.
 func (c *Config) scalesInputs(name string) (bool, error) {
 	var list []string
 	if empty(c.feedforward) {
@@ -46,7 +47,8 @@ func (c *Config) scalesInputs(name string) (bool, error) {
 	}
 	var expr string
 	if json.Unmarshal(c.feedforward, &expr) != nil {
-		return false, fmt.Errorf("%w: feedforward_modules is %s, expected names or a regular expression", ErrMalformed, tensor.Quote(string(c.feedforward)))
+		return false, fmt.Errorf("%w: feedforward_modules is %s, expected names or a regular expression", ErrMalformed,
+			tensor.Quote(string(c.feedforward)))
 	}
 	return c.matches("feedforward_modules", expr, name)
 }
@@ -58,7 +60,8 @@ func (b *binder) factor(a Weighted, t Update, s spot) error {
 		return fmt.Errorf("module %s: %w: IA3 with the weight %g, expected 1", tensor.Quote(m.Name), ErrUnsupported, a.Weight)
 	}
 	n := m.Value.Count()
-	misfit := fmt.Errorf("module %s: %w: its vector of %d elements does not fit %s of shape %v", tensor.Quote(m.Name), ErrBase, n, tensor.Quote(p.name), p.shape)
+	misfit := fmt.Errorf("module %s: %w: its vector of %d elements does not fit %s of shape %v", tensor.Quote(m.Name),
+		ErrBase, n, tensor.Quote(p.name), p.shape)
 	if len(p.shape) < 2 || p.kind == models.Embedding || p.experts > 0 && s.expert < 0 {
 		return misfit
 	}
@@ -117,7 +120,8 @@ func (b *binder) factorBias(t Update, s spot, outputs int64) error {
 	}
 	first := s.part * outputs
 	if len(p.shape) != 1 || p.shape[0] < first+outputs || s.parts == 0 && p.shape[0] != outputs {
-		return fmt.Errorf("module %s: %w: its vector of %d elements does not fit %s of shape %v", tensor.Quote(t.Module.Name), ErrBase, outputs, tensor.Quote(p.name), p.shape)
+		return fmt.Errorf("module %s: %w: its vector of %d elements does not fit %s of shape %v", tensor.Quote(t.Module.Name),
+			ErrBase, outputs, tensor.Quote(p.name), p.shape)
 	}
 	t.Factor, t.Name, t.OutputRows, t.FirstOutput = t.Module.Value, p.name, false, 0
 	t.Row, t.Rows, t.Col, t.Cols = 0, 1, first, outputs

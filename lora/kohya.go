@@ -12,14 +12,15 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// A file of kohya's sd-scripts (networks/lora.py) holds, for each module, lora_down (rank, in, kernel…),
-// lora_up (out, rank, 1…) and the scalar alpha. The name of a module is lora_, what part of a
-// pipeline it is of, and its path with underscores for dots.
+// A file of kohya's sd-scripts (networks/lora.py) holds, for each module, lora_down (rank, in, kernel…), lora_up
+// (out, rank, 1…) and the scalar alpha. The name of a module is lora_, what part of a pipeline it is of, and its
+// path with underscores for dots.
 
 // otherMethods are the ends of names that LyCORIS gives to what is no plain LoRA.
 var otherMethods = []string{".lora_mid.weight", ".reshape_weight", ".set_weight",
 	".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2",
-	".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".oft_blocks", ".oft_diag", ".a1.weight", ".w_norm", ".b_norm", ".diff", ".diff_b"}
+	".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".oft_blocks", ".oft_diag",
+	".a1.weight", ".w_norm", ".b_norm", ".diff", ".diff_b"}
 
 // onlyNumber reads the number of a tensor that has one. sd-scripts makes the tensor of what it was given:
 // an integer of --network_alpha=4.
@@ -46,11 +47,16 @@ func (a *Adapter) pair(name string, ta, tb *formats.Tensor) (*Module, error) {
 	m := &Module{Name: name, Param: "weight"}
 	switch {
 	case ta == nil || tb == nil:
-		return nil, fmt.Errorf("%s: module %s: %w: only one of its two factors is there", a.Path, tensor.Quote(name), ErrMalformed)
-	case len(ta.Shape) < 2 || len(tb.Shape) < 2 || ta.Shape[0] == 0 || ta.Shape[0] != tb.Shape[1] || tb.Shape[0] == 0 || ta.Count() == 0:
-		return nil, fmt.Errorf("%s: module %s: %w: its factors have the shapes %v and %v, expected (rank, in) and (out, rank)", a.Path, tensor.Quote(name), ErrMalformed, ta.Shape, tb.Shape)
+		return nil, fmt.Errorf("%s: module %s: %w: only one of its two factors is there", a.Path, tensor.Quote(name),
+			ErrMalformed)
+	case len(ta.Shape) < 2 || len(tb.Shape) < 2 || ta.Shape[0] == 0 || ta.Shape[0] != tb.Shape[1] || tb.Shape[0] == 0 ||
+		ta.Count() == 0:
+		return nil,
+			fmt.Errorf("%s: module %s: %w: its factors have the shapes %v and %v, expected (rank, in) and (out, rank)", a.Path,
+				tensor.Quote(name), ErrMalformed, ta.Shape, tb.Shape)
 	case !points(tb.Shape[2:]):
-		return nil, fmt.Errorf("%s: module %s: %w: its second factor has the shape %v, expected kernels of one element", a.Path, tensor.Quote(name), ErrUnsupported, tb.Shape)
+		return nil, fmt.Errorf("%s: module %s: %w: its second factor has the shape %v, expected kernels of one element",
+			a.Path, tensor.Quote(name), ErrUnsupported, tb.Shape)
 	}
 	m.A, m.B, m.Rank = matrixOf(ta), matrixOf(tb), int(ta.Shape[0])
 	if len(ta.Shape) > 2 {
@@ -59,8 +65,8 @@ func (a *Adapter) pair(name string, ta, tb *formats.Tensor) (*Module, error) {
 	return m, nil
 }
 
-// component takes the name of a kohya module apart: "lora_te1" is the first text encoder, "lora_unet"
-// the image model. SimpleTuner's image models are "lycoris".
+// component takes the name of a kohya module apart: "lora_te1" is the first text encoder, "lora_unet" the image model.
+// SimpleTuner's image models are "lycoris".
 func component(name string) (prefix, module string) {
 	if rest, ok := strings.CutPrefix(name, "lycoris_"); ok {
 		return "lycoris", rest
@@ -83,13 +89,15 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 	if err != nil {
 		return nil, err
 	}
-	if modules, err = e.withoutCopies(modules, a.Dialect != PEFT || a.Config.BiasMode != "" && a.Config.BiasMode != "none"); err != nil {
+	if modules, err = e.withoutCopies(modules, a.Dialect != PEFT || a.Config.BiasMode != "" &&
+		a.Config.BiasMode != "none"); err != nil {
 		return nil, err
 	}
 	modules = a.ofKohya(modules, e)
 	if common := commonScales(modules); common.rank > 0 {
 		e.Metadata = formats.Texts(map[string]string{
-			"ss_network_module": "networks.lora", "ss_network_dim": fmt.Sprint(common.rank), "ss_network_alpha": fmt.Sprint(common.alpha),
+			"ss_network_module": "networks.lora", "ss_network_dim": fmt.Sprint(common.rank),
+			"ss_network_alpha": fmt.Sprint(common.alpha),
 		})
 	}
 	seen, prefix := map[string]string{}, kohyaPrefixes(modules, a.component)
@@ -106,13 +114,15 @@ func (a *Adapter) encodeKohya(experts string) (*Encoded, error) {
 			key = p + "_" + flatten(m.within())
 		}
 		if other, ok := seen[key]; ok {
-			return nil, fmt.Errorf("module %s: %w: with underscores for dots it has the name of %s", tensor.Quote(m.Name), ErrUnsupported, tensor.Quote(other))
+			return nil, fmt.Errorf("module %s: %w: with underscores for dots it has the name of %s", tensor.Quote(m.Name),
+				ErrUnsupported, tensor.Quote(other))
 		}
 		seen[key] = m.Name
 		down, up := m.factorShapes()
 		alpha := float32(m.Scaling * float64(m.Rank))
 		if alpha-alpha != 0 {
-			return nil, fmt.Errorf("module %s: %w: its alpha is %g, which float32 cannot hold", tensor.Quote(m.Name), ErrUnsupported, m.Scaling*float64(m.Rank))
+			return nil, fmt.Errorf("module %s: %w: its alpha is %g, which float32 cannot hold", tensor.Quote(m.Name),
+				ErrUnsupported, m.Scaling*float64(m.Rank))
 		}
 		e.Tensors = append(e.Tensors,
 			output(key+".lora_down.weight", m.A, down...), output(key+".lora_up.weight", m.B, up...),
@@ -159,7 +169,8 @@ func (a *Adapter) ofKohya(modules []*Module, e *Encoded) []*Module {
 		return append(others, authored...)
 	}
 	if image != nil && image[0].Component != "" {
-		e.Notices = append(e.Notices, fmt.Sprintf("the modules of the transformer, such as %s, keep diffusers' names: of which "+
+		e.Notices = append(e.Notices, fmt.Sprintf("the modules of the transformer, such as %s, keep diffusers' names: of "+
+			"which "+
 			"model they are, and so what its authors call them, they do not tell", image[0].within()))
 	}
 	return all
@@ -221,13 +232,16 @@ func (e *Encoded) withoutCopies(modules []*Module, biases bool) ([]*Module, erro
 			continue
 		}
 		if bias {
-			e.Notices = append(e.Notices, fmt.Sprintf("%s: the copy of its base's bias is left out, which is no part of the delta", m.Name))
+			e.Notices = append(e.Notices, fmt.Sprintf("%s: the copy of its base's bias is left out, which is no part of the "+
+				"delta", m.Name))
 			continue
 		}
 		if want := (tensor.Shape{of.B.Rows, of.A.Cols}); !slices.Equal(m.Value.Shape, want) {
-			return nil, fmt.Errorf("module %s: %w: the copy of its base's matrix has the shape %v, and its factors are for %v", tensor.Quote(m.Name), ErrMalformed, m.Value.Shape, want)
+			return nil, fmt.Errorf("module %s: %w: the copy of its base's matrix has the shape %v, and its factors are for %v",
+				tensor.Quote(m.Name), ErrMalformed, m.Value.Shape, want)
 		}
-		e.Notices = append(e.Notices, fmt.Sprintf("%s: the copy of its base's matrix of shape %v is left out, which is no part of the delta: the base has to have the same", m.Name, m.Value.Shape))
+		e.Notices = append(e.Notices, fmt.Sprintf("%s: the copy of its base's matrix of shape %v is left out, which is no "+
+			"part of the delta: the base has to have the same", m.Name, m.Value.Shape))
 	}
 	return rest, nil
 }
@@ -235,7 +249,8 @@ func (e *Encoded) withoutCopies(modules []*Module, biases bool) ([]*Module, erro
 // number is a tensor of one number, in float32.
 func number(like *formats.Tensor, v float32) *formats.Tensor {
 	b := binary.LittleEndian.AppendUint32(nil, math.Float32bits(v))
-	t := &formats.Tensor{Info: tensor.Info{Name: like.Name, DType: tensor.F32, Shape: tensor.Shape{}}, File: like.File, Data: strings.NewReader(string(b)), Bytes: 4}
+	t := &formats.Tensor{Info: tensor.Info{Name: like.Name, DType: tensor.F32, Shape: tensor.Shape{}}, File: like.File,
+		Data: strings.NewReader(string(b)), Bytes: 4}
 	return t
 }
 

@@ -22,7 +22,8 @@ func (c *Config) loHa(name string, p parts) (*Module, error) {
 		matrices = p.have("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 	}
 	if !matrices {
-		return nil, fmt.Errorf("%w: it has %v, expected hada_w1_a, hada_w1_b, hada_w2_a and hada_w2_b, and hada_t1 and hada_t2 both or none", ErrMalformed, p)
+		return nil, fmt.Errorf("%w: it has %v, expected hada_w1_a, hada_w1_b, hada_w2_a and hada_w2_b, and hada_t1 and "+
+			"hada_t2 both or none", ErrMalformed, p)
 	}
 	first, err := factored(p["hada_t1"], p["hada_w1_a"], p["hada_w1_b"], rank)
 	if err != nil {
@@ -34,7 +35,8 @@ func (c *Config) loHa(name string, p parts) (*Module, error) {
 	}
 	rows, cols := first.Left.Rows, first.Right.Cols
 	if second.Left.Rows != rows || second.Right.Cols != cols {
-		return nil, fmt.Errorf("%w: it has %v, which make a first product of %d x %d and a second one of %d x %d", ErrMalformed, p, rows, cols, second.Left.Rows, second.Right.Cols)
+		return nil, fmt.Errorf("%w: it has %v, which make a first product of %d x %d and a second one of %d x %d",
+			ErrMalformed, p, rows, cols, second.Left.Rows, second.Right.Cols)
 	}
 	m, err := hadamard(name, p["hada_w1_a"], first, second, rows, cols)
 	if err != nil {
@@ -47,8 +49,8 @@ func (c *Config) loHa(name string, p parts) (*Module, error) {
 	return m, nil
 }
 
-// factored is wa (rows, rank) · wb (rank, cols); or where there is a t (rank, rank, kernel…), wa (rank, rows) and wb (rank, in) times it: element (o, i, k)
-// is the sum over p and q of wa[p, o] * t[p, q, k] * wb[q, i].
+// factored is wa (rows, rank) · wb (rank, cols); or where there is a t (rank, rank, kernel…), wa (rank, rows) and
+// wb (rank, in) times it: element (o, i, k) is the sum over p and q of wa[p, o] * t[p, q, k] * wb[q, i].
 func factored(t, wa, wb *formats.Tensor, rank int64) (Tiled, error) {
 	a, b := matrixOf(wa), matrixOf(wb)
 	bad := func(want string) error {

@@ -6,8 +6,8 @@ import (
 	"github.com/lorakit/lorakit/formats"
 )
 
-// LoKr (LyCORIS; Yeh et al., 2023) has the Kronecker product w1 ⊗ w2 * alpha / r for a delta, where each of both is a matrix or
-// a product of rank r, and w2 of a convolution has its kernels, or is of Tucker's form with the tensor t2.
+// LoKr (LyCORIS; Yeh et al., 2023) has the Kronecker product w1 ⊗ w2 * alpha / r for a delta, where each of both is
+// a matrix or a product of rank r, and w2 of a convolution has its kernels, or is of Tucker's form with the tensor t2.
 
 // loKr makes a module of its tensors.
 func (c *Config) loKr(name string, p parts) (*Module, error) {
@@ -55,7 +55,8 @@ func (c *Config) loKr(name string, p parts) (*Module, error) {
 			return nil, err
 		}
 	case len(whole.Shape) < 2 || len(whole.Shape) > 4 || whole.Count() == 0:
-		return nil, fmt.Errorf("%w: it has %v, expected lokr_w2 (out, in) or with a kernel of one or two dimensions", ErrMalformed, p)
+		return nil, fmt.Errorf("%w: it has %v, expected lokr_w2 (out, in) or with a kernel of one or two dimensions",
+			ErrMalformed, p)
 	default:
 		second = asOne(matrixOf(whole))
 	}

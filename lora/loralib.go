@@ -11,8 +11,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// A loralib file is torch.save of lora.lora_state_dict(model): lora_A (rank, in) and lora_B (out, rank)
-// of each module, and biases where they were trained. Alpha is an argument of the layers and not in it.
+// A loralib file is torch.save of lora.lora_state_dict(model): lora_A (rank, in) and lora_B (out, rank) of each
+// module, and biases where they were trained. Alpha is an argument of the layers and not in it.
 
 // readLoRALib makes modules of the tensors of a loralib state dict.
 func (a *Adapter) readLoRALib(tensors []formats.Tensor, alpha float64) error {
@@ -49,16 +49,19 @@ func (a *Adapter) readLoRALib(tensors []formats.Tensor, alpha float64) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
 		p := byName[name]
-		if p.a == nil || p.b == nil || len(p.a.Shape) != 2 || len(p.b.Shape) != 2 || p.a.Count() == 0 || p.b.Count() == 0 || p.a.Shape[0]%p.b.Shape[1] != 0 {
+		if p.a == nil || p.b == nil || len(p.a.Shape) != 2 || len(p.b.Shape) != 2 || p.a.Count() == 0 || p.b.Count() == 0 ||
+			p.a.Shape[0]%p.b.Shape[1] != 0 {
 			var have []string
 			for _, t := range []*formats.Tensor{p.a, p.b} {
 				if t != nil {
 					have = append(have, t.Name+" "+t.Shape.String())
 				}
 			}
-			return fmt.Errorf("%s: module %s: %w: it has %s, expected lora_A (rank, in) and lora_B (out, rank)", a.Path, tensor.Quote(name), ErrMalformed, strings.Join(have, ", "))
+			return fmt.Errorf("%s: module %s: %w: it has %s, expected lora_A (rank, in) and lora_B (out, rank)", a.Path,
+				tensor.Quote(name), ErrMalformed, strings.Join(have, ", "))
 		}
-		m := &Module{Name: name, Param: "weight", A: matrixOf(p.a), B: matrixOf(p.b), Rank: int(p.a.Shape[0]), Scaling: alpha / float64(p.b.Shape[1])}
+		m := &Module{Name: name, Param: "weight", A: matrixOf(p.a), B: matrixOf(p.b), Rank: int(p.a.Shape[0]),
+			Scaling: alpha / float64(p.b.Shape[1])}
 		if groups := p.a.Shape[0] / p.b.Shape[1]; groups > 1 {
 			if err := a.mergedLinear(m, groups); err != nil {
 				return err
@@ -73,22 +76,25 @@ func (a *Adapter) readLoRALib(tensors []formats.Tensor, alpha float64) error {
 	return nil
 }
 
-// mergedLinear makes of loralib's MergedLinear, which adapts some of the three parts of a fused query, key
-// and value with factors of their own, one pair of factors with blocks of zeros. Which parts
-// they are is not in the file: three are all, two are the query and the value, as in loralib's example.
+// mergedLinear makes of loralib's MergedLinear, which adapts some of the three parts of a fused query, key and value
+// with factors of their own, one pair of factors with blocks of zeros. Which parts they are is not in the file: three
+// are all, two are the query and the value, as in loralib's example.
 func (a *Adapter) mergedLinear(m *Module, groups int64) error {
 	at := []int64{0, 1, 2}
 	switch groups {
 	case 2:
 		at = []int64{0, 2}
-		a.Notices = append(a.Notices, fmt.Sprintf("%s: a loralib MergedLinear with two pairs of factors is taken for query and value (enable_lora = [True, False, True])", m.Name))
+		a.Notices = append(a.Notices, fmt.Sprintf("%s: a loralib MergedLinear with two pairs of factors is taken for query "+
+			"and value (enable_lora = [True, False, True])", m.Name))
 	case 3:
 	default:
-		return fmt.Errorf("%s: module %s: %w: a MergedLinear with %d pairs of factors, expected 2 or 3", a.Path, tensor.Quote(m.Name), ErrUnsupported, groups)
+		return fmt.Errorf("%s: module %s: %w: a MergedLinear with %d pairs of factors, expected 2 or 3", a.Path,
+			tensor.Quote(m.Name), ErrUnsupported, groups)
 	}
 	b := m.B
 	if b.Rows%groups != 0 {
-		return fmt.Errorf("%s: module %s: %w: lora_B %v does not fall into %d groups", a.Path, tensor.Quote(m.Name), ErrMalformed, b, groups)
+		return fmt.Errorf("%s: module %s: %w: lora_B %v does not fall into %d groups", a.Path, tensor.Quote(m.Name),
+			ErrMalformed, b, groups)
 	}
 	rows, r, rank := b.Rows/groups, b.Cols, m.A.Rows
 	t := computedTensor(b.T, func() ([]float32, error) {

@@ -13,8 +13,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Matrix is a view of a tensor of an adapter: element (i, j) is number Offset +
-// i*RowStride + j*ColStride of the tensor. With no tensor all elements are 1.
+// Matrix is a view of a tensor of an adapter: element (i, j) is number Offset + i*RowStride + j*ColStride of the
+// tensor. With no tensor all elements are 1.
 type Matrix struct {
 	T                            *formats.Tensor
 	Offset, RowStride, ColStride int64
@@ -69,11 +69,11 @@ func (m Matrix) Read() (kernels.Mat, error) {
 
 // of views the values of the tensor.
 func (m Matrix) of(v []float32) kernels.Mat {
-	return kernels.Mat{Data: v[min(m.Offset, int64(len(v))):], Rows: int(m.Rows), Cols: int(m.Cols), RowStride: int(m.RowStride), ColStride: int(m.ColStride)}
+	return kernels.Mat{Data: v[min(m.Offset, int64(len(v))):], Rows: int(m.Rows), Cols: int(m.Cols),
+		RowStride: int(m.RowStride), ColStride: int(m.ColStride)}
 }
 
-// computed is the data of a tensor that is made of others each time it is read: Floats
-// asks for all of it at once.
+// computed is the data of a tensor that is made of others each time it is read: Floats asks for all of it at once.
 type computed func() ([]float32, error)
 
 // ReadAt makes the numbers and returns a part of their bytes.
@@ -93,16 +93,16 @@ func (c computed) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// computedTensor is a tensor in float32 that is made of others when it is read. It is named
-// after one of them, for messages.
+// computedTensor is a tensor in float32 that is made of others when it is read. It is named after one of them, for
+// messages.
 func computedTensor(like *formats.Tensor, values computed, shape ...int64) *formats.Tensor {
-	t := &formats.Tensor{Info: tensor.Info{Name: like.Name, DType: tensor.F32, Shape: shape}, File: like.File, Data: values}
+	t := &formats.Tensor{Info: tensor.Info{Name: like.Name, DType: tensor.F32, Shape: shape}, File: like.File,
+		Data: values}
 	t.Bytes = 4 * t.Count()
 	return t
 }
 
-// Floats reads a tensor of an adapter whole, as float32. A NaN or an infinity in
-// it is an error.
+// Floats reads a tensor of an adapter whole, as float32. A NaN or an infinity in it is an error.
 func Floats(t *formats.Tensor) ([]float32, error) {
 	if !t.DType.Float() && t.DType != tensor.F64 {
 		return nil, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), wrongType(t))
@@ -145,14 +145,14 @@ func wrongType(t *formats.Tensor) error {
 func checkFinite(t *formats.Tensor, v []float32, lo int64) error {
 	for i, f := range v {
 		if f-f != 0 {
-			return fmt.Errorf("%s: tensor %s: %w: element %d is %v, expected finite numbers", t.File, tensor.Quote(t.Name), ErrMalformed, lo+int64(i), f)
+			return fmt.Errorf("%s: tensor %s: %w: element %d is %v, expected finite numbers", t.File, tensor.Quote(t.Name),
+				ErrMalformed, lo+int64(i), f)
 		}
 	}
 	return nil
 }
 
-// reader reads matrices and keeps the tensors that they view for the next one: those of many
-// experts view the same.
+// reader reads matrices and keeps the tensors that they view for the next one: those of many experts view the same.
 type reader struct {
 	have map[*formats.Tensor][]float32
 	held int // elements of them

@@ -13,10 +13,10 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// PEFT's other methods whose folders are read. AdaLoRA, VeRA, RandLoRA and VB-LoRA are products of two matrices as LoRA
-// is, LoHa and LoKr element-wise products of two such, MiSS repeats a small matrix, and FourierFT is a sum of waves. IA3
-// scales rows or columns. OFT, BOFT, HRA and the bat variant of MiSS make each row of a weight another one. LN tuning
-// and trainable tokens replace values.
+// PEFT's other methods whose folders are read. AdaLoRA, VeRA, RandLoRA and VB-LoRA are products of two matrices as
+// LoRA is, LoHa and LoKr element-wise products of two such, MiSS repeats a small matrix, and FourierFT is a sum of
+// waves. IA3 scales rows or columns. OFT, BOFT, HRA and the bat variant of MiSS make each row of a weight another one.
+// LN tuning and trainable tokens replace values.
 const (
 	plainLoRA = "LORA"
 	adaLoRA   = "ADALORA"
@@ -57,7 +57,8 @@ var methodParts = map[string][]string{
 }
 
 // partStarts are the beginnings of all those names, by which a part of an adapter is told from a plain value.
-var partStarts = []string{"lora_", "hada_", "lokr_", "vera_", "ia3_", "oft_", "boft_", "hra_", "miss_", "bone_", "vblora_",
+var partStarts = []string{"lora_", "hada_", "lokr_", "vera_", "ia3_", "oft_", "boft_", "hra_", "miss_", "bone_",
+	"vblora_",
 	"fourierft_", "randlora_", "ln_tuning_", "trainable_tokens_"}
 
 // methods lists the types of PEFT adapters that are known.
@@ -76,7 +77,8 @@ func (c *Config) parseMethod(all map[string]jsontext.Value) error {
 		known := name == "use_effective_conv2d" || name == "use_rslora" && c.PeftType == adaLoRA ||
 			name == "use_cayley_neumann" && c.PeftType == oft
 		if (strings.HasPrefix(name, "use_") && !known || name == "target_parameters") && !empty(all[name]) {
-			return fmt.Errorf("%w: %s is %s, which is not known of %s", ErrUnsupported, name, tensor.Quote(string(all[name])), c.PeftType)
+			return fmt.Errorf("%w: %s is %s, which is not known of %s", ErrUnsupported, name, tensor.Quote(string(all[name])),
+				c.PeftType)
 		}
 	}
 	c.RSLoRA, c.LoraBias = false, false
@@ -172,7 +174,8 @@ func (c *Config) rankAndAlpha(name string) (rank int64, alpha float64, err error
 		return 0, 0, err
 	}
 	if !(r >= 1 && r <= largestRank) || r != float64(int(r)) {
-		return 0, 0, fmt.Errorf("%w: rank_pattern gives module %s the rank %g, expected a whole number from 1 to %d", ErrMalformed, tensor.Quote(name), r, largestRank)
+		return 0, 0, fmt.Errorf("%w: rank_pattern gives module %s the rank %g, expected a whole number from 1 to %d",
+			ErrMalformed, tensor.Quote(name), r, largestRank)
 	}
 	alpha, err = c.lookup("alpha_pattern", c.alphas, name, c.Alpha)
 	return int64(r), alpha, err
@@ -209,7 +212,8 @@ func (p parts) without(names ...string) parts {
 	return rest
 }
 
-// readMethod makes modules of the tensors that are a method's own, and returns the others: values that were trained whole.
+// readMethod makes modules of the tensors that are a method's own, and returns the others: values that were trained
+// whole.
 func (a *Adapter) readMethod(tensors []formats.Tensor) ([]formats.Tensor, error) {
 	switch a.Config.PeftType {
 	case lnTuning:
@@ -283,7 +287,8 @@ func (a *Adapter) readMethod(tensors []formats.Tensor) ([]formats.Tensor, error)
 	if a.Config.PeftType == adaLoRA {
 		for _, name := range slices.Sorted(maps.Keys(a.Config.kept)) {
 			if modules[name] == nil {
-				return nil, fmt.Errorf("%s: %w: rank_pattern names module %s, which has no tensors", a.Path, ErrMalformed, tensor.Quote(name))
+				return nil, fmt.Errorf("%s: %w: rank_pattern names module %s, which has no tensors", a.Path, ErrMalformed,
+					tensor.Quote(name))
 			}
 		}
 	}
@@ -307,7 +312,8 @@ func (a *Adapter) gather(tensors []formats.Tensor) (modules map[string]parts, re
 		}
 		if at < 0 {
 			if strange(words) {
-				return nil, nil, a.failed(t, fmt.Errorf("%w: its name is none that PEFT gives to a part of a %s adapter", ErrUnsupported, a.Config.PeftType))
+				return nil, nil, a.failed(t, fmt.Errorf("%w: its name is none that PEFT gives to a part of a %s adapter",
+					ErrUnsupported, a.Config.PeftType))
 			}
 			rest = append(rest, *t)
 			continue
@@ -349,9 +355,11 @@ func (a *Adapter) asLoRA() (*Adapter, error) {
 		}
 	}
 	if full > 0 {
-		n.Notices = append(n.Notices, fmt.Sprintf("%d of the deltas have the rank of a whole weight as plain matrices, which are larger than it is; merge, and extract an adapter of the rank you want", full))
+		n.Notices = append(n.Notices, fmt.Sprintf("%d of the deltas have the rank of a whole weight as plain matrices, "+
+			"which are larger than it is; merge, and extract an adapter of the rank you want", full))
 	}
-	n.settings = &Settings{Like: &a.Config, Keep: slices.Concat(modelFields, []string{"modules_to_save", "trainable_token_indices"})}
+	n.settings = &Settings{Like: &a.Config,
+		Keep: slices.Concat(modelFields, []string{"modules_to_save", "trainable_token_indices"})}
 	return &n, nil
 }
 

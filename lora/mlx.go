@@ -14,10 +14,10 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// An MLX adapter (mlx-lm's tuner) holds, for each linear layer, lora_a (in, rank) and lora_b (rank, out);
-// of an embedding (rows, rank) and (rank, width); of a stack of experts (experts, rank, in) and (experts,
-// out, rank), where older files have (experts*rank, in). DoRA adds m (out). One scale, which is the
-// factor of the delta, stands in the config for all.
+// An MLX adapter (mlx-lm's tuner) holds, for each linear layer, lora_a (in, rank) and lora_b (rank, out); of an
+// embedding (rows, rank) and (rank, width); of a stack of experts (experts, rank, in) and (experts, out, rank), where
+// older files have (experts*rank, in). DoRA adds m (out). One scale, which is the factor of the delta, stands in the
+// config for all.
 
 // mlxConfig is what mlx-lm reads of its adapter_config.json.
 type mlxConfig struct {
@@ -45,11 +45,14 @@ func (a *Adapter) readMLX(config []byte) error {
 	switch {
 	case c.Parameters.Scale != nil:
 		if err := json.Unmarshal(c.Parameters.Scale, &scale); err != nil || c.Parameters.Scale.Kind() != '0' {
-			return fmt.Errorf("%s: %w: the scale in lora_parameters is %s, expected a number", name, ErrMalformed, tensor.Quote(string(c.Parameters.Scale)))
+			return fmt.Errorf("%s: %w: the scale in lora_parameters is %s, expected a number", name, ErrMalformed,
+				tensor.Quote(string(c.Parameters.Scale)))
 		}
 	case c.Parameters.Alpha != nil: // of its first releases
-		if err := json.Unmarshal(c.Parameters.Alpha, &scale); err != nil || c.Parameters.Alpha.Kind() != '0' || c.Parameters.Rank <= 0 {
-			return fmt.Errorf("%s: %w: lora_parameters has the alpha %s and the rank %g, expected positive numbers", name, ErrMalformed, tensor.Quote(string(c.Parameters.Alpha)), c.Parameters.Rank)
+		if err := json.Unmarshal(c.Parameters.Alpha, &scale); err != nil || c.Parameters.Alpha.Kind() != '0' ||
+			c.Parameters.Rank <= 0 {
+			return fmt.Errorf("%s: %w: lora_parameters has the alpha %s and the rank %g, expected positive numbers", name,
+				ErrMalformed, tensor.Quote(string(c.Parameters.Alpha)), c.Parameters.Rank)
 		}
 		scale /= c.Parameters.Rank
 	default:
@@ -94,10 +97,12 @@ func (a *Adapter) readMLX(config []byte) error {
 			return fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(name), err)
 		}
 		if m.Magnitude = p.m; (p.m != nil) != (c.Kind == "dora") {
-			return fmt.Errorf("%s: module %s: %w: fine_tune_type is %s, which does not agree with whether it has a magnitude m", a.Path, tensor.Quote(name), ErrMalformed, tensor.Quote(c.Kind))
+			return fmt.Errorf("%s: module %s: %w: fine_tune_type is %s, which does not agree with whether it has a magnitude m",
+				a.Path, tensor.Quote(name), ErrMalformed, tensor.Quote(c.Kind))
 		}
 		if m.Magnitude != nil && m.Form == Embedding {
-			return fmt.Errorf("%s: module %s: %w: MLX's DoRA of an embedding, whose norms are those of tokens", a.Path, tensor.Quote(name), ErrUnsupported)
+			return fmt.Errorf("%s: module %s: %w: MLX's DoRA of an embedding, whose norms are those of tokens", a.Path,
+				tensor.Quote(name), ErrUnsupported)
 		}
 		m.Scaling, m.Alpha = scale, scale*float64(m.Rank)
 		a.Modules = append(a.Modules, m)
@@ -106,7 +111,8 @@ func (a *Adapter) readMLX(config []byte) error {
 	hasRank := func(m *Module) bool { return float64(m.Rank) == c.Parameters.Rank }
 	for _, m := range a.Modules {
 		if m.A.T != nil && c.Parameters.Rank != 0 && !slices.ContainsFunc(a.Modules, hasRank) {
-			return fmt.Errorf("%s: module %s: %w: it has rank %d in its tensors, and by lora_parameters it is %g", a.Path, tensor.Quote(m.Name), ErrMalformed, m.Rank, c.Parameters.Rank)
+			return fmt.Errorf("%s: module %s: %w: it has rank %d in its tensors, and by lora_parameters it is %g", a.Path,
+				tensor.Quote(m.Name), ErrMalformed, m.Rank, c.Parameters.Rank)
 		}
 	}
 	return nil
@@ -127,18 +133,21 @@ func mlxModule(name string, ta, tb *formats.Tensor) (*Module, error) {
 		return nil, fmt.Errorf("%w: no lora_b is beside its lora_a", ErrMalformed)
 	}
 	m := &Module{Name: name, Param: "weight"}
-	bad := fmt.Errorf("%w: lora_a has the shape %v and lora_b %v, expected (in, rank) and (rank, out), or (experts, rank, in) and (experts, out, rank)", ErrMalformed, ta.Shape, tb.Shape)
+	bad := fmt.Errorf("%w: lora_a has the shape %v and lora_b %v, expected (in, rank) and (rank, out), or (experts, "+
+		"rank, in) and (experts, out, rank)", ErrMalformed, ta.Shape, tb.Shape)
 	if len(ta.Shape) < 2 || slices.Contains(ta.Shape, 0) || slices.Contains(tb.Shape, 0) {
 		return nil, bad
 	}
 	if len(tb.Shape) == 3 {
 		e, out, r := tb.Shape[0], tb.Shape[1], tb.Shape[2]
 		in := ta.Shape[len(ta.Shape)-1]
-		if len(ta.Shape) == 3 && (ta.Shape[0] != e || ta.Shape[1] != r) || len(ta.Shape) == 2 && ta.Shape[0] != e*r || len(ta.Shape) > 3 {
+		if len(ta.Shape) == 3 && (ta.Shape[0] != e || ta.Shape[1] != r) || len(ta.Shape) == 2 && ta.Shape[0] != e*r ||
+			len(ta.Shape) > 3 {
 			return nil, bad
 		}
 		if e > mostExperts {
-			return nil, fmt.Errorf("%w: lora_b has the shape %v, expected at most %d experts", ErrMalformed, tb.Shape, mostExperts)
+			return nil, fmt.Errorf("%w: lora_b has the shape %v, expected at most %d experts", ErrMalformed, tb.Shape,
+				mostExperts)
 		}
 		m.Experts, m.Order, m.Rank = e, Apart, int(r)
 		m.A = Matrix{T: ta, RowStride: in, ColStride: 1, Rows: e * r, Cols: in}
@@ -155,10 +164,10 @@ func mlxModule(name string, ta, tb *formats.Tensor) (*Module, error) {
 	return m, nil
 }
 
-// embeddings are the last parts of the names of embeddings: MLX stores one as it does a linear
-// layer.
+// embeddings are the last parts of the names of embeddings: MLX stores one as it does a linear layer.
 var embeddings = []string{
-	"embed_tokens", "wte", "wpe", "tok_embeddings", "word_embeddings", "embedding", "embeddings", "embed_in", "embed_positions",
+	"embed_tokens", "wte", "wpe", "tok_embeddings", "word_embeddings", "embedding", "embeddings", "embed_in",
+	"embed_positions",
 	"per_layer_embeddings", "embed_tokens_per_layer", "position_embeddings", "token_type_embeddings", "word_embedding",
 	"position_embedding", "token_embedding", "tokens_embed", "positions_embed", "shared",
 }
@@ -222,14 +231,14 @@ func (a *Adapter) encodeMLX(experts string) (*Encoded, error) {
 		kind = "dora"
 	}
 	config := map[string]any{"fine_tune_type": kind, "num_layers": -1, "model": a.Config.Base,
-		"lora_parameters": map[string]any{"rank": rank, "scale": common.scaling, "dropout": 0.0, "keys": slices.Sorted(maps.Keys(keys))}}
+		"lora_parameters": map[string]any{"rank": rank, "scale": common.scaling, "dropout": 0.0,
+			"keys": slices.Sorted(maps.Keys(keys))}}
 	e.Config, err = json.Marshal(config, json.Deterministic(true), jsontext.WithIndent("  "))
 	e.Config = append(e.Config, '\n')
 	return e, err
 }
 
-// mlxKey is a module's name as the config lists it: within its layer, for those that are in
-// one.
+// mlxKey is a module's name as the config lists it: within its layer, for those that are in one.
 func mlxKey(name string) string {
 	parts := strings.Split(name, ".")
 	for i := range parts {
@@ -255,7 +264,8 @@ func (a *Adapter) mixtral() bool {
 	for _, m := range a.Modules {
 		_, within, ok := strings.Cut(m.Name, ".block_sparse_moe.")
 		_, _, proj, single := splitExpert(m.Name)
-		if ok && (within == "gate" || strings.HasPrefix(within, "switch_mlp.") || single && usual[proj] != "") { // Granite has such a block too
+		// Granite has such a block too
+		if ok && (within == "gate" || strings.HasPrefix(within, "switch_mlp.") || single && usual[proj] != "") {
 			return true
 		}
 	}
@@ -319,6 +329,7 @@ func mlxStack(name string, list []*Module, rank int64, scale float64) []Output {
 	}
 	one := func(*Module) float64 { return 1 }
 	a := computedTensor(list[0].A.T, gather(func(m *Module) Matrix { return m.A }, one, rank, in), n, rank, in)
-	b := computedTensor(list[0].B.T, gather(func(m *Module) Matrix { return m.B }, func(m *Module) float64 { return ratio(m.Scaling, scale) }, out, rank), n, out, rank)
+	b := computedTensor(list[0].B.T, gather(func(m *Module) Matrix { return m.B },
+		func(m *Module) float64 { return ratio(m.Scaling, scale) }, out, rank), n, out, rank)
 	return []Output{asItIs(name+".lora_a", a), asItIs(name+".lora_b", b)}
 }

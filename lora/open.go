@@ -33,15 +33,12 @@ const (
 // Dialects lists the dialects, which are all read and written.
 func Dialects() []string { return []string{PEFT, Kohya, Diffusers, MLX, LoRALib} }
 
-// OpenOptions say what a file leaves open. The zero value is right for all that say
-// everything.
+// OpenOptions say what a file leaves open. The zero value is right for all that say everything.
 type OpenOptions struct {
-	// Alpha is that of a loralib state dict, which does not hold it: needed there, and not looked
-	// at elsewhere.
+	// Alpha is that of a loralib state dict, which does not hold it: needed there, and not looked at elsewhere.
 	Alpha float64
-	// ExpertLayout is "rank_major" or "grouped_by_expert": how B of a stack of experts lies in a PEFT
-	// folder that does not say it. Empty is rank_major, which is PEFT's. Elsewhere it is not
-	// looked at.
+	// ExpertLayout is "rank_major" or "grouped_by_expert": how B of a stack of experts lies in a PEFT folder that does
+	// not say it. Empty is rank_major, which is PEFT's. Elsewhere it is not looked at.
 	ExpertLayout string
 	// Component, where not empty, is the one part of a pipeline whose modules are taken, by the name that the adapter
 	// or diffusers has for it: "unet", "text_encoder_2". Others are left out, and a notice says so. An adapter that
@@ -122,8 +119,7 @@ func (a *Adapter) checkTypes() error {
 	return nil
 }
 
-// IsAdapter reports whether a path looks like an adapter and not like a checkpoint. It
-// reads headers at most.
+// IsAdapter reports whether a path looks like an adapter and not like a checkpoint. It reads headers at most.
 func IsAdapter(path string) bool {
 	ctx := context.Background()
 	dir, name, err := storage.Resolve(path, storage.Options{})
@@ -163,7 +159,8 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 	a.Files = []string{configName}
 	var all map[string]jsontext.Value
 	if err := json.Unmarshal(config, &all); err != nil {
-		return fmt.Errorf("%s: %w: %w", filepath.Join(a.Path, configName), ErrMalformed, cmp.Or(formats.Foreign(config, configName), err))
+		return fmt.Errorf("%s: %w: %w", filepath.Join(a.Path, configName), ErrMalformed,
+			cmp.Or(formats.Foreign(config, configName), err))
 	}
 	if all["peft_type"] == nil && (all["lora_parameters"] != nil || all["fine_tune_type"] != nil) {
 		a.Dialect = MLX
@@ -180,7 +177,8 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 		return fmt.Errorf("%s: %w", filepath.Join(a.Path, configName), err)
 	}
 	if len(a.Config.unknownFields) > 0 {
-		a.Notices = append(a.Notices, fmt.Sprintf("%s has fields that are not known here, and are not looked at: %s", filepath.Join(a.Path, configName), names(a.Config.unknownFields)))
+		a.Notices = append(a.Notices, fmt.Sprintf("%s has fields that are not known here, and are not looked at: %s",
+			filepath.Join(a.Path, configName), names(a.Config.unknownFields)))
 	}
 	if err := a.Config.setLayout(o.ExpertLayout); err != nil {
 		return a.named(err)
@@ -237,7 +235,8 @@ func (a *Adapter) openTensors(ctx context.Context, names ...string) error {
 	return fmt.Errorf("%s: %w: expected %s beside %s", a.Path, ErrMalformed, strings.Join(names, " or "), configName)
 }
 
-// openContainer opens the file of the adapter's tensors. Messages have its whole name: several adapters have files of one.
+// openContainer opens the file of the adapter's tensors. Messages have its whole name: several adapters have files of
+// one.
 func (a *Adapter) openContainer(ctx context.Context, name string) error {
 	file, err := a.Dir.Open(ctx, name)
 	if err != nil {
@@ -338,8 +337,7 @@ func dialectOf(tensors []formats.Tensor, metadata formats.Metadata) (dialect, ex
 	return "", ""
 }
 
-// sort brings the modules into the order of their names, values first: what is added is
-// added to them.
+// sort brings the modules into the order of their names, values first: what is added is added to them.
 func (a *Adapter) sort() {
 	rank := func(m *Module) int {
 		if m.Base {
@@ -348,7 +346,8 @@ func (a *Adapter) sort() {
 		return 1
 	}
 	slices.SortStableFunc(a.Modules, func(x, y *Module) int {
-		return cmp.Or(strings.Compare(x.Name, y.Name), cmp.Compare(rank(x), rank(y)), strings.Compare(x.Param, y.Param), cmp.Compare(y.Nest, x.Nest))
+		return cmp.Or(strings.Compare(x.Name, y.Name), cmp.Compare(rank(x), rank(y)), strings.Compare(x.Param, y.Param),
+			cmp.Compare(y.Nest, x.Nest))
 	})
 }
 

@@ -38,7 +38,8 @@ func writeFolder(t fataler, dir, config string, shapes map[string][]int64) {
 		for _, d := range shapes[name] {
 			n *= d
 		}
-		header[name] = map[string]any{"dtype": "F32", "shape": append([]int64{}, shapes[name]...), "data_offsets": []int64{end, end + n}}
+		header[name] = map[string]any{"dtype": "F32", "shape": append([]int64{}, shapes[name]...),
+			"data_offsets": []int64{end, end + n}}
 		end += n
 	}
 	h, err := json.Marshal(header)
@@ -55,8 +56,8 @@ func within(m Matrix) bool {
 	return m.Offset+(m.Rows-1)*m.RowStride+(m.Cols-1)*m.ColStride < m.T.Count()
 }
 
-// checkOpened holds an adapter that could be read against what Open promises: no tensor is
-// passed over but the copies that PEFT keeps, none is in two modules, and every module has the parts of its form.
+// checkOpened holds an adapter that could be read against what Open promises: no tensor is passed over but the copies
+// that PEFT keeps, none is in two modules, and every module has the parts of its form.
 func checkOpened(t fataler, a *Adapter) {
 	t.Helper()
 	taken := map[*formats.Tensor]bool{}
@@ -102,7 +103,9 @@ func checkOpened(t fataler, a *Adapter) {
 		if (a.Dialect == Kohya || a.Dialect == Diffusers) && strings.HasSuffix(x.Name, ".alpha") {
 			continue // it has been read
 		}
-		if pruned := a.Config.PeftType == adaLoRA && x.Count() == 0; !pruned && !strings.Contains(x.Name, "lora_magnitude_vector") && !strings.Contains(x.Name, ".original_module.") && !strings.Contains(x.Name, ".modules_to_save.") {
+		if pruned := a.Config.PeftType == adaLoRA && x.Count() == 0; !pruned &&
+			!strings.Contains(x.Name, "lora_magnitude_vector") && !strings.Contains(x.Name, ".original_module.") &&
+			!strings.Contains(x.Name, ".modules_to_save.") {
 			require.True(t, names[x.Name], "%s is in no module", x.Name)
 		}
 	}
@@ -117,16 +120,26 @@ func checkError(t fataler, err error, dir string) {
 // FuzzOpen reads configs and keys that anyone may have written.
 func FuzzOpen(f *testing.F) {
 	for _, config := range []string{
-		plainConfig, `{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": true}`, `{"peft_type": "LORA", "r": 2, "lora_bias": true}`,
-		`{"peft_type": "LORA", "r": 2, "trainable_token_indices": [0, 1]}`, `{"peft_type": "LORA", "r": 2, "target_parameters": ["experts.down_proj"]}`,
-		`{"peft_type": "ADALORA", "init_r": 2}`, `{"peft_type": "ADALORA", "init_r": 3, "rank_pattern": {"q.lora_E": [true, false, true]}}`, `{"peft_type": "LOHA", "r": 2, "alpha": 3}`,
-		`{"peft_type": "LOKR", "r": 2, "alpha_pattern": {"q": 7}}`, `{"peft_type": "VERA", "r": 2}`, `{"peft_type": "IA3", "feedforward_modules": ["q"]}`, `{"peft_type": "OFT"}`,
-		`{"peft_type": "LORA", "r": 1, "rank_pattern": {".*q": 2}, "alpha_pattern": {"^x$": 3}}`, `{"peft_type": "LORA", "r": 1e9}`, `[]`, ``,
+		plainConfig, `{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": true}`,
+		`{"peft_type": "LORA", "r": 2, "lora_bias": true}`,
+		`{"peft_type": "LORA", "r": 2, "trainable_token_indices": [0, 1]}`,
+		`{"peft_type": "LORA", "r": 2, "target_parameters": ["experts.down_proj"]}`,
+		`{"peft_type": "ADALORA", "init_r": 2}`,
+		`{"peft_type": "ADALORA", "init_r": 3, "rank_pattern": {"q.lora_E": [true, false, true]}}`,
+		`{"peft_type": "LOHA", "r": 2, "alpha": 3}`,
+		`{"peft_type": "LOKR", "r": 2, "alpha_pattern": {"q": 7}}`, `{"peft_type": "VERA", "r": 2}`,
+		`{"peft_type": "IA3", "feedforward_modules": ["q"]}`, `{"peft_type": "OFT"}`,
+		`{"peft_type": "LORA", "r": 1, "rank_pattern": {".*q": 2}, "alpha_pattern": {"^x$": 3}}`,
+		`{"peft_type": "LORA", "r": 1e9}`, `[]`, ``,
 	} {
 		for _, key := range []string{
-			"base_model.model.q.lora_A.weight", "base_model.model.q.lora_A.default.weight", "q.lora_embedding_A", "q.lora_magnitude_vector",
-			"q.base_layer.lora_A.weight", "q.token_adapter.trainable_tokens_delta", "q.modules_to_save.weight", "q.original_module.weight",
-			"q.base_layer.weight", "q.lora_A", "q.lora_E", "q.hada_w1_a", "q.lokr_w1", "q.lokr_w2_a.default", "q.vera_lambda_b", "base_model.vera_A", "q.ia3_l", "lora_A.weight", ".lora_A.weight", "base_model.model.", ".base_layer.", ".base_layer.lora_A", ".modules_to_save.weight", "q.lora_A.a.b.weight",
+			"base_model.model.q.lora_A.weight", "base_model.model.q.lora_A.default.weight", "q.lora_embedding_A",
+			"q.lora_magnitude_vector",
+			"q.base_layer.lora_A.weight", "q.token_adapter.trainable_tokens_delta", "q.modules_to_save.weight",
+			"q.original_module.weight",
+			"q.base_layer.weight", "q.lora_A", "q.lora_E", "q.hada_w1_a", "q.lokr_w1", "q.lokr_w2_a.default", "q.vera_lambda_b",
+			"base_model.vera_A", "q.ia3_l", "lora_A.weight", ".lora_A.weight", "base_model.model.", ".base_layer.",
+			".base_layer.lora_A", ".modules_to_save.weight", "q.lora_A.a.b.weight",
 		} {
 			f.Add([]byte(config), key, key[:len(key)/2], byte(2), byte(3))
 		}
@@ -155,8 +168,8 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// TestOpenTakesAll reads adapters of any mixture of parts, under any of the names that PEFT
-// has given them, and finds each part.
+// TestOpenTakesAll reads adapters of any mixture of parts, under any of the names that PEFT has given them, and finds
+// each part.
 func TestOpenTakesAll(t *testing.T) {
 	root := t.TempDir()
 	n := 0
@@ -183,7 +196,8 @@ func TestOpenTakesAll(t *testing.T) {
 					modules++
 				}
 			case "conv":
-				shapes[at+".lora_A"+adapter+".weight"], shapes[at+".lora_B"+adapter+".weight"] = []int64{r, in, 3, 2}, []int64{out, r, 1, 1}
+				shapes[at+".lora_A"+adapter+".weight"], shapes[at+".lora_B"+adapter+".weight"] = []int64{r, in, 3, 2},
+					[]int64{out, r, 1, 1}
 				if bias {
 					shapes[at+".lora_B"+adapter+".bias"] = []int64{out}
 					modules++
@@ -198,7 +212,8 @@ func TestOpenTakesAll(t *testing.T) {
 				shapes[at+".lora_magnitude_vector"+adapter] = []int64{out}
 			}
 		}
-		writeFolder(t, dir, fmt.Sprintf(`{"peft_type": "LORA", "r": %d, "lora_alpha": 8, "use_dora": %v, "lora_bias": %v}`, r, dora, bias), shapes)
+		writeFolder(t, dir, fmt.Sprintf(`{"peft_type": "LORA", "r": %d, "lora_alpha": 8, "use_dora": %v, "lora_bias": %v}`, r,
+			dora, bias), shapes)
 		a, err := Open(dir, OpenOptions{})
 		require.NoError(t, err)
 		defer a.Close()
@@ -214,7 +229,8 @@ func TestOpenTakesAll(t *testing.T) {
 		for _, key := range slices.Sorted(maps.Keys(shapes)) {
 			if strings.Contains(key, "lora_A") || strings.Contains(key, "lora_embedding_B") {
 				delete(shapes, key)
-				writeFolder(t, dir, fmt.Sprintf(`{"peft_type": "LORA", "r": %d, "lora_alpha": 8, "use_dora": %v, "lora_bias": %v}`, r, dora, bias), shapes)
+				writeFolder(t, dir, fmt.Sprintf(`{"peft_type": "LORA", "r": %d, "lora_alpha": 8, "use_dora": %v, "lora_bias": %v}`,
+					r, dora, bias), shapes)
 				_, err := Open(dir, OpenOptions{})
 				require.ErrorIs(t, err, ErrMalformed)
 				checkError(t, err, dir)
@@ -261,9 +277,11 @@ func TestOpenBadFolder(t *testing.T) {
 			writeFolder(t, dir, plainConfig, pair)
 			require.NoError(t, os.Truncate(filepath.Join(dir, configName), maxConfigBytes+1))
 		}, formats.ErrLimit, configName},
-		"half a config": {func(t *testing.T, dir string) { writeFolder(t, dir, plainConfig[:20], pair) }, ErrMalformed, configName},
+		"half a config": {func(t *testing.T, dir string) { writeFolder(t, dir, plainConfig[:20], pair) }, ErrMalformed,
+			configName},
 		"a deep config": {func(t *testing.T, dir string) {
-			writeFolder(t, dir, `{"peft_type": "LORA", "r": 2, "x": `+strings.Repeat("[", 1<<20)+strings.Repeat("]", 1<<20)+`}`, pair)
+			writeFolder(t, dir, `{"peft_type": "LORA", "r": 2, "x": `+strings.Repeat("[", 1<<20)+strings.Repeat("]", 1<<20)+`}`,
+				pair)
 		}, ErrMalformed, configName},
 		"half a file": {func(t *testing.T, dir string) {
 			writeFolder(t, dir, plainConfig, pair)
@@ -284,7 +302,8 @@ func TestOpenBadFolder(t *testing.T) {
 			writeFolder(t, dir, plainConfig, map[string][]int64{"q.lora_A.weight": {0, 3}, "q.lora_B.weight": {3, 0}})
 		}, ErrMalformed, "ranks differ or are 0"},
 		"a wide kernel in B": {func(t *testing.T, dir string) {
-			writeFolder(t, dir, plainConfig, map[string][]int64{"q.lora_A.weight": {2, 3, 3, 3}, "q.lora_B.weight": {3, 2, 3, 3}})
+			writeFolder(t, dir, plainConfig, map[string][]int64{"q.lora_A.weight": {2, 3, 3, 3},
+				"q.lora_B.weight": {3, 2, 3, 3}})
 		}, ErrMalformed, "kernels of one element"},
 		"no module": {func(t *testing.T, dir string) {
 			writeFolder(t, dir, plainConfig, map[string][]int64{"weight": {2}})
@@ -293,7 +312,8 @@ func TestOpenBadFolder(t *testing.T) {
 			writeFolder(t, dir, plainConfig, map[string][]int64{"score.weight": {2}, "score.modules_to_save.weight": {3}})
 		}, ErrMalformed, "differs from"},
 		"negative tokens": {func(t *testing.T, dir string) {
-			writeFolder(t, dir, `{"peft_type": "LORA", "r": 2, "trainable_token_indices": [-1]}`, map[string][]int64{"e.token_adapter.trainable_tokens_delta": {1, 2}})
+			writeFolder(t, dir, `{"peft_type": "LORA", "r": 2, "trainable_token_indices": [-1]}`,
+				map[string][]int64{"e.token_adapter.trainable_tokens_delta": {1, 2}})
 		}, ErrMalformed, "-1"},
 		"tokens that no one lists": {func(t *testing.T, dir string) {
 			writeFolder(t, dir, plainConfig, map[string][]int64{"e.token_adapter.trainable_tokens_delta": {1, 2}})

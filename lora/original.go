@@ -228,7 +228,8 @@ func (a *Adapter) inDiffusers(modules []*Module, e *Encoded) ([]*Module, error) 
 	}
 	for _, c := range components(others) {
 		if at := componentName().FindString(c + "."); at == "" || strings.HasPrefix(c, "text_encoders.") {
-			e.Notices = append(e.Notices, fmt.Sprintf("%s is no component that diffusers knows, and stays as it is", tensor.Quote(c)))
+			e.Notices = append(e.Notices, fmt.Sprintf("%s is no component that diffusers knows, and stays as it is",
+				tensor.Quote(c)))
 		}
 	}
 	if image == nil {
@@ -244,8 +245,8 @@ func (a *Adapter) inDiffusers(modules []*Module, e *Encoded) ([]*Module, error) 
 	return append(others, renamed...), nil
 }
 
-// countT5 says of a T5 encoder which of diffusers' text encoders it is: the second of Flux, which has one before it, or the
-// third.
+// countT5 says of a T5 encoder which of diffusers' text encoders it is: the second of Flux, which has one before it,
+// or the third.
 func countT5(modules, all []*Module) ([]*Module, error) {
 	to := ""
 	for _, m := range all {

@@ -103,7 +103,8 @@ func TestHadamard(t *testing.T) {
 			case "factors":
 				shapes["q.lokr_w2_a"], shapes["q.lokr_w2_b"] = []int64{o2, r}, []int64{r, i2}
 			case "tucker":
-				shapes["q.lokr_w2_a"], shapes["q.lokr_w2_b"], shapes["q.lokr_t2"] = []int64{r, o2}, []int64{r, i2}, []int64{r, r, 2, draw("k")}
+				shapes["q.lokr_w2_a"], shapes["q.lokr_w2_b"], shapes["q.lokr_t2"] = []int64{r, o2}, []int64{r, i2},
+					[]int64{r, r, 2, draw("k")}
 			}
 		} else {
 			out, in := draw("out"), draw("in")
@@ -169,14 +170,18 @@ func TestHadamard(t *testing.T) {
 
 // TestMethodsRefused opens what contradicts itself or is not known, and says so before anything is read.
 func TestMethodsRefused(t *testing.T) {
-	const ada, ha, kr, ve, scale = `{"peft_type": "ADALORA", "init_r": 3}`, `{"peft_type": "LOHA", "r": 2}`, `{"peft_type": "LOKR", "r": 2}`, `{"peft_type": "VERA", "r": 2}`, `{"peft_type": "IA3"}`
-	const of, bf, vb, rl = `{"peft_type": "OFT", "oft_block_size": 4}`, `{"peft_type": "BOFT"}`, `{"peft_type": "VBLORA", "r": 2, "num_vectors": 5, "vector_length": 4}`, `{"peft_type": "RANDLORA", "r": 2}`
+	const ada, ha, kr, ve, scale = `{"peft_type": "ADALORA", "init_r": 3}`, `{"peft_type": "LOHA", "r": 2}`,
+		`{"peft_type": "LOKR", "r": 2}`, `{"peft_type": "VERA", "r": 2}`, `{"peft_type": "IA3"}`
+	const of, bf, vb, rl = `{"peft_type": "OFT", "oft_block_size": 4}`, `{"peft_type": "BOFT"}`,
+		`{"peft_type": "VBLORA", "r": 2, "num_vectors": 5, "vector_length": 4}`, `{"peft_type": "RANDLORA", "r": 2}`
 	with := func(config, more string) string { return strings.TrimSuffix(config, "}") + ", " + more + "}" }
 	adaPair := map[string][]int64{"q.lora_A": {3, 4}, "q.lora_B": {5, 3}, "q.lora_E": {3, 1}}
 	quad := func(out, in, r int64) map[string][]int64 {
-		return map[string][]int64{"q.hada_w1_a": {out, r}, "q.hada_w1_b": {r, in}, "q.hada_w2_a": {out, r}, "q.hada_w2_b": {r, in}}
+		return map[string][]int64{"q.hada_w1_a": {out, r}, "q.hada_w1_b": {r, in}, "q.hada_w2_a": {out, r},
+			"q.hada_w2_b": {r, in}}
 	}
-	vera := map[string][]int64{"base_model.vera_A": {2, 4}, "base_model.vera_B": {5, 2}, "q.vera_lambda_b": {3}, "q.vera_lambda_d": {2}}
+	vera := map[string][]int64{"base_model.vera_A": {2, 4}, "base_model.vera_B": {5, 2}, "q.vera_lambda_b": {3},
+		"q.vera_lambda_d": {2}}
 	and := func(shapes map[string][]int64, name string, shape ...int64) map[string][]int64 {
 		all := map[string][]int64{}
 		for k, v := range shapes {
@@ -193,93 +198,158 @@ func TestMethodsRefused(t *testing.T) {
 		kind   error
 		says   string
 	}{
-		"an unknown method":          {`{"peft_type": "OTHER"}`, adaPair, ErrUnsupported, `peft_type is "OTHER"; known are LORA, ADALORA, BOFT`},
-		"a method without a delta":   {`{"peft_type": "PROMPT_TUNING"}`, adaPair, ErrUnsupported, `PROMPT_TUNING: it adds virtual tokens`},
-		"DoRA in AdaLoRA":            {with(ada, `"use_dora": true`), adaPair, ErrUnsupported, "use_dora"},
-		"rsLoRA in LoHa":             {with(ha, `"use_rslora": true`), quad(3, 4, 2), ErrUnsupported, "use_rslora"},
-		"parameters":                 {with(ada, `"target_parameters": ["x"]`), adaPair, ErrUnsupported, "target_parameters"},
-		"a field":                    {with(ha, `"arrow_config": {"a": 1}`), quad(3, 4, 2), ErrUnsupported, "arrow_config"},
-		"no E":                       {ada, and(adaPair, "q.lora_E"), ErrMalformed, "lora_E (rank, 1)"},
-		"another rank":               {`{"peft_type": "ADALORA", "init_r": 4}`, adaPair, ErrMalformed, "has rank 3 in its tensors and 4 by"},
-		"a long rank_pattern":        {with(ada, `"rank_pattern": {"q.lora_E": [true, true, true, false]}`), adaPair, ErrMalformed, "lists 4 directions"},
-		"a rank_pattern that drops":  {with(ada, `"rank_pattern": {"q.lora_E": [true, true, false]}`), adaPair, ErrMalformed, "3 in its tensors and 2"},
-		"a rank_pattern for nothing": {with(ada, `"rank_pattern": {"k.lora_E": [true, true, true]}`), adaPair, ErrMalformed, `names module "k"`},
-		"a rank_pattern of LoRA":     {with(ada, `"rank_pattern": {"q": 3}`), adaPair, ErrMalformed, "true and false"},
-		"only rank 0":                {with(ada, `"rank_pattern": {"q.lora_E": [false, false, false]}`), map[string][]int64{"q.lora_A": {0, 4}, "q.lora_B": {5, 0}, "q.lora_E": {0, 1}}, ErrMalformed, "no tensors"},
-		"lora_A in LoHa":             {ha, and(quad(3, 4, 2), "k.lora_A.weight", 2, 4), ErrUnsupported, "LOHA"},
-		"hada in IA3":                {scale, and(map[string][]int64{"q.ia3_l": {3, 1}}, "k.hada_w1_a", 2, 4), ErrUnsupported, "IA3"},
-		"twice":                      {scale, map[string][]int64{"q.ia3_l": {3, 1}, "q.ia3_l.default": {3, 1}}, ErrMalformed, "says the same"},
-		"no module":                  {scale, map[string][]int64{".ia3_l": {3, 1}}, ErrMalformed, "no module is named"},
-		"LoHa of 3":                  {ha, and(quad(3, 4, 2), "q.hada_w2_b"), ErrMalformed, "expected hada_w1_a"},
-		"LoHa of two sizes":          {ha, and(quad(3, 4, 2), "q.hada_w2_b", 2, 5), ErrMalformed, "3 x 4 and a second one of 3 x 5"},
-		"LoHa of another rank":       {ha, quad(3, 4, 1), ErrMalformed, "rank 2"},
-		"LoHa of nothing":            {ha, quad(0, 4, 2), ErrMalformed, "rank 2"},
-		"one core":                   {ha, and(quad(3, 4, 2), "q.hada_t1", 2, 2, 3, 3), ErrMalformed, "both or none"},
-		"a core for others":          {ha, and(and(quad(2, 4, 2), "q.hada_t1", 2, 3, 3, 3), "q.hada_t2", 2, 3, 3, 3), ErrMalformed, "a tensor of rank 2"},
-		"a rank of 0":                {`{"peft_type": "LOHA", "r": 0}`, quad(3, 4, 2), ErrMalformed, "r is 0"},
-		"half a rank":                {with(ha, `"rank_pattern": {"q": 1.5}`), quad(3, 4, 2), ErrMalformed, "1.5"},
-		"an alpha that is none":      {with(ha, `"alpha": "2"`), quad(3, 4, 2), ErrMalformed, "alpha"},
-		"w1 and its factors":         {kr, map[string][]int64{"q.lokr_w1": {2, 2}, "q.lokr_w1_a": {2, 2}, "q.lokr_w1_b": {2, 2}, "q.lokr_w2": {2, 2}}, ErrMalformed, "expected lokr_w1, or"},
-		"w1 alone":                   {kr, map[string][]int64{"q.lokr_w1": {2, 2}}, ErrMalformed, "expected lokr_w2, or"},
-		"w2 and a core":              {kr, map[string][]int64{"q.lokr_w1": {2, 2}, "q.lokr_w2": {2, 2}, "q.lokr_t2": {2, 2, 1, 1}}, ErrMalformed, "expected lokr_w2, or"},
-		"w2 of five dimensions":      {kr, map[string][]int64{"q.lokr_w1": {2, 2}, "q.lokr_w2": {2, 2, 1, 1, 1}}, ErrMalformed, "kernel"},
-		"a large weight":             {kr, map[string][]int64{"q.lokr_w1": {1 << 17, 1}, "q.lokr_w2": {1, 1 << 17}}, nil, ""},
-		"projections from a seed":    {with(ve, `"save_projection": false`), map[string][]int64{"q.vera_lambda_b": {3}, "q.vera_lambda_d": {2}}, ErrUnsupported, "save_projection is false"},
-		"OFT of before 0.14":         {`{"peft_type": "OFT", "r": 4}`, map[string][]int64{"q.oft_R.weight": {2, 1}}, ErrUnsupported, "PEFT before 0.14"},
-		"OFT of before 0.16":         {of, map[string][]int64{"q.oft_r": {2, 4, 4}}, ErrUnsupported, "PEFT before 0.16"},
-		"a size and a number":        {`{"peft_type": "OFT", "r": 2, "oft_block_size": 2}`, map[string][]int64{"q.oft_R.weight": {2, 1}}, ErrMalformed, "one of both to be 0"},
-		"neither size nor number":    {`{"peft_type": "OFT", "r": 0, "oft_block_size": 0}`, map[string][]int64{"q.oft_R.weight": {2, 1}}, ErrMalformed, "one of both to be 0"},
-		"no triangle":                {of, map[string][]int64{"q.oft_R.weight": {2, 5}}, ErrMalformed, "size * (size - 1) / 2"},
-		"a cube":                     {of, map[string][]int64{"q.oft_R.weight": {2, 4, 4}}, ErrMalformed, "expected oft_R"},
-		"no blocks":                  {of, map[string][]int64{"q.oft_R.weight": {0, 6}}, ErrMalformed, "expected oft_R"},
-		"a huge block":               {of, map[string][]int64{"q.oft_R.weight": {0, 1 << 50}}, ErrMalformed, "expected oft_R"},
-		"blocks that are shared":     {with(of, `"block_share": true`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "with block_share there is one"},
-		"a rotation of two":          {of, map[string][]int64{"q.oft_R.weight": {2, 6}, "q.oft_embedding_R.weight": {2, 6}}, ErrMalformed, "expected oft_R"},
-		"a long series":              {with(of, `"num_cayley_neumann_terms": 100000`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrUnsupported, "expected at most 1000"},
-		"a negative eps":             {with(of, `"coft": true, "eps": -1`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "eps is -1"},
-		"a flag that is none":        {with(of, `"coft": "yes"`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "coft"},
-		"a block of half a number":   {`{"peft_type": "OFT", "oft_block_size": 4.5}`, map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "whole number"},
-		"BOFT without scales":        {bf, map[string][]int64{"q.boft_R": {1, 2, 4, 4}}, ErrMalformed, "boft_s"},
-		"BOFT of other blocks":       {bf, map[string][]int64{"q.boft_R": {1, 2, 6, 6}, "q.boft_s": {3, 1}}, ErrMalformed, "blocks of 6"},
-		"BOFT of oblong blocks":      {bf, map[string][]int64{"q.boft_R": {1, 2, 4, 5}, "q.boft_s": {3, 1}}, ErrMalformed, "boft_R"},
-		"BOFT of many factors":       {bf, map[string][]int64{"q.boft_R": {3, 4, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed, "3 butterfly factors, and boft_n"},
-		"a butterfly of odd blocks":  {with(bf, `"boft_n_butterfly_factor": 2`), map[string][]int64{"q.boft_R": {2, 3, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed, "divides"},
-		"a butterfly of a thousand":  {with(bf, `"boft_n_butterfly_factor": 1000`), map[string][]int64{"q.boft_R": {1000, 1, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed, "divides"},
-		"HRA of another rank":        {`{"peft_type": "HRA", "r": 3}`, map[string][]int64{"q.hra_u": {4, 2}}, ErrMalformed, "expected hra_u (inputs, 3)"},
-		"HRA of too many vectors":    {`{"peft_type": "HRA", "r": 3, "apply_GS": true}`, map[string][]int64{"q.hra_u": {2, 3}}, ErrMalformed, "more than the inputs"},
-		"MiSS of another rank":       {`{"peft_type": "MISS", "r": 3}`, map[string][]int64{"q.miss_block": {2, 4}}, ErrMalformed, "expected miss_block (3, outputs)"},
-		"MiSS of another mini_r":     {`{"peft_type": "MISS", "r": 3, "mini_r": 2, "init_weights": "mini"}`, map[string][]int64{"q.miss_block": {3, 4}}, ErrMalformed, "(3, 2)"},
-		"a variant of MiSS":          {`{"peft_type": "MISS", "r": 3, "init_weights": "cat"}`, map[string][]int64{"q.miss_block": {3, 4}}, ErrUnsupported, "init_weights"},
-		"a variant of MiSS for Bone": {`{"peft_type": "BONE", "r": 3, "init_weights": "mini"}`, map[string][]int64{"q.bone_block": {3, 4}}, ErrUnsupported, "init_weights"},
-		"bat of oblong blocks":       {`{"peft_type": "MISS", "r": 3, "init_weights": "bat"}`, map[string][]int64{"q.miss_block": {2, 3, 4}}, ErrMalformed, "(outputs / 3, 3, 3)"},
-		"no bank":                    {vb, map[string][]int64{"q.vblora_logits_A": {2, 2, 5}, "q.vblora_logits_B": {2, 2, 5}}, ErrMalformed, "vblora_vector_bank (5, 4)"},
-		"another bank":               {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 3}, "q.vblora_logits_A": {2, 2, 5}, "q.vblora_logits_B": {2, 2, 5}}, ErrMalformed, "vblora_vector_bank (5, 4)"},
-		"other logits":               {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 4}, "q.vblora_logits_A": {2, 2, 4}, "q.vblora_logits_B": {2, 2, 5}}, ErrMalformed, "expected for A"},
-		"half of the logits":         {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 4}, "q.vblora_logits_A": {2, 2, 5}}, ErrMalformed, "expected for A"},
-		"more than the bank":         {with(vb, `"topk": 6`), map[string][]int64{"base_model.vblora_vector_bank": {5, 4}}, ErrMalformed, "topk is 6"},
-		"numbers that are floats":    {with(vb, `"save_only_topk_weights": true`), map[string][]int64{"base_model.vblora_vector_bank": {5, 4}, "q.vblora_logits_A_topk_indices": {2, 2, 2}, "q.vblora_logits_A_topk_weights": {2, 2, 1}, "q.vblora_logits_B_topk_indices": {2, 2, 2}, "q.vblora_logits_B_topk_weights": {2, 2, 1}}, ErrMalformed, "expected for A"},
-		"other frequencies":          {`{"peft_type": "FOURIERFT", "n_frequency": 5}`, map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "fourierft_spectrum (5)"},
-		"frequencies by a pattern":   {`{"peft_type": "FOURIERFT", "n_frequency": 4, "n_frequency_pattern": {"q": 7}}`, map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "fourierft_spectrum (7)"},
-		"a huge n_frequency":         {`{"peft_type": "FOURIERFT", "n_frequency": 1e18}`, map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "n_frequency is 1e+18"},
-		"a seed that is none":        {`{"peft_type": "FOURIERFT", "n_frequency": 4, "random_loc_seed": null}`, map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "random_loc_seed"},
-		"RandLoRA from a seed":       {rl, map[string][]int64{"q.randlora_lambda": {2, 2}, "q.randlora_gamma": {2, 4}}, ErrUnsupported, "save_projection is false"},
-		"RandLoRA of other bases":    {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 4}, "base_model.randlora_B": {5, 2, 2}, "q.randlora_lambda": {2, 3}, "q.randlora_gamma": {3, 4}}, ErrMalformed, "as many bases"},
-		"RandLoRA that is too wide":  {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 3}, "base_model.randlora_B": {5, 2, 2}, "q.randlora_lambda": {2, 2}, "q.randlora_gamma": {2, 4}}, ErrMalformed, "as many bases"},
-		"half of RandLoRA's":         {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 4}, "q.randlora_lambda": {2, 2}, "q.randlora_gamma": {2, 4}}, ErrMalformed, "randlora_B"},
-		"LN tuning of no module":     {`{"peft_type": "LN_TUNING"}`, map[string][]int64{"base_model.model.ln_tuning_layers.weight": {3}}, ErrUnsupported, "none that PEFT gives"},
-		"LN tuning of no parameter":  {`{"peft_type": "LN_TUNING"}`, map[string][]int64{"q.ln_tuning_layers.": {3}}, ErrMalformed, "no parameter"},
-		"tokens without a list":      {`{"peft_type": "TRAINABLE_TOKENS"}`, map[string][]int64{"e.trainable_tokens_delta": {3, 2}}, ErrMalformed, "token_indices"},
-		"tokens of another number":   {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]}`, map[string][]int64{"e.trainable_tokens_delta": {3, 2}}, ErrMalformed, "has 2 indices"},
-		"rows within rows":           {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1]}`, map[string][]int64{"h.trainable_tokens_delta": {1, 2}, "h.base_layer.trainable_tokens_delta": {1, 2}}, ErrUnsupported, "rows within rows"},
-		"a token twice":              {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 1]}`, map[string][]int64{"e.trainable_tokens_delta": {2, 2}}, ErrMalformed, "1 twice"},
-		"half of the projections":    {ve, and(vera, "base_model.vera_B"), ErrMalformed, "vera_B (out, 2)"},
-		"outputs past the widest":    {ve, and(vera, "q.vera_lambda_b", 6), ErrMalformed, "6 elements"},
-		"lambdas of another rank":    {ve, and(vera, "q.vera_lambda_d", 3), ErrMalformed, "vera_lambda_d (2)"},
-		"projections that differ":    {ve, and(vera, "q.vera_A", 2, 3), ErrMalformed, "differs from"},
-		"a matrix for IA3":           {scale, map[string][]int64{"q.ia3_l": {3, 2}}, ErrMalformed, "expected a vector"},
-		"the other side":             {scale, map[string][]int64{"q.ia3_l": {1, 3}}, ErrMalformed, "feedforward_modules"},
-		"feedforward that is none":   {with(scale, `"feedforward_modules": 3`), map[string][]int64{"q.ia3_l": {1, 3}}, ErrMalformed, "expected names"},
-		"a pattern that runs away":   {with(scale, `"feedforward_modules": "(a+)+b"`), map[string][]int64{strings.Repeat("a", 60) + ".ia3_l": {1, 3}}, ErrMalformed, "too long"},
+		"an unknown method": {`{"peft_type": "OTHER"}`, adaPair, ErrUnsupported,
+			`peft_type is "OTHER"; known are LORA, ADALORA, BOFT`},
+		"a method without a delta": {`{"peft_type": "PROMPT_TUNING"}`, adaPair, ErrUnsupported,
+			`PROMPT_TUNING: it adds virtual tokens`},
+		"DoRA in AdaLoRA": {with(ada, `"use_dora": true`), adaPair, ErrUnsupported, "use_dora"},
+		"rsLoRA in LoHa":  {with(ha, `"use_rslora": true`), quad(3, 4, 2), ErrUnsupported, "use_rslora"},
+		"parameters":      {with(ada, `"target_parameters": ["x"]`), adaPair, ErrUnsupported, "target_parameters"},
+		"a field":         {with(ha, `"arrow_config": {"a": 1}`), quad(3, 4, 2), ErrUnsupported, "arrow_config"},
+		"no E":            {ada, and(adaPair, "q.lora_E"), ErrMalformed, "lora_E (rank, 1)"},
+		"another rank": {`{"peft_type": "ADALORA", "init_r": 4}`, adaPair, ErrMalformed,
+			"has rank 3 in its tensors and 4 by"},
+		"a long rank_pattern": {with(ada, `"rank_pattern": {"q.lora_E": [true, true, true, false]}`), adaPair,
+			ErrMalformed, "lists 4 directions"},
+		"a rank_pattern that drops": {with(ada, `"rank_pattern": {"q.lora_E": [true, true, false]}`), adaPair, ErrMalformed,
+			"3 in its tensors and 2"},
+		"a rank_pattern for nothing": {with(ada, `"rank_pattern": {"k.lora_E": [true, true, true]}`), adaPair, ErrMalformed,
+			`names module "k"`},
+		"a rank_pattern of LoRA": {with(ada, `"rank_pattern": {"q": 3}`), adaPair, ErrMalformed, "true and false"},
+		"only rank 0": {with(ada, `"rank_pattern": {"q.lora_E": [false, false, false]}`),
+			map[string][]int64{"q.lora_A": {0, 4}, "q.lora_B": {5, 0}, "q.lora_E": {0, 1}}, ErrMalformed, "no tensors"},
+		"lora_A in LoHa": {ha, and(quad(3, 4, 2), "k.lora_A.weight", 2, 4), ErrUnsupported, "LOHA"},
+		"hada in IA3": {scale, and(map[string][]int64{"q.ia3_l": {3, 1}}, "k.hada_w1_a", 2, 4), ErrUnsupported,
+			"IA3"},
+		"twice": {scale, map[string][]int64{"q.ia3_l": {3, 1}, "q.ia3_l.default": {3, 1}}, ErrMalformed,
+			"says the same"},
+		"no module": {scale, map[string][]int64{".ia3_l": {3, 1}}, ErrMalformed, "no module is named"},
+		"LoHa of 3": {ha, and(quad(3, 4, 2), "q.hada_w2_b"), ErrMalformed, "expected hada_w1_a"},
+		"LoHa of two sizes": {ha, and(quad(3, 4, 2), "q.hada_w2_b", 2, 5), ErrMalformed,
+			"3 x 4 and a second one of 3 x 5"},
+		"LoHa of another rank": {ha, quad(3, 4, 1), ErrMalformed, "rank 2"},
+		"LoHa of nothing":      {ha, quad(0, 4, 2), ErrMalformed, "rank 2"},
+		"one core":             {ha, and(quad(3, 4, 2), "q.hada_t1", 2, 2, 3, 3), ErrMalformed, "both or none"},
+		"a core for others": {ha, and(and(quad(2, 4, 2), "q.hada_t1", 2, 3, 3, 3), "q.hada_t2", 2, 3, 3, 3),
+			ErrMalformed, "a tensor of rank 2"},
+		"a rank of 0":           {`{"peft_type": "LOHA", "r": 0}`, quad(3, 4, 2), ErrMalformed, "r is 0"},
+		"half a rank":           {with(ha, `"rank_pattern": {"q": 1.5}`), quad(3, 4, 2), ErrMalformed, "1.5"},
+		"an alpha that is none": {with(ha, `"alpha": "2"`), quad(3, 4, 2), ErrMalformed, "alpha"},
+		"w1 and its factors": {kr, map[string][]int64{"q.lokr_w1": {2, 2}, "q.lokr_w1_a": {2, 2},
+			"q.lokr_w1_b": {2, 2}, "q.lokr_w2": {2, 2}}, ErrMalformed, "expected lokr_w1, or"},
+		"w1 alone": {kr, map[string][]int64{"q.lokr_w1": {2, 2}}, ErrMalformed, "expected lokr_w2, or"},
+		"w2 and a core": {kr, map[string][]int64{"q.lokr_w1": {2, 2}, "q.lokr_w2": {2, 2},
+			"q.lokr_t2": {2, 2, 1, 1}}, ErrMalformed, "expected lokr_w2, or"},
+		"w2 of five dimensions": {kr, map[string][]int64{"q.lokr_w1": {2, 2}, "q.lokr_w2": {2, 2, 1, 1, 1}},
+			ErrMalformed, "kernel"},
+		"a large weight": {kr, map[string][]int64{"q.lokr_w1": {1 << 17, 1}, "q.lokr_w2": {1, 1 << 17}}, nil, ""},
+		"projections from a seed": {with(ve, `"save_projection": false`),
+			map[string][]int64{"q.vera_lambda_b": {3}, "q.vera_lambda_d": {2}}, ErrUnsupported, "save_projection is false"},
+		"OFT of before 0.14": {`{"peft_type": "OFT", "r": 4}`, map[string][]int64{"q.oft_R.weight": {2, 1}},
+			ErrUnsupported, "PEFT before 0.14"},
+		"OFT of before 0.16": {of, map[string][]int64{"q.oft_r": {2, 4, 4}}, ErrUnsupported, "PEFT before 0.16"},
+		"a size and a number": {`{"peft_type": "OFT", "r": 2, "oft_block_size": 2}`,
+			map[string][]int64{"q.oft_R.weight": {2, 1}}, ErrMalformed, "one of both to be 0"},
+		"neither size nor number": {`{"peft_type": "OFT", "r": 0, "oft_block_size": 0}`,
+			map[string][]int64{"q.oft_R.weight": {2, 1}}, ErrMalformed, "one of both to be 0"},
+		"no triangle": {of, map[string][]int64{"q.oft_R.weight": {2, 5}}, ErrMalformed,
+			"size * (size - 1) / 2"},
+		"a cube":    {of, map[string][]int64{"q.oft_R.weight": {2, 4, 4}}, ErrMalformed, "expected oft_R"},
+		"no blocks": {of, map[string][]int64{"q.oft_R.weight": {0, 6}}, ErrMalformed, "expected oft_R"},
+		"a huge block": {of, map[string][]int64{"q.oft_R.weight": {0, 1 << 50}}, ErrMalformed,
+			"expected oft_R"},
+		"blocks that are shared": {with(of, `"block_share": true`), map[string][]int64{"q.oft_R.weight": {2, 6}},
+			ErrMalformed, "with block_share there is one"},
+		"a rotation of two": {of, map[string][]int64{"q.oft_R.weight": {2, 6}, "q.oft_embedding_R.weight": {2, 6}},
+			ErrMalformed, "expected oft_R"},
+		"a long series": {with(of, `"num_cayley_neumann_terms": 100000`),
+			map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrUnsupported, "expected at most 1000"},
+		"a negative eps": {with(of, `"coft": true, "eps": -1`), map[string][]int64{"q.oft_R.weight": {2, 6}},
+			ErrMalformed, "eps is -1"},
+		"a flag that is none": {with(of, `"coft": "yes"`), map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed,
+			"coft"},
+		"a block of half a number": {`{"peft_type": "OFT", "oft_block_size": 4.5}`,
+			map[string][]int64{"q.oft_R.weight": {2, 6}}, ErrMalformed, "whole number"},
+		"BOFT without scales": {bf, map[string][]int64{"q.boft_R": {1, 2, 4, 4}}, ErrMalformed, "boft_s"},
+		"BOFT of other blocks": {bf, map[string][]int64{"q.boft_R": {1, 2, 6, 6}, "q.boft_s": {3, 1}}, ErrMalformed,
+			"blocks of 6"},
+		"BOFT of oblong blocks": {bf, map[string][]int64{"q.boft_R": {1, 2, 4, 5}, "q.boft_s": {3, 1}}, ErrMalformed,
+			"boft_R"},
+		"BOFT of many factors": {bf, map[string][]int64{"q.boft_R": {3, 4, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed,
+			"3 butterfly factors, and boft_n"},
+		"a butterfly of odd blocks": {with(bf, `"boft_n_butterfly_factor": 2`),
+			map[string][]int64{"q.boft_R": {2, 3, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed, "divides"},
+		"a butterfly of a thousand": {with(bf, `"boft_n_butterfly_factor": 1000`),
+			map[string][]int64{"q.boft_R": {1000, 1, 4, 4}, "q.boft_s": {3, 1}}, ErrMalformed, "divides"},
+		"HRA of another rank": {`{"peft_type": "HRA", "r": 3}`, map[string][]int64{"q.hra_u": {4, 2}}, ErrMalformed,
+			"expected hra_u (inputs, 3)"},
+		"HRA of too many vectors": {`{"peft_type": "HRA", "r": 3, "apply_GS": true}`,
+			map[string][]int64{"q.hra_u": {2, 3}}, ErrMalformed, "more than the inputs"},
+		"MiSS of another rank": {`{"peft_type": "MISS", "r": 3}`, map[string][]int64{"q.miss_block": {2, 4}},
+			ErrMalformed, "expected miss_block (3, outputs)"},
+		"MiSS of another mini_r": {`{"peft_type": "MISS", "r": 3, "mini_r": 2, "init_weights": "mini"}`,
+			map[string][]int64{"q.miss_block": {3, 4}}, ErrMalformed, "(3, 2)"},
+		"a variant of MiSS": {`{"peft_type": "MISS", "r": 3, "init_weights": "cat"}`,
+			map[string][]int64{"q.miss_block": {3, 4}}, ErrUnsupported, "init_weights"},
+		"a variant of MiSS for Bone": {`{"peft_type": "BONE", "r": 3, "init_weights": "mini"}`,
+			map[string][]int64{"q.bone_block": {3, 4}}, ErrUnsupported, "init_weights"},
+		"bat of oblong blocks": {`{"peft_type": "MISS", "r": 3, "init_weights": "bat"}`,
+			map[string][]int64{"q.miss_block": {2, 3, 4}}, ErrMalformed, "(outputs / 3, 3, 3)"},
+		"no bank": {vb, map[string][]int64{"q.vblora_logits_A": {2, 2, 5}, "q.vblora_logits_B": {2, 2, 5}},
+			ErrMalformed, "vblora_vector_bank (5, 4)"},
+		"another bank": {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 3},
+			"q.vblora_logits_A": {2, 2, 5}, "q.vblora_logits_B": {2, 2, 5}}, ErrMalformed, "vblora_vector_bank (5, 4)"},
+		"other logits": {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 4},
+			"q.vblora_logits_A": {2, 2, 4}, "q.vblora_logits_B": {2, 2, 5}}, ErrMalformed, "expected for A"},
+		"half of the logits": {vb, map[string][]int64{"base_model.vblora_vector_bank": {5, 4},
+			"q.vblora_logits_A": {2, 2, 5}}, ErrMalformed, "expected for A"},
+		"more than the bank": {with(vb, `"topk": 6`), map[string][]int64{"base_model.vblora_vector_bank": {5, 4}},
+			ErrMalformed, "topk is 6"},
+		"numbers that are floats": {with(vb, `"save_only_topk_weights": true`),
+			map[string][]int64{"base_model.vblora_vector_bank": {5, 4}, "q.vblora_logits_A_topk_indices": {2, 2, 2},
+				"q.vblora_logits_A_topk_weights": {2, 2, 1}, "q.vblora_logits_B_topk_indices": {2, 2, 2},
+				"q.vblora_logits_B_topk_weights": {2, 2, 1}}, ErrMalformed, "expected for A"},
+		"other frequencies": {`{"peft_type": "FOURIERFT", "n_frequency": 5}`,
+			map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "fourierft_spectrum (5)"},
+		"frequencies by a pattern": {`{"peft_type": "FOURIERFT", "n_frequency": 4, "n_frequency_pattern": {"q": 7}}`,
+			map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "fourierft_spectrum (7)"},
+		"a huge n_frequency": {`{"peft_type": "FOURIERFT", "n_frequency": 1e18}`,
+			map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "n_frequency is 1e+18"},
+		"a seed that is none": {`{"peft_type": "FOURIERFT", "n_frequency": 4, "random_loc_seed": null}`,
+			map[string][]int64{"q.fourierft_spectrum": {4}}, ErrMalformed, "random_loc_seed"},
+		"RandLoRA from a seed": {rl, map[string][]int64{"q.randlora_lambda": {2, 2}, "q.randlora_gamma": {2, 4}},
+			ErrUnsupported, "save_projection is false"},
+		"RandLoRA of other bases": {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 4},
+			"base_model.randlora_B": {5, 2, 2}, "q.randlora_lambda": {2, 3}, "q.randlora_gamma": {3, 4}}, ErrMalformed,
+			"as many bases"},
+		"RandLoRA that is too wide": {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 3},
+			"base_model.randlora_B": {5, 2, 2}, "q.randlora_lambda": {2, 2}, "q.randlora_gamma": {2, 4}}, ErrMalformed,
+			"as many bases"},
+		"half of RandLoRA's": {rl, map[string][]int64{"base_model.randlora_A": {2, 1, 4}, "q.randlora_lambda": {2, 2},
+			"q.randlora_gamma": {2, 4}}, ErrMalformed, "randlora_B"},
+		"LN tuning of no module": {`{"peft_type": "LN_TUNING"}`,
+			map[string][]int64{"base_model.model.ln_tuning_layers.weight": {3}}, ErrUnsupported, "none that PEFT gives"},
+		"LN tuning of no parameter": {`{"peft_type": "LN_TUNING"}`, map[string][]int64{"q.ln_tuning_layers.": {3}},
+			ErrMalformed, "no parameter"},
+		"tokens without a list": {`{"peft_type": "TRAINABLE_TOKENS"}`,
+			map[string][]int64{"e.trainable_tokens_delta": {3, 2}}, ErrMalformed, "token_indices"},
+		"tokens of another number": {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]}`,
+			map[string][]int64{"e.trainable_tokens_delta": {3, 2}}, ErrMalformed, "has 2 indices"},
+		"rows within rows": {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1]}`,
+			map[string][]int64{"h.trainable_tokens_delta": {1, 2}, "h.base_layer.trainable_tokens_delta": {1, 2}},
+			ErrUnsupported, "rows within rows"},
+		"a token twice": {`{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 1]}`,
+			map[string][]int64{"e.trainable_tokens_delta": {2, 2}}, ErrMalformed, "1 twice"},
+		"half of the projections": {ve, and(vera, "base_model.vera_B"), ErrMalformed, "vera_B (out, 2)"},
+		"outputs past the widest": {ve, and(vera, "q.vera_lambda_b", 6), ErrMalformed, "6 elements"},
+		"lambdas of another rank": {ve, and(vera, "q.vera_lambda_d", 3), ErrMalformed, "vera_lambda_d (2)"},
+		"projections that differ": {ve, and(vera, "q.vera_A", 2, 3), ErrMalformed, "differs from"},
+		"a matrix for IA3":        {scale, map[string][]int64{"q.ia3_l": {3, 2}}, ErrMalformed, "expected a vector"},
+		"the other side":          {scale, map[string][]int64{"q.ia3_l": {1, 3}}, ErrMalformed, "feedforward_modules"},
+		"feedforward that is none": {with(scale, `"feedforward_modules": 3`), map[string][]int64{"q.ia3_l": {1, 3}},
+			ErrMalformed, "expected names"},
+		"a pattern that runs away": {with(scale, `"feedforward_modules": "(a+)+b"`),
+			map[string][]int64{strings.Repeat("a", 60) + ".ia3_l": {1, 3}}, ErrMalformed, "too long"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -297,10 +367,12 @@ func TestMethodsRefused(t *testing.T) {
 	}
 }
 
-// TestHugeKronecker makes nothing of a delta that no memory holds: neither on opening it nor where a base or another dialect is asked for.
+// TestHugeKronecker makes nothing of a delta that no memory holds: neither on opening it nor where a base or another
+// dialect is asked for.
 func TestHugeKronecker(t *testing.T) {
 	dir := t.TempDir()
-	writeFolder(t, dir, `{"peft_type": "LOKR", "r": 2}`, map[string][]int64{"q.lokr_w1": {1 << 12, 4}, "q.lokr_w2": {1 << 12, 1 << 10}})
+	writeFolder(t, dir, `{"peft_type": "LOKR", "r": 2}`,
+		map[string][]int64{"q.lokr_w1": {1 << 12, 4}, "q.lokr_w2": {1 << 12, 1 << 10}})
 	a, err := Open(dir, OpenOptions{})
 	require.NoError(t, err)
 	defer a.Close()
@@ -314,9 +386,12 @@ func TestHugeKronecker(t *testing.T) {
 // TestPrunedModule keeps the notice of a module without a direction.
 func TestPrunedModule(t *testing.T) {
 	dir := t.TempDir()
-	config, err := json.Marshal(map[string]any{"peft_type": "ADALORA", "init_r": 2, "lora_alpha": 6, "rank_pattern": map[string][]bool{"q.lora_E": {false, false}, "k.lora_E.default": {true, false}}})
+	config, err := json.Marshal(map[string]any{"peft_type": "ADALORA", "init_r": 2, "lora_alpha": 6,
+		"rank_pattern": map[string][]bool{"q.lora_E": {false, false}, "k.lora_E.default": {true, false}}})
 	require.NoError(t, err)
-	writeFolder(t, dir, strings.ReplaceAll(string(config), ".default", ""), map[string][]int64{"q.lora_A": {0, 4}, "q.lora_B": {5, 0}, "q.lora_E": {0, 1}, "k.lora_A.default": {1, 4}, "k.lora_B.default": {5, 1}, "k.lora_E.default": {1, 1}})
+	writeFolder(t, dir, strings.ReplaceAll(string(config), ".default", ""),
+		map[string][]int64{"q.lora_A": {0, 4}, "q.lora_B": {5, 0}, "q.lora_E": {0, 1}, "k.lora_A.default": {1, 4},
+			"k.lora_B.default": {5, 1}, "k.lora_E.default": {1, 1}})
 	a, err := Open(dir, OpenOptions{})
 	require.NoError(t, err)
 	defer a.Close()
@@ -330,8 +405,10 @@ func FuzzMethods(f *testing.F) {
 	kinds := slices.Sorted(slices.Values(methods()))
 	for k := range kinds {
 		f.Add(byte(k), "", []byte{0x22, 0x22, 0x22, 0x22, 0x22, 0x22, 0x22})
-		f.Add(byte(k), `"save_only_topk_weights": true, "init_weights": "bat"`, []byte{0xa2, 0xa2, 0xa2, 0xa2, 0xa2, 0xa2, 0x22})
-		f.Add(byte(k), `"apply_GS": true, "coft": true, "block_share": true`, []byte{0x21, 0x88, 0x12, 0xff, 0xff, 0xff, 0xff})
+		f.Add(byte(k), `"save_only_topk_weights": true, "init_weights": "bat"`,
+			[]byte{0xa2, 0xa2, 0xa2, 0xa2, 0xa2, 0xa2, 0x22})
+		f.Add(byte(k), `"apply_GS": true, "coft": true, "block_share": true`,
+			[]byte{0x21, 0x88, 0x12, 0xff, 0xff, 0xff, 0xff})
 		f.Add(byte(k), `"alpha": 2, "init_r": 3, "rank_pattern": {"q": 2}`, []byte{0x32, 0x23, 0x31, 0x22, 0xff, 0xff, 0xff})
 		f.Add(byte(k), `"rank_pattern": {"q.lora_E": [true, false]}`, []byte{0x03, 0x30, 0x01, 0x22, 0x82, 0x82, 0x82})
 	}
@@ -412,8 +489,8 @@ func FuzzMethods(f *testing.F) {
 	})
 }
 
-// TestScaledGroups binds IA3 to the inputs of a convolution in two groups, each of which has its own, to a part of its bias' outputs, and to
-// none of those.
+// TestScaledGroups binds IA3 to the inputs of a convolution in two groups, each of which has its own, to a part of its
+// bias' outputs, and to none of those.
 func TestScaledGroups(t *testing.T) {
 	targets := []Target{{Name: "c.weight", Shape: []int64{6, 3, 2, 2}}, {Name: "c.bias", Shape: []int64{6}}}
 	model := &models.Model{}
@@ -448,8 +525,10 @@ func TestScaledGroups(t *testing.T) {
 	b, err = bind(`{"peft_type": "IA3", "feedforward_modules": []}`, 6)
 	require.NoError(t, err)
 	require.True(t, b.Changes[0].Updates[0].OutputRows)
-	require.Equal(t, []int64{0, 1, 0, 6}, []int64{b.Changes[1].Updates[0].Row, b.Changes[1].Updates[0].Rows, b.Changes[1].Updates[0].Col, b.Changes[1].Updates[0].Cols})
-	for config, n := range map[string]int64{`{"peft_type": "IA3", "feedforward_modules": ["c"]}`: 12, `{"peft_type": "IA3", "feedforward_modules": "c"}`: 4, `{"peft_type": "IA3"}`: 3} {
+	require.Equal(t, []int64{0, 1, 0, 6}, []int64{b.Changes[1].Updates[0].Row, b.Changes[1].Updates[0].Rows,
+		b.Changes[1].Updates[0].Col, b.Changes[1].Updates[0].Cols})
+	for config, n := range map[string]int64{`{"peft_type": "IA3", "feedforward_modules": ["c"]}`: 12,
+		`{"peft_type": "IA3", "feedforward_modules": "c"}`: 4, `{"peft_type": "IA3"}`: 3} {
 		_, err = bind(config, n)
 		require.ErrorIs(t, err, ErrBase)
 		require.ErrorContains(t, err, "does not fit")

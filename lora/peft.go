@@ -28,9 +28,8 @@ const (
 	roleValue
 )
 
-// split takes a key of PEFT apart: the module's name, what the tensor is of it, and for
-// a plain value its parameter. Older files have the name of the adapter in
-// their keys, as ".default".
+// split takes a key of PEFT apart: the module's name, what the tensor is of it, and for a plain value its parameter.
+// Older files have the name of the adapter in their keys, as ".default".
 func split(key string) (module string, r role, param string) {
 	name := strings.TrimPrefix(key, peftPrefix)
 	first, last, behind := "", "", 0 // of the parts behind the one that is looked at, and how many they are
@@ -147,7 +146,8 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 				continue
 			}
 			name = strings.TrimSuffix(name, ".modules_to_save")
-			m := &Module{Name: unwrapped(name), Param: param, Form: Replace, Value: t, before: values[name+".original_module."+param]}
+			m := &Module{Name: unwrapped(name), Param: param, Form: Replace, Value: t,
+				before: values[name+".original_module."+param]}
 			m.Base = m.Name != name && param == "weight"
 			a.Modules = append(a.Modules, m)
 		}
@@ -193,8 +193,8 @@ func unwrapped(name string) string {
 	}
 }
 
-// saidBefore reports whether a value is one of the copies that PEFT stores of a module that
-// has grown: what it was before, or once more what it is.
+// saidBefore reports whether a value is one of the copies that PEFT stores of a module that has grown: what it was
+// before, or once more what it is.
 func (a *Adapter) saidBefore(values map[string]*formats.Tensor, t *formats.Tensor, name, param string) (bool, error) {
 	module, kind := name, ""
 	for _, k := range []string{".original_module", ".modules_to_save"} {
@@ -227,17 +227,23 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 	case ta == nil || tb == nil:
 		return fmt.Errorf("%s: %w: module %s has only one of lora_A and lora_B", a.Path, ErrMalformed, tensor.Quote(key))
 	case len(ta.Shape) < 2 || len(tb.Shape) != len(ta.Shape):
-		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v, expected two matrices", a.Path, ErrMalformed, tensor.Quote(key), ta.Shape, tb.Shape)
+		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v, expected two matrices", a.Path, ErrMalformed,
+			tensor.Quote(key), ta.Shape, tb.Shape)
 	case ta.Shape[0] == 0 || ta.Shape[0] != tb.Shape[1]:
-		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v, whose ranks differ or are 0", a.Path, ErrMalformed, tensor.Quote(key), ta.Shape, tb.Shape)
+		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v, whose ranks differ or are 0", a.Path, ErrMalformed,
+			tensor.Quote(key), ta.Shape, tb.Shape)
 	case a.Config.DoRA && magnitude == nil:
-		return fmt.Errorf("%s: %w: module %s has no lora_magnitude_vector, and use_dora is true", a.Path, ErrMalformed, tensor.Quote(key))
+		return fmt.Errorf("%s: %w: module %s has no lora_magnitude_vector, and use_dora is true", a.Path, ErrMalformed,
+			tensor.Quote(key))
 	case !a.Config.DoRA && magnitude != nil:
-		return fmt.Errorf("%s: %w: module %s has a lora_magnitude_vector, and use_dora is not set", a.Path, ErrMalformed, tensor.Quote(key))
+		return fmt.Errorf("%s: %w: module %s has a lora_magnitude_vector, and use_dora is not set", a.Path, ErrMalformed,
+			tensor.Quote(key))
 	case a.Config.LoraBias && bias == nil && !embedding:
-		return fmt.Errorf("%s: %w: module %s has no lora_B.bias, and lora_bias is true", a.Path, ErrMalformed, tensor.Quote(key))
+		return fmt.Errorf("%s: %w: module %s has no lora_B.bias, and lora_bias is true", a.Path, ErrMalformed,
+			tensor.Quote(key))
 	case !a.Config.LoraBias && bias != nil:
-		return fmt.Errorf("%s: %w: module %s has a lora_B.bias, and lora_bias is not set", a.Path, ErrMalformed, tensor.Quote(key))
+		return fmt.Errorf("%s: %w: module %s has a lora_B.bias, and lora_bias is not set", a.Path, ErrMalformed,
+			tensor.Quote(key))
 	}
 	m.A, m.B = matrixOf(ta), matrixOf(tb)
 	m.Parameter = a.Config.patternName(m) != m.Name
@@ -248,7 +254,8 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 		m.Form, m.Kernel = Conv, ta.Shape[2:]
 		for _, d := range tb.Shape[2:] {
 			if d != 1 {
-				return fmt.Errorf("%s: %w: module %s has a lora_B of shape %v, expected kernels of one element", a.Path, ErrMalformed, tensor.Quote(key), tb.Shape)
+				return fmt.Errorf("%s: %w: module %s has a lora_B of shape %v, expected kernels of one element", a.Path,
+					ErrMalformed, tensor.Quote(key), tb.Shape)
 			}
 		}
 	}
@@ -267,7 +274,8 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 	}
 	a.Modules = append(a.Modules, m)
 	if bias != nil {
-		a.Modules = append(a.Modules, &Module{Name: m.Name, Param: "bias", Form: Bias, Value: bias, Rank: m.Rank, Alpha: m.Alpha, Scaling: m.Scaling})
+		a.Modules = append(a.Modules, &Module{Name: m.Name, Param: "bias", Form: Bias, Value: bias, Rank: m.Rank,
+			Alpha: m.Alpha, Scaling: m.Scaling})
 	}
 	return nil
 }
@@ -288,11 +296,13 @@ func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
 		}
 		means := ""
 		for _, key := range slices.Sorted(maps.Keys(byName)) {
-			if name != key && !strings.HasSuffix(name, "."+key) && len(byName) > 1 { // a single one may be of a module that is tied to it
+			// a single one may be of a module that is tied to it
+			if name != key && !strings.HasSuffix(name, "."+key) && len(byName) > 1 {
 				continue
 			}
 			if list != nil && !slices.Equal(list, byName[key]) {
-				return a.failed(t, fmt.Errorf("%w: %s and %s of trainable_token_indices both mean it, with other indices", ErrMalformed, tensor.Quote(means), tensor.Quote(key)))
+				return a.failed(t, fmt.Errorf("%w: %s and %s of trainable_token_indices both mean it, with other indices",
+					ErrMalformed, tensor.Quote(means), tensor.Quote(key)))
 			}
 			list, means = byName[key], key
 		}

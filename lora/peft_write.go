@@ -84,7 +84,8 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 	}
 	e := EncodePEFT(modules, config)
 	if i := slices.IndexFunc(modules, func(m *Module) bool { return m.Component == imageModel }); i >= 0 {
-		e.Notices = append(e.Notices, fmt.Sprintf("the modules keep the names of the model's authors, such as %s; as a diffusers "+
+		e.Notices = append(e.Notices, fmt.Sprintf("the modules keep the names of the model's authors, such as %s; as a "+
+			"diffusers "+
 			"adapter they get those of diffusers, where they are known", modules[i].Name))
 	}
 	return e, nil
@@ -92,7 +93,8 @@ func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 
 // EncodePEFT makes the folder that PEFT loads of modules and an adapter_config.json that means them.
 func EncodePEFT(modules []*Module, config []byte) *Encoded {
-	e := &Encoded{Dialect: PEFT, Format: "safetensors", File: adapterFiles[0], Metadata: formats.Texts(map[string]string{"format": "pt"}), Config: config}
+	e := &Encoded{Dialect: PEFT, Format: "safetensors", File: adapterFiles[0],
+		Metadata: formats.Texts(map[string]string{"format": "pt"}), Config: config}
 	names := adapted(modules)
 	for _, m := range modules {
 		e.Tensors = append(e.Tensors, m.peftOutputs(names)...)
@@ -115,11 +117,14 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 		s = *a.settings
 	case a.Dialect == PEFT:
 		s.EnsureTie = a.Config.EnsureTie
-		s.Like, s.Keep = &a.Config, slices.Concat(modelFields, []string{"modules_to_save", "trainable_token_indices", "bias", "use_dora", "lora_bias", "ensure_weight_tying", "lora_dropout", "init_lora_weights"})
+		s.Like, s.Keep = &a.Config, slices.Concat(modelFields,
+			[]string{"modules_to_save", "trainable_token_indices", "bias", "use_dora", "lora_bias", "ensure_weight_tying",
+				"lora_dropout", "init_lora_weights"})
 	default:
 		s.Base = a.Config.Base
 	}
-	s.Rank, s.Alpha, s.Ranks, s.Alphas, s.Targets, s.Parameters = common.rank, common.alpha, map[string]int{}, map[string]float64{}, []string{}, []string{}
+	s.Rank, s.Alpha, s.Ranks, s.Alphas, s.Targets, s.Parameters = common.rank, common.alpha, map[string]int{},
+		map[string]float64{}, []string{}, []string{}
 	biases, ofAdapted, save := 0, 0, map[string]bool{}
 	names, copied := adapted(modules), map[string]bool{}
 	var looked []string
@@ -260,10 +265,12 @@ func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 		alphas[exactly(name, within)] = a
 	}
 	fields := map[string]any{
-		"peft_type": "LORA", "task_type": nil, "base_model_name_or_path": s.Base, "revision": nil, "auto_mapping": nil,
-		"r": s.Rank, "lora_alpha": s.Alpha, "lora_dropout": 0.0, "target_modules": names, "exclude_modules": nil, "modules_to_save": nil,
-		"bias": "none", "fan_in_fan_out": s.FanInFanOut, "inference_mode": true, "use_rslora": false, "use_dora": s.DoRA, "lora_bias": s.LoraBias,
-		"init_lora_weights": true, "rank_pattern": ranks, "alpha_pattern": alphas, "layers_to_transform": nil, "layers_pattern": nil,
+		"peft_type": "LORA", "task_type": nil, "auto_mapping": nil, "inference_mode": true,
+		"base_model_name_or_path": s.Base, "revision": nil,
+		"r": s.Rank, "lora_alpha": s.Alpha, "rank_pattern": ranks, "alpha_pattern": alphas, "lora_dropout": 0.0,
+		"target_modules": names, "exclude_modules": nil, "layers_to_transform": nil, "layers_pattern": nil,
+		"modules_to_save": nil, "bias": "none", "fan_in_fan_out": s.FanInFanOut, "init_lora_weights": true,
+		"use_rslora": false, "use_dora": s.DoRA, "lora_bias": s.LoraBias,
 	}
 	if len(s.Parameters) > 0 { // and the sides of stacks are those of a version
 		fields["peft_version"] = writtenVersion

@@ -8,15 +8,13 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Resize calls emit with each module of a that has factors, in the order of names, at another rank: the
-// given one, or with rank 0 the smallest that keeps the share energy, above 0 and at most 1,
-// of the squared norm of its delta. It works on the factors alone, so memory is bounded
-// by them. The singular values are all on B, as in Combine. Stacks of experts are resized expert by
-// expert; DoRA keeps its magnitudes. The rest is returned, to go along: what replaces parts of the
-// base as it is, and biases with their scaling in them.
+// Resize calls emit with each module of a that has factors, in the order of names, at another rank: the given one, or
+// with rank 0 the smallest that keeps the share energy, above 0 and at most 1, of the squared norm of its delta. It
+// works on the factors alone, so memory is bounded by them. The singular values are all on B, as in Combine. Stacks of
+// experts are resized expert by expert; DoRA keeps its magnitudes. The rest is returned, to go along: what replaces
+// parts of the base as it is, and biases with their scaling in them.
 //
-// A rank above that of a module is filled with zeros, up to the smaller side of its
-// matrix; beyond it is an error.
+// A rank above that of a module is filled with zeros, up to the smaller side of its matrix; beyond it is an error.
 func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func(Trained) error) ([]*Module, error) {
 	switch {
 	case rank < 0:
@@ -45,7 +43,8 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 			continue
 		}
 		if most := min(m.B.Rows, m.A.Cols); int64(rank) > most {
-			return nil, fmt.Errorf("%s: module %s: %w: rank %d is larger than its matrix allows, %d", a.Path, tensor.Quote(m.Name), ErrUnsupported, rank, most)
+			return nil, fmt.Errorf("%s: module %s: %w: rank %d is larger than its matrix allows, %d", a.Path,
+				tensor.Quote(m.Name), ErrUnsupported, rank, most)
 		}
 	}
 	var rest []*Module

@@ -13,11 +13,10 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// resolve finds what a module of an adapter means: the parameter of the run-time
-// name; the tensor that has the name in the file, as older versions of a model had it
-// at run time; what a known renaming makes of the name, which may be one expert or a part of a
-// fused parameter; else the one that the name is of in another wrapper class, or the only one that ends in the same
-// way, since such a class puts another prefix before it.
+// resolve finds what a module of an adapter means: the parameter of the run-time name; the tensor that has the name in
+// the file, as older versions of a model had it at run time; what a known renaming makes of the name, which may be one
+// expert or a part of a fused parameter; else the one that the name is of in another wrapper class, or the only one
+// that ends in the same way, since such a class puts another prefix before it.
 func (b *binder) resolve(m *Module) (spot, error) {
 	if m.at != nil {
 		return *m.at, nil
@@ -118,11 +117,11 @@ func (b *binder) only(m *Module, full string, candidates []*parameter) (spot, er
 	for _, p := range candidates[:min(4, len(candidates))] {
 		names = append(names, tensor.Quote(strings.TrimSuffix(p.name, ".weight")))
 	}
-	return spot{}, fmt.Errorf("module %s: %w: it may be any of %d modules: %s", tensor.Quote(m.String()), ErrBase, len(candidates), strings.Join(names, ", "))
+	return spot{}, fmt.Errorf("module %s: %w: it may be any of %d modules: %s", tensor.Quote(m.String()), ErrBase,
+		len(candidates), strings.Join(names, ", "))
 }
 
-// sliceSpot is the place of a slice that the model knows, where it is a parameter, an expert or a
-// range of outputs.
+// sliceSpot is the place of a slice that the model knows, where it is a parameter, an expert or a range of outputs.
 func (b *binder) sliceSpot(r models.Slice) (spot, bool) {
 	p := b.params[r.Param]
 	plain := r.Via == "" && !r.Transposed && r.FileParts <= 1 && (r.Parts <= 1 || r.Dim == 0)
@@ -174,7 +173,8 @@ func (b *binder) resolveFlat(m *Module) (spot, error) {
 	}
 	var list []*parameter // another wrapper class puts another prefix before it
 	for _, full := range b.names {
-		if strings.HasSuffix(full, ".weight") && strings.HasSuffix(flatten(strings.TrimSuffix(full, ".weight")), "_"+name) && strings.ContainsAny(name, "0123456789") {
+		if strings.HasSuffix(full, ".weight") && strings.HasSuffix(flatten(strings.TrimSuffix(full, ".weight")), "_"+name) &&
+			strings.ContainsAny(name, "0123456789") {
 			list = append(list, b.params[full])
 		}
 	}
@@ -197,7 +197,8 @@ func (b *binder) flatExpert(name string) (spot, bool) {
 		for _, full := range b.names {
 			stack, last := cutLast(full)
 			block, ok := strings.CutSuffix(stack, ".experts")
-			if ok && last == at.param && (flatten(block) == before || flatten(block) == strings.TrimSuffix(before, "_block_sparse_moe")+"_mlp") {
+			if ok && last == at.param && (flatten(block) == before ||
+				flatten(block) == strings.TrimSuffix(before, "_block_sparse_moe")+"_mlp") {
 				return b.stackSpot(stack, e, proj)
 			}
 		}
@@ -208,8 +209,8 @@ func (b *binder) flatExpert(name string) (spot, bool) {
 // flatten writes underscores for dots.
 func flatten(name string) string { return strings.ReplaceAll(name, ".", "_") }
 
-// fileParameter takes a tensor of the file for a parameter of its own: a part of a
-// fused one, as it was at run time before it was fused.
+// fileParameter takes a tensor of the file for a parameter of its own: a part of a fused one, as it was at run time
+// before it was fused.
 func (b *binder) fileParameter(i int) *parameter {
 	t := b.targets[i]
 	if len(t.Role.Runtime) == 1 && t.Role.Runtime[0].Whole() {
@@ -249,8 +250,8 @@ func (b *binder) rewrapped(module, param string) (found *parameter) {
 	return found
 }
 
-// endingLike lists the parameters that share the longest end with a name. The end has
-// the numbers of layers in it: one of another layer is never meant.
+// endingLike lists the parameters that share the longest end with a name. The end has the numbers of layers in it: one
+// of another layer is never meant.
 func (b *binder) endingLike(full string) []*parameter {
 	parts := strings.Split(full, ".")
 	last := len(parts) - 2 // a module and its parameter at least

@@ -22,8 +22,8 @@ type Source struct {
 	// ExpertLayout is "rank_major" or "grouped_by_expert", for a PEFT folder whose config does not say how
 	// its stacks of experts lie; empty is PEFT's own rank_major.
 	ExpertLayout string
-	// Component, where not empty, is the one part of a pipeline whose modules are taken, for an adapter in one file that is
-	// for several: "unet", "text_encoder".
+	// Component, where not empty, is the one part of a pipeline whose modules are taken, for an adapter in one file that
+	// is for several: "unet", "text_encoder".
 	Component string
 }
 

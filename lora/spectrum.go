@@ -16,12 +16,12 @@ import (
 
 // Spectrum is what the values of a module say of what it does.
 type Spectrum struct {
-	// Norm is the Frobenius norm of what is added: of the delta of a pair of factors, over all
-	// experts of a stack, or of a scaled bias; for Replace and Rows that of the new values. NaN where there is
-	// none: where NeedsBase is set, and for integers.
+	// Norm is the Frobenius norm of what is added: of the delta of a pair of factors, over all experts of a stack, or of
+	// a scaled bias; for Replace and Rows that of the new values. NaN where there is none: where NeedsBase is set, and
+	// for integers.
 	Norm float64
-	// Values are the singular values of a delta, falling, without those that are
-	// zero. Nil for what has no factors, and for a stack.
+	// Values are the singular values of a delta, falling, without those that are zero. Nil for what has no factors, and
+	// for a stack.
 	Values []float64
 	// NeedsBase is set for a stack of experts where only the base tells how many there are.
 	NeedsBase bool
@@ -31,9 +31,8 @@ type Spectrum struct {
 // keeps what it has read for those that follow, as the experts of a stack share tensors.
 type Spectrograph struct{ read reader }
 
-// Spectrum reads the values of a module. The singular values of its delta are found from
-// the factors alone: those of scaling * B·A as a matrix, whatever it is added to, and for DoRA
-// without the magnitudes, which are about the base.
+// Spectrum reads the values of a module. The singular values of its delta are found from the factors alone: those of
+// scaling * B·A as a matrix, whatever it is added to, and for DoRA without the magnitudes, which are about the base.
 func (g *Spectrograph) Spectrum(a *Adapter, m *Module) (*Spectrum, error) {
 	s := &Spectrum{}
 	var err error
@@ -78,7 +77,8 @@ func (g *Spectrograph) Spectrum(a *Adapter, m *Module) (*Spectrum, error) {
 		return nil, fmt.Errorf("%s: module %s: %w", a.Path, tensor.Quote(m.String()), err)
 	}
 	if s.Norm-s.Norm != 0 {
-		return nil, fmt.Errorf("%s: module %s: %w: the norm of what it adds is %v, expected a finite number; its scaling is %g", a.Path, tensor.Quote(m.String()), ErrMalformed, s.Norm, m.Scaling)
+		return nil, fmt.Errorf("%s: module %s: %w: the norm of what it adds is %v, expected a finite number; its scaling is "+
+			"%g", a.Path, tensor.Quote(m.String()), ErrMalformed, s.Norm, m.Scaling)
 	}
 	return s, nil
 }
@@ -144,8 +144,7 @@ func energy(values []float64) float64 {
 
 func (m *Module) factored() bool { return m.Value == nil }
 
-// stackOf is how many experts the factors of a module are for, as far as its Rank is known; 0 for
-// one matrix.
+// stackOf is how many experts the factors of a module are for, as far as its Rank is known; 0 for one matrix.
 func (m *Module) stackOf() int64 {
 	if r := int64(m.Rank); m.factored() && r > 0 && m.A.Rows != r {
 		return m.A.Rows / r
@@ -202,9 +201,8 @@ func (a *Adapter) Parts() ([]*Module, error) {
 
 // Contents says what a file holds of a module.
 type Contents struct {
-	// Shape is that of the parameter's change or new values, at run time: (out, in) of a linear
-	// layer, (rows, width) of an embedding, with the kernel of a convolution. Nil for a stack of
-	// experts, whose orientation only the base tells.
+	// Shape is that of the parameter's change or new values, at run time: (out, in) of a linear layer, (rows, width) of
+	// an embedding, with the kernel of a convolution. Nil for a stack of experts, whose orientation only the base tells.
 	Shape tensor.Shape
 	// A and B are the shapes of the factors as they are stored, nil where there are none.
 	A, B    tensor.Shape

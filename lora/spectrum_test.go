@@ -38,7 +38,8 @@ func adapterOf(t *testing.T, config string, tensors map[string]values) *Adapter 
 		for _, x := range v.integers {
 			data, dtype = binary.LittleEndian.AppendUint64(data, uint64(x)), "I64"
 		}
-		header["base_model.model."+name] = map[string]any{"dtype": dtype, "shape": v.shape, "data_offsets": []int{start, len(data)}}
+		header["base_model.model."+name] = map[string]any{"dtype": dtype, "shape": v.shape,
+			"data_offsets": []int{start, len(data)}}
 	}
 	h, err := json.Marshal(header)
 	require.NoError(t, err)

@@ -116,9 +116,8 @@ func (a *Adapter) gateBeforeUp(s stack) error {
 	return nil
 }
 
-// stacks finds the modules for stacks of experts without their base: what target_parameters names, in
-// the order in which a model has them, and the ranks of the config. They get their Rank, Alpha and
-// Scaling.
+// stacks finds the modules for stacks of experts without their base: what target_parameters names, in the order in
+// which a model has them, and the ranks of the config. They get their Rank, Alpha and Scaling.
 func (a *Adapter) stacks() ([]stack, error) {
 	parameters := stringList(a.Config.Parameters)
 	if len(parameters) == 0 {

@@ -306,7 +306,8 @@ func (p *parameter) asStack() (*parameter, error) {
 	switch {
 	case p.experts > 0 && len(p.shape) == 2:
 	case p.experts > 0:
-		return nil, fmt.Errorf("%w: the experts of %s have the shape %v, expected matrices", ErrBase, tensor.Quote(p.name), p.shape)
+		return nil, fmt.Errorf("%w: the experts of %s have the shape %v, expected matrices", ErrBase, tensor.Quote(p.name),
+			p.shape)
 	case p.rank() == 2:
 		s.experts = 1
 	case p.rank() == 3 && p.experts == 0:

@@ -56,12 +56,13 @@ func TestNests(t *testing.T) {
 	)
 	const (
 		nemotron, qwen, gptOss, unknownFields = "NemotronHForCausalLM", "Qwen3MoeForCausalLM", "GptOssForCausalLM", "Unheard"
-		block, ofQwen, ofUnheard              = "model.layers.0.mixer.experts", "model.layers.0.mlp.experts", "layers.0.moe.experts"
-		both                                  = `"target_parameters": ["up_proj", "down_proj"]`
-		fused                                 = `"target_parameters": ["gate_up_proj", "down_proj"]`
-		alone                                 = `"target_parameters": ["up_proj"]`
-		third                                 = `"target_parameters": ["up_proj", "third"]`
-		older, newer                          = `, "peft_version": "0.18.1"`, `, "peft_version": "0.21.2"`
+		block, ofQwen, ofUnheard              = "model.layers.0.mixer.experts", "model.layers.0.mlp.experts",
+			"layers.0.moe.experts"
+		both         = `"target_parameters": ["up_proj", "down_proj"]`
+		fused        = `"target_parameters": ["gate_up_proj", "down_proj"]`
+		alone        = `"target_parameters": ["up_proj"]`
+		third        = `"target_parameters": ["up_proj", "third"]`
+		older, newer = `, "peft_version": "0.18.1"`, `, "peft_version": "0.21.2"`
 	)
 	transposes := base{"up_proj": {2, 3, 5}, "down_proj": {2, 5, 3}}
 	squares := base{"up_proj": {2, 4, 4}, "down_proj": {2, 4, 4}}
@@ -110,7 +111,8 @@ func TestNests(t *testing.T) {
 			unknownFields, ofUnheard, both + newer, transposes, []shape{{4, 5}, {3, 4}, {4, 3}, {5, 4}}, downUp, "",
 		},
 		"of names that none has, that fit in one order": {
-			unknownFields, ofUnheard, third, base{"up_proj": {2, 3, 5}, "third": {2, 7, 3}}, []shape{{4, 3}, {7, 4}, {4, 5}, {3, 4}},
+			unknownFields, ofUnheard, third, base{"up_proj": {2, 3, 5}, "third": {2, 7, 3}},
+			[]shape{{4, 3}, {7, 4}, {4, 5}, {3, 4}},
 			[]string{"up_proj", "third"}, "",
 		},
 		"of names that none has, that fit in two": {

@@ -17,8 +17,7 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// targets is what a config says of the modules that are adapted. All of it is matched with
-// run-time names.
+// targets is what a config says of the modules that are adapted. All of it is matched with run-time names.
 type targets struct {
 	list       []string  // target_modules, where it is a list; each stands for all names that end in it
 	names      ends      // list
@@ -80,7 +79,8 @@ func (c *Config) parseTargets() (t targets, err error) {
 		return t, wrong("layers_pattern", c.LayerLists, "a list of names")
 	}
 	if n := len(t.layerLists); n > mostRegexes {
-		return t, fmt.Errorf("%w: layers_pattern has %d regular expressions, expected at most %d", ErrMalformed, n, mostRegexes)
+		return t, fmt.Errorf("%w: layers_pattern has %d regular expressions, expected at most %d", ErrMalformed, n,
+			mostRegexes)
 	}
 	t.saved = endsOf(stringList(c.ToSave))
 	t.around, err = c.parseSaved(stringList(c.ToSave))
@@ -364,9 +364,9 @@ func (c *Config) selectsFirst(names []string) (bool, error) {
 	return false, nil
 }
 
-// checkTargets refuses modules that have tensors and that the config leaves out, and modules that it means by a
-// name by which no tensors are there. Single ones without tensors are told of: those of another part
-// of the base may have the same names.
+// checkTargets refuses modules that have tensors and that the config leaves out, and modules that it means by a name
+// by which no tensors are there. Single ones without tensors are told of: those of another part of the base may have
+// the same names.
 func (b *binder) checkTargets(i int, a Weighted) error {
 	c := &a.Config
 	err := a.checkTargets(func(module, param string) bool { return c.targets.parameters.have(module + "." + param) })
@@ -386,7 +386,8 @@ func (b *binder) checkTargets(i int, a Weighted) error {
 	for _, full := range b.names {
 		p := b.params[full]
 		name, weight := strings.CutSuffix(full, ".weight")
-		if !weight || p.kind != models.Linear && p.kind != models.Conv1D && p.kind != models.Embedding || b.bound[claimKey(i, false, p)] != nil {
+		if !weight || p.kind != models.Linear && p.kind != models.Conv1D && p.kind != models.Embedding ||
+			b.bound[claimKey(i, false, p)] != nil {
 			continue
 		}
 		if ok, err := c.selects(name); err != nil {
@@ -395,7 +396,8 @@ func (b *binder) checkTargets(i int, a Weighted) error {
 			continue
 		}
 		if end, _ := c.targets.names.of(name); !used[end] {
-			return fmt.Errorf("module %s: %w: target_modules means it by %s, and the file has no lora_A and lora_B of any such module", tensor.Quote(name), ErrMalformed, tensor.Quote(end))
+			return fmt.Errorf("module %s: %w: target_modules means it by %s, and the file has no lora_A and lora_B of any such "+
+				"module", tensor.Quote(name), ErrMalformed, tensor.Quote(end))
 		}
 		missing = append(missing, name)
 	}
@@ -404,7 +406,8 @@ func (b *binder) checkTargets(i int, a Weighted) error {
 		if n > 3 {
 			more = ", ..."
 		}
-		b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s: target_modules also means %d modules of the base that it has no tensors of, and leaves as they are: %s%s", a.Path, n, strings.Join(missing[:min(n, 3)], ", "), more))
+		b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s: target_modules also means %d modules of the base that it has "+
+			"no tensors of, and leaves as they are: %s%s", a.Path, n, strings.Join(missing[:min(n, 3)], ", "), more))
 	}
 	return nil
 }
@@ -414,7 +417,8 @@ func (b *binder) checkTargets(i int, a Weighted) error {
 func (b *binder) checkReplaced(a Weighted) error {
 	c := &a.Config
 	if !empty(c.Tokens) && !slices.ContainsFunc(a.Modules, func(m *Module) bool { return m.Form == Rows }) {
-		return fmt.Errorf("%s: %w: trainable_token_indices is set, and the file has no trainable_tokens_delta", configName, ErrMalformed)
+		return fmt.Errorf("%s: %w: trainable_token_indices is set, and the file has no trainable_tokens_delta", configName,
+			ErrMalformed)
 	}
 	brought := map[string]bool{}
 	for _, m := range a.Modules {
@@ -428,7 +432,8 @@ func (b *binder) checkReplaced(a Weighted) error {
 		name, _ := cutLast(full)
 		for _, saved := range c.targets.saved.around(name) {
 			if !brought[saved] {
-				return fmt.Errorf("module %s: %w: modules_to_save means it by %s, and the file has no weight or bias of any such module", tensor.Quote(name), ErrMalformed, tensor.Quote(saved))
+				return fmt.Errorf("module %s: %w: modules_to_save means it by %s, and the file has no weight or bias of any such "+
+					"module", tensor.Quote(name), ErrMalformed, tensor.Quote(saved))
 			}
 		}
 	}
@@ -448,12 +453,14 @@ func (c *Config) errNotMeant(m *Module) error {
 	for _, f := range []struct {
 		name  string
 		value jsontext.Value
-	}{{"target_parameters", c.Parameters}, {"exclude_modules", c.Exclude}, {"modules_to_save", c.ToSave}, {"layers_to_transform", c.Layers}} {
+	}{{"target_parameters", c.Parameters}, {"exclude_modules", c.Exclude}, {"modules_to_save", c.ToSave},
+		{"layers_to_transform", c.Layers}} {
 		if !empty(f.value) {
 			fields += ", " + f.name
 		}
 	}
-	return fmt.Errorf("module %s: %w: it has tensors, and by %s's %s it is not adapted, expected one of %s", tensor.Quote(m.String()), ErrMalformed, configName, fields, names(meant))
+	return fmt.Errorf("module %s: %w: it has tensors, and by %s's %s it is not adapted, expected one of %s",
+		tensor.Quote(m.String()), ErrMalformed, configName, fields, names(meant))
 }
 
 // ensuredEnd reports whether a module is an end of a tie of which another end is adapted too: with

@@ -95,18 +95,20 @@ func TestCheckTargets(t *testing.T) {
 		`, "target_modules": ".*\\.q_proj"`: "",
 		`, "target_modules": "layers.*"`:    "", // within another wrapper
 		`, "target_modules": ["proj"]`:      `expected one of "proj"`,
-		`, "target_modules": ["o_proj", "v_proj", "a", "b", "c", "d"]`:                        `expected one of "o_proj", "v_proj", "a", "b", and 2 more`,
-		`, "target_modules": ["q_proj"], "exclude_modules": ["0.self_attn.q_proj"]`:           "target_modules, exclude_modules it is not adapted",
-		`, "target_modules": ["q_proj"], "exclude_modules": ["` + q + `"]`:                    "target_modules, exclude_modules it is not adapted",
-		`, "target_modules": ["q_proj"], "exclude_modules": "model\\.layers\\.0\\..*"`:        "target_modules, exclude_modules it is not adapted",
-		`, "target_modules": ["q_proj"], "modules_to_save": ["self_attn"]`:                    "target_modules, modules_to_save it is not adapted",
-		`, "target_modules": ["q_proj"], "modules_to_save": ["attn", "q", "proj", "layer"]`:   "",
-		`, "target_modules": ["q_proj"], "layers_to_transform": [1]`:                          "target_modules, layers_to_transform it is not adapted",
-		`, "target_modules": ["q_proj"], "layers_to_transform": [0, 1]`:                       "",
-		`, "target_modules": ["v_proj"], "target_parameters": ["self_attn.q_proj.weight"]`:    "",
-		`, "target_modules": ["v_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]`:   `expected one of "v_proj", "mlp.experts.gate_up_proj"`,
-		`, "target_modules": "(a+)+b|.*_proj"`:                                                "",
-		`, "target_modules": {"q_proj": 1}`:                                                   "expected a list of names or a regular expression",
+		`, "target_modules": ["o_proj", "v_proj", "a", "b", "c", "d"]`:              `expected one of "o_proj", "v_proj", "a", "b", and 2 more`,
+		`, "target_modules": ["q_proj"], "exclude_modules": ["0.self_attn.q_proj"]`: "target_modules, exclude_modules it is not adapted",
+		`, "target_modules": ["q_proj"], "exclude_modules": ["` + q +
+			`"]`: "target_modules, exclude_modules it is not adapted",
+		`, "target_modules": ["q_proj"], "exclude_modules": "model\\.layers\\.0\\..*"`:      "target_modules, exclude_modules it is not adapted",
+		`, "target_modules": ["q_proj"], "modules_to_save": ["self_attn"]`:                  "target_modules, modules_to_save it is not adapted",
+		`, "target_modules": ["q_proj"], "modules_to_save": ["attn", "q", "proj", "layer"]`: "",
+		`, "target_modules": ["q_proj"], "layers_to_transform": [1]`:                        "target_modules, layers_to_transform it is not adapted",
+		`, "target_modules": ["q_proj"], "layers_to_transform": [0, 1]`:                     "",
+		`, "target_modules": ["v_proj"], "target_parameters": ["self_attn.q_proj.weight"]`:  "",
+		`, "target_modules": ["v_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]`: `expected one of "v_proj", "mlp.experts.gate_up_proj"`,
+		`, "target_modules": "(a+)+b|.*_proj"`:                                              "",
+		`, "target_modules": {"q_proj": 1}`: "expected a list of names or " +
+			"a regular expression",
 		`, "target_modules": ["q_proj"], "layers_to_transform": "all"`:                        "layers_to_transform",
 		`, "target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": [1]`:   "layers_pattern",
 		`, "target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": ["("]`: "regular expression",
@@ -150,7 +152,8 @@ func TestBindChecksTargets(t *testing.T) {
 		order = append(order, name+".weight")
 	}
 	layer := func(name string) map[string][]int64 {
-		return with(map[string][]int64{}, map[string][]int64{name + ".lora_A.weight": {2, 4}, name + ".lora_B.weight": {6, 2}})
+		return with(map[string][]int64{}, map[string][]int64{name + ".lora_A.weight": {2, 4},
+			name + ".lora_B.weight": {6, 2}})
 	}
 	for fields, says := range map[string]string{
 		`"target_modules": ["o_proj"]`:                                                   `module "model.layers.0.self_attn.q_proj": malformed adapter: it has tensors, and by adapter_config.json's target_modules it is not adapted, expected one of "o_proj"`,
@@ -162,7 +165,8 @@ func TestBindChecksTargets(t *testing.T) {
 		`"target_modules": ["q_proj", "v_proj"], "exclude_modules": "model.*v_proj"`:     "",
 		`"target_modules": ["q_proj", "v_proj"], "exclude_modules": "model.*layers.1.*"`: `means it by "v_proj"`,
 	} {
-		b, _, err := bound(t, `{"architectures": ["LlamaForCausalLM"]}`, `{"peft_type": "LORA", "r": 2, `+fields+`}`, base, order, layer(at("0", "q_proj")))
+		b, _, err := bound(t, `{"architectures": ["LlamaForCausalLM"]}`, `{"peft_type": "LORA", "r": 2, `+fields+`}`, base,
+			order, layer(at("0", "q_proj")))
 		if says != "" {
 			require.ErrorContains(t, err, says, fields)
 			require.ErrorIs(t, err, ErrMalformed)
@@ -170,7 +174,8 @@ func TestBindChecksTargets(t *testing.T) {
 		}
 		require.NoError(t, err, fields)
 		require.Len(t, b.Notices, 1) // layer 1
-		require.Contains(t, b.Notices[0], "target_modules also means 1 modules of the base that it has no tensors of, and leaves as they are: model.layers.1.self_attn.q_proj")
+		require.Contains(t, b.Notices[0], "target_modules also means 1 modules of the base that it has no tensors of, and "+
+			"leaves as they are: model.layers.1.self_attn.q_proj")
 	}
 }
 

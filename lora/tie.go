@@ -17,7 +17,8 @@ var heads = []string{"lm_head.weight", "embed_out.weight", "output.weight"}
 func (b *binder) findHead() {
 	name := b.model.Head() + ".weight"
 	p := b.params[b.model.HeadSource()]
-	if p == nil || p.kind != models.Embedding || len(p.shape) != 2 || len(p.pieces) != 1 || b.model.Tensor(name, p.shape).Tied != p.name {
+	if p == nil || p.kind != models.Embedding || len(p.shape) != 2 || len(p.pieces) != 1 ||
+		b.model.Tensor(name, p.shape).Tied != p.name {
 		return
 	}
 	b.head, b.embedding = name, p.name
@@ -69,8 +70,7 @@ func (b *binder) isHead(p *parameter) bool {
 	return p == b.headParam || p.name == b.model.Head()+".weight" || b.model.Head() == "" && slices.Contains(heads, p.name)
 }
 
-// headBias reports whether a parameter is the bias of the output head, which BERT and its like have
-// beside it.
+// headBias reports whether a parameter is the bias of the output head, which BERT and its like have beside it.
 func (b *binder) headBias(p *parameter) bool {
 	name := b.model.Head() + ".bias"
 	return len(p.shape) == 1 && (p.name == name || b.model.Tensor(name, p.shape).Tied == p.name)
@@ -114,7 +114,8 @@ func (b *binder) sameAsEmbedding(a Weighted, m *Module) error {
 	if alone || m.Base {
 		return nil
 	}
-	return fmt.Errorf("module %s: %w: ensure_weight_tying is set, and it differs from that of the embedding", tensor.Quote(m.Name), ErrMalformed)
+	return fmt.Errorf("module %s: %w: ensure_weight_tying is set, and it differs from that of the embedding",
+		tensor.Quote(m.Name), ErrMalformed)
 }
 
 // sameNumbers reports whether two matrices are equal.
@@ -137,7 +138,9 @@ func (b *binder) untie() error {
 	b.inputRows(from)
 	c := b.out.Changes[from]
 	if list := slices.DeleteFunc(b.untrained(c), b.hasOwn); len(list) > 0 && b.beforeUnknown(c) {
-		b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s was trained alone, in a vocabulary that has grown, and the adapter does not say which rows those that share them had: the trained ones go to %s too", strings.TrimSuffix(b.embedding, ".weight"), strings.Join(list, " and ")))
+		b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s was trained alone, in a vocabulary that has grown, and the "+
+			"adapter does not say which rows those that share them had: the trained ones go to %s too",
+			strings.TrimSuffix(b.embedding, ".weight"), strings.Join(list, " and ")))
 	}
 	head := b.headOwn()
 	same, err := b.sameEnds(c, head)
@@ -168,7 +171,8 @@ func (b *binder) untie() error {
 	}
 	b.shareBase(from)
 	b.shareRows(from)
-	b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s is no longer tied to %s: the adapter changes one of them, and both keep what they did", strings.TrimSuffix(b.head, ".weight"), strings.TrimSuffix(b.embedding, ".weight")))
+	b.out.Notices = append(b.out.Notices, fmt.Sprintf("%s is no longer tied to %s: the adapter changes one of them, and "+
+		"both keep what they did", strings.TrimSuffix(b.head, ".weight"), strings.TrimSuffix(b.embedding, ".weight")))
 	return b.copies(from)
 }
 
@@ -186,7 +190,8 @@ func (b *binder) sameEnds(c, head *Change) (bool, error) {
 			if same, err := sameChange(c, e.change); !same || err != nil {
 				return false, err
 			}
-		case c != nil && (!b.valueEverywhere(c) || slices.ContainsFunc(c.Updates, func(t Update) bool { return !b.everywhere(t) })):
+		case c != nil && (!b.valueEverywhere(c) ||
+			slices.ContainsFunc(c.Updates, func(t Update) bool { return !b.everywhere(t) })):
 			return false, nil
 		}
 	}
@@ -223,7 +228,8 @@ func (b *binder) sameRows() error {
 	if m == 0 || n == 0 || m == n || !grown && !grownHead {
 		return nil
 	}
-	return fmt.Errorf("%w: %s has %d rows with the adapter and %s %d: the vocabulary that it was trained with had grown, and it brings one of the two", ErrBase, tensor.Quote(head), m, tensor.Quote(source), n)
+	return fmt.Errorf("%w: %s has %d rows with the adapter and %s %d: the vocabulary that it was trained with had grown, "+
+		"and it brings one of the two", ErrBase, tensor.Quote(head), m, tensor.Quote(source), n)
 }
 
 // headOwn is the change of the head, nil where there is none.
@@ -252,7 +258,8 @@ func (b *binder) shareBase(from int) {
 func (b *binder) shareRows(from int) {
 	c, head := b.out.Changes[from], b.headOwn()
 	isRows := func(t Update) bool { return t.Module.Form == Rows }
-	if c == nil || head == nil || slices.ContainsFunc(head.Updates, isRows) || head.Value != nil && !head.ValueOf.Module.Base {
+	if c == nil || head == nil || slices.ContainsFunc(head.Updates, isRows) || head.Value != nil &&
+		!head.ValueOf.Module.Base {
 		return
 	}
 	rows := slices.DeleteFunc(slices.Clone(c.Updates), func(t Update) bool { return !b.everywhere(t) })
@@ -270,7 +277,8 @@ func (b *binder) inputRows(from int) {
 	c := b.out.Changes[from]
 	var left []Update
 	for _, t := range e.change.Updates {
-		own := c != nil && slices.ContainsFunc(c.Updates, func(o Update) bool { return o.Adapter == t.Adapter && o.Module.Form == Rows })
+		own := c != nil && slices.ContainsFunc(c.Updates,
+			func(o Update) bool { return o.Adapter == t.Adapter && o.Module.Form == Rows })
 		if own || !b.everywhere(t) {
 			left = append(left, t)
 			continue
@@ -327,7 +335,8 @@ func (b *binder) copies(from int) error {
 		}
 	}
 	c := b.out.Changes[from]
-	changed := c != nil && (!b.valueEverywhere(c) || slices.ContainsFunc(c.Updates, func(t Update) bool { return !b.everywhere(t) }))
+	changed := c != nil && (!b.valueEverywhere(c) ||
+		slices.ContainsFunc(c.Updates, func(t Update) bool { return !b.everywhere(t) }))
 	if changed || len(b.ends) > 0 || len(b.model.TieSwitches()) > 0 {
 		shared(b.embedding, from, false)
 	}
@@ -371,7 +380,8 @@ func (b *binder) valueEverywhere(c *Change) bool {
 // untrained lists the modules beside the head that share the embedding's values, where modules_to_save trains a copy
 // for one module alone: they keep what that was before.
 func (b *binder) untrained(c *Change) []string {
-	if c == nil || c.Value == nil || c.ValueOf.Module.Base || !b.adapters[c.ValueOf.Adapter].Config.savesWhole(c.ValueOf.Module.Name) {
+	if c == nil || c.Value == nil || c.ValueOf.Module.Base ||
+		!b.adapters[c.ValueOf.Adapter].Config.savesWhole(c.ValueOf.Module.Name) {
 		return nil
 	}
 	var list []string
@@ -400,7 +410,8 @@ func (b *binder) before(c *Change) *formats.Tensor {
 	if t := c.ValueOf.Module.before; t != nil || !b.grown(c) {
 		return t
 	}
-	if head := b.headOwn(); head != nil && head.Value != nil && head.ValueOf.Module.Base && head.ValueOf.Adapter == c.ValueOf.Adapter {
+	if head := b.headOwn(); head != nil && head.Value != nil && head.ValueOf.Module.Base &&
+		head.ValueOf.Adapter == c.ValueOf.Adapter {
 		return head.Value
 	}
 	return nil
@@ -420,9 +431,9 @@ func onlyRows(c *Change) bool {
 	return true
 }
 
-// ensured reports whether an adapter promises the tie. PEFT heeds the promise where the embedding has
-// one of two names. MLX has no head of its own on a tied model: its LoRAEmbedding.as_linear, which stands
-// for one, has the delta too.
+// ensured reports whether an adapter promises the tie. PEFT heeds the promise where the embedding has one of two
+// names. MLX has no head of its own on a tied model: its LoRAEmbedding.as_linear, which stands for one, has the delta
+// too.
 func (b *binder) ensured(t Update) bool {
 	a := b.adapters[t.Adapter]
 	_, name := cutLast(t.Module.Name)
@@ -448,7 +459,8 @@ func sameChange(x, y *Change) (bool, error) {
 			}
 			continue
 		}
-		if s.Left.T == nil || t.Left.T == nil || s.Module.Magnitude != nil || t.Module.Magnitude != nil || s.Adapter != t.Adapter || s.Scale != t.Scale || s.Rows != t.Rows || s.Cols != t.Cols {
+		if s.Left.T == nil || t.Left.T == nil || s.Module.Magnitude != nil || t.Module.Magnitude != nil ||
+			s.Adapter != t.Adapter || s.Scale != t.Scale || s.Rows != t.Rows || s.Cols != t.Cols {
 			return false, nil
 		}
 		if same, err := sameNumbers(s.Left, t.Left); !same || err != nil {

@@ -16,7 +16,8 @@ import (
 	"github.com/lorakit/lorakit/internal/kernels"
 )
 
-// TestPermutation holds the beginning of permutations against torch's: torch.randperm(n, generator=…manual_seed(seed)).
+// TestPermutation holds the beginning of permutations against torch's: torch.randperm(n,
+// generator=…manual_seed(seed)).
 func TestPermutation(t *testing.T) {
 	t.Parallel() // the last one takes seconds
 	for _, x := range []struct {

@@ -19,9 +19,12 @@ func (a *Adapter) sharedVeRA(modules map[string]parts) (parts, error) {
 	A, B := shared["vera_A"], shared["vera_B"]
 	switch {
 	case A == nil && B == nil:
-		return nil, fmt.Errorf("%s: %w: it has no vera_A and vera_B, since save_projection is false: PEFT draws them from projection_prng_key with torch's generator; save it with save_projection", a.Path, ErrUnsupported)
-	case A == nil || B == nil || len(A.Shape) != 2 || len(B.Shape) != 2 || A.Shape[0] != int64(a.Config.Rank) || B.Shape[1] != A.Shape[0]:
-		return nil, fmt.Errorf("%s: %w: it has %v, expected vera_A (%d, in) and vera_B (out, %d)", a.Path, ErrMalformed, shared, a.Config.Rank, a.Config.Rank)
+		return nil, fmt.Errorf("%s: %w: it has no vera_A and vera_B, since save_projection is false: PEFT draws them from "+
+			"projection_prng_key with torch's generator; save it with save_projection", a.Path, ErrUnsupported)
+	case A == nil || B == nil || len(A.Shape) != 2 || len(B.Shape) != 2 || A.Shape[0] != int64(a.Config.Rank) ||
+		B.Shape[1] != A.Shape[0]:
+		return nil, fmt.Errorf("%s: %w: it has %v, expected vera_A (%d, in) and vera_B (out, %d)", a.Path, ErrMalformed,
+			shared, a.Config.Rank, a.Config.Rank)
 	}
 	return shared, nil
 }
@@ -35,9 +38,11 @@ func (c *Config) veRA(name string, p, shared parts) (*Module, error) {
 	}
 	A, B := matrixOf(shared["vera_A"]), matrixOf(shared["vera_B"])
 	if b.Shape[0] < 1 || b.Shape[0] > B.Rows || A.Cols < 1 {
-		return nil, fmt.Errorf("%w: its vera_lambda_b has %d elements, and the shared vera_A and vera_B are %v and %v", ErrMalformed, b.Shape[0], A, B)
+		return nil, fmt.Errorf("%w: its vera_lambda_b has %d elements, and the shared vera_A and vera_B are %v and %v",
+			ErrMalformed, b.Shape[0], A, B)
 	}
-	m := &Module{Name: name, Param: "weight", A: scaledRows(A, d), B: scaledRows(B.rows(0, b.Shape[0]), b), Rank: int(rank), Alpha: float64(rank), Scaling: 1}
+	m := &Module{Name: name, Param: "weight", A: scaledRows(A, d), B: scaledRows(B.rows(0, b.Shape[0]), b),
+		Rank: int(rank), Alpha: float64(rank), Scaling: 1}
 	m.fit = func(m *Module, _, inputs int64) error {
 		if inputs <= A.Cols { // else it does not fit
 			m.A = scaledRows(A.cols(0, inputs), d)

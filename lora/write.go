@@ -11,9 +11,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Trained is a module that was computed: A (rank x in) and B (out x rank), whose product B·A, times
-// Scaling, is the delta. For an embedding A is rank x rows and B width x rank; for a
-// convolution in counts the elements of its kernel.
+// Trained is a module that was computed: A (rank x in) and B (out x rank), whose product B·A, times Scaling, is the
+// delta. For an embedding A is rank x rows and B width x rank; for a convolution in counts the elements of its kernel.
 type Trained struct {
 	Name      string
 	Component string // see Module
@@ -42,8 +41,7 @@ func (t Trained) Module(a, b *formats.Tensor) *Module {
 	return m
 }
 
-// New makes an adapter of modules, for PEFT: s says what does not follow from them. It has the path
-// for messages.
+// New makes an adapter of modules, for PEFT: s says what does not follow from them. It has the path for messages.
 func New(path string, s Settings, modules []*Module) *Adapter {
 	a := &Adapter{Path: path, Modules: modules, settings: &s}
 	if s.Like != nil {
@@ -131,8 +129,8 @@ func (o Output) Stored() *formats.Tensor {
 	return o.From.T
 }
 
-// Writer makes the values of outputs, one after the other. Its zero value is ready; it keeps what
-// it has read for those that follow.
+// Writer makes the values of outputs, one after the other. Its zero value is ready; it keeps what it has read for
+// those that follow.
 type Writer struct{ read reader }
 
 // Values makes the values of an output, by rows.
@@ -178,8 +176,8 @@ type EncodeOptions struct {
 	Experts string // one of ExpertChoices; empty is "keep", what the dialect has
 }
 
-// Encode makes an adapter one of another dialect, with the same delta. Headers are read, and where
-// experts are joined or split their factors. What a dialect has no place for is an error.
+// Encode makes an adapter one of another dialect, with the same delta. Headers are read, and where experts are joined
+// or split their factors. What a dialect has no place for is an error.
 func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 	if o.To == "" {
 		o.To = a.Dialect
@@ -188,10 +186,12 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 		o.Experts = keepExperts
 	}
 	if !slices.Contains(ExpertChoices(), o.Experts) {
-		return nil, fmt.Errorf("%w: experts %s; known are %s", ErrUnsupported, tensor.Quote(o.Experts), choices(o.Experts, ExpertChoices()))
+		return nil, fmt.Errorf("%w: experts %s; known are %s", ErrUnsupported, tensor.Quote(o.Experts),
+			choices(o.Experts, ExpertChoices()))
 	}
 	if start := a.Config.residual(); start != "" && (o.To != PEFT || a.Dialect == Diffusers) {
-		return nil, fmt.Errorf("%s: %w: init_lora_weights is %s, whose deltas are for the base without the part it started from, which only PEFT works out", a.Path, ErrUnsupported, tensor.Quote(start))
+		return nil, fmt.Errorf("%s: %w: init_lora_weights is %s, whose deltas are for the base without the part it started "+
+			"from, which only PEFT works out", a.Path, ErrUnsupported, tensor.Quote(start))
 	}
 	if a.Config.otherMethod() {
 		var err error
@@ -226,7 +226,8 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 	}
 	for _, m := range a.Modules {
 		if m.Form == Embedding && !a.Config.EnsureTie && (a.Dialect == MLX) != (o.To == MLX) {
-			e.Notices = append(e.Notices, fmt.Sprintf("%s: on a model whose output head is tied to it, an mlx adapter changes the head too, a %s adapter the embedding alone", m.Name, other))
+			e.Notices = append(e.Notices, fmt.Sprintf("%s: on a model whose output head is tied to it, an mlx adapter changes "+
+				"the head too, a %s adapter the embedding alone", m.Name, other))
 		}
 	}
 	return e, nil

@@ -24,22 +24,23 @@ var ErrLimit = errors.New("limit exceeded")
 
 // Config is what a checkpoint's config.json says.
 type Config struct {
-	ModelType    string
-	Architecture string         // the first of "architectures" if it is known, else the model type's most usual class, else as in the file
-	Assumed      bool           // Architecture is the model type's, not the file's
-	DType        string         // "bfloat16" from dtype or torch_dtype, of the file or of its first section that has one; "" where none does
+	ModelType string
+	// the first of "architectures" if it is known, else the model type's most usual class, else as in the file
+	Architecture string
+	Assumed      bool // Architecture is the model type's, not the file's
+	// "bfloat16" from dtype or torch_dtype, of the file or of its first section that has one; "" where none does
+	DType        string
 	Quantization jsontext.Value // quantization_config as it is in the file, or MLX's own quantization, or nil
 
-	// TieWordEmbeddings is the file's own value, or that of its text_config, or
-	// nil. Model.Tensor knows what an absent one means.
+	// TieWordEmbeddings is the file's own value, or that of its text_config, or nil. Model.Tensor knows what an absent
+	// one means.
 	TieWordEmbeddings *bool
 
 	root jsontext.Value // the literals that are no JSON replaced
 }
 
-// ParseConfig reads a config.json. Python's NaN, Infinity and -Infinity are taken
-// where a number may stand; everything else is to be JSON, an object, in UTF-8 and
-// without a name twice in one object.
+// ParseConfig reads a config.json. Python's NaN, Infinity and -Infinity are taken where a number may stand; everything
+// else is to be JSON, an object, in UTF-8 and without a name twice in one object.
 func ParseConfig(b []byte) (*Config, error) {
 	root, err := checked(b)
 	if err != nil {
@@ -90,8 +91,8 @@ func ParseConfig(b []byte) (*Config, error) {
 			break
 		}
 	}
-	// A model of a known type whose class is not, an old name mostly, is loaded by
-	// its type, unless it brings code of its own.
+	// A model of a known type whose class is not, an old name mostly, is loaded by its type, unless it brings code of its
+	// own.
 	if _, own := c.value("auto_map"); !known(c.Architecture) && !own {
 		if usual := usualClass(c.ModelType); usual != "" {
 			c.Architecture, c.Assumed = usual, true
@@ -117,8 +118,8 @@ func usualClass(modelType string) string {
 	return usualClasses()[modelType]
 }
 
-// section is the config of a model that the model is made of, and what it is called
-// there, such as text_config or decoder.
+// section is the config of a model that the model is made of, and what it is called there, such as text_config or
+// decoder.
 type section struct {
 	name   string
 	config *Config
@@ -127,8 +128,7 @@ type section struct {
 // maxSections is more than any model has.
 const maxSections = 16
 
-// sections returns the configs of the models that the model is made of, those
-// inside of them included.
+// sections returns the configs of the models that the model is made of, those inside of them included.
 func (c *Config) sections() []section {
 	var all []section
 	var walk func(v jsontext.Value, depth int)
@@ -307,8 +307,8 @@ func members(b []byte, at int) ([]member, error) {
 	return list, nil
 }
 
-// checked returns the file with its Python literals replaced by numbers of the
-// same length, after making sure that it is an object within the limits.
+// checked returns the file with its Python literals replaced by numbers of the same length, after making sure that it
+// is an object within the limits.
 func checked(b []byte) (jsontext.Value, error) {
 	if len(b) > MaxConfigSize {
 		return nil, fmt.Errorf("config: %w: %d bytes, at most %d are read", ErrLimit, len(b), MaxConfigSize)
@@ -344,8 +344,7 @@ func plain(err error) error {
 	return errors.New(strings.ReplaceAll(strings.TrimPrefix(err.Error(), "jsontext: "), "\n", " "))
 }
 
-// masked replaces NaN, Infinity and -Infinity outside of strings by numbers of
-// the same length.
+// masked replaces NaN, Infinity and -Infinity outside of strings by numbers of the same length.
 func masked(b []byte) []byte {
 	out := bytes.Clone(b)
 	for i := 0; i < len(out); i++ {
@@ -372,8 +371,7 @@ func masked(b []byte) []byte {
 	return out
 }
 
-// standsAlone reports whether the word at b[at:at+n] is a whole token, with a
-// minus before it where that is allowed.
+// standsAlone reports whether the word at b[at:at+n] is a whole token, with a minus before it where that is allowed.
 func standsAlone(b []byte, at, n int, signed bool) bool {
 	before := at - 1
 	if signed && before >= 0 && b[before] == '-' {

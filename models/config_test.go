@@ -30,7 +30,10 @@ func TestParseConfig(t *testing.T) {
 	require.NotNil(t, c.TieWordEmbeddings)
 	assert.True(t, *c.TieWordEmbeddings)
 
-	c, err = ParseConfig([]byte(`{"vision_config": {"torch_dtype": null}, "text_config": {"torch_dtype": "float16"}, "quantization_config": null}`))
+	c,
+		err = ParseConfig(
+		[]byte(
+			`{"vision_config": {"torch_dtype": null}, "text_config": {"torch_dtype": "float16"}, "quantization_config": null}`))
 	require.NoError(t, err)
 	assert.Equal(t, "float16", c.DType)
 	assert.Nil(t, c.Quantization)
@@ -40,7 +43,8 @@ func TestParseConfig(t *testing.T) {
 
 func TestArchitectureOfTheModelType(t *testing.T) {
 	for kind, want := range map[string]string{
-		"llama": "LlamaForCausalLM", "gemma2": "Gemma2ForCausalLM", "t5": "T5ForConditionalGeneration", "bert": "BertModel", "vit": "ViTModel",
+		"llama": "LlamaForCausalLM", "gemma2": "Gemma2ForCausalLM", "t5": "T5ForConditionalGeneration", "bert": "BertModel",
+		"vit":     "ViTModel",
 		"whisper": "WhisperForConditionalGeneration", "gemma3": "Gemma3ForConditionalGeneration",
 	} {
 		c, err := ParseConfig([]byte(`{"architectures": null, "model_type": "` + kind + `"}`))
@@ -98,7 +102,8 @@ func TestEditConfig(t *testing.T) {
 	}{
 		"sorted, two spaces": {
 			"{\n  \"model_type\": \"x\",\n  \"vocab\": 1e3\n}\n",
-			"{\n  \"model_type\": \"x\",\n  \"quantization_config\": {\n    \"b\": null,\n    \"a\": [\n      1.50,\n      {},\n      []\n    ],\n    \"limit\": {\n      \"c\": true\n    }\n  },\n  \"vocab\": 1e3\n}\n",
+			"{\n  \"model_type\": \"x\",\n  \"quantization_config\": {\n    \"b\": null,\n    \"a\": [\n      1.50,\n      " +
+				"{},\n      []\n    ],\n    \"limit\": {\n      \"c\": true\n    }\n  },\n  \"vocab\": 1e3\n}\n",
 			[]Edit{Set("quantization_config", quantization)},
 		},
 		"sorted, goes first": {`{"z": 1, "zz": 2}`, `{"a": 3, "z": 1, "zz": 2}`, []Edit{Set("a", []byte("3"))}},
@@ -107,8 +112,9 @@ func TestEditConfig(t *testing.T) {
 			"{\r\n    \"z\" : Infinity,\r\n    \"a\" : -0.0,\r\n    \"m\" : {\r\n        \"x\" : 1\r\n    }\r\n}",
 			[]Edit{Set("m", []byte(`{"x":1}`))},
 		},
-		"compact":        {`{"b":1,"a":2}`, `{"b":1,"a":2,"c":{"x":[1,2]}}`, []Edit{Set("c", []byte(`{"x": [1, 2]}`))}},
-		"python's":       {`{"b": 1, "a": 2}`, `{"b": 1, "a": 2, "c": {"x": [1, 2], "y": {}}}`, []Edit{Set("c", []byte(`{"x":[1,2],"y":{}}`))}},
+		"compact": {`{"b":1,"a":2}`, `{"b":1,"a":2,"c":{"x":[1,2]}}`, []Edit{Set("c", []byte(`{"x": [1, 2]}`))}},
+		"python's": {`{"b": 1, "a": 2}`, `{"b": 1, "a": 2, "c": {"x": [1, 2], "y": {}}}`,
+			[]Edit{Set("c", []byte(`{"x":[1,2],"y":{}}`))}},
 		"tabs":           {"{\n\t\"b\": 1\n}", "{\n\t\"b\": 1,\n\t\"c\": [\n\t\t1\n\t]\n}", []Edit{Set("c", []byte(`[1]`))}},
 		"empty":          {"{ }", "{\n  \"c\": 1\n}", []Edit{Set("c", []byte("1"))}},
 		"in place":       {`{"c": [1, 2], "b": 7}`, `{"c": 3, "b": 7}`, []Edit{Set("c", []byte("3"))}},
@@ -123,10 +129,13 @@ func TestEditConfig(t *testing.T) {
 			`{"dtype": "bfloat16", "text_config": {"torch_dtype": "bfloat16", "x": {"dtype": "float32"}, "audio_config": {"dtype": "bfloat16"}}, "vision_config": {"dtype": null}, "quantization_config": {"dtype": "float32"}, "torch_dtype": "bfloat16"}`,
 			[]Edit{SetDType("bfloat16")},
 		},
-		"at a path":         {`{"a": {"x": {"n": 1}, "y": 2}, "b": 3}`, `{"a": {"x": {"n": 7}, "y": 2}, "b": 3}`, []Edit{SetAt("a.x.n", []byte("7"))}},
-		"at a path, new":    {"{\n  \"a\": {\n    \"y\": 2\n  }\n}", "{\n  \"a\": {\n    \"x\": false,\n    \"y\": 2\n  }\n}", []Edit{SetAt("a.x", []byte("false"))}},
+		"at a path": {`{"a": {"x": {"n": 1}, "y": 2}, "b": 3}`, `{"a": {"x": {"n": 7}, "y": 2}, "b": 3}`,
+			[]Edit{SetAt("a.x.n", []byte("7"))}},
+		"at a path, new": {"{\n  \"a\": {\n    \"y\": 2\n  }\n}", "{\n  \"a\": {\n    \"x\": false,\n    \"y\": 2\n  }\n}",
+			[]Edit{SetAt("a.x", []byte("false"))}},
 		"at a path of none": {`{"a": 1, "c": 2}`, `{"a": 1, "b": {"x": 7}, "c": 2}`, []Edit{SetAt("b.x", []byte("7"))}},
-		"several":           {`{"a": 1, "dtype": "float32"}`, `{"b": 2, "dtype": "float16"}`, []Edit{SetDType("float16"), Set("b", []byte("2")), Remove("a")}},
+		"several": {`{"a": 1, "dtype": "float32"}`, `{"b": 2, "dtype": "float16"}`,
+			[]Edit{SetDType("float16"), Set("b", []byte("2")), Remove("a")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := []byte(c.in)
@@ -142,12 +151,12 @@ func TestEditConfig(t *testing.T) {
 	assert.Error(t, err)
 }
 
-// What the standard library writes, in any layout, is edited as it would write the
-// edited thing.
+// What the standard library writes, in any layout, is edited as it would write the edited thing.
 func TestEditConfigKeepsTheLayout(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		value := rapid.Custom(func(t *rapid.T) any {
-			return rapid.SampledFrom([]any{nil, true, 1.5, "a,b:{\"", []any{}, []any{1.0, "x"}, map[string]any{}, map[string]any{"k": []any{map[string]any{"z": 0.0}}}}).Draw(t, "value")
+			return rapid.SampledFrom([]any{nil, true, 1.5, "a,b:{\"", []any{}, []any{1.0, "x"}, map[string]any{},
+				map[string]any{"k": []any{map[string]any{"z": 0.0}}}}).Draw(t, "value")
 		})
 		m := rapid.MapOfN(rapid.StringMatching(`[a-z"\\é]{1,4}`), value, 1, 6).Draw(t, "config")
 		indent := rapid.SampledFrom([]string{"", " ", "  ", "    ", "\t"}).Draw(t, "indent")
@@ -178,7 +187,9 @@ func TestEditConfigKeepsTheLayout(t *testing.T) {
 }
 
 func FuzzConfig(f *testing.F) {
-	for _, s := range []string{`{}`, `{"a": NaN, "dtype": "x"}`, "{\n \"b\": [Infinity, -Infinity]}", `{"text_config": {"dtype": null}}`, `{"quantization_config": {}}`, `{"architectures": ["T5Model"], "model_type": "t5"}`} {
+	for _, s := range []string{`{}`, `{"a": NaN, "dtype": "x"}`, "{\n \"b\": [Infinity, -Infinity]}",
+		`{"text_config": {"dtype": null}}`, `{"quantization_config": {}}`,
+		`{"architectures": ["T5Model"], "model_type": "t5"}`} {
 		f.Add([]byte(s), "quantization_config", []byte(`{"x": [1]}`))
 	}
 	f.Fuzz(func(t *testing.T, b []byte, name string, value []byte) {

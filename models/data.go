@@ -40,8 +40,8 @@ type architecture struct {
 	Embedding string `json:"embedding"` // the input embedding's module
 	Ties      []tie  `json:"ties"`
 
-	// A last parameter that is a linear's weight stays as it is, for no better
-	// reason than being the last. Its numbers come from counts in the config.
+	// A last parameter that is a linear's weight stays as it is, for no better reason than being the last. Its numbers
+	// come from counts in the config.
 	Last struct {
 		Module string    `json:"module"`
 		Counts []*string `json:"counts"`
@@ -65,9 +65,8 @@ type architecture struct {
 	places     table[[]piece]    // Slices
 }
 
-// tie is a set of parameters that share their values with others where the
-// config says so: the first of the members in Config that is there (or any of
-// them that is true), else Default.
+// tie is a set of parameters that share their values with others where the config says so: the first of the members in
+// Config that is there (or any of them that is true), else Default.
 type tie struct {
 	Config  []string          `json:"config"`
 	Either  bool              `json:"either"`
@@ -75,8 +74,7 @@ type tie struct {
 	Pairs   map[string]string `json:"pairs"`
 }
 
-// piece says how one tensor of the file is a part of a run-time parameter, or the
-// reverse. Its fields are Slice's.
+// piece says how one tensor of the file is a part of a run-time parameter, or the reverse. Its fields are Slice's.
 type piece struct {
 	File       string  `json:"file"`
 	Param      string  `json:"param"`
@@ -213,9 +211,8 @@ func (a *architecture) last(c *Config) string {
 	return strings.Join(parts, ".")
 }
 
-// variants yields the spellings of a file's name that the model may have it
-// under: as it is, with the names of older releases replaced, with and without
-// the base model's prefix.
+// variants yields the spellings of a file's name that the model may have it under: as it is, with the names of older
+// releases replaced, with and without the base model's prefix.
 func (a *architecture) variants(file string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		spelled := []string{file}
@@ -239,8 +236,7 @@ func (a *architecture) variants(file string) iter.Seq[string] {
 	}
 }
 
-// modern replaces the parameter names of older releases, which transformers
-// still reads.
+// modern replaces the parameter names of older releases, which transformers still reads.
 func modern(name string) string {
 	for _, r := range [...][2]string{
 		{"LayerNorm.gamma", "LayerNorm.weight"},

@@ -19,9 +19,8 @@ type Edit struct {
 	nested bool
 }
 
-// Set gives the top-level member a value, any JSON, whose order of names and
-// spelling of numbers are kept. A member that is there keeps its place; a new one
-// goes where a file with sorted names has it, else to the end.
+// Set gives the top-level member a value, any JSON, whose order of names and spelling of numbers are kept. A member
+// that is there keeps its place; a new one goes where a file with sorted names has it, else to the end.
 func Set(name string, value jsontext.Value) Edit { return Edit{name: name, value: value} }
 
 // SetAt is Set at a dotted path of sections: "text_config.vocab_size". A section that is not there is
@@ -33,9 +32,8 @@ func SetAt(path string, value jsontext.Value) Edit {
 // Remove drops the top-level member, if it is there.
 func Remove(name string) Edit { return Edit{name: name, remove: true} }
 
-// SetDType replaces the value of every dtype and torch_dtype at the top and in
-// sections such as text_config, where it is a string, and a null at the top. It
-// adds none.
+// SetDType replaces the value of every dtype and torch_dtype at the top and in sections such as text_config, where it
+// is a string, and a null at the top. It adds none.
 func SetDType(torch string) Edit {
 	v, err := jsontext.AppendQuote(nil, torch)
 	if err != nil {
@@ -44,9 +42,8 @@ func SetDType(torch string) Edit {
 	return Edit{value: v, dtype: true}
 }
 
-// EditConfig makes changes in a config.json and keeps all other bytes: the order
-// of names, the spelling of numbers, Python's Infinity, the indentation. What is
-// new is laid out as the rest is.
+// EditConfig makes changes in a config.json and keeps all other bytes: the order of names, the spelling of numbers,
+// Python's Infinity, the indentation. What is new is laid out as the rest is.
 func EditConfig(b []byte, edits ...Edit) ([]byte, error) {
 	b = bytes.Clone(b)
 	for _, e := range edits {
@@ -130,8 +127,7 @@ func dtypes(b jsontext.Value, list []member, top bool, places []span) []span {
 	return places
 }
 
-// removed cuts a member out, with one of the commas beside it and the space
-// before it.
+// removed cuts a member out, with one of the commas beside it and the space before it.
 func removed(b []byte, v jsontext.Value, top []member, name string) []byte {
 	i := slices.IndexFunc(top, func(m member) bool { return m.name == name })
 	switch {
@@ -179,8 +175,8 @@ type layout struct {
 	colon, comma    string
 }
 
-// layoutOf reads the layout off the first members; a file without any, or with
-// more space than anybody lays out, is laid out as transformers does.
+// layoutOf reads the layout off the first members; a file without any, or with more space than anybody lays out, is
+// laid out as transformers does.
 func layoutOf(v jsontext.Value, top []member) layout {
 	usual := layout{newline: "\n", indent: "  ", colon: ": ", comma: ","}
 	if len(top) == 0 {

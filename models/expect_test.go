@@ -14,18 +14,17 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// expected is one line of generate/expect.py: what transformers' own functions do
-// with a model of other sizes than the data was made from. Of a tensor: its shape;
-// q quantised, f and s float32 (s strictly), c converted and not just renamed; the
-// run-time name where it is another; what that is tied to.
+// expected is one line of generate/expect.py: what transformers' own functions do with a model of other sizes than the
+// data was made from. Of a tensor: its shape; q quantised, f and s float32 (s strictly), c converted and not just
+// renamed; the run-time name where it is another; what that is tied to.
 type expected struct {
 	Class   string                       `json:"class"`
 	Config  jsontext.Value               `json:"config"`
 	Tensors map[string][4]jsontext.Value `json:"tensors"`
 }
 
-// TestAgainstTransformers holds the data against testdata/expected.json.gz, or the
-// file in LORAKIT_EXPECTED: expect.py makes one for all classes in a few minutes.
+// TestAgainstTransformers holds the data against testdata/expected.json.gz, or the file in LORAKIT_EXPECTED: expect.py
+// makes one for all classes in a few minutes.
 func TestAgainstTransformers(t *testing.T) {
 	path := os.Getenv("LORAKIT_EXPECTED")
 	if path == "" {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Head returns the run-time name of the module that is the model's output
-// embedding, or "" where it has none or its architecture is not known.
+// Head returns the run-time name of the module that is the model's output embedding, or "" where it has none or its
+// architecture is not known.
 func (m *Model) Head() string {
 	if m.data == nil {
 		return ""
@@ -14,15 +14,14 @@ func (m *Model) Head() string {
 	return m.data.Head
 }
 
-// EncoderDecoder reports whether the config says that the model is an encoder
-// with a decoder.
+// EncoderDecoder reports whether the config says that the model is an encoder with a decoder.
 func (c *Config) EncoderDecoder() bool {
 	v, ok := c.value("is_encoder_decoder")
 	return ok && v.Kind() == 't'
 }
 
-// HeadSource returns the run-time parameter that a config may tie the weight of the output head
-// to, whether this one does or not; "" where there is none.
+// HeadSource returns the run-time parameter that a config may tie the weight of the output head to, whether this one
+// does or not; "" where there is none.
 func (m *Model) HeadSource() string {
 	if m.data == nil || m.data.Head == "" {
 		return ""
@@ -69,9 +68,8 @@ func (m *Model) SharedBy(param string) []string {
 	return list
 }
 
-// TieSwitches lists the members of the config, by their dotted paths, that have to be false for
-// the output head to be no longer tied. A model that is always tied has none: it keeps two values apart where the
-// file has both.
+// TieSwitches lists the members of the config, by their dotted paths, that have to be false for the output head to be
+// no longer tied. A model that is always tied has none: it keeps two values apart where the file has both.
 func (m *Model) TieSwitches() []string { return m.switches }
 
 // switches are the members of the config that make the tie what it is.

@@ -1,12 +1,9 @@
-// Package models says what a config.json means for the tensors of its
-// checkpoint: which of them are linear layers that transformers quantises, which
-// stay in float32, which are tied, and which run-time parameter each of them
-// becomes.
+// Package models says what a config.json means for the tensors of its checkpoint: which of them are linear layers that
+// transformers quantises, which stay in float32, which are tied, and which run-time parameter each of them becomes.
 //
-// The answers are data, read off the models that transformers builds (see
-// generate), one small file an architecture. A run reads one of them, and those of its parts
-// where a model is made of others than by default. An
-// architecture that is not there is answered by a general rule over names.
+// The answers are data, read off the models that transformers builds (see generate), one small file an architecture. A
+// run reads one of them, and those of its parts where a model is made of others than by default. An architecture that
+// is not there is answered by a general rule over names.
 package models
 
 import (
@@ -40,40 +37,38 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
-// Stay says why a linear layer that transformers would quantise by default has
-// to stay as it is all the same. Its module then has to be named in the list
-// beside those of Skipped.
+// Stay says why a linear layer that transformers would quantise by default has to stay as it is all the same. Its
+// module then has to be named in the list beside those of Skipped.
 type Stay uint8
 
 // The reasons to stay.
 const (
-	Free   Stay = iota // nothing beyond transformers' own defaults
-	Raw                // its weight goes raw into a fused kernel (the out_proj of a Mamba-2 mixer)
-	Pieces             // the file holds it in other pieces than the run-time parameter: packed, they could not be put together
+	Free Stay = iota // nothing beyond transformers' own defaults
+	Raw              // its weight goes raw into a fused kernel (the out_proj of a Mamba-2 mixer)
+	// the file holds it in other pieces than the run-time parameter: packed, they could not be put together
+	Pieces
 )
 
 // Tensor is what is known of one tensor of a checkpoint's file.
 type Tensor struct {
 	Kind Kind
 
-	// Known is false where the architecture's data has no such parameter: the
-	// general rule answered. transformers ignores most such tensors.
+	// Known is false where the architecture's data has no such parameter: the general rule answered. transformers ignores
+	// most such tensors.
 	Known bool
 
 	// Quantized reports whether transformers quantises the tensor by default.
 	Quantized bool
 
-	// Stay is set where transformers would quantise, but the result would not
-	// run or not load; Quantized is false then.
+	// Stay is set where transformers would quantise, but the result would not run or not load; Quantized is false then.
 	Stay Stay
 
-	// KeepFloat32 reports that the model loads the tensor in float32 where its
-	// dtype is float16; KeepFloat32Strict, where it is float16 or bfloat16.
+	// KeepFloat32 reports that the model loads the tensor in float32 where its dtype is float16; KeepFloat32Strict, where
+	// it is float16 or bfloat16.
 	KeepFloat32, KeepFloat32Strict bool
 
-	// Tied is the run-time parameter whose values this one shares, or "". A
-	// writer leaves the tensor out if the file has that parameter too, with the
-	// same values; with others, transformers keeps both apart.
+	// Tied is the run-time parameter whose values this one shares, or "". A writer leaves the tensor out if the file has
+	// that parameter too, with the same values; with others, transformers keeps both apart.
 	Tied string
 
 	// Runtime lists what the tensor becomes: one whole parameter as a rule.
@@ -85,20 +80,19 @@ type Slice struct {
 	Param  string // name of the run-time parameter
 	Expert int    // index into its first dimension, or -1; what follows is about that expert's matrix
 
-	// The tensor is part Part of Parts along dimension Dim of the parameter, all
-	// parts in equal size; Parts is 1 for all of it.
+	// The tensor is part Part of Parts along dimension Dim of the parameter, all parts in equal size; Parts is 1 for all
+	// of it.
 	Dim, Part, Parts int
 
-	// The parameter is part FilePart of FileParts along dimension FileDim of the
-	// file's tensor; FileParts is 1 for all of it.
+	// The parameter is part FilePart of FileParts along dimension FileDim of the file's tensor; FileParts is 1 for all of
+	// it.
 	FileDim, FilePart, FileParts int
 
 	// Transposed says that the file has the last two dimensions exchanged.
 	Transposed bool
 
-	// Via names the operations of transformers that make the parameter from this
-	// tensor (and perhaps others), where they are more than the fields above can
-	// say, else "".
+	// Via names the operations of transformers that make the parameter from this tensor (and perhaps others), where they
+	// are more than the fields above can say, else "".
 	Via string
 }
 
@@ -124,8 +118,8 @@ type Model struct {
 	switches []string // members of the config that tie the head
 	width    int64    // hidden_size, or 0
 
-	// parts returns the models that this one is made of. The data has them as the
-	// class has them by default; a config may name others.
+	// parts returns the models that this one is made of. The data has them as the class has them by default; a config may
+	// name others.
 	parts func() []part
 	// answered has the parts that knew a tensor, by what stands before its name.
 	answered sync.Map // string -> *Model
@@ -137,15 +131,13 @@ type part struct {
 	model *Model
 }
 
-// of reports whether a module is called as the config is: decoder, or text for
-// text_config.
+// of reports whether a module is called as the config is: decoder, or text for text_config.
 func (p part) of(module string) bool {
 	return p.name == module || p.name == module+"_config"
 }
 
-// Load finds the data of c's architecture. It returns false where there is none
-// (c may be nil: a file without a config.json); the Model answers by the general
-// rule then.
+// Load finds the data of c's architecture. It returns false where there is none (c may be nil: a file without a
+// config.json); the Model answers by the general rule then.
 func Load(c *Config) (*Model, bool) {
 	if c == nil {
 		return &Model{}, false
@@ -232,8 +224,8 @@ func (m *Model) turn(places []Slice, shape tensor.Shape) {
 	}
 }
 
-// Module returns the run-time name of the module that the file's tensor belongs
-// to: "model.layers.0.mlp.up_proj" for its weight.
+// Module returns the run-time name of the module that the file's tensor belongs to: "model.layers.0.mlp.up_proj" for
+// its weight.
 func (m *Model) Module(name string) string {
 	if t, ok := m.lookUp(name, anyRank); ok {
 		return moduleOf(t.Runtime[0].Param)
@@ -391,8 +383,8 @@ func (m *Model) source(n name) string {
 	return s
 }
 
-// skips applies the rule by which transformers matches a module with its list: a
-// key from the start of the name up to a dot, or a suffix.
+// skips applies the rule by which transformers matches a module with its list: a key from the start of the name up to
+// a dot, or a suffix.
 func (m *Model) skips(module string) bool {
 	for _, key := range m.skip {
 		if strings.Contains(key, "#") {
@@ -408,10 +400,9 @@ func (m *Model) skips(module string) bool {
 	return false
 }
 
-// Skipped lists the modules that transformers leaves out by default: the output
-// head, the tied modules, a last linear layer, also those of the parts that Tensor
-// has found tensors in. A list of one's own in
-// llm_int8_skip_modules replaces the default, so it has to name them too.
+// Skipped lists the modules that transformers leaves out by default: the output head, the tied modules, a last linear
+// layer, also those of the parts that Tensor has found tensors in. A list of one's own in llm_int8_skip_modules
+// replaces the default, so it has to name them too.
 func (m *Model) Skipped() []string {
 	var list []string
 	add := func(s string) {

@@ -110,27 +110,38 @@ func TestFacts(t *testing.T) {
 		config, name string
 		want         Tensor
 	}{
-		{`{"architectures":["T5ForConditionalGeneration"]}`, "encoder.block.3.layer.1.DenseReluDense.wo.weight", Tensor{Kind: Linear, KeepFloat32: true}},
-		{`{"architectures":["T5ForConditionalGeneration"]}`, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", Tensor{Kind: Embedding}},
+		{`{"architectures":["T5ForConditionalGeneration"]}`, "encoder.block.3.layer.1.DenseReluDense.wo.weight",
+			Tensor{Kind: Linear, KeepFloat32: true}},
+		{`{"architectures":["T5ForConditionalGeneration"]}`,
+			"encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", Tensor{Kind: Embedding}},
 		{`{"architectures":["T5ForConditionalGeneration"]}`, "lm_head.weight", Tensor{Kind: Linear, Tied: "shared.weight"}},
 		{`{"architectures":["BertForSequenceClassification"]}`, "classifier.weight", Tensor{Kind: Linear, Quantized: true}},
 		{`{"architectures":["LlamaForSequenceClassification"]}`, "score.weight", Tensor{Kind: Linear}},
 		{`{"architectures":["LlamaForCausalLM"]}`, "lm_head.weight", Tensor{Kind: Linear}},
-		{`{"architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`, "lm_head.weight", Tensor{Kind: Linear, Tied: "model.embed_tokens.weight"}},
-		{`{"architectures":["GPT2LMHeadModel"]}`, "transformer.h.11.attn.c_attn.weight", Tensor{Kind: Conv1D, Quantized: true}},
+		{`{"architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`, "lm_head.weight",
+			Tensor{Kind: Linear, Tied: "model.embed_tokens.weight"}},
+		{`{"architectures":["GPT2LMHeadModel"]}`, "transformer.h.11.attn.c_attn.weight",
+			Tensor{Kind: Conv1D, Quantized: true}},
 		{`{"architectures":["GPT2LMHeadModel"]}`, "lm_head.weight", Tensor{Kind: Linear, Tied: "transformer.wte.weight"}},
 		{`{"architectures":["GPT2LMHeadModel"],"tie_word_embeddings":false}`, "lm_head.weight", Tensor{Kind: Linear}},
-		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"text_config":{"tie_word_embeddings":true}}`, "lm_head.weight", Tensor{Kind: Linear, Tied: "model.language_model.embed_tokens.weight"}},
+		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"text_config":{"tie_word_embeddings":true}}`,
+			"lm_head.weight", Tensor{Kind: Linear, Tied: "model.language_model.embed_tokens.weight"}},
 		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"tie_word_embeddings":true,"text_config":{"tie_word_embeddings":false}}`, "lm_head.weight", Tensor{Kind: Linear, Tied: "model.language_model.embed_tokens.weight"}},
 		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"]}`, "lm_head.weight", Tensor{Kind: Linear}},
 		{`{"architectures":["FalconForCausalLM"]}`, "transformer.h.0.mlp.dense_h_to_4h.weight", Tensor{Kind: Other}},
-		{`{"architectures":["Gemma3ForConditionalGeneration"]}`, "vision_tower.head.attention.out_proj.weight", Tensor{Kind: Other}},
-		{`{"architectures":["Gemma3ForConditionalGeneration"]}`, "vision_tower.head.mlp.fc1.weight", Tensor{Kind: Linear, Quantized: true}},
-		{`{"architectures":["Mamba2ForCausalLM"]}`, "backbone.layers.5.mixer.out_proj.weight", Tensor{Kind: Linear, Stay: Raw}},
-		{`{"architectures":["Mamba2ForCausalLM"]}`, "backbone.layers.5.mixer.in_proj.weight", Tensor{Kind: Linear, Quantized: true}},
+		{`{"architectures":["Gemma3ForConditionalGeneration"]}`, "vision_tower.head.attention.out_proj.weight",
+			Tensor{Kind: Other}},
+		{`{"architectures":["Gemma3ForConditionalGeneration"]}`, "vision_tower.head.mlp.fc1.weight",
+			Tensor{Kind: Linear, Quantized: true}},
+		{`{"architectures":["Mamba2ForCausalLM"]}`, "backbone.layers.5.mixer.out_proj.weight",
+			Tensor{Kind: Linear, Stay: Raw}},
+		{`{"architectures":["Mamba2ForCausalLM"]}`, "backbone.layers.5.mixer.in_proj.weight",
+			Tensor{Kind: Linear, Quantized: true}},
 		{`{"architectures":["MixtralForCausalLM"]}`, "model.layers.1.block_sparse_moe.gate.weight", Tensor{Kind: Router}},
-		{`{"architectures":["MixtralForCausalLM"]}`, "model.layers.1.block_sparse_moe.experts.7.w2.weight", Tensor{Kind: Expert}},
-		{`{"architectures":["Qwen3MoeForCausalLM"]}`, "model.layers.1.mlp.gate_proj.weight", Tensor{Kind: Linear, Quantized: true}},
+		{`{"architectures":["MixtralForCausalLM"]}`, "model.layers.1.block_sparse_moe.experts.7.w2.weight",
+			Tensor{Kind: Expert}},
+		{`{"architectures":["Qwen3MoeForCausalLM"]}`, "model.layers.1.mlp.gate_proj.weight",
+			Tensor{Kind: Linear, Quantized: true}},
 	} {
 		got := load(t, c.config).Tensor(c.name, matrix)
 		assert.NotEmpty(t, got.Runtime, c.name)
@@ -146,12 +157,17 @@ func TestTies(t *testing.T) {
 		config, head, source string
 		switches, shared     []string
 	}{
-		{`{"architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`, "lm_head", "model.embed_tokens.weight", []string{"tie_word_embeddings"}, []string{"lm_head.weight"}},
+		{`{"architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`, "lm_head", "model.embed_tokens.weight",
+			[]string{"tie_word_embeddings"}, []string{"lm_head.weight"}},
 		{`{"architectures":["LlamaForCausalLM"]}`, "lm_head", "model.embed_tokens.weight", nil, nil},
-		{`{"architectures":["WhisperForConditionalGeneration"]}`, "proj_out", "model.decoder.embed_tokens.weight", []string{"tie_word_embeddings"}, []string{"proj_out.weight"}},
-		{`{"architectures":["BertForMaskedLM"]}`, "cls.predictions.decoder", "bert.embeddings.word_embeddings.weight", []string{"tie_word_embeddings"}, []string{"cls.predictions.decoder.weight"}},
-		{`{"architectures":["T5ForConditionalGeneration"]}`, "lm_head", "shared.weight", nil, []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight"}},
-		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"text_config":{"tie_word_embeddings":true}}`, "lm_head", "model.language_model.embed_tokens.weight", []string{"text_config.tie_word_embeddings"}, []string{"lm_head.weight"}},
+		{`{"architectures":["WhisperForConditionalGeneration"]}`, "proj_out", "model.decoder.embed_tokens.weight",
+			[]string{"tie_word_embeddings"}, []string{"proj_out.weight"}},
+		{`{"architectures":["BertForMaskedLM"]}`, "cls.predictions.decoder", "bert.embeddings.word_embeddings.weight",
+			[]string{"tie_word_embeddings"}, []string{"cls.predictions.decoder.weight"}},
+		{`{"architectures":["T5ForConditionalGeneration"]}`, "lm_head", "shared.weight", nil,
+			[]string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight"}},
+		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"text_config":{"tie_word_embeddings":true}}`, "lm_head",
+			"model.language_model.embed_tokens.weight", []string{"text_config.tie_word_embeddings"}, []string{"lm_head.weight"}},
 		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"tie_word_embeddings":true,"text_config":{"tie_word_embeddings":true}}`, "lm_head", "model.language_model.embed_tokens.weight", []string{"tie_word_embeddings", "text_config.tie_word_embeddings"}, []string{"lm_head.weight"}},
 	} {
 		m := load(t, c.config)
@@ -160,7 +176,8 @@ func TestTies(t *testing.T) {
 		assert.Equal(t, c.switches, m.TieSwitches(), c.config)
 		assert.Equal(t, c.shared, m.SharedBy(c.source), c.config)
 	}
-	require.Equal(t, []string{"cls.predictions.decoder.bias"}, load(t, `{"architectures":["BertForMaskedLM"]}`).SharedBy("cls.predictions.bias"))
+	require.Equal(t, []string{"cls.predictions.decoder.bias"},
+		load(t, `{"architectures":["BertForMaskedLM"]}`).SharedBy("cls.predictions.bias"))
 }
 
 // TestTransposedExperts tells by the shape how a stack of experts lies.
@@ -185,7 +202,9 @@ func TestTransposedExperts(t *testing.T) {
 }
 
 func TestVocabularyPaths(t *testing.T) {
-	c, err := ParseConfig([]byte(`{"vocab_size": 64, "text_config": {"vocab_size": 64}, "audio_config": {"vocab_size": 32}}`))
+	c,
+		err := ParseConfig(
+		[]byte(`{"vocab_size": 64, "text_config": {"vocab_size": 64}, "audio_config": {"vocab_size": 32}}`))
 	require.NoError(t, err)
 	assert.Equal(t, []string{"vocab_size", "text_config.vocab_size"}, c.VocabularyPaths(64))
 	assert.Equal(t, []string{"vocab_size"}, c.VocabularyPaths(7))
@@ -195,7 +214,8 @@ func TestVocabularyPaths(t *testing.T) {
 }
 
 func TestLogitsBias(t *testing.T) {
-	for class, want := range map[string]string{"BartForConditionalGeneration": "final_logits_bias", "MarianMTModel": "final_logits_bias", "LEDForConditionalGeneration": "final_logits_bias",
+	for class, want := range map[string]string{"BartForConditionalGeneration": "final_logits_bias",
+		"MarianMTModel": "final_logits_bias", "LEDForConditionalGeneration": "final_logits_bias",
 		"M2M100ForConditionalGeneration": "", "BartForSequenceClassification": "", "LlamaForCausalLM": "", "NotKnown": ""} {
 		c, err := ParseConfig([]byte(`{"architectures": ["` + class + `"]}`))
 		require.NoError(t, err)
@@ -215,20 +235,29 @@ func TestSlices(t *testing.T) {
 			s.Param, s.Expert = "model.layers.11.mlp.experts.down_proj", 6
 		}),
 		"model.layers.0.block_sparse_moe.gate.weight": with(func(s *Slice) { s.Param = "model.layers.0.mlp.gate.weight" }),
-		"layers.0.block_sparse_moe.gate.weight":       with(func(s *Slice) { s.Param = "model.layers.0.mlp.gate.weight" }), // a base model's file
-		"model.layers.0.mlp.gate.weight":              with(func(s *Slice) { s.Param = "model.layers.0.mlp.gate.weight" }), // run-time names in the file
-		"model.layers.0.mlp.experts.gate_up_proj":     with(func(s *Slice) { s.Param = "model.layers.0.mlp.experts.gate_up_proj" }),
-		"model.layers.0.self_attn.q_proj.weight":      with(func(s *Slice) { s.Param = "model.layers.0.self_attn.q_proj.weight" }),
+		// a base model's file
+		"layers.0.block_sparse_moe.gate.weight": with(func(s *Slice) { s.Param = "model.layers.0.mlp.gate.weight" }),
+		// run-time names in the file
+		"model.layers.0.mlp.gate.weight": with(func(s *Slice) { s.Param = "model.layers.0.mlp.gate.weight" }),
+		"model.layers.0.mlp.experts.gate_up_proj": with(
+			func(s *Slice) { s.Param = "model.layers.0.mlp.experts.gate_up_proj" }),
+		"model.layers.0.self_attn.q_proj.weight": with(
+			func(s *Slice) { s.Param = "model.layers.0.self_attn.q_proj.weight" }),
 	} {
 		got := mixtral.Tensor(name, tensor.Shape{4, 4})
 		assert.True(t, got.Known, name)
 		assert.Equal(t, want, got.Runtime, name)
 	}
 	gemma := load(t, `{"architectures":["Gemma3ForConditionalGeneration"]}`)
-	assert.Equal(t, "model.language_model.layers.5.mlp.up_proj", gemma.Module("language_model.model.layers.5.mlp.up_proj.weight"))
-	assert.Equal(t, "model.language_model.layers.5.mlp.up_proj", gemma.Module("model.language_model.layers.5.mlp.up_proj.weight"))
-	assert.Equal(t, "model.vision_tower.encoder.layers.3.mlp.fc1", gemma.Module("vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight")) // as on the hub
-	assert.False(t, gemma.Tensor("vision_tower.vision_model.head.attention.out_proj.weight", tensor.Shape{64, 64}).Quantized)
+	assert.Equal(t, "model.language_model.layers.5.mlp.up_proj",
+		gemma.Module("language_model.model.layers.5.mlp.up_proj.weight"))
+	assert.Equal(t, "model.language_model.layers.5.mlp.up_proj",
+		gemma.Module("model.language_model.layers.5.mlp.up_proj.weight"))
+	// as on the hub
+	assert.Equal(t, "model.vision_tower.encoder.layers.3.mlp.fc1",
+		gemma.Module("vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight"))
+	assert.False(t, gemma.Tensor("vision_tower.vision_model.head.attention.out_proj.weight",
+		tensor.Shape{64, 64}).Quantized)
 	clip := load(t, `{"architectures":["CLIPVisionModel"]}`)
 	assert.Equal(t, "encoder.layers.3.mlp.fc1", clip.Module("vision_model.encoder.layers.3.mlp.fc1.weight"))
 	bert := load(t, `{"architectures":["BertModel"]}`)
@@ -236,7 +265,8 @@ func TestSlices(t *testing.T) {
 }
 
 func TestSkipped(t *testing.T) {
-	assert.Equal(t, []string{"lm_head", "model.embed_tokens"}, load(t, `{"architectures":["Qwen2ForCausalLM"],"tie_word_embeddings":true}`).Skipped())
+	assert.Equal(t, []string{"lm_head", "model.embed_tokens"},
+		load(t, `{"architectures":["Qwen2ForCausalLM"],"tie_word_embeddings":true}`).Skipped())
 	assert.Equal(t, []string{"lm_head"}, load(t, `{"architectures":["Qwen2ForCausalLM"]}`).Skipped())
 	assert.Equal(t, []string{"score"}, load(t, `{"architectures":["LlamaForSequenceClassification"]}`).Skipped())
 	assert.Empty(t, load(t, `{"architectures":["BertForSequenceClassification"]}`).Skipped())
@@ -264,7 +294,8 @@ func BenchmarkLoad(b *testing.B) {
 
 // A model that is made of others than its class by default is answered by them.
 func TestParts(t *testing.T) {
-	captioner := load(t, `{"architectures":["VisionEncoderDecoderModel"],"model_type":"vision-encoder-decoder","encoder":{"model_type":"vit"},"decoder":{"model_type":"gpt2"}}`)
+	captioner := load(t,
+		`{"architectures":["VisionEncoderDecoderModel"],"model_type":"vision-encoder-decoder","encoder":{"model_type":"vit"},"decoder":{"model_type":"gpt2"}}`)
 	attn := captioner.Tensor("decoder.transformer.h.0.attn.c_attn.weight", tensor.Shape{64, 192})
 	assert.Equal(t, Conv1D, attn.Kind)
 	assert.True(t, attn.Quantized && attn.Known)
@@ -274,17 +305,21 @@ func TestParts(t *testing.T) {
 	assert.Equal(t, "decoder.transformer.wte.weight", head.Tied)
 	assert.Subset(t, captioner.Skipped(), []string{"decoder.lm_head", "decoder.transformer.wte"})
 
-	blip := load(t, `{"architectures":["Blip2ForConditionalGeneration"],"model_type":"blip-2","text_config":{"model_type":"t5"}}`)
+	blip := load(t,
+		`{"architectures":["Blip2ForConditionalGeneration"],"model_type":"blip-2","text_config":{"model_type":"t5"}}`)
 	wo := blip.Tensor("language_model.encoder.block.0.layer.1.DenseReluDense.wo.weight", tensor.Shape{64, 128})
 	assert.True(t, wo.Known && wo.KeepFloat32)
 	assert.False(t, wo.Quantized)
-	assert.True(t, blip.Tensor("language_model.encoder.block.0.layer.1.DenseReluDense.wi.weight", tensor.Shape{128, 64}).Quantized)
+	assert.True(t, blip.Tensor("language_model.encoder.block.0.layer.1.DenseReluDense.wi.weight",
+		tensor.Shape{128, 64}).Quantized)
 
-	llava := load(t, `{"architectures":["LlavaForConditionalGeneration"],"model_type":"llava","text_config":{"model_type":"qwen2"},"vision_config":{"model_type":"pixtral"}}`)
+	llava := load(t,
+		`{"architectures":["LlavaForConditionalGeneration"],"model_type":"llava","text_config":{"model_type":"qwen2"},"vision_config":{"model_type":"pixtral"}}`)
 	q := llava.Tensor("vision_tower.transformer.layers.0.attention.q_proj.weight", tensor.Shape{64, 64})
 	assert.True(t, q.Known && q.Quantized)
 	assert.Equal(t, "model.vision_tower.transformer.layers.0.attention.q_proj.weight", q.Runtime[0].Param)
-	assert.Equal(t, "model.vision_tower.transformer.layers.0.attention.q_proj", llava.Module("vision_tower.transformer.layers.0.attention.q_proj.weight"))
+	assert.Equal(t, "model.vision_tower.transformer.layers.0.attention.q_proj",
+		llava.Module("vision_tower.transformer.layers.0.attention.q_proj.weight"))
 	assert.False(t, llava.Tensor("language_model.model.embed_tokens.weight", tensor.Shape{64, 64}).Quantized)
 }
 

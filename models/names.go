@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// name is a dotted name taken apart: its numbers are set aside, so that all layers
-// and experts share one pattern and a look-up is one map access.
+// name is a dotted name taken apart: its numbers are set aside, so that all layers and experts share one pattern and a
+// look-up is one map access.
 type name struct {
 	full    string
 	pattern string // every part that is a number replaced by #
@@ -60,8 +60,8 @@ func isNumber(s string) bool {
 	return s != ""
 }
 
-// fill puts numbers in the places of a pattern, in order: # is the next one, #+1
-// the next one and 1. The number at skip is passed over.
+// fill puts numbers in the places of a pattern, in order: # is the next one, #+1 the next one and 1. The number at
+// skip is passed over.
 func fill(pattern string, numbers []string, skip int) string {
 	if !strings.Contains(pattern, "#") {
 		return pattern
@@ -121,8 +121,8 @@ func (t table[V]) add(pattern string, rank int, v V) {
 	t[key] = append(t[key], entry[V]{given, rank, v})
 }
 
-// find returns the value for the first parts of a name. Where several patterns
-// fit, the one with the most numbers given decides.
+// find returns the value for the first parts of a name. Where several patterns fit, the one with the most numbers
+// given decides.
 func (t table[V]) find(n name, parts, rank int) (V, bool) {
 	key := ""
 	if parts > 0 {
@@ -150,8 +150,7 @@ func (t table[V]) find(n name, parts, rank int) (V, bool) {
 	return best.value, true
 }
 
-// expand yields what a line with braces stands for: a.{b,c.{d,e}}.f is a.b.f,
-// a.c.d.f and a.c.e.f.
+// expand yields what a line with braces stands for: a.{b,c.{d,e}}.f is a.b.f, a.c.d.f and a.c.e.f.
 func expand(line string) iter.Seq[string] {
 	return func(yield func(string) bool) { expandTo("", line, yield) }
 }

@@ -84,8 +84,8 @@ func Stacks(module string) []Stack {
 	return list
 }
 
-// RegisteredOrder returns the order in which modules register parameters of those names, where all architectures that have a
-// module with all of them agree. It returns false where they do not, or none has.
+// RegisteredOrder returns the order in which modules register parameters of those names, where all architectures that
+// have a module with all of them agree. It returns false where they do not, or none has.
 func RegisteredOrder(parameters []string) ([]string, bool) {
 	var found []string
 	for _, s := range allStacks() {

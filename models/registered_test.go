@@ -31,13 +31,15 @@ func TestRegisteredOrder(t *testing.T) {
 						continue
 					}
 					parts := strings.Split(pattern, ".")
-					found = append(found, Stack{Module: strings.Join(parts[len(parts)-2:], "."), Registered: o.Registered, Types: []string{cmp.Or(a.ModelType, class)}})
+					found = append(found, Stack{Module: strings.Join(parts[len(parts)-2:], "."), Registered: o.Registered,
+						Types: []string{cmp.Or(a.ModelType, class)}})
 				}
 			}
 		}
 	}
 	same := func(x, y Stack) bool {
-		return x.Module == y.Module && slices.Equal(x.Parameters, y.Parameters) && x.IsTransposed == y.IsTransposed && x.InputsFirst == y.InputsFirst && x.Interleaved == y.Interleaved
+		return x.Module == y.Module && slices.Equal(x.Parameters, y.Parameters) && x.IsTransposed == y.IsTransposed &&
+			x.InputsFirst == y.InputsFirst && x.Interleaved == y.Interleaved
 	}
 	for _, s := range found {
 		i := slices.IndexFunc(allStacks(), func(o Stack) bool { return same(s, o) })
@@ -47,7 +49,8 @@ func TestRegisteredOrder(t *testing.T) {
 	}
 	for _, s := range allStacks() {
 		for _, modelType := range s.Types {
-			assert.True(t, slices.ContainsFunc(found, func(o Stack) bool { return same(s, o) && o.Types[0] == modelType }), "%s %s", s.Module, modelType)
+			assert.True(t, slices.ContainsFunc(found, func(o Stack) bool { return same(s, o) && o.Types[0] == modelType }),
+				"%s %s", s.Module, modelType)
 		}
 		// What writes adapters goes by these.
 		assert.True(t, s.InputsFirst || !s.IsTransposed, s.Module)
@@ -63,15 +66,23 @@ func TestRegistered(t *testing.T) {
 		config, module string
 		want           Registered
 	}{
-		{`{"architectures":["NemotronHForCausalLM"]}`, "model.layers.3.mixer.experts", Registered{Parameters: []string{"up_proj", "down_proj"}}},
-		{`{"architectures":["Qwen3MoeForCausalLM"]}`, "model.layers.3.mlp.experts", Registered{Parameters: []string{"gate_up_proj", "down_proj"}}},
-		{`{"architectures":["Llama4ForCausalLM"]}`, "model.layers.3.feed_forward.experts", Registered{Parameters: []string{"gate_up_proj", "down_proj"}, InputsFirst: true}},
-		{`{"architectures":["GptOssForCausalLM"]}`, "model.layers.0.mlp.experts", Registered{Parameters: []string{"gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"}, IsTransposed: true, InputsFirst: true, Interleaved: true}},
-		{`{"architectures":["DbrxForCausalLM"]}`, "transformer.blocks.0.ffn.experts.mlp", Registered{Parameters: []string{"w1", "v1", "w2"}}},
+		{`{"architectures":["NemotronHForCausalLM"]}`, "model.layers.3.mixer.experts",
+			Registered{Parameters: []string{"up_proj", "down_proj"}}},
+		{`{"architectures":["Qwen3MoeForCausalLM"]}`, "model.layers.3.mlp.experts",
+			Registered{Parameters: []string{"gate_up_proj", "down_proj"}}},
+		{`{"architectures":["Llama4ForCausalLM"]}`, "model.layers.3.feed_forward.experts",
+			Registered{Parameters: []string{"gate_up_proj", "down_proj"}, InputsFirst: true}},
+		{`{"architectures":["GptOssForCausalLM"]}`, "model.layers.0.mlp.experts",
+			Registered{Parameters: []string{"gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"},
+				IsTransposed: true, InputsFirst: true, Interleaved: true}},
+		{`{"architectures":["DbrxForCausalLM"]}`, "transformer.blocks.0.ffn.experts.mlp",
+			Registered{Parameters: []string{"w1", "v1", "w2"}}},
 		// one whose parameters another class has in another order
-		{`{"architectures":["DeiTModel"]}`, "embeddings", Registered{Parameters: []string{"cls_token", "position_embeddings", "distillation_token"}}},
+		{`{"architectures":["DeiTModel"]}`, "embeddings",
+			Registered{Parameters: []string{"cls_token", "position_embeddings", "distillation_token"}}},
 		// a model of which another is made, by its config
-		{`{"architectures":["LlavaForConditionalGeneration"],"text_config":{"model_type":"nemotron_h"}}`, "model.language_model.layers.3.mixer.experts", Registered{Parameters: []string{"up_proj", "down_proj"}}},
+		{`{"architectures":["LlavaForConditionalGeneration"],"text_config":{"model_type":"nemotron_h"}}`,
+			"model.language_model.layers.3.mixer.experts", Registered{Parameters: []string{"up_proj", "down_proj"}}},
 		{`{"architectures":["Qwen3MoeForCausalLM"]}`, "model.layers.3.mlp.gate", Registered{}},
 		{`{"architectures":["Unheard"]}`, "model.layers.3.mlp.experts", Registered{}},
 	} {

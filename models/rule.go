@@ -6,10 +6,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// rule answers by name and shape alone, for an architecture that has no data: a
-// linear is a 2-D `.weight` whose name is no embedding, norm, head, router, gate,
-// position or bias table and no expert. It would rather leave a linear as it is
-// than quantise what is none.
+// rule answers by name and shape alone, for an architecture that has no data: a linear is a 2-D `.weight` whose name
+// is no embedding, norm, head, router, gate, position or bias table and no expert. It would rather leave a linear as
+// it is than quantise what is none.
 func rule(name string, shape tensor.Shape) Tensor {
 	var t Tensor
 	parts := strings.Split(strings.ToLower(name), ".")
@@ -46,10 +45,12 @@ func isEmbedding(p string) bool {
 	case "wte", "wpe", "emb", "shared":
 		return true
 	}
-	if strings.HasSuffix(p, "_emb") || strings.HasSuffix(p, "_token") || strings.HasSuffix(p, "_tokens") || p == "reference_points" || strings.HasPrefix(p, "codebook") {
+	if strings.HasSuffix(p, "_emb") || strings.HasSuffix(p, "_token") || strings.HasSuffix(p, "_tokens") ||
+		p == "reference_points" || strings.HasPrefix(p, "codebook") {
 		return true
 	}
-	return strings.Contains(p, "embed") && !strings.Contains(p, "proj") && p != "embed_out" && !strings.Contains(p, "unembed")
+	return strings.Contains(p, "embed") && !strings.Contains(p, "proj") && p != "embed_out" &&
+		!strings.Contains(p, "unembed")
 }
 
 // isRouter knows a router's gate from a gate_proj.
@@ -63,7 +64,8 @@ func isRouter(p string) bool {
 
 func isNorm(p string) bool {
 	number, ln := strings.CutPrefix(p, "ln")
-	return strings.Contains(p, "norm") || ln && (number == "" || isNumber(number)) || strings.HasPrefix(p, "ln_") || strings.HasSuffix(p, "_ln")
+	return strings.Contains(p, "norm") || ln && (number == "" || isNumber(number)) || strings.HasPrefix(p, "ln_") ||
+		strings.HasSuffix(p, "_ln")
 }
 
 // isTable knows tables of positions and biases, and what makes positions, from projections of either.
@@ -79,10 +81,12 @@ func isTable(p string) bool {
 func isHead(path []string) bool {
 	for _, p := range path {
 		switch p {
-		case "head", "heads", "lm_head", "embed_out", "output_layer", "qa_outputs", "vocab_projector", "vocab_transform", "output_projection":
+		case "head", "heads", "lm_head", "embed_out", "output_layer", "qa_outputs", "vocab_projector", "vocab_transform",
+			"output_projection":
 			return true
 		}
-		if strings.HasSuffix(p, "_head") || strings.HasSuffix(p, "_heads") || strings.Contains(p, "unembed") || strings.Contains(p, "lm_head") {
+		if strings.HasSuffix(p, "_head") || strings.HasSuffix(p, "_heads") || strings.Contains(p, "unembed") ||
+			strings.Contains(p, "lm_head") {
 			return true
 		}
 	}

@@ -95,9 +95,8 @@ func TestRule(t *testing.T) {
 	assert.Equal(t, Expert, rule("model.layers.3.mlp.experts.gate_up_proj", tensor.Shape{8, 64, 32}).Kind)
 }
 
-// The rule is held against what is known of all architectures: next to
-// nothing but linears is quantised (tables that are called query or w), and few
-// linears are missed.
+// The rule is held against what is known of all architectures: next to nothing but linears is quantised (tables that
+// are called query or w), and few linears are missed.
 func TestRuleOnKnownArchitectures(t *testing.T) {
 	var linears, found, heads, spared, wrong, others int
 	for _, class := range All() {
@@ -143,7 +142,8 @@ func TestRuleOnKnownArchitectures(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d of %d linears are found, %d of %d heads spared, %d of %d others taken", found, linears, spared, heads, wrong, others)
+	t.Logf("%d of %d linears are found, %d of %d heads spared, %d of %d others taken", found, linears, spared, heads,
+		wrong, others)
 	assert.Less(t, float64(wrong), 0.01*float64(others))
 	assert.Greater(t, float64(found), 0.8*float64(linears))
 	assert.Greater(t, float64(spared), 0.95*float64(heads))

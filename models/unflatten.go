@@ -8,12 +8,11 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// Unflatten finds the modules, of any architecture that has data, whose names become the given
-// ones when underscores are written for their dots: for "model_layers_0_self_attn_q_proj" it is
-// "model.layers.0.self_attn.q_proj". A name may have none, or several. Linear layers,
-// embeddings, routers and single experts are looked at; for a name that is none of theirs all other modules with a
-// weight, as convolutions; and at last a module of any name that occurs, in a place where others are, unless the caller
-// knows better what the name is.
+// Unflatten finds the modules, of any architecture that has data, whose names become the given ones when underscores
+// are written for their dots: for "model_layers_0_self_attn_q_proj" it is "model.layers.0.self_attn.q_proj". A name
+// may have none, or several. Linear layers, embeddings, routers and single experts are looked at; for a name that is
+// none of theirs all other modules with a weight, as convolutions; and at last a module of any name that occurs, in a
+// place where others are, unless the caller knows better what the name is.
 func Unflatten(names []string, known func(string) bool) map[string][]string {
 	c := catalogue()
 	found := map[string][]string{}

@@ -29,8 +29,8 @@ type AdapterWriter struct {
 	offset int64
 }
 
-// NewAdapterWriter begins an adapter at dst, one file where dst has the name of one, which must not exist unless force is
-// set, and lies apart from src.
+// NewAdapterWriter begins an adapter at dst, one file where dst has the name of one, which must not exist unless force
+// is set, and lies apart from src.
 func NewAdapterWriter(src, dst string, force bool) (*AdapterWriter, error) {
 	_, single := formats.Default.ForExtension(dst)
 	return newAdapterWriter(src, dst, single, force)
@@ -154,7 +154,8 @@ func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
 	case e.File != "" && single:
 		err := fmt.Errorf("%s: %w: a %s adapter is a folder, and this is the name of a file", dst, ErrRefused, e.Dialect)
 		return nil, "", hint.With(err, hint.Hint{
-			Function: "Convert", Option: "To", Value: lora.Kohya + ", " + lora.Diffusers + " or " + lora.LoRALib, Effect: "makes a file of one",
+			Function: "Convert", Option: "To", Value: lora.Kohya + ", " + lora.Diffusers + " or " + lora.LoRALib,
+			Effect: "makes a file of one",
 		})
 	case e.File != "":
 		return format, e.File, nil

@@ -76,7 +76,7 @@ func (b *planner) target(dst string) (formats.Format, error) {
 		if near = near && len(meant) >= longExtension; near {
 			did = nearest.Hint(meant)
 		}
-		if near || isWeights(filepath.Base(dst)) {
+		if near || formats.IsWeights(filepath.Base(dst)) {
 			return nil, fmt.Errorf("%s: %w: no format that is written has this extension; known are %s%s",
 				dst, ErrRefused, strings.Join(extensions, ", "), did)
 		}
@@ -199,7 +199,8 @@ func (b *planner) holds(w *Weight) bool {
 // roundTrip is the quantisation that a plain weight goes through, and back, before anything is added to it,
 // or nil. Weights that are not quantised, as an output head, were not so when the adapter was trained either.
 func (b *planner) roundTrip(w *Weight) *quant.Spec {
-	if b.Options.RoundTrip == nil || w.Change == nil || w.Decoder != nil || len(w.Change.Updates) == 0 || len(w.Shape) < 2 {
+	if b.Options.RoundTrip == nil || w.Change == nil || w.Decoder != nil || len(w.Change.Updates) == 0 ||
+		len(w.Shape) < 2 {
 		return nil
 	}
 	if b.scheme == nil && !w.Role.Quantized || b.scheme != nil && !b.selected(w) {

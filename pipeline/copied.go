@@ -32,7 +32,7 @@ func filesToCopy(ctx context.Context, dir storage.Folder, written map[string]boo
 			switch {
 			case e.Folder && (e.Name == ".git" || e.Name == ".cache"), !e.Folder && written[name]:
 			case !utf8.ValidString(name) || strings.Contains(name, `\`), // no name on every system
-				!e.Folder && isWeights(name):
+				!e.Folder && formats.IsWeights(name):
 				skipped = append(skipped, name)
 			case len(files) == maxCopied || folders == maxCopied:
 				return fmt.Errorf("%s: %w: more than %d files", dir.Path(""), formats.ErrLimit, maxCopied)
@@ -58,35 +58,4 @@ func filesToCopy(ctx context.Context, dir storage.Folder, written map[string]boo
 	}
 	err = walk("")
 	return files, skipped, err
-}
-
-// weightEndings are those of files that hold a model's weights in some format.
-var weightEndings = []string{
-	".safetensors", ".safetensors.index.json", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf", ".ggml",
-	".h5", ".h5.index.json", ".msgpack", ".msgpack.index.json", ".ot", ".npz", ".onnx", ".onnx_data", ".onnx.data",
-	".tflite", ".mlmodel",
-	".pdparams", ".nemo", ".keras", ".llamafile",
-}
-
-// isWeights reports whether a file holds the model's weights in some form. A .bin is one by its usual names only:
-// training_args.bin and tokenizer.bin are none. In a sub-folder safetensors are another part (2_Dense of a sentence
-// transformer, a diffusion pipeline's unet), and other formats an export of the whole, but for the .bin of a numbered
-// module.
-func isWeights(name string) bool {
-	folder, base := path.Split(strings.ToLower(name))
-	part := folder != ""
-	for _, e := range weightEndings {
-		if strings.HasSuffix(base, e) {
-			return !part || !strings.Contains(e, ".safetensors")
-		}
-	}
-	if strings.HasSuffix(base, ".bin") && !(part && folder[0] >= '0' && folder[0] <= '9') {
-		for _, p := range []string{"pytorch_model", "model", "adapter_model", "diffusion_pytorch_model", "openvino_model",
-			"consolidated"} {
-			if strings.HasPrefix(base, p) {
-				return true
-			}
-		}
-	}
-	return false
 }

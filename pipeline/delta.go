@@ -190,8 +190,8 @@ func floats(b *[]float32, n int) []float32 {
 	return (*b)[:n]
 }
 
-// simple returns the update of a job where its change is one product that covers the whole weight, which has a kernel of
-// its own.
+// simple returns the update of a job where its change is one product that covers the whole weight, which has a kernel
+// of its own.
 func (j *jobRun) simple() *update {
 	if len(j.updates) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() ||
 		!j.weight.Values.Float() {

@@ -7,8 +7,8 @@ import (
 	"github.com/lorakit/lorakit/lora"
 )
 
-// product makes the rows [r0, r1) and columns [c0, c1) of an update's rectangle of its delta, before it is scaled. delta
-// holds them by rows.
+// product makes the rows [r0, r1) and columns [c0, c1) of an update's rectangle of its delta, before it is scaled.
+// delta holds them by rows.
 func (t *update) product(b *mergeBuffers, delta []float32, r0, r1, c0, c1 int64) {
 	if t.waves != nil {
 		t.waves.Fill(delta, &b.lines, r0, r1, c0, c1)

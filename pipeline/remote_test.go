@@ -21,9 +21,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// A format may live in another process. Here it is at the other end of two pipes, over which nothing goes but values: the host
-// asks for its methods, and it asks the host for the files. All tensors go over at once, a context by its end, an error by
-// its kinds.
+// A format may live in another process. Here it is at the other end of two pipes, over which nothing goes but values:
+// the host asks for its methods, and it asks the host for the files. All tensors go over at once, a context by its
+// end, an error by its kinds.
 
 func init() {
 	gob.Register([]string{})
@@ -318,7 +318,8 @@ func (f remoteFormat) Open(ctx context.Context, dir storage.Folder, name string)
 			files[t.File] = file
 			c.open = append(c.open, file)
 		}
-		c.tensors = append(c.tensors, formats.Tensor{Info: t.Info, File: t.File, Data: file, Offset: t.Offset, Bytes: t.Bytes})
+		c.tensors = append(c.tensors, formats.Tensor{Info: t.Info, File: t.File, Data: file, Offset: t.Offset,
+			Bytes: t.Bytes})
 	}
 	return c, nil
 }
@@ -388,10 +389,12 @@ func TestFailuresOfAnotherProcess(t *testing.T) {
 		_, err := toy.Open(t.Context(), storagetest.Memory{"x.toy": []byte("short")}, "x.toy")
 		assert.ErrorIs(t, err, formats.ErrMalformed)
 		assert.ErrorContains(t, err, "x.toy: found 5 bytes: malformed")
-		_, err = toy.Open(t.Context(), storagetest.Memory{"model.toy.index.json": []byte(`{"weight_map": {"a": "../x"}}`)}, "model.toy.index.json")
+		_, err = toy.Open(t.Context(), storagetest.Memory{"model.toy.index.json": []byte(`{"weight_map": {"a": "../x"}}`)},
+			"model.toy.index.json")
 		assert.ErrorIs(t, err, formats.ErrOutside)
 		assert.NotErrorIs(t, err, formats.ErrMalformed)
-		_, err = toy.Layout(t.Context(), []tensor.Info{{Name: "w", Shape: tensor.Shape{4}, Encoding: tensor.Encoding{Name: "q", Elements: 4, Bytes: 1}}}, formats.Options{})
+		_, err = toy.Layout(t.Context(), []tensor.Info{{Name: "w", Shape: tensor.Shape{4},
+			Encoding: tensor.Encoding{Name: "q", Elements: 4, Bytes: 1}}}, formats.Options{})
 		assert.ErrorIs(t, err, formats.ErrUnsupported)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -21,7 +21,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// withToy has the toy format and scheme besides safetensors and bitsandbytes. The default registries know nothing of it.
+// withToy has the toy format and scheme besides safetensors and bitsandbytes. The default registries know nothing of
+// it.
 func withToy(t testing.TB, toy formats.Format) checkpoint.OpenOptions {
 	r, schemes := new(formats.Registry), new(quant.Registry)
 	require.NoError(t, schemes.Register(bnb.Scheme{}))
@@ -61,7 +62,8 @@ func writeToyModel(t testing.TB, dir string) {
 		stored{"layers.0.up.weight", tensor.BF16, tensor.Shape{700, 1012}, bf16(r)},
 		stored{"layers.0.norm.weight", tensor.F32, tensor.Shape{1009}, f32(r)},
 		stored{"layers.1.up.weight", tensor.F32, tensor.Shape{333, 100}, f32(r)})
-	for name, content := range map[string]string{"config.json": `{"model_type": "none_such", "hidden": 7}`, "tokenizer.json": tokenizer, "LICENSE": "as you like"} {
+	for name, content := range map[string]string{"config.json": `{"model_type": "none_such", "hidden": 7}`,
+		"tokenizer.json": tokenizer, "LICENSE": "as you like"} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o666))
 	}
 }
@@ -90,7 +92,8 @@ func TestEncodingOfAContainer(t *testing.T) {
 			assert.Equal(t, toyT4, w.Parts[0].Encoding)
 		}
 	}
-	assert.Equal(t, map[string]bool{"layers.0.up.weight": true, "layers.0.norm.weight": false, "layers.1.up.weight": true}, encoded)
+	assert.Equal(t, map[string]bool{"layers.0.up.weight": true, "layers.0.norm.weight": false, "layers.1.up.weight": true},
+		encoded)
 	d, err := checkpoint.Compare(t.Context(), openWith(t, withToy(t, toyFormat{}), src), c)
 	require.NoError(t, err)
 	assert.Greater(t, d.MaxAbs, 0.0)
@@ -119,7 +122,8 @@ func TestEncodingOfAContainer(t *testing.T) {
 	assert.Zero(t, d.MaxAbs)
 
 	// One that no scheme knows can only be copied, to a container that has a place for it.
-	x := toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", Shape: tensor.Shape{2, 4}, Encoding: tensor.Encoding{Name: "t5", Elements: 4, Bytes: 1}}, 0}}}
+	x := toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", Shape: tensor.Shape{2, 4},
+		Encoding: tensor.Encoding{Name: "t5", Elements: 4, Bytes: 1}}, 0}}}
 	unknown := filepath.Join(dir, "x.toy")
 	writeToy(t, unknown, x)
 	c = openWith(t, withToy(t, toyFormat{}), unknown)
@@ -143,27 +147,33 @@ func writeToy(t testing.TB, path string, h toyHeader) {
 	require.NoError(t, os.WriteFile(path, append(b, make([]byte, 1024)...), 0o666))
 }
 
-// TestMetadataKeepTheirTypes goes from a container with types to one of its kind, in the same order, and to one that has
-// texts alone.
+// TestMetadataKeepTheirTypes goes from a container with types to one of its kind, in the same order, and to one that
+// has texts alone.
 func TestMetadataKeepTheirTypes(t *testing.T) {
 	dir := t.TempDir()
 	src := filepath.Join(dir, "src.toy")
-	h := toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", DType: tensor.U8, Shape: tensor.Shape{3}}, 0}}, Metadata: []toyPair{
-		{"z.first", "string", []byte(`"text"`)}, {"count", "uint32", []byte("4294967295")}, {"rope", "float32", []byte("0.1")},
-		{"flag", "bool", []byte("true")}, {"tokens", "[]string", []byte(`["<s>", "a\"b"]`)}, {"scores", "[]float32", []byte("[1, -0.5]")}, {"big", "int64", []byte("-9007199254740993")},
-	}}
+	h := toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", DType: tensor.U8, Shape: tensor.Shape{3}}, 0}},
+		Metadata: []toyPair{
+			{"z.first", "string", []byte(`"text"`)}, {"count", "uint32", []byte("4294967295")},
+			{"rope", "float32", []byte("0.1")},
+			{"flag", "bool", []byte("true")}, {"tokens", "[]string", []byte(`["<s>", "a\"b"]`)},
+			{"scores", "[]float32", []byte("[1, -0.5]")}, {"big", "int64", []byte("-9007199254740993")},
+		}}
 	writeToy(t, src, h)
 	c := openWith(t, withToy(t, toyFormat{}), src)
 	want := formats.Metadata{
-		{Name: "z.first", Value: "text"}, {Name: "count", Value: uint32(4294967295)}, {Name: "rope", Value: float32(0.1)}, {Name: "flag", Value: true},
-		{Name: "tokens", Value: []string{"<s>", `a"b`}}, {Name: "scores", Value: []float32{1, -0.5}}, {Name: "big", Value: int64(-9007199254740993)},
+		{Name: "z.first", Value: "text"}, {Name: "count", Value: uint32(4294967295)}, {Name: "rope", Value: float32(0.1)},
+		{Name: "flag", Value: true},
+		{Name: "tokens", Value: []string{"<s>", `a"b`}}, {Name: "scores", Value: []float32{1, -0.5}},
+		{Name: "big", Value: int64(-9007199254740993)},
 	}
 	assert.Equal(t, want, c.Metadata())
 	convertWith(t, withToy(t, toyFormat{}), src, filepath.Join(dir, "out.toy"), pipeline.Options{Quantize: "keep"})
 	assert.Equal(t, want, openWith(t, withToy(t, toyFormat{}), filepath.Join(dir, "out.toy")).Metadata())
 	convertWith(t, withToy(t, toyFormat{}), src, filepath.Join(dir, "out.safetensors"), pipeline.Options{Quantize: "keep"})
 	assert.Equal(t, formats.Texts(map[string]string{
-		"z.first": "text", "count": "4294967295", "rope": "0.1", "flag": "true", "tokens": `["<s>", "a\"b"]`, "scores": "[1, -0.5]", "big": "-9007199254740993",
+		"z.first": "text", "count": "4294967295", "rope": "0.1", "flag": "true", "tokens": `["<s>", "a\"b"]`,
+		"scores": "[1, -0.5]", "big": "-9007199254740993",
 	}), openWith(t, checkpoint.OpenOptions{}, filepath.Join(dir, "out.safetensors")).Metadata())
 
 	h.Metadata = append(h.Metadata, h.Metadata[0])
@@ -174,8 +184,8 @@ func TestMetadataKeepTheirTypes(t *testing.T) {
 	assert.ErrorContains(t, err, `metadata "z.first": found it twice`)
 }
 
-// TestSmallFilesWithin has config.json and a tokenizer go into the files of a format that claims them, changed as they are
-// beside weights, and come out of it where the format that is written has them beside its weights.
+// TestSmallFilesWithin has config.json and a tokenizer go into the files of a format that claims them, changed as they
+// are beside weights, and come out of it where the format that is written has them beside its weights.
 func TestSmallFilesWithin(t *testing.T) {
 	dir := t.TempDir()
 	src := filepath.Join(dir, "src")
@@ -191,13 +201,15 @@ func TestSmallFilesWithin(t *testing.T) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	assert.Equal(t, []string{"LICENSE", "model-00001-of-00002.toy", "model-00002-of-00002.toy", "model.toy.index.json", "toy.txt"}, names)
+	assert.Equal(t, []string{"LICENSE", "model-00001-of-00002.toy", "model-00002-of-00002.toy", "model.toy.index.json",
+		"toy.txt"}, names)
 
 	for _, path := range []string{folder, single} {
 		c := openWith(t, withToy(t, toyFormat{}), path)
 		require.NotNil(t, c.Config, path)
 		assert.Equal(t, "none_such", c.Config.ModelType)
-		assert.Equal(t, `{"quant_method": "toy"}`, strings.Join(strings.Fields(string(c.Config.Quantization)), " "), "as it is edited for the result")
+		assert.Equal(t, `{"quant_method": "toy"}`, strings.Join(strings.Fields(string(c.Config.Quantization)), " "),
+			"as it is edited for the result")
 
 		out := filepath.Join(t.TempDir(), "out")
 		convertWith(t, withToy(t, toyFormat{}), path, out, pipeline.Options{Quantize: "none", To: "safetensors"})
@@ -224,13 +236,16 @@ func TestSmallFilesWithin(t *testing.T) {
 func TestRegistryIsAValue(t *testing.T) {
 	dir := t.TempDir()
 	src := filepath.Join(dir, "src.toy")
-	writeToy(t, src, toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", DType: tensor.U8, Shape: tensor.Shape{3}}, 0}}})
+	writeToy(t, src, toyHeader{Tensors: []toyTensor{{tensor.Info{Name: "w", DType: tensor.U8, Shape: tensor.Shape{3}},
+		0}}})
 	_, err := checkpoint.Open(t.Context(), src)
 	assert.ErrorIs(t, err, formats.ErrUnknown)
 	c := openWith(t, withToy(t, toyFormat{}), src)
 	assert.Equal(t, "toy", c.Format.Name())
-	_, err = pipeline.NewPlan(t.Context(), pipeline.Plain(c), filepath.Join(dir, "out.pth"), pipeline.Options{Quantize: "keep"})
+	_, err = pipeline.NewPlan(t.Context(), pipeline.Plain(c), filepath.Join(dir, "out.pth"),
+		pipeline.Options{Quantize: "keep"})
 	assert.ErrorContains(t, err, "no format that is written has this extension; known are .safetensors, .toy")
-	_, err = pipeline.NewPlan(t.Context(), pipeline.Plain(c), filepath.Join(dir, "out"), pipeline.Options{Quantize: "keep", To: "pytorch"})
+	_, err = pipeline.NewPlan(t.Context(), pipeline.Plain(c), filepath.Join(dir, "out"),
+		pipeline.Options{Quantize: "keep", To: "pytorch"})
 	assert.ErrorContains(t, err, "known are safetensors, toy")
 }

@@ -82,7 +82,8 @@ func (r toyReader) Locate(ctx context.Context, dir storage.Folder) (string, erro
 	if err != nil {
 		return "", err
 	}
-	for _, match := range []func(string) bool{r.IsIndex, func(name string) bool { return strings.HasSuffix(name, ".toy") }} {
+	for _, match := range []func(string) bool{r.IsIndex,
+		func(name string) bool { return strings.HasSuffix(name, ".toy") }} {
 		for _, e := range entries {
 			if match(e.Name) {
 				return e.Name, nil
@@ -216,7 +217,8 @@ func (toyFormat) Holds(t tensor.Info) error {
 
 // Claim takes what has no place beside the format's files.
 func (toyFormat) Claim(_ context.Context, names []string) ([]string, error) {
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name != "config.json" && name != "tokenizer.json" }), nil
+	return slices.DeleteFunc(slices.Clone(names),
+		func(name string) bool { return name != "config.json" && name != "tokenizer.json" }), nil
 }
 
 // Layout places the tensors in the order given. The first file has the metadata and the small files; beside the files
@@ -233,24 +235,25 @@ func (f toyFormat) Layout(ctx context.Context, tensors []tensor.Info, o formats.
 		}
 		first.Metadata = append(first.Metadata, toyPair{p.Name, fmt.Sprintf("%T", p.Value), b})
 	}
-	l, err := formats.LayOut(tensors, o, formats.Naming{Stem: "model", Extension: ".toy"}, func(name string, members []int, sizes []int64) (formats.Shard, error) {
-		h := first
-		first = toyHeader{}
-		s := formats.Shard{Name: name, Tensors: slices.Clone(members)}
-		at := int64(toyRoom)
-		for _, i := range members {
-			if err := f.Holds(tensors[i]); err != nil {
-				return s, fmt.Errorf("tensor %s: %w", tensors[i].Name, err)
+	l, err := formats.LayOut(tensors, o, formats.Naming{Stem: "model", Extension: ".toy"},
+		func(name string, members []int, sizes []int64) (formats.Shard, error) {
+			h := first
+			first = toyHeader{}
+			s := formats.Shard{Name: name, Tensors: slices.Clone(members)}
+			at := int64(toyRoom)
+			for _, i := range members {
+				if err := f.Holds(tensors[i]); err != nil {
+					return s, fmt.Errorf("tensor %s: %w", tensors[i].Name, err)
+				}
+				h.Tensors = append(h.Tensors, toyTensor{tensors[i], at})
+				s.Offsets = append(s.Offsets, at)
+				at += sizes[i]
 			}
-			h.Tensors = append(h.Tensors, toyTensor{tensors[i], at})
-			s.Offsets = append(s.Offsets, at)
-			at += sizes[i]
-		}
-		var err error
-		s.Header, err = toyBytes(h)
-		s.Size = at
-		return s, err
-	})
+			var err error
+			s.Header, err = toyBytes(h)
+			s.Size = at
+			return s, err
+		})
 	l.Extra = append(l.Extra, formats.File{Name: "toy.txt", Data: fmt.Appendf(nil, "%d tensors\n", len(tensors))})
 	return l, err
 }

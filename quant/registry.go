@@ -55,7 +55,8 @@ var reserved = []string{"keep", "none"}
 
 func checkName(name string) error {
 	if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-.") != "" {
-		return fmt.Errorf("%w: the name %q, expected lower-case letters, digits, dots, dashes and underlines", ErrRegistered, name)
+		return fmt.Errorf("%w: the name %q, expected lower-case letters, digits, dots, dashes and underlines", ErrRegistered,
+			name)
 	}
 	return nil
 }

@@ -8,9 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CopyRange copies n bytes from src at srcOff to dst at dstOff, within the
-// kernel where src is an OSFile and the file systems can, without moving either file's
-// position. A source that ends early is an io.ErrUnexpectedEOF.
+// CopyRange copies n bytes from src at srcOff to dst at dstOff, within the kernel where src is an OSFile and the file
+// systems can, without moving either file's position. A source that ends early is an io.ErrUnexpectedEOF.
 func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) error {
 	from, ok := OSFile(src)
 	if !ok {
@@ -27,8 +26,7 @@ func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) err
 		case err != nil:
 			return &os.PathError{Op: "copy_file_range", Path: dst.Name(), Err: err}
 		case m == 0:
-			// Some file systems answer 0 where they cannot copy: let a read say
-			// whether the source has ended.
+			// Some file systems answer 0 where they cannot copy: let a read say whether the source has ended.
 			return copyByHand(dst, dstOff, src, srcOff, n)
 		}
 		n -= int64(m)
@@ -53,15 +51,15 @@ func Allocate(f *os.File, off, n int64) error {
 	}
 }
 
-// StartWriteback asks the kernel to begin writing what of f is not on disk yet,
-// and does not wait for it, so that a later Sync has little left to do.
+// StartWriteback asks the kernel to begin writing what of f is not on disk yet, and does not wait for it, so that a
+// later Sync has little left to do.
 func StartWriteback(f *os.File) {
 	// Only a hint: what it fails to start, Sync does.
 	_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 }
 
-// Exchange swaps two folders or files of one file system in one step. It reports
-// whether it did: not every file system can.
+// Exchange swaps two folders or files of one file system in one step. It reports whether it did: not every file system
+// can.
 func Exchange(a, b string) (bool, error) {
 	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {

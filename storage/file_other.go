@@ -7,8 +7,8 @@ import (
 	"os"
 )
 
-// CopyRange copies n bytes from src at srcOff to dst at dstOff without moving
-// either file's position. A source that ends early is an io.ErrUnexpectedEOF.
+// CopyRange copies n bytes from src at srcOff to dst at dstOff without moving either file's position. A source that
+// ends early is an io.ErrUnexpectedEOF.
 func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) error {
 	return copyByHand(dst, dstOff, src, srcOff, n)
 }

@@ -5,13 +5,12 @@ import (
 	"io"
 )
 
-// Folder is a place with files that are read: a folder of this machine, or whatever can stand for
-// one. It is safe for concurrent use.
+// Folder is a place with files that are read: a folder of this machine, or whatever can stand for one. It is safe for
+// concurrent use.
 type Folder interface {
-	// Open opens a file for reading by its name, a slash-separated path below the folder. A name
-	// that leads out of the folder is ErrOutside, what is no file ErrNotRegular, what is not
-	// there fs.ErrNotExist, and a link to nothing ErrDangling. An error names the file. The context holds
-	// for all reads of the file.
+	// Open opens a file for reading by its name, a slash-separated path below the folder. A name that leads out of the
+	// folder is ErrOutside, what is no file ErrNotRegular, what is not there fs.ErrNotExist, and a link to nothing
+	// ErrDangling. An error names the file. The context holds for all reads of the file.
 	Open(ctx context.Context, name string) (File, error)
 	// List lists what is in the folder, or with a name in that folder below it, in the order of names.
 	List(ctx context.Context, name string) ([]Entry, error)

@@ -50,13 +50,16 @@ func TestFollowLinks(t *testing.T) {
 func TestDanglingLinks(t *testing.T) {
 	dir := tempDir(t)
 	for name, to := range map[string]string{
-		"plain": "nowhere", "twice": "plain", "annex": ".git/annex/objects/Xx/Yy/SHA256E-s1--00/SHA256E-s1--00", "dvc": filepath.Join(dir, ".dvc/cache/files/md5/00"), "loop": "loop", "folder": "nowhere",
+		"plain": "nowhere", "twice": "plain", "annex": ".git/annex/objects/Xx/Yy/SHA256E-s1--00/SHA256E-s1--00",
+		"dvc": filepath.Join(dir, ".dvc/cache/files/md5/00"), "loop": "loop", "folder": "nowhere",
 	} {
 		link(t, to, filepath.Join(dir, name))
 	}
 	for name, says := range map[string]string{
-		"plain": `plain: found a link to "nowhere", which is not there, expected a file: link`, "twice": `found a link to "plain"`,
-		"annex": "run git annex get in its repository", "dvc": "run dvc pull in its repository", "loop": "loop: found a link that leads to itself",
+		"plain": `plain: found a link to "nowhere", which is not there, expected a file: link`,
+		"twice": `found a link to "plain"`,
+		"annex": "run git annex get in its repository", "dvc": "run dvc pull in its repository",
+		"loop":     "loop: found a link that leads to itself",
 		"folder/a": `folder/a: found a link to "nowhere"`,
 	} {
 		for _, o := range []storage.Options{{}, followed} {
@@ -114,9 +117,11 @@ func TestListLinks(t *testing.T) {
 		below("")
 		return found
 	}
-	assert.Equal(t, []string{"broken (link)", "file (link)", "linked (link)", "self (link)", "sub/a", "twin (link)", "up (link)"}, walk(storage.Options{}))
+	assert.Equal(t, []string{"broken (link)", "file (link)", "linked (link)", "self (link)", "sub/a", "twin (link)",
+		"up (link)"}, walk(storage.Options{}))
 	assert.Equal(t, []string{
-		"broken (link)", "file (link)", "linked/b", "linked/back (link)", "linked/on/back (link)", "self (link)", "sub/a", "twin/a", "up (link)",
+		"broken (link)", "file (link)", "linked/b", "linked/back (link)", "linked/on/back (link)", "self (link)", "sub/a",
+		"twin/a", "up (link)",
 	}, walk(followed))
 	_, err := storage.Local(dir, storage.Options{}).List(t.Context(), "linked")
 	assert.ErrorIs(t, err, storage.ErrLink)

@@ -24,9 +24,8 @@ type Options struct {
 // Local is a folder of this machine.
 func Local(dir string, o Options) Folder { return &local{dir: dir, o: o} }
 
-// Resolve finds what a path of this machine leads to: a folder, with an empty name, or a file, as
-// the folder that it is in and its name there. That file may be a link to anywhere, since whoever gave the
-// path has chosen it.
+// Resolve finds what a path of this machine leads to: a folder, with an empty name, or a file, as the folder that it
+// is in and its name there. That file may be a link to anywhere, since whoever gave the path has chosen it.
 func Resolve(path string, o Options) (Folder, string, error) {
 	info, err := Stat(path)
 	if err != nil {
@@ -99,8 +98,8 @@ func LocalPath(dir Folder, name string) string {
 	return path
 }
 
-// OSFile returns the file of the operating system that a File reads, or any other reader that
-// is one. The kernel can copy from it.
+// OSFile returns the file of the operating system that a File reads, or any other reader that is one. The kernel can
+// copy from it.
 func OSFile(r any) (*os.File, bool) {
 	switch f := r.(type) {
 	case *os.File:
@@ -213,7 +212,8 @@ func leadsToFolder(link string, above []string) bool {
 		return false
 	}
 	info, err := os.Stat(path)
-	return err == nil && info.IsDir() && !slices.ContainsFunc(above, func(dir string) bool { return path == dir || inside(path, dir) })
+	return err == nil && info.IsDir() && !slices.ContainsFunc(above,
+		func(dir string) bool { return path == dir || inside(path, dir) })
 }
 
 // localFile is an *os.File, so that reading it takes no way round.

@@ -17,7 +17,8 @@ import (
 )
 
 func TestFolders(t *testing.T) {
-	files := storagetest.Memory{"a": []byte("first"), "empty": nil, "sub/b": []byte("second"), "sub/deep/c": []byte("third")}
+	files := storagetest.Memory{"a": []byte("first"), "empty": nil, "sub/b": []byte("second"),
+		"sub/deep/c": []byte("third")}
 	dir := tempDir(t)
 	for name, b := range files {
 		path := filepath.Join(dir, filepath.FromSlash(name))
@@ -72,7 +73,8 @@ func TestResolve(t *testing.T) {
 	link(t, "in", filepath.Join(dir, "alias"))
 	odd := write(t, filepath.Join(dir, "in", `back\slash`))
 
-	for path, want := range map[string]string{filepath.Join(dir, "in"): "", filepath.Join(dir, "alias") + "/": "", a: "a"} {
+	for path, want := range map[string]string{filepath.Join(dir, "in"): "", filepath.Join(dir, "alias") + "/": "",
+		a: "a"} {
 		folder, name, err := storage.Resolve(path, storage.Options{})
 		require.NoError(t, err, path)
 		assert.Equal(t, want, name, path)

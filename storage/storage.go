@@ -1,7 +1,6 @@
-// Package storage has what is read and written. What is read is a File of a Folder, which says its size and
-// its version; Local is a folder of this machine, whose names stay in it. Of local files it also has copies
-// made by the kernel, space taken before it is filled, write-back that starts early, and one
-// folder put in the place of another.
+// Package storage has what is read and written. What is read is a File of a Folder, which says its size and its
+// version; Local is a folder of this machine, whose names stay in it. Of local files it also has copies made by the
+// kernel, space taken before it is filled, write-back that starts early, and one folder put in the place of another.
 package storage
 
 import (

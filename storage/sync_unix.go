@@ -23,8 +23,8 @@ func SyncDir(path string) error {
 	return nil
 }
 
-// IsDiskError reports whether an error is about the place that is written to, and may be
-// gone when the run is tried again: a full or failing disk, a lost share.
+// IsDiskError reports whether an error is about the place that is written to, and may be gone when the run is tried
+// again: a full or failing disk, a lost share.
 func IsDiskError(err error) bool {
 	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS, unix.ESTALE, unix.ETIMEDOUT} {
 		if errors.Is(err, e) {
@@ -34,8 +34,7 @@ func IsDiskError(err error) bool {
 	return false
 }
 
-// IsMountPoint reports whether something is mounted at the path, so that it cannot be
-// renamed.
+// IsMountPoint reports whether something is mounted at the path, so that it cannot be renamed.
 func IsMountPoint(path string) bool {
 	var at, above unix.Stat_t
 	if unix.Lstat(path, &at) != nil || unix.Stat(filepath.Dir(path), &above) != nil {
@@ -44,8 +43,8 @@ func IsMountPoint(path string) bool {
 	return at.Mode&unix.S_IFMT == unix.S_IFDIR && at.Dev != above.Dev
 }
 
-// Lock takes the file for this process alone, and reports false where another
-// has it. It ends with the process, or when f is closed.
+// Lock takes the file for this process alone, and reports false where another has it. It ends with the process, or
+// when f is closed.
 func Lock(f *os.File) (bool, error) {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {

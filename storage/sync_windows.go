@@ -10,10 +10,11 @@ import (
 // SyncDir does nothing here: Windows keeps the names in a folder itself.
 func SyncDir(string) error { return nil }
 
-// IsDiskError reports whether an error is about the place that is written to, and may be
-// gone when the run is tried again: a full or failing disk.
+// IsDiskError reports whether an error is about the place that is written to, and may be gone when the run is tried
+// again: a full or failing disk.
 func IsDiskError(err error) bool {
-	for _, e := range []error{windows.ERROR_DISK_FULL, windows.ERROR_HANDLE_DISK_FULL, windows.ERROR_WRITE_FAULT, windows.ERROR_IO_DEVICE} {
+	for _, e := range []error{windows.ERROR_DISK_FULL, windows.ERROR_HANDLE_DISK_FULL, windows.ERROR_WRITE_FAULT,
+		windows.ERROR_IO_DEVICE} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -24,10 +25,12 @@ func IsDiskError(err error) bool {
 // IsMountPoint reports false: Windows renames no volume by a path.
 func IsMountPoint(string) bool { return false }
 
-// Lock takes the file for this process alone, and reports false where another
-// has it. It ends with the process, or when f is closed.
+// Lock takes the file for this process alone, and reports false where another has it. It ends with the process, or
+// when f is closed.
 func Lock(f *os.File) (bool, error) {
-	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, &windows.Overlapped{OffsetHigh: 0x7fffffff}) // far past the end: the lock bars others from reading what it covers
+	// far past the end: the lock bars others from reading what it covers
+	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0,
+		1, 0, &windows.Overlapped{OffsetHigh: 0x7fffffff})
 	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
 		return false, nil
 	}

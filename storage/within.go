@@ -14,34 +14,30 @@ import (
 
 // Kinds of errors. Test for them with errors.Is.
 var (
-	// ErrOutside says that a name, or a link behind it, leads out of the
-	// folder it was to be found in.
+	// ErrOutside says that a name, or a link behind it, leads out of the folder it was to be found in.
 	ErrOutside = errors.New("path leaves the folder")
 	// ErrLink is an ErrOutside of a link, which Options.FollowLinks takes.
 	ErrLink = fmt.Errorf("%w by a link", ErrOutside)
-	// ErrDangling says that a link leads to nothing. It is no fs.ErrNotExist: whoever made the
-	// link has meant something.
+	// ErrDangling says that a link leads to nothing. It is no fs.ErrNotExist: whoever made the link has meant something.
 	ErrDangling = errors.New("link leads to nothing")
 	// ErrNotRegular says that a path is a folder, a pipe, a device or a socket.
 	ErrNotRegular = errors.New("not a regular file")
 )
 
-// within finds the file that a checkpoint in the folder dir calls name, a
-// slash-separated path. It returns the path with all links resolved.
+// within finds the file that a checkpoint in the folder dir calls name, a slash-separated path. It returns the path
+// with all links resolved.
 //
-// A name that is empty, absolute, has a ".." or "." element, a back slash or a
-// NUL is ErrOutside, and so is, as ErrLink, a link that leads out of the folder, unless links are
-// followed. One exception is the cache of the Hugging Face hub, where a file of
-// REPO/snapshots/REVISION is a link into REPO/blobs, and a blob may in turn be
-// a link into the store that the whole cache shares
-// (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+// A name that is empty, absolute, has a ".." or "." element, a back slash or a NUL is ErrOutside, and so is, as
+// ErrLink, a link that leads out of the folder, unless links are followed. One exception is the cache of the Hugging
+// Face hub, where a file of REPO/snapshots/REVISION is a link into REPO/blobs, and a blob may in turn be a link into
+// the store that the whole cache shares (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
 //
-// A file that does not exist is fs.ErrNotExist. The check holds for the moment
-// it is made: somebody who may write to the folder can still exchange the file
-// before it is opened, as they could have changed its content. The result has
+// A file that does not exist is fs.ErrNotExist. The check holds for the moment it is made: somebody who may write to
+// the folder can still exchange the file before it is opened, as they could have changed its content. The result has
 // no link left in it, so a link put there later is the only way.
 func within(dir, name string, o Options) (string, error) {
-	if !fs.ValidPath(name) || name == "." || strings.ContainsAny(name, "\\\x00") || !filepath.IsLocal(filepath.FromSlash(name)) {
+	if !fs.ValidPath(name) || name == "." || strings.ContainsAny(name, "\\\x00") ||
+		!filepath.IsLocal(filepath.FromSlash(name)) {
 		return "", fmt.Errorf("%s: found the file name %q, expected one inside the folder: %w", dir, clip(name), ErrOutside)
 	}
 	root, err := filepath.Abs(dir)
@@ -94,19 +90,19 @@ func dangling(path, to string) error {
 	case strings.Contains(slashed, ".dvc/cache/"):
 		get = ": run dvc pull in its repository"
 	}
-	return fmt.Errorf("%s: found a link to %q, which is not there, expected a file%s: %w", path, clip(to), get, ErrDangling)
+	return fmt.Errorf("%s: found a link to %q, which is not there, expected a file%s: %w", path, clip(to), get,
+		ErrDangling)
 }
 
-// Open opens a regular file for reading and never waits: a pipe without a
-// writer, a device or a folder is ErrNotRegular.
+// Open opens a regular file for reading and never waits: a pipe without a writer, a device or a folder is
+// ErrNotRegular.
 func Open(path string) (*os.File, error) {
 	f, _, err := open(path)
 	return f, err
 }
 
 func open(path string) (*os.File, fs.FileInfo, error) {
-	// A device may act on being opened, so look first; look again at what was
-	// opened, since the two may differ.
+	// A device may act on being opened, so look first; look again at what was opened, since the two may differ.
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, err
@@ -152,8 +148,7 @@ func inside(dir, path string) bool {
 	return err == nil && rel != "." && filepath.IsLocal(rel)
 }
 
-// inHubCache reports whether path is a blob that belongs to the snapshot in
-// which root lies.
+// inHubCache reports whether path is a blob that belongs to the snapshot in which root lies.
 func inHubCache(root, path string) bool {
 	for p := root; ; p = filepath.Dir(p) {
 		parent := filepath.Dir(p)

@@ -67,7 +67,8 @@ func TestWithin(t *testing.T) {
 	link(t, "loop", filepath.Join(dir, "loop"))
 	link(t, dir, filepath.Join(top, "alias"))
 
-	for name, want := range map[string]string{"a": a, "sub/b": b, "inner": a, "absolute": a, "crooked": b, "return": a, "self/a": a} {
+	for name, want := range map[string]string{"a": a, "sub/b": b, "inner": a, "absolute": a, "crooked": b, "return": a,
+		"self/a": a} {
 		for _, d := range []string{dir, filepath.Join(top, "alias"), dir + "/", filepath.Join(dir, "sub") + "/.."} {
 			got, err := within(d, name)
 			if assert.NoError(t, err, "%s in %s", name, d) {
@@ -76,8 +77,10 @@ func TestWithin(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"", ".", "..", "../outside", "../model/a", "/etc/passwd", a, "sub/../a", "sub//b", "./a", "a/", `sub\b`, `..\outside`, "a\x00", "\x00",
-		"leaves", "leaves-absolute", "twice", "beside", "up", "up/outside", "up/model/../outside", "self", strings.Repeat("../", 1000) + "etc/passwd",
+		"", ".", "..", "../outside", "../model/a", "/etc/passwd", a, "sub/../a", "sub//b", "./a", "a/", `sub\b`, `..\outside`,
+		"a\x00", "\x00",
+		"leaves", "leaves-absolute", "twice", "beside", "up", "up/outside", "up/model/../outside", "self",
+		strings.Repeat("../", 1000) + "etc/passwd",
 	} {
 		_, err := within(dir, name)
 		if assert.ErrorIs(t, err, storage.ErrOutside, "%q", name) {
@@ -85,8 +88,7 @@ func TestWithin(t *testing.T) {
 			assert.Less(t, len(err.Error()), 500+len(dir))
 		}
 	}
-	// A file may be reached through a link to the folder above, once it is
-	// resolved: what counts is where it lies.
+	// A file may be reached through a link to the folder above, once it is resolved: what counts is where it lies.
 	got, err := within(dir, "up/model/a")
 	require.NoError(t, err)
 	assert.Equal(t, a, got)
@@ -128,7 +130,8 @@ func TestWithinHubCache(t *testing.T) {
 	link(t, secret, filepath.Join(repo, "blobs", "leaves"))
 	link(t, "../../blobs/leaves", filepath.Join(snapshot, "leaves"))
 
-	for _, c := range [][2]string{{snapshot, "m"}, {snapshot, "unet/m"}, {filepath.Join(snapshot, "unet"), "m"}, {snapshot, "absolute"}} {
+	for _, c := range [][2]string{{snapshot, "m"}, {snapshot, "unet/m"}, {filepath.Join(snapshot, "unet"), "m"},
+		{snapshot, "absolute"}} {
 		got, err := within(c[0], c[1])
 		if assert.NoError(t, err, c) {
 			assert.Equal(t, blob, got)

@@ -55,8 +55,8 @@ func (s Shape) String() string {
 	return b.String()
 }
 
-// Info names a tensor and says how its bytes are to be read: row-major,
-// little-endian, elements of DType, or blocks of Encoding. One of the two is set.
+// Info names a tensor and says how its bytes are to be read: row-major, little-endian, elements of DType, or blocks of
+// Encoding. One of the two is set.
 type Info struct {
 	Name     string   `json:"name"`
 	DType    DType    `json:"dtype,omitzero"`
@@ -64,8 +64,8 @@ type Info struct {
 	Encoding Encoding `json:"encoding,omitzero"`
 }
 
-// Encoding is a way of a container's own to store elements, some at a time: GGUF's q4_K has blocks of 256 elements
-// in 144 bytes. A container knows no more of it; a quantisation scheme that does finds it by its name. Blocks follow one
+// Encoding is a way of a container's own to store elements, some at a time: GGUF's q4_K has blocks of 256 elements in
+// 144 bytes. A container knows no more of it; a quantisation scheme that does finds it by its name. Blocks follow one
 // another in the order of the elements.
 type Encoding struct {
 	Name     string `json:"name"`
@@ -84,8 +84,8 @@ func (t Info) Type() string {
 	return t.DType.String()
 }
 
-// Count returns the number of elements. It is for an Info whose shape has been
-// checked by Size, as every Info of an opened checkpoint has.
+// Count returns the number of elements. It is for an Info whose shape has been checked by Size, as every Info of an
+// opened checkpoint has.
 func (t Info) Count() int64 {
 	n := int64(1)
 	for _, d := range t.Shape {
@@ -94,8 +94,8 @@ func (t Info) Count() int64 {
 	return n
 }
 
-// Size returns the number of bytes of the tensor, or an error where that
-// overflows or is no whole number of bytes, or of blocks.
+// Size returns the number of bytes of the tensor, or an error where that overflows or is no whole number of bytes, or
+// of blocks.
 func (t Info) Size() (int64, error) {
 	n, err := t.Shape.Count()
 	if err != nil {
@@ -125,7 +125,8 @@ func (t Info) encodedSize(n int64) (int64, error) {
 	case e.Name == "" || e.Elements <= 0 || e.Bytes <= 0:
 		return 0, fmt.Errorf("invalid encoding %s with blocks of %d elements in %d bytes", Quote(e.Name), e.Elements, e.Bytes)
 	case n%e.Elements != 0:
-		return 0, fmt.Errorf("shape %v of %s is %d elements, no whole number of blocks of %d", t.Shape, Quote(e.Name), n, e.Elements)
+		return 0, fmt.Errorf("shape %v of %s is %d elements, no whole number of blocks of %d", t.Shape, Quote(e.Name), n,
+			e.Elements)
 	}
 	hi, lo := bits.Mul64(uint64(n/e.Elements), uint64(e.Bytes))
 	if hi != 0 || lo > math.MaxInt64 {

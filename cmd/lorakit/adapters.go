@@ -21,7 +21,8 @@ func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, erro
 	var alpha float64
 	var layout, component string
 	c.Flags().Float64Var(&alpha, "alpha", 0, "the alpha of a loralib adapter, which does not hold it")
-	c.Flags().StringVar(&layout, "expert-layout", "", "how a PEFT adapter that does not say it holds its experts: rank_major or grouped_by_expert")
+	c.Flags().StringVar(&layout, "expert-layout", "", "how a PEFT adapter that does not say it holds its experts: "+
+		"rank_major or grouped_by_expert")
 	c.Flags().StringVar(&component, "component", "",
 		"of an adapter for several parts of a pipeline, take that of one: unet, text_encoder, …")
 	complete(c, "expert-layout", lorakit.ExpertLayouts()...)
@@ -42,7 +43,8 @@ func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, erro
 			if i := strings.LastIndexByte(text, '='); i >= 0 && err != nil {
 				w, err := strconv.ParseFloat(text[i+1:], 64)
 				if err != nil || math.IsNaN(w) || math.IsInf(w, 0) || w == 0 {
-					return nil, usageError{fmt.Errorf("%q: expected ADAPTER=WEIGHT with a number other than 0, such as my-lora=0.7", text)}
+					return nil, usageError{fmt.Errorf("%q: expected ADAPTER=WEIGHT with a number other than 0, such as my-lora=0.7",
+						text)}
 				}
 				a.Path, a.Weight = text[:i], w
 			}
@@ -59,7 +61,8 @@ func convertsAdapter(c *cobra.Command, src string) bool {
 }
 
 // ofAdapters are the flags of convert that it takes for an adapter.
-var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "component", "force", "follow-links", "json", "progress"}
+var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "component", "force", "follow-links",
+	"json", "progress"}
 
 // convertAdapter writes an adapter in another dialect.
 func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lorakit.Adapter, error)) error {
@@ -73,9 +76,11 @@ func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lor
 		return err
 	}
 	text := func(name string) string { return c.Flags().Lookup(name).Value.String() }
-	o := lorakit.AdapterOptions{To: text("to"), DType: text("dtype"), Experts: text("experts"), Force: text("force") == "true", FollowLinks: text("follow-links") == "true"}
+	o := lorakit.AdapterOptions{To: text("to"), DType: text("dtype"), Experts: text("experts"),
+		Force: text("force") == "true", FollowLinks: text("follow-links") == "true"}
 	if known := lorakit.AdapterDialects(); o.To != "" && !slices.Contains(known, o.To) {
-		return usageError{fmt.Errorf("--to %q is no dialect of adapters; known are %s%s", o.To, strings.Join(known, ", "), nearest.Suggestion(o.To, known))}
+		return usageError{fmt.Errorf("--to %q is no dialect of adapters; known are %s%s", o.To, strings.Join(known, ", "),
+			nearest.Suggestion(o.To, known))}
 	}
 	if err := oneOf("experts", o.Experts, lorakit.ExpertChoices()...); err != nil {
 		return err

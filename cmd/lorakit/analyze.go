@@ -100,8 +100,8 @@ effective rank is then a lower bound, marked ≥; of all others, and of adapters
 // compensations are the ranks of an adapter that could take back what NF4 does.
 var compensations = []int{8, 16, 32, 64}
 
-// printAnalysis prints a line a module, its singular values as a picture first: names, which are
-// long, are the column that is cut.
+// printAnalysis prints a line a module, its singular values as a picture first: names, which are long, are the column
+// that is cut.
 func printAnalysis(w io.Writer, r *lorakit.Analysis) {
 	head := []string{"SPECTRUM", "MODULE", "SHAPE"}
 	switch r.Of {
@@ -221,8 +221,8 @@ func kept(list []lorakit.RankShare, rank int) string {
 	return "-"
 }
 
-// sparkline draws singular values, from the largest on, as a share of it: one character each,
-// or a mean of neighbours where they are many.
+// sparkline draws singular values, from the largest on, as a share of it: one character each, or a mean of neighbours
+// where they are many.
 func sparkline(values []float64) string {
 	const most = 12
 	blocks := []rune("▁▂▃▄▅▆▇█")

@@ -107,8 +107,10 @@ func printCombination(c *cobra.Command, r *lorakit.Combination, asJSON bool) err
 				least = m
 			}
 		}
-		held = fmt.Sprintf(", %s of the delta, least in %s: %s", share(r.Explained), shorten(escape(least.Name), longestName), share(least.Explained))
+		held = fmt.Sprintf(", %s of the delta, least in %s: %s", share(r.Explained), shorten(escape(least.Name), longestName),
+			share(least.Explained))
 	}
-	_, err := fmt.Fprintf(c.ErrOrStderr(), "%s: %s of rank up to %d%s\n", escape(r.Destination), count(len(r.Modules), "module"), r.Rank, held)
+	_, err := fmt.Fprintf(c.ErrOrStderr(), "%s: %s of rank up to %d%s\n", escape(r.Destination),
+		count(len(r.Modules), "module"), r.Rank, held)
 	return err
 }

@@ -62,7 +62,8 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
 }
 
 // merging is lorakit.Merge or lorakit.Unmerge.
-type merging func(ctx context.Context, base string, adapters []lorakit.Adapter, dst string, o lorakit.ConvertOptions) (*lorakit.ConvertResult, error)
+type merging func(ctx context.Context, base string, adapters []lorakit.Adapter, dst string,
+	o lorakit.ConvertOptions) (*lorakit.ConvertResult, error)
 
 // convertFlags gives a command the flags of convert, and returns what runs it.
 func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Adapter, merge merging) error {
@@ -131,15 +132,20 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 		return nil
 	}
 	f := c.Flags()
-	f.StringVar(&o.To, "to", "", "format to write; lorakit formats lists them (default: that of SRC, or of DST's extension)")
+	f.StringVar(&o.To, "to", "", "format to write; lorakit formats lists them (default: that of SRC, or of DST's "+
+		"extension)")
 	f.StringVar(&o.DType, "dtype", "keep", "cast plain weights: keep, f32, f16 or bf16")
 	f.StringVar(&o.Quantize, "quantize", "keep", "keep, none (plain weights), nf4, fp4 or int8")
 	f.IntVar(&o.BlockSize, "block-size", 64, "elements that share one scale in nf4 and fp4: 32, 64, … 4096")
 	f.BoolVar(&o.DoubleQuant, "double-quant", true, "quantise the scales of nf4 and fp4 as well")
-	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for vLLM and unsloth); of an adapter also fused")
-	f.StringArrayVar(&o.Include, "include", nil, "quantise exactly the tensors whose whole name matches `GLOB`; may be repeated")
-	f.StringArrayVar(&o.Exclude, "exclude", nil, "do not quantise the tensors whose whole name matches `GLOB`; may be repeated")
-	f.StringVar(&o.Base, "base", "as-is", "what adapters are added to: as-is, or dequantized (NF4 and back, as QLoRA has seen it)")
+	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for "+
+		"vLLM and unsloth); of an adapter also fused")
+	f.StringArrayVar(&o.Include, "include", nil, "quantise exactly the tensors whose whole name matches `GLOB`; may be "+
+		"repeated")
+	f.StringArrayVar(&o.Exclude, "exclude", nil, "do not quantise the tensors whose whole name matches `GLOB`; may be "+
+		"repeated")
+	f.StringVar(&o.Base, "base", "as-is", "what adapters are added to: as-is, or dequantized (NF4 and back, as QLoRA has "+
+		"seen it)")
 	f.Float64Var(&minKept, "min-kept", 0.5, "fail where a module keeps less than this share of an adapter; 0 never fails")
 	f.Var(&shard, "max-shard-size", "most bytes of tensors in a file, such as 5GB or 500MiB")
 	f.Var(&memory, "memory", "most memory the whole process uses")
@@ -148,7 +154,8 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.BoolVar(&o.Force, "force", false, "replace DST if it exists; the old one is removed last")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print what would be done, and do nothing")
 	linkFlag(c, &o.FollowLinks)
-	f.BoolVar(&o.AllowNonFinite, "allow-non-finite", false, "encode NaN and infinity as bitsandbytes does, instead of refusing them")
+	f.BoolVar(&o.AllowNonFinite, "allow-non-finite", false, "encode NaN and infinity as bitsandbytes does, instead of "+
+		"refusing them")
 	f.StringVar(&progress, "progress", "auto", "auto, bar, plain, json or none")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
 	complete(c, "dtype", "keep", "f32", "f16", "bf16")
@@ -170,7 +177,8 @@ func useless(c *cobra.Command, why string, names ...string) error {
 }
 
 func complete(c *cobra.Command, flag string, values ...string) {
-	if err := c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+	if err := c.RegisterFlagCompletionFunc(flag,
+		cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // the flag has been defined a few lines above
 	}
 }
@@ -208,7 +216,8 @@ func printResult(w io.Writer, r *lorakit.ConvertResult) {
 	}
 	fmt.Fprintf(w, "%s: %s in %s%s, %s, %d quantised; read %s, wrote %s in %v\n", r.Destination,
 		count(r.Shards, "shard"), r.Format, resumed, count(r.Tensors, "tensor"), r.Quantized,
-		humanize.IBytes(uint64(r.Read)), humanize.IBytes(uint64(r.Written)), (time.Duration(r.Seconds*1e3) * time.Millisecond).Round(time.Millisecond))
+		humanize.IBytes(uint64(r.Read)), humanize.IBytes(uint64(r.Written)),
+		(time.Duration(r.Seconds*1e3) * time.Millisecond).Round(time.Millisecond))
 }
 
 func count(n int, what string) string {
@@ -246,6 +255,7 @@ func printPlan(w io.Writer, r *lorakit.ConvertResult) error {
 	for _, n := range r.Notices {
 		fmt.Fprintln(w, "note: "+escape(n))
 	}
-	fmt.Fprintf(w, "%s, %s; nothing was written\n", count(len(r.Plan.Shards), "shard"), humanize.IBytes(uint64(r.Plan.OutputBytes())))
+	fmt.Fprintf(w, "%s, %s; nothing was written\n", count(len(r.Plan.Shards), "shard"),
+		humanize.IBytes(uint64(r.Plan.OutputBytes())))
 	return nil
 }

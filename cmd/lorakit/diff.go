@@ -61,7 +61,8 @@ side, or has another shape.`,
 				for _, n := range r.Reshaped {
 					fmt.Fprintf(w, "another shape: %s\n", shorten(escape(n), longestName))
 				}
-				fmt.Fprintf(w, "%s compared: largest difference %.3g, relative %.3g\n", count(len(r.Tensors), "tensor"), r.MaxAbs, r.RelRMS)
+				fmt.Fprintf(w, "%s compared: largest difference %.3g, relative %.3g\n", count(len(r.Tensors), "tensor"), r.MaxAbs,
+					r.RelRMS)
 			}
 			if found {
 				return errFound

@@ -17,15 +17,15 @@ func mountSmallDisk(dir string) {
 	}
 }
 
-// TestFullDisk runs out of space in the middle: one line that says so, and a stage that
-// can be gone on with.
+// TestFullDisk runs out of space in the middle: one line that says so, and a stage that can be gone on with.
 func TestFullDisk(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeBig(t, src)
 	disk := t.TempDir()
 	dst := filepath.Join(disk, "dst")
 	// The disk is there for the child alone, and goes with it.
-	c := command([]string{onSmallDisk + "=" + disk}, "convert", src, dst, "--quantize", "nf4", "--max-shard-size", "1.2MB", "--progress", "none")
+	c := command([]string{onSmallDisk + "=" + disk}, "convert", src, dst, "--quantize", "nf4", "--max-shard-size", "1.2MB",
+		"--progress", "none")
 	c.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
@@ -37,5 +37,6 @@ func TestFullDisk(t *testing.T) {
 	}
 	require.Error(t, err)
 	assert.Equal(t, exitFailed, c.ProcessState.ExitCode(), "%s", out)
-	assert.Regexp(t, `^lorakit: .*no space left on device; [1-9]\d* of 6 shards are finished in .*dst\.partial; --resume goes on from there\n$`, string(out))
+	assert.Regexp(t,
+		`^lorakit: .*no space left on device; [1-9]\d* of 6 shards are finished in .*dst\.partial; --resume goes on from there\n$`, string(out))
 }

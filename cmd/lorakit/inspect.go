@@ -68,7 +68,8 @@ of what they add, and says what its config does.`,
 
 // inspectAdapter shows an adapter. Of a file that is none by itself, such as the tensors of a PEFT folder without its
 // config, it says so and shows nothing: the tensors are shown in its place.
-func inspectAdapter(c *cobra.Command, path string, parse func([]string) ([]lorakit.Adapter, error), o lorakit.ReadOptions, asJSON bool) (shown bool, err error) {
+func inspectAdapter(c *cobra.Command, path string, parse func([]string) ([]lorakit.Adapter, error),
+	o lorakit.ReadOptions, asJSON bool) (shown bool, err error) {
 	a, err := parse([]string{path})
 	if err != nil {
 		return false, err
@@ -144,12 +145,10 @@ func (n *node) child(name string) *node {
 	return c
 }
 
-// maxDepth is deeper than any model is nested; the rest of a longer name is one
-// part.
+// maxDepth is deeper than any model is nested; the rest of a longer name is one part.
 const maxDepth = 32
 
-// printTree shows the modules. Numbered ones that are alike, layers mostly, are
-// shown once, as 0-31.
+// printTree shows the modules. Numbered ones that are alike, layers mostly, are shown once, as 0-31.
 func printTree(w io.Writer, r *lorakit.Inspection) {
 	root := &node{byName: map[string]*node{}}
 	for i := range r.Tensors {
@@ -166,8 +165,8 @@ func printTree(w io.Writer, r *lorakit.Inspection) {
 	root.print(w, "")
 }
 
-// fold sorts the children, joins neighbours with numbers for names whose trees are
-// alike, and returns what the tree looks like.
+// fold sorts the children, joins neighbours with numbers for names whose trees are alike, and returns what the tree
+// looks like.
 func (n *node) fold() string {
 	slices.SortFunc(n.children, func(a, b *node) int {
 		if isNumber(a.name) && isNumber(b.name) {

@@ -15,7 +15,8 @@ func printAdapter(w io.Writer, r *lorakit.AdapterInspection) {
 	t := newTable(w, "DTYPE", "MODULE", "FORM", "A", "B", "RANK", "ALPHA", "SCALING", "NORM")
 	t.names, t.spare = []string{"MODULE"}, []string{"DTYPE", "A", "B", "ALPHA", "FORM"}
 	for _, m := range r.Modules {
-		form, a, b, rank, alpha, scaling := formOf(m.Form, m.DoRA, m.NeedsBase, m.Experts), "-", m.Shape.String(), "-", "-", "-"
+		form, a, b, rank, alpha, scaling := formOf(m.Form, m.DoRA, m.NeedsBase, m.Experts), "-", m.Shape.String(), "-", "-",
+			"-"
 		if m.Base {
 			form = "base's own"
 		}
@@ -55,7 +56,8 @@ func printAdapter(w io.Writer, r *lorakit.AdapterInspection) {
 	}
 	if n := len(r.Patterns); n > 0 {
 		p := r.Patterns[0]
-		line("patterns", "%s of another rank or alpha, the first is %s with %d, %g", count(n, "module"), p.Name, p.Rank, p.Alpha)
+		line("patterns", "%s of another rank or alpha, the first is %s with %d, %g", count(n, "module"), p.Name, p.Rank,
+			p.Alpha)
 	}
 	if r.DoRA {
 		line("DoRA", "yes: the norms are those of scaling * B·A")

@@ -1,5 +1,5 @@
-// Command lorakit turns model checkpoints into what their users need next. See
-// lorakit help, or the documentation in docs/.
+// Command lorakit turns model checkpoints into what their users need next. See lorakit help, or the documentation in
+// docs/.
 package main
 
 import (
@@ -110,7 +110,9 @@ model, and a destination appears whole or not at all.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{orFlag(c, err)} })
-	root.AddCommand(convertCommand(), mergeCommand(), unmergeCommand(), attachCommand(), extractCommand(), resizeCommand(), combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), formatsCommand(), versionCommand())
+	root.AddCommand(convertCommand(), mergeCommand(), unmergeCommand(), attachCommand(), extractCommand(), resizeCommand(),
+		combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), formatsCommand(),
+		versionCommand())
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	wrongArgumentsAreUsage(root)
@@ -138,8 +140,8 @@ func knownCommand(c *cobra.Command, args []string) error {
 	return nil
 }
 
-// wrongArgumentsAreUsage makes a wrong number of arguments an error that shows how
-// the command is called, and so with a sub-command that is not there.
+// wrongArgumentsAreUsage makes a wrong number of arguments an error that shows how the command is called, and so with
+// a sub-command that is not there.
 func wrongArgumentsAreUsage(parent *cobra.Command) {
 	for _, c := range parent.Commands() {
 		check := c.Args
@@ -177,7 +179,8 @@ func wrapFlags(root *cobra.Command, w io.Writer) {
 	if columns, ok := terminalWidth(w); ok {
 		width = min(width, columns)
 	}
-	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "FlagUsages ", fmt.Sprintf("FlagUsagesWrapped %d ", width)))
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "FlagUsages ",
+		fmt.Sprintf("FlagUsagesWrapped %d ", width)))
 }
 
 // output remembers that something could not be written, so that a full disk behind a redirection is no success.

@@ -82,8 +82,8 @@ func digest(t *testing.T, path string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// TestBytes holds the bytes of what lorakit makes of the fixtures, by any set of
-// kernels, against testdata/bytes.txt. They change only on purpose: go test -update.
+// TestBytes holds the bytes of what lorakit makes of the fixtures, by any set of kernels, against testdata/bytes.txt.
+// They change only on purpose: go test -update.
 func TestBytes(t *testing.T) {
 	cases := [][]string{
 		{"tiny-llama", "--quantize", "nf4"},
@@ -127,8 +127,7 @@ func TestBytes(t *testing.T) {
 	assert.Equal(t, string(want), got)
 }
 
-// TestKill kills a run at random moments and resumes it: the bytes are the same, and
-// nothing is left behind.
+// TestKill kills a run at random moments and resumes it: the bytes are the same, and nothing is left behind.
 func TestKill(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	writeBig(t, src)
@@ -188,7 +187,8 @@ func TestSignals(t *testing.T) {
 	for _, s := range stopSignals {
 		dst := filepath.Join(t.TempDir(), "dst")
 		// Progress lines say when it is at work.
-		c := command(nil, "convert", src, dst, "--quantize", "nf4", "--max-shard-size", "3MB", "--progress", "json", "--threads", "1", "--memory", "64MiB")
+		c := command(nil, "convert", src, dst, "--quantize", "nf4", "--max-shard-size", "3MB", "--progress", "json",
+			"--threads", "1", "--memory", "64MiB")
 		var stderr bytes.Buffer
 		c.Stderr = &stderr
 		require.NoError(t, c.Start())
@@ -222,13 +222,16 @@ func writeBig(t *testing.T, dir string) {
 		for k := 1; k < len(b); k += 2 {
 			b[k] = b[k]&0x81 | 0x3c // no NaN, no infinity
 		}
-		header = append(header, fmt.Sprintf(`"model.layers.%d.mlp.up_proj.weight":{"dtype":"BF16","shape":[1024,1024],"data_offsets":[%d,%d]}`, i, len(body), len(body)+len(b)))
+		header = append(header,
+			fmt.Sprintf(`"model.layers.%d.mlp.up_proj.weight":{"dtype":"BF16","shape":[1024,1024],"data_offsets":[%d,%d]}`, i,
+				len(body), len(body)+len(b)))
 		body = append(body, b...)
 	}
 	h := "{" + strings.Join(header, ",") + "}"
 	file := slices.Concat([]byte{byte(len(h)), byte(len(h) >> 8), 0, 0, 0, 0, 0, 0}, []byte(h), body)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors"), file, 0o666))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 12}`), 0o666))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"),
+		[]byte(`{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 12}`), 0o666))
 }
 
 // TestFlagsThatAreMissingAreWrongUsage holds for those that cobra itself checks.

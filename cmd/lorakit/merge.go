@@ -58,8 +58,7 @@ refused.`,
 	return c
 }
 
-// printKept shows what is kept of adapters: a line for each, and for the modules that kept
-// least.
+// printKept shows what is kept of adapters: a line for each, and for the modules that kept least.
 func printKept(w io.Writer, adapters []lorakit.KeptAdapter) {
 	for _, a := range adapters {
 		if len(a.Modules) == 0 {
@@ -71,7 +70,8 @@ func printKept(w io.Writer, adapters []lorakit.KeptAdapter) {
 				name, least = n, kept
 			}
 		}
-		fmt.Fprintf(w, "%s: kept %s of the delta of %s, least in %s: %s\n", escape(a.Path), share(a.Kept), count(len(a.Modules), "module"), shorten(escape(name), longestName), share(least))
+		fmt.Fprintf(w, "%s: kept %s of the delta of %s, least in %s: %s\n", escape(a.Path), share(a.Kept),
+			count(len(a.Modules), "module"), shorten(escape(name), longestName), share(least))
 	}
 }
 
@@ -86,7 +86,8 @@ func printRounding(w io.Writer, list []lorakit.Rounding) {
 			worst = r
 		}
 	}
-	fmt.Fprintf(w, "rounding: the weights are to be expected within %.2g of what they were before the merge, the most in %s\n", worst.Relative, shorten(escape(worst.Tensor), longestName))
+	fmt.Fprintf(w, "rounding: the weights are to be expected within %.2g of what they were before the merge, the most in "+
+		"%s\n", worst.Relative, shorten(escape(worst.Tensor), longestName))
 }
 
 // printKeptTable shows all modules.

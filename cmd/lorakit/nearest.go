@@ -14,7 +14,8 @@ import (
 
 // unknownWord is the error of a value that is none of those that are known: it names the nearest.
 func unknownWord(what, word string, known ...string) error {
-	return usageError{fmt.Errorf("%s %q is unknown; known are %s%s", what, word, strings.Join(known, ", "), nearest.Suggestion(word, known))}
+	return usageError{fmt.Errorf("%s %q is unknown; known are %s%s", what, word, strings.Join(known, ", "),
+		nearest.Suggestion(word, known))}
 }
 
 // oneOf refuses a flag's value that is none of those that are known.

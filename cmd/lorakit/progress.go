@@ -19,8 +19,7 @@ type progress interface {
 	end(done bool)
 }
 
-// newProgress makes the progress that --progress names: auto is a bar on a
-// terminal and plain lines elsewhere.
+// newProgress makes the progress that --progress names: auto is a bar on a terminal and plain lines elsewhere.
 func newProgress(kind string, w io.Writer, title string) (progress, error) {
 	if kind == "auto" {
 		kind = "plain"

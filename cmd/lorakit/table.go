@@ -16,15 +16,14 @@ import (
 	"golang.org/x/term"
 )
 
-// longestName is how many characters of a name are shown: no name of a real tensor
-// is cut. --json has them whole.
+// longestName is how many characters of a name are shown: no name of a real tensor is cut. --json has them whole.
 const longestName = 200
 
 // leastName is how many characters of a name are shown at least before a column is left away for it.
 const leastName = 24
 
-// table prints rows in columns. On a terminal rows that would not fit lose columns, those that are needed least, and names
-// the middle; elsewhere nothing is lost but of names that are longer than longestName.
+// table prints rows in columns. On a terminal rows that would not fit lose columns, those that are needed least, and
+// names the middle; elsewhere nothing is lost but of names that are longer than longestName.
 type table struct {
 	w     io.Writer
 	rows  [][]string
@@ -128,8 +127,8 @@ func cut(s string, n, first int) string {
 	return string(r[:first]) + "…" + string(r[len(r)-(n-1-first):])
 }
 
-// shortenAll cuts all in the same place: where the most of them stay different, for names of layers
-// mostly differ in a number in their middle.
+// shortenAll cuts all in the same place: where the most of them stay different, for names of layers mostly differ in a
+// number in their middle.
 func shortenAll(list []string, n int) []string {
 	longest := 0
 	for _, s := range list {
@@ -198,8 +197,8 @@ func terminalWidth(w io.Writer) (int, bool) {
 	return columns, err == nil
 }
 
-// escape makes harmless what a name from a file could do to a terminal: control
-// characters, and those that turn the direction of text.
+// escape makes harmless what a name from a file could do to a terminal: control characters, and those that turn the
+// direction of text.
 func escape(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -215,7 +214,8 @@ func escape(s string) string {
 // printJSON writes v as one object. What is not finite, such as the kept share of a merge that has
 // overflowed, is null, since JSON has no number for it.
 func printJSON(w io.Writer, v any) error {
-	b, err := json.Marshal(v, jsontext.WithIndent("  "), jsontext.AllowInvalidUTF8(true), json.Deterministic(true), json.WithMarshalers(json.MarshalToFunc(finiteOrNull)))
+	b, err := json.Marshal(v, jsontext.WithIndent("  "), jsontext.AllowInvalidUTF8(true), json.Deterministic(true),
+		json.WithMarshalers(json.MarshalToFunc(finiteOrNull)))
 	if err != nil {
 		return err
 	}

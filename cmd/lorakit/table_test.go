@@ -41,7 +41,8 @@ func TestTableFits(t *testing.T) {
 			assert.Equal(t, whole, lines)
 			continue
 		}
-		assert.Equal(t, columns < 24+14+14+2+5, strings.HasPrefix(lines[len(lines)-1], "no room for SHAPE"), "%d columns", columns)
+		assert.Equal(t, columns < 24+14+14+2+5, strings.HasPrefix(lines[len(lines)-1], "no room for SHAPE"), "%d columns",
+			columns)
 		assert.Equal(t, columns < 24+14+2+5, strings.HasSuffix(lines[len(lines)-1], ", PICTURE"), "%d columns", columns)
 		assert.NotContains(t, strings.Join(lines, "\n"), "NO SUCH COLUMN")
 		if columns >= 20+2+5 { // 12 layers and self_attn.q_proj need 20

@@ -66,7 +66,8 @@ the modules that fell short of --min-kept.`,
 					names = append(names, fmt.Sprintf("%s (%s)", name, share(kept)))
 				}
 				if len(names) > 0 {
-					fmt.Fprintf(c.ErrOrStderr(), "%s: kept less than %g of the adapter: %s\n", escape(args[0]), minKept, escape(strings.Join(names, ", ")))
+					fmt.Fprintf(c.ErrOrStderr(), "%s: kept less than %g of the adapter: %s\n", escape(args[0]), minKept,
+						escape(strings.Join(names, ", ")))
 					return errFound
 				}
 				return nil

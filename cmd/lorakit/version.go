@@ -27,7 +27,8 @@ func versionCommand() *cobra.Command {
 					Kernels  string `json:"kernels"`
 				}{lorakit.Version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, kernels})
 			}
-			fmt.Fprintf(c.OutOrStdout(), "lorakit %s (%s, %s/%s, %s kernels)\n", lorakit.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH, kernels)
+			fmt.Fprintf(c.OutOrStdout(), "lorakit %s (%s, %s/%s, %s kernels)\n", lorakit.Version, runtime.Version(),
+				runtime.GOOS, runtime.GOARCH, kernels)
 			return nil
 		},
 	}

@@ -13,10 +13,9 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// The records of a zip archive
-// (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT). The standard
-// library's reader does not say where an entry's header stands, so entries could
-// not be held against each other; and it takes memory as the directory says.
+// The records of a zip archive (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT). The standard library's
+// reader does not say where an entry's header stands, so entries could not be held against each other; and it takes
+// memory as the directory says.
 const (
 	localMagic      = 0x04034b50
 	centralMagic    = 0x02014b50
@@ -44,8 +43,8 @@ type span struct{ offset, bytes int64 }
 
 func (s span) end() int64 { return s.offset + s.bytes }
 
-// archive is the directory of a zip file: where the data of each entry is, by its
-// name below the folder that all of them are in.
+// archive is the directory of a zip file: where the data of each entry is, by its name below the folder that all of
+// them are in.
 type archive map[string]span
 
 // entry is what the directory says of one entry.
@@ -56,9 +55,8 @@ type entry struct {
 	bytes  int64
 }
 
-// readArchive reads the directory of a zip file of the given size and the header of
-// each entry. They must agree, and no two entries may share a name or a byte: else
-// two readers could see two different files.
+// readArchive reads the directory of a zip file of the given size and the header of each entry. They must agree, and
+// no two entries may share a name or a byte: else two readers could see two different files.
 func readArchive(f io.ReaderAt, size int64, limits Limits) (archive, error) {
 	directory, count, err := readEnd(f, size, limits)
 	if err != nil {
@@ -86,7 +84,8 @@ func readArchive(f io.ReaderAt, size int64, limits Limits) (archive, error) {
 	at := int64(0)
 	for _, e := range entries {
 		if e.header < at {
-			return nil, entryErrorf(e, "found its header at byte %d, expected it from %d: it overlaps the entry before it", e.header, at)
+			return nil, entryErrorf(e, "found its header at byte %d, expected it from %d: it overlaps the entry before it",
+				e.header, at)
 		}
 		data, err := readLocal(f, e, directory.offset)
 		if err != nil {
@@ -98,7 +97,8 @@ func readArchive(f io.ReaderAt, size int64, limits Limits) (archive, error) {
 			root = folder
 		}
 		if !ok || folder == "" || folder != root {
-			return nil, entryErrorf(e, "found it outside of the folder %s, expected all entries in one folder as PyTorch writes them", tensor.Quote(root))
+			return nil, entryErrorf(e, "found it outside of the folder %s, expected all entries in one folder as PyTorch "+
+				"writes them", tensor.Quote(root))
 		}
 		if _, ok := a[name]; ok {
 			return nil, entryErrorf(e, "found it twice, expected it once")
@@ -158,7 +158,8 @@ func readEnd(f io.ReaderAt, size int64, limits Limits) (directory span, count in
 			{offset, math.MaxUint32, le.Uint64(e[48:])},
 		} {
 			if x.short != x.top && x.short != x.long {
-				return span{}, 0, malformedf("found %d in the end of the zip archive and %d in its zip64 end, expected the same", x.short, x.long)
+				return span{}, 0, malformedf("found %d in the end of the zip archive and %d in its zip64 end, expected the same",
+					x.short, x.long)
 			}
 		}
 		here, total, bytes, offset = le.Uint64(e[24:]), le.Uint64(e[32:]), le.Uint64(e[40:]), le.Uint64(e[48:])
@@ -168,13 +169,15 @@ func readEnd(f io.ReaderAt, size int64, limits Limits) (directory span, count in
 	case disks != 0 || here != total:
 		return span{}, 0, unsupportedf("found a zip archive of several disks, expected one")
 	case bytes > uint64(position) || offset != uint64(position)-bytes:
-		return span{}, 0, malformedf("found a zip directory of %d bytes at byte %d, expected one that ends at %d", bytes, offset, position)
+		return span{}, 0, malformedf("found a zip directory of %d bytes at byte %d, expected one that ends at %d", bytes,
+			offset, position)
 	case total > uint64(limits.Entries):
 		return span{}, 0, limitf("found %d zip entries, expected at most %d", total, limits.Entries)
 	case bytes > uint64(limits.DirectoryBytes):
 		return span{}, 0, limitf("found a zip directory of %d bytes, expected at most %d", bytes, limits.DirectoryBytes)
 	case total > bytes/centralBytes:
-		return span{}, 0, malformedf("found %d zip entries in a directory of %d bytes, expected %d bytes for each", total, bytes, centralBytes)
+		return span{}, 0, malformedf("found %d zip entries in a directory of %d bytes, expected %d bytes for each", total,
+			bytes, centralBytes)
 	}
 	return span{int64(offset), int64(bytes)}, int64(total), nil
 }
@@ -186,7 +189,8 @@ func readCentral(b []byte) (entry, []byte, error) {
 	}
 	names, extras, comments := int(le.Uint16(b[28:])), int(le.Uint16(b[30:])), int(le.Uint16(b[32:]))
 	if len(b)-centralBytes < names+extras+comments {
-		return entry{}, nil, malformedf("found a zip entry of %d bytes, expected one that fits the directory", centralBytes+names+extras+comments)
+		return entry{}, nil, malformedf("found a zip entry of %d bytes, expected one that fits the directory",
+			centralBytes+names+extras+comments)
 	}
 	rest := b[centralBytes:]
 	e := entry{name: string(rest[:names]), flags: le.Uint16(b[8:])}
@@ -201,20 +205,21 @@ func readCentral(b []byte) (entry, []byte, error) {
 	case method != 0 && strings.Contains(e.name, "/code/"):
 		return entry{}, nil, errProgram
 	case method != 0:
-		return entry{}, nil, unsupportedf("zip entry %s: found it compressed (method %d), expected it stored: save it again with torch.save", tensor.Quote(e.name), method)
+		return entry{}, nil, unsupportedf("zip entry %s: found it compressed (method %d), expected it stored: save it again "+
+			"with torch.save", tensor.Quote(e.name), method)
 	case le.Uint16(b[34:]) != 0:
 		return entry{}, nil, unsupportedf("zip entry %s: found it on another disk", tensor.Quote(e.name))
 	case packed != size:
 		return entry{}, nil, entryErrorf(e, "found %d bytes stored as %d, expected the same", size, packed)
 	case size > math.MaxInt64 || header > math.MaxInt64:
-		return entry{}, nil, entryErrorf(e, "found %d bytes behind a header at byte %d, expected less than 2^63", size, header)
+		return entry{}, nil, entryErrorf(e, "found %d bytes behind a header at byte %d, expected less than 2^63", size,
+			header)
 	}
 	e.bytes, e.header = int64(size), int64(header)
 	return e, rest[names+extras+comments:], nil
 }
 
-// readLocal reads the header before an entry's data and holds it against the
-// directory. The data ends before limit.
+// readLocal reads the header before an entry's data and holds it against the directory. The data ends before limit.
 func readLocal(f io.ReaderAt, e entry, limit int64) (span, error) {
 	if e.header > limit-localBytes-int64(len(e.name)) {
 		return span{}, entryErrorf(e, "found its header at byte %d, expected it before the directory at %d", e.header, limit)
@@ -230,11 +235,13 @@ func readLocal(f io.ReaderAt, e entry, limit int64) (span, error) {
 	case string(b[localBytes:]) != e.name || names != int64(len(e.name)):
 		return span{}, entryErrorf(e, "found another name in its header at byte %d, expected the directory's", e.header)
 	case le.Uint16(b[6:]) != e.flags || le.Uint16(b[8:]) != 0:
-		return span{}, entryErrorf(e, "found other flags or another method in its header than in the directory, expected the same")
+		return span{}, entryErrorf(e, "found other flags or another method in its header than in the directory, expected "+
+			"the same")
 	}
 	data := span{e.header + localBytes + names + extras, e.bytes}
 	if data.offset > limit || data.bytes > limit-data.offset {
-		return span{}, entryErrorf(e, "found %d bytes at byte %d, expected an end before the directory at %d", data.bytes, data.offset, limit)
+		return span{}, entryErrorf(e, "found %d bytes at byte %d, expected an end before the directory at %d", data.bytes,
+			data.offset, limit)
 	}
 	packed, size := uint64(le.Uint32(b[18:])), uint64(le.Uint32(b[22:]))
 	if packed == in64 || size == in64 {

@@ -17,11 +17,10 @@ import (
 // pickleName is the entry of a zip archive that holds the state dict.
 const pickleName = "data.pkl"
 
-// Open reads the pickles of a file, of the shards of an index, or of a folder with
-// either, and checks that each tensor is within its storage and each storage within
-// the file. No data is read. Errors are ErrUnsafe, ErrUnsupported, formats.ErrMalformed,
-// formats.ErrLimit, formats.ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the
-// system says. Where shards differ in a metadata string, the first shard's is kept.
+// Open reads the pickles of a file, of the shards of an index, or of a folder with either, and checks that each tensor
+// is within its storage and each storage within the file. No data is read. Errors are ErrUnsafe, ErrUnsupported,
+// formats.ErrMalformed, formats.ErrLimit, formats.ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the system
+// says. Where shards differ in a metadata string, the first shard's is kept.
 func (f Format) Open(ctx context.Context, dir storage.Folder, name string) (formats.Container, error) {
 	return formats.OpenFiles(ctx, dir, name, reader{f.Limits.withDefaults()})
 }
@@ -35,7 +34,8 @@ func (reader) IsIndex(name string) bool { return isIndex(name) }
 func (reader) Locate(ctx context.Context, dir storage.Folder) (string, error) {
 	name, err := locate(ctx, dir)
 	if err == nil && name == "" {
-		err = fmt.Errorf("%s: found no file of torch.save that is not beside safetensors, expected %s: %w", formats.Display(dir.Path("")), preferred[0], fs.ErrNotExist)
+		err = fmt.Errorf("%s: found no file of torch.save that is not beside safetensors, expected %s: %w",
+			formats.Display(dir.Path("")), preferred[0], fs.ErrNotExist)
 	}
 	return name, err
 }
@@ -88,8 +88,7 @@ func (r reader) ReadFile(f storage.File, c *formats.Contents) error {
 	return nil
 }
 
-// readFile reads the pickle of a file of either kind. The function that it returns
-// finds a storage in the file.
+// readFile reads the pickle of a file of either kind. The function that it returns finds a storage in the file.
 func readFile(f io.ReaderAt, size int64, limits Limits) (root any, place func(*storageRef) (span, error), err error) {
 	start := make([]byte, min(size, tarMagicAt+int64(len(tarMagic))))
 	if err := readFull(f, start, 0); err != nil {
@@ -117,7 +116,8 @@ func readFile(f io.ReaderAt, size int64, limits Limits) (root any, place func(*s
 }
 
 // errProgram is what TorchScript is refused with.
-var errProgram = unsupportedf("found a program of torch.jit.save, expected a state dict: save the state dict of its module with torch.save")
+var errProgram = unsupportedf("found a program of torch.jit.save, expected a state dict: save the state dict of its " +
+	"module with torch.save")
 
 // readZip reads a file of PyTorch 1.6 and newer.
 func readZip(f io.ReaderAt, size int64, limits Limits) (any, func(*storageRef) (span, error), error) {
@@ -158,7 +158,8 @@ func readZip(f io.ReaderAt, size int64, limits Limits) (any, func(*storageRef) (
 		case !ok:
 			return span{}, malformedf("found no zip entry for storage %s, expected one", tensor.Quote(s.key))
 		case data.bytes/s.elements.bytes != s.count:
-			return span{}, malformedf("found %d bytes in storage %s, expected %d as in the pickle", data.bytes, tensor.Quote(s.key), s.bytes())
+			return span{}, malformedf("found %d bytes in storage %s, expected %d as in the pickle", data.bytes,
+				tensor.Quote(s.key), s.bytes())
 		}
 		return data, nil
 	}, nil

@@ -20,25 +20,23 @@ func init() { formats.Register(Format{}) }
 
 // Kinds of errors beside those of package formats. Test for them with errors.Is.
 var (
-	// ErrUnsafe says that a pickle names something outside of the closed list of
-	// what a state dict needs. It was not run.
+	// ErrUnsafe says that a pickle names something outside of the closed list of what a state dict needs. It was not run.
 	ErrUnsafe = errors.New("not allowed in a state dict")
-	// ErrUnsupported says that a file holds what PyTorch reads and lorakit does not, or was to hold
-	// what PyTorch does not.
+	// ErrUnsupported says that a file holds what PyTorch reads and lorakit does not, or was to hold what PyTorch does
+	// not.
 	ErrUnsupported = formats.ErrUnsupported
 )
 
 var extensions = []string{".bin", ".pt", ".pth", ".ckpt"}
 
-// Format reads and lays out the files of torch.save. The zero value has the default limits; it
-// is what is registered under the name "pytorch".
+// Format reads and lays out the files of torch.save. The zero value has the default limits; it is what is registered
+// under the name "pytorch".
 type Format struct {
 	Limits Limits
 }
 
-// Limits bound what Open is willing to read, and Layout to write: past one of them they fail
-// with formats.ErrLimit. A field that is zero has its default, which is far above any
-// checkpoint known.
+// Limits bound what Open is willing to read, and Layout to write: past one of them they fail with formats.ErrLimit. A
+// field that is zero has its default, which is far above any checkpoint known.
 type Limits struct {
 	PickleBytes    int64 // of one pickle; default 2^26. It bounds the opcodes too
 	Memory         int64 // bytes that what a pickle builds may take, about; default 2^28
@@ -78,9 +76,8 @@ func (Format) Extensions() []string { return slices.Clone(extensions) }
 // ReadOnly returns false.
 func (Format) ReadOnly() bool { return false }
 
-// Detect reports whether a file begins as torch.save writes them or is an index of such files, or
-// whether a folder has one of them in it. A folder that has a safetensors file too is left to that
-// format.
+// Detect reports whether a file begins as torch.save writes them or is an index of such files, or whether a folder has
+// one of them in it. A folder that has a safetensors file too is left to that format.
 func (Format) Detect(ctx context.Context, dir storage.Folder, name string) (bool, error) {
 	if name != "" {
 		if isIndex(name) {
@@ -95,12 +92,12 @@ func (Format) Detect(ctx context.Context, dir storage.Folder, name string) (bool
 	return name != "", err
 }
 
-// legacyMagic is how an old file begins in the protocol that torch.save has by
-// default: the number 0x1950a86a20f9469cfc6c as a pickle.
+// legacyMagic is how an old file begins in the protocol that torch.save has by default: the number
+// 0x1950a86a20f9469cfc6c as a pickle.
 var legacyMagic = []byte("\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
-// begins looks at the first bytes of a file. A file that has one of the format's
-// extensions need only be a zip archive, a pickle or a tar archive.
+// begins looks at the first bytes of a file. A file that has one of the format's extensions need only be a zip
+// archive, a pickle or a tar archive.
 func begins(ctx context.Context, dir storage.Folder, name string, named bool) (bool, error) {
 	f, err := dir.Open(ctx, name)
 	if err != nil {
@@ -147,8 +144,7 @@ func isWeights(name string) bool {
 	return slices.ContainsFunc(extensions, func(e string) bool { return strings.HasSuffix(name, e) })
 }
 
-// isIndex knows the two spellings pytorch_model.bin.index.json and, for a
-// variant, pytorch_model.bin.index.fp16.json.
+// isIndex knows the two spellings pytorch_model.bin.index.json and, for a variant, pytorch_model.bin.index.fp16.json.
 func isIndex(name string) bool {
 	_, rest, ok := strings.Cut(name, ".bin.index.")
 	return ok && (rest == "json" || strings.HasSuffix(rest, ".json") && strings.Count(rest, ".") == 1)

@@ -67,8 +67,10 @@ var globals = sync.OnceValue(func() map[string]*global {
 	add(asParameter, "torch._utils._rebuild_parameter")
 	add(asParameterWithState, "torch._utils._rebuild_parameter_with_state")
 	add(asFromType, "torch._tensor._rebuild_from_type_v2")
-	add(asUnsupported, "torch._utils._rebuild_qtensor", "torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_nested_tensor",
-		"torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_wrapper_subclass", "torch._utils._rebuild_xla_tensor",
+	add(asUnsupported, "torch._utils._rebuild_qtensor", "torch._utils._rebuild_sparse_tensor",
+		"torch._utils._rebuild_nested_tensor",
+		"torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_wrapper_subclass",
+		"torch._utils._rebuild_xla_tensor",
 		"torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_device_tensor_from_cpu_tensor")
 
 	named := func(torch string, bytes int64) elements {
@@ -99,13 +101,15 @@ var globals = sync.OnceValue(func() map[string]*global {
 		"DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
 		"LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8",
 		"BoolStorage": "bool", "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
-		"QInt8Storage": "qint8", "QInt32Storage": "qint32", "QUInt8Storage": "quint8", "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4",
+		"QInt8Storage": "qint8", "QInt32Storage": "qint32", "QUInt8Storage": "quint8", "QUInt4x2Storage": "quint4x2",
+		"QUInt2x4Storage": "quint2x4",
 	} {
 		for _, module := range []string{"torch.", "torch.cuda."} { // old files name the device
 			all[module+class] = &global{module + class, asStorage, all["torch."+torch].dtype}
 		}
 	}
-	for _, class := range []string{"torch.UntypedStorage", "torch.storage.UntypedStorage", "torch.storage._UntypedStorage", "torch.cuda.UntypedStorage"} {
+	for _, class := range []string{"torch.UntypedStorage", "torch.storage.UntypedStorage", "torch.storage._UntypedStorage",
+		"torch.cuda.UntypedStorage"} {
 		all[class] = &global{class, asStorage, all["torch.uint8"].dtype}
 	}
 	return all
@@ -125,7 +129,8 @@ func (m *machine) pushGlobal(module, name string) error {
 		return fmt.Errorf("global %s is %w, expected only tensors in dicts", tensor.Quote(full), ErrUnsafe)
 	case g.role == asUnsupported:
 		what := strings.TrimPrefix(name, "_rebuild_")
-		return unsupportedf("global %s: a tensor of the kind %s, expected one with plain strided elements", tensor.Quote(full), what)
+		return unsupportedf("global %s: a tensor of the kind %s, expected one with plain strided elements",
+			tensor.Quote(full), what)
 	}
 	return m.push(g, 0)
 }
@@ -140,8 +145,8 @@ type storageRef struct {
 // bytes is the size that the pickle says.
 func (s *storageRef) bytes() int64 { return s.count * s.elements.bytes }
 
-// tensorRef is a tensor as the pickle describes it. Offset and stride count
-// elements. Nothing of it has been checked but that no number is negative.
+// tensorRef is a tensor as the pickle describes it. Offset and stride count elements. Nothing of it has been checked
+// but that no number is negative.
 type tensorRef struct {
 	storage       *storageRef
 	elements      elements
@@ -150,8 +155,8 @@ type tensorRef struct {
 	state         any // attributes of the object
 }
 
-// pushStorage makes a storage of a persistent id: the tuple
-// ("storage", class, key, device, number of elements), in old files with a view behind it.
+// pushStorage makes a storage of a persistent id: the tuple ("storage", class, key, device, number of elements), in
+// old files with a view behind it.
 func (m *machine) pushStorage(id any) error {
 	t, _ := id.(*tuple)
 	if t == nil || len(t.items) < 5 || len(t.items) > 6 || text(t.items[0]) != "storage" {
@@ -166,14 +171,17 @@ func (m *machine) pushStorage(id any) error {
 	case !isText:
 		return malformedf("found %s as the key of a storage, expected a str", kind(t.items[2]))
 	case !isCount || count < 0 || count > math.MaxInt64/class.dtype.bytes:
-		return malformedf("storage %s: found %s as the number of its elements, expected one from 0 on whose bytes are below 2^63", tensor.Quote(key), show(t.items[4]))
+		return malformedf("storage %s: found %s as the number of its elements, expected one from 0 on whose bytes are below "+
+			"2^63", tensor.Quote(key), show(t.items[4]))
 	case len(t.items) == 6 && t.items[5] != nil:
-		return unsupportedf("storage %s: found a view of another storage, as PyTorch before 0.4 writes it: save it again with a newer one", tensor.Quote(key))
+		return unsupportedf("storage %s: found a view of another storage, as PyTorch before 0.4 writes it: save it again "+
+			"with a newer one", tensor.Quote(key))
 	}
 	s := &storageRef{key, class.dtype, count}
 	if known, ok := m.storages[key]; ok {
 		if known.bytes() != s.bytes() {
-			return malformedf("storage %s: found it with %d and with %d bytes, expected one size", tensor.Quote(key), known.bytes(), s.bytes())
+			return malformedf("storage %s: found it with %d and with %d bytes, expected one size", tensor.Quote(key),
+				known.bytes(), s.bytes())
 		}
 	} else {
 		m.storages[key] = s
@@ -290,7 +298,8 @@ func (m *machine) call(f, args any) error {
 		}
 		inner, _ := a[0].(*global)
 		class, _ := a[1].(*global)
-		if inner == nil || inner.role < asRebuild1 || inner.role > asParameterWithState || class == nil || class.role != asClass {
+		if inner == nil || inner.role < asRebuild1 || inner.role > asParameterWithState || class == nil ||
+			class.role != asClass {
 			return wrong()
 		}
 		if err := m.call(inner, a[2]); err != nil {
@@ -383,8 +392,7 @@ func (m *machine) dimensions(v any) ([]int64, error) {
 	return d, nil
 }
 
-// build sets the attributes of the OrderedDict on top, such as the _metadata of a module's
-// state dict.
+// build sets the attributes of the OrderedDict on top, such as the _metadata of a module's state dict.
 func (m *machine) build(state any) error {
 	v, err := m.top()
 	if err != nil {

@@ -23,9 +23,8 @@ func readIndexFile(f storage.File, limits Limits) (formats.Index, error) {
 	return x, err
 }
 
-// readIndex reads pytorch_model.bin.index.json: an object whose "weight_map" has the name of a file
-// for the name of each tensor. All else in it is skipped. The decoder refuses a
-// name that occurs twice.
+// readIndex reads pytorch_model.bin.index.json: an object whose "weight_map" has the name of a file for the name of
+// each tensor. All else in it is skipped. The decoder refuses a name that occurs twice.
 func readIndex(r io.Reader, limits Limits) (formats.Index, error) {
 	x := formats.Index{Tensors: map[string]int32{}}
 	places := map[string]int32{} // from a file's name to its place

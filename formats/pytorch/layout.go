@@ -12,21 +12,20 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Layout places the tensors in files as torch.save writes a dict of them, byte for byte: a zip archive, the tensors
-// in the order given, each with a storage of its own whose data begins at a multiple of 64
-// bytes. What torch.save adds since 2.1, the hash .data/serialization_id, is left out; nothing needs
-// it. The checksums in the archive are of the data, so each shard has to be sealed.
+// Layout places the tensors in files as torch.save writes a dict of them, byte for byte: a zip archive, the tensors in
+// the order given, each with a storage of its own whose data begins at a multiple of 64 bytes. What torch.save adds
+// since 2.1, the hash .data/serialization_id, is left out; nothing needs it. The checksums in the archive are of the
+// data, so each shard has to be sealed.
 //
-// One file is named pytorch_model.bin; of several the first is
-// pytorch_model-00001-of-00003.bin, and there is an index. See formats.LayOut. As in torch.save the
-// folder within the archive is called as the file is, without its extension.
+// One file is named pytorch_model.bin; of several the first is pytorch_model-00001-of-00003.bin, and there is an
+// index. See formats.LayOut. As in torch.save the folder within the archive is called as the file is, without its
+// extension.
 //
-// A dict of tensors has no place for metadata: transformers takes whatever is in it for a
-// weight. It is left out with a notice, but for "format", which Open says again.
+// A dict of tensors has no place for metadata: transformers takes whatever is in it for a weight. It is left out with
+// a notice, but for "format", which Open says again.
 //
-// F6_E3M2 and F6_E2M3, which PyTorch does not have, are ErrUnsupported, and so is an F4 whose
-// last dimension is odd. More than 64 dimensions and what Open would refuse to read are
-// formats.ErrLimit.
+// F6_E3M2 and F6_E2M3, which PyTorch does not have, are ErrUnsupported, and so is an F4 whose last dimension is odd.
+// More than 64 dimensions and what Open would refuse to read are formats.ErrLimit.
 func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
 	limits := f.Limits.withDefaults()
 	stored := make([]storedTensor, len(tensors))
@@ -36,9 +35,10 @@ func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Optio
 			return formats.Layout{}, tensorError(t.Name, err)
 		}
 	}
-	l, err := formats.LayOut(tensors, o, formats.Naming{Stem: "pytorch_model", Extension: ".bin"}, func(name string, members []int, sizes []int64) (formats.Shard, error) {
-		return layShard(name, stored, sizes, members, limits)
-	})
+	l, err := formats.LayOut(tensors, o, formats.Naming{Stem: "pytorch_model", Extension: ".bin"},
+		func(name string, members []int, sizes []int64) (formats.Shard, error) {
+			return layShard(name, stored, sizes, members, limits)
+		})
 	if err != nil {
 		return l, err
 	}
@@ -49,7 +49,8 @@ func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Optio
 		}
 	}
 	if slices.Sort(left); len(left) > 0 {
-		l.Notices = append(l.Notices, fmt.Sprintf("metadata is left out, %s files have no place for it: %s", f.Name(), formats.List(left)))
+		l.Notices = append(l.Notices, fmt.Sprintf("metadata is left out, %s files have no place for it: %s", f.Name(),
+			formats.List(left)))
 	}
 	return l, nil
 }
@@ -63,11 +64,12 @@ type storedTensor struct {
 	count         int64  // of the storage's elements
 }
 
-// storageClass has the storage class of the dtypes that have one. The others are stored as
-// bytes, with the dtype beside.
+// storageClass has the storage class of the dtypes that have one. The others are stored as bytes, with the dtype
+// beside.
 var storageClass = map[tensor.DType]string{
 	tensor.F64: "DoubleStorage", tensor.F32: "FloatStorage", tensor.F16: "HalfStorage", tensor.BF16: "BFloat16Storage",
-	tensor.I64: "LongStorage", tensor.I32: "IntStorage", tensor.I16: "ShortStorage", tensor.I8: "CharStorage", tensor.U8: "ByteStorage",
+	tensor.I64: "LongStorage", tensor.I32: "IntStorage", tensor.I16: "ShortStorage", tensor.I8: "CharStorage",
+	tensor.U8:   "ByteStorage",
 	tensor.Bool: "BoolStorage", tensor.C64: "ComplexFloatStorage",
 }
 
@@ -99,7 +101,8 @@ func store(t tensor.Info, limits Limits) (s storedTensor, err error) {
 	if err != nil {
 		return s, err
 	}
-	s = storedTensor{name: t.Name, shape: slices.Clone(t.Shape), stride: make([]int64, len(t.Shape)), class: storageClass[t.DType], count: size}
+	s = storedTensor{name: t.Name, shape: slices.Clone(t.Shape), stride: make([]int64, len(t.Shape)),
+		class: storageClass[t.DType], count: size}
 	if t.DType.Bits() < 8 { // what PyTorch counts as one element are two
 		last := len(s.shape) - 1
 		if last < 0 || s.shape[last]%2 != 0 {
@@ -134,7 +137,8 @@ func layShard(name string, tensors []storedTensor, sizes []int64, members []int,
 	}
 	pickle := pickleDict(dict)
 	if n := int64(len(pickle)); n > limits.PickleBytes {
-		return s, limitf("found a pickle of %d bytes, expected at most %d: smaller shards have smaller pickles", n, limits.PickleBytes)
+		return s, limitf("found a pickle of %d bytes, expected at most %d: smaller shards have smaller pickles", n,
+			limits.PickleBytes)
 	}
 	// What is written has to be read: the pickle of very many tensors takes more memory than that may.
 	if _, err := newMachine(newSource(bytes.NewReader(pickle), 0, int64(len(pickle))), limits).load(); err != nil {
@@ -150,7 +154,8 @@ func layShard(name string, tensors []storedTensor, sizes []int64, members []int,
 	}
 	z.add("version", []byte("3\n"))
 	if z.entries > limits.Entries || int64(len(z.directory)) > limits.DirectoryBytes {
-		return s, limitf("found %d zip entries in a directory of %d bytes, expected at most %d in %d: smaller shards have fewer",
+		return s, limitf("found %d zip entries in a directory of %d bytes, expected at most %d in %d: smaller shards have "+
+			"fewer",
 			z.entries, len(z.directory), limits.Entries, limits.DirectoryBytes)
 	}
 	s.Frame, s.Size = z.close()

@@ -60,8 +60,8 @@ func (f holed) ReadAt(p []byte, off int64) (int, error) {
 	return f.File.ReadAt(p, off)
 }
 
-// withoutID takes out of a file of PyTorch the last entry, the hash that is not written
-// here, and what counts the entries. What is left are entries, and their directory.
+// withoutID takes out of a file of PyTorch the last entry, the hash that is not written here, and what counts the
+// entries. What is left are entries, and their directory.
 func withoutID(t testing.TB, file []byte) (entries, directory []byte) {
 	t.Helper()
 	headers := bytes.LastIndex(file, []byte("PK\x03\x04"))
@@ -71,8 +71,7 @@ func withoutID(t testing.TB, file []byte) (entries, directory []byte) {
 	return file[:headers], file[first:last]
 }
 
-// TestFilesAreTorchs lays out what PyTorch saved again, and holds the files against each
-// other, byte for byte.
+// TestFilesAreTorchs lays out what PyTorch saved again, and holds the files against each other, byte for byte.
 func TestFilesAreTorchs(t *testing.T) {
 	for _, name := range []string{"dtypes.pt", "float4.pt", "empty.pt", "layout.bin", "adapter/adapter_model.bin"} {
 		path := filepath.Join(fixtures, name)
@@ -116,8 +115,8 @@ func unzip(t require.TestingT, path string, entries int) {
 	}
 }
 
-// TestZip64IsTorchs holds a file with an entry of more than 4 GiB, and some behind it, against
-// all that is not data in PyTorch's.
+// TestZip64IsTorchs holds a file with an entry of more than 4 GiB, and some behind it, against all that is not data in
+// PyTorch's.
 func TestZip64IsTorchs(t *testing.T) {
 	if testing.Short() {
 		t.Skip("sums 4 GiB of nothing")
@@ -126,7 +125,8 @@ func TestZip64IsTorchs(t *testing.T) {
 	require.NoError(t, json.Unmarshal(must(os.ReadFile(filepath.Join(fixtures, "zip64.json"))), &torchs))
 	require.Len(t, torchs, 2)
 	infos := []tensor.Info{
-		{Name: "first", DType: tensor.I8, Shape: tensor.Shape{3}}, {Name: "large", DType: tensor.I16, Shape: tensor.Shape{1<<31 + 32}},
+		{Name: "first", DType: tensor.I8, Shape: tensor.Shape{3}},
+		{Name: "large", DType: tensor.I16, Shape: tensor.Shape{1<<31 + 32}},
 		{Name: "next", DType: tensor.I8, Shape: tensor.Shape{2}}, {Name: "empty", DType: tensor.I8, Shape: tensor.Shape{0}},
 	}
 	l, err := pytorch.Format{}.Layout(context.Background(), infos, formats.Options{SingleFile: "archive.pt"})
@@ -160,7 +160,8 @@ func TestZip64IsTorchs(t *testing.T) {
 
 // genInfos draws tensors with distinct names.
 func genInfos(t *rapid.T) []tensor.Info {
-	names := rapid.SliceOfNDistinct(rapid.OneOf(rapid.StringN(0, 12, -1), rapid.StringMatching(`[a-c](\.[0-9])?`)), 0, 40, rapid.ID[string]).Draw(t, "names")
+	names := rapid.SliceOfNDistinct(rapid.OneOf(rapid.StringN(0, 12, -1), rapid.StringMatching(`[a-c](\.[0-9])?`)), 0, 40,
+		rapid.ID[string]).Draw(t, "names")
 	var all []tensor.Info
 	for _, n := range names {
 		x := tensor.Info{
@@ -178,8 +179,8 @@ func genInfos(t *rapid.T) []tensor.Info {
 	return all
 }
 
-// TestRoundTrip writes what Layout says and opens it: the same tensors come back in their order, each
-// with its own bytes.
+// TestRoundTrip writes what Layout says and opens it: the same tensors come back in their order, each with its own
+// bytes.
 func TestRoundTrip(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		tensors := genInfos(rt)
@@ -268,8 +269,9 @@ func TestMany(t *testing.T) {
 // TestFolderInArchive holds the name of the folder in a file against what PyTorch calls it.
 func TestFolderInArchive(t *testing.T) {
 	for file, want := range map[string]string{
-		"a.bin": "a", "pytorch_model-00001-of-00002.bin": "pytorch_model-00001-of-00002", "a.b.pt": "a.b", "a": "a", "c d.pth": "c d",
-		`x\y.pt`: "y", "modèle.pt": "archive", ".pt": "archive", "": "pytorch_model",
+		"a.bin": "a", "pytorch_model-00001-of-00002.bin": "pytorch_model-00001-of-00002", "a.b.pt": "a.b", "a": "a",
+		"c d.pth": "c d",
+		`x\y.pt`:  "y", "modèle.pt": "archive", ".pt": "archive", "": "pytorch_model",
 	} {
 		l, err := pytorch.Format{}.Layout(context.Background(), nil, formats.Options{SingleFile: file})
 		require.NoError(t, err)
@@ -311,11 +313,16 @@ func TestLayoutRefuses(t *testing.T) {
 		limits  pytorch.Limits
 		kind    error
 	}{
-		`tensor "x": found dtype F6_E3M2, expected one that PyTorch has: F64, F32,`: {one(tensor.F6E3M2, 4), pytorch.Limits{}, pytorch.ErrUnsupported},
-		`tensor "x": found shape [2, 3] of F4, expected a last dimension of pairs`:  {one(tensor.F4, 2, 3), pytorch.Limits{}, pytorch.ErrUnsupported},
-		`tensor "x": found dtype DType(0)`:                                          {one(0, 4), pytorch.Limits{}, pytorch.ErrUnsupported},
-		`tensor "x": found 65 dimensions, expected at most 64`:                      {one(tensor.I8, slices.Repeat([]int64{1}, 65)...), pytorch.Limits{}, formats.ErrLimit},
-		`tensor "x": shape [0, 4294967296, 4294967296]`:                             {one(tensor.I8, 0, 1<<32, 1<<32), pytorch.Limits{}, tensor.ErrOverflow},
+		`tensor "x": found dtype F6_E3M2, expected one that PyTorch has: F64, F32,`: {one(tensor.F6E3M2, 4), pytorch.Limits{},
+			pytorch.ErrUnsupported},
+		`tensor "x": found shape [2, 3] of F4, expected a last dimension of pairs`: {one(tensor.F4, 2, 3), pytorch.Limits{},
+			pytorch.ErrUnsupported},
+		`tensor "x": found dtype DType(0)`: {one(0, 4), pytorch.Limits{},
+			pytorch.ErrUnsupported},
+		`tensor "x": found 65 dimensions, expected at most 64`: {one(tensor.I8,
+			slices.Repeat([]int64{1}, 65)...), pytorch.Limits{}, formats.ErrLimit},
+		`tensor "x": shape [0, 4294967296, 4294967296]`: {one(tensor.I8, 0, 1<<32, 1<<32),
+			pytorch.Limits{}, tensor.ErrOverflow},
 		`tensor "x": `:                         {one(tensor.F64, math.MaxInt64/4), pytorch.Limits{}, tensor.ErrOverflow},
 		`x.bin: found a pickle of`:             {many, pytorch.Limits{PickleBytes: 100}, formats.ErrLimit},
 		`smaller shards have smaller pickles`:  {many, pytorch.Limits{Memory: 2000}, formats.ErrLimit},
@@ -325,7 +332,8 @@ func TestLayoutRefuses(t *testing.T) {
 		`found it twice`:                       {append(one(tensor.I8, 1), one(tensor.I8, 1)...), pytorch.Limits{}, nil},
 		`that the format cannot hold`:          {[]tensor.Info{{Name: "\xff", DType: tensor.I8}}, pytorch.Limits{}, nil},
 	} {
-		_, err := pytorch.Format{Limits: c.limits}.Layout(context.Background(), c.tensors, formats.Options{SingleFile: "x.bin"})
+		_, err := pytorch.Format{Limits: c.limits}.Layout(context.Background(), c.tensors,
+			formats.Options{SingleFile: "x.bin"})
 		if assert.ErrorContains(t, err, text) && c.kind != nil {
 			assert.ErrorIs(t, err, c.kind)
 		}
@@ -333,10 +341,12 @@ func TestLayoutRefuses(t *testing.T) {
 }
 
 func TestMetadataIsLeftOutWithANotice(t *testing.T) {
-	l, err := pytorch.Format{}.Layout(context.Background(), nil, formats.Options{Metadata: formats.Texts(map[string]string{"format": "pt", "pytorch.ignored": "x"})})
+	l, err := pytorch.Format{}.Layout(context.Background(), nil,
+		formats.Options{Metadata: formats.Texts(map[string]string{"format": "pt", "pytorch.ignored": "x"})})
 	require.NoError(t, err)
 	assert.Empty(t, l.Notices)
-	l, err = pytorch.Format{}.Layout(context.Background(), nil, formats.Options{Metadata: formats.Texts(map[string]string{"format": "pt", "epoch": "3", "a\n": ""})})
+	l, err = pytorch.Format{}.Layout(context.Background(), nil,
+		formats.Options{Metadata: formats.Texts(map[string]string{"format": "pt", "epoch": "3", "a\n": ""})})
 	require.NoError(t, err)
 	assert.Equal(t, []string{`metadata is left out, pytorch files have no place for it: "a\n", "epoch"`}, l.Notices)
 }

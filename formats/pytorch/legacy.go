@@ -13,8 +13,8 @@ var (
 	legacyProtocol  = int64(1001)
 )
 
-// readLegacy reads a file from before PyTorch 1.6, of the given size. It returns what
-// its fourth pickle has built and where each storage is.
+// readLegacy reads a file from before PyTorch 1.6, of the given size. It returns what its fourth pickle has built and
+// where each storage is.
 func readLegacy(f io.ReaderAt, size int64, limits Limits) (root any, places map[string]span, err error) {
 	at := int64(0)
 	next := func() (any, *machine, error) {
@@ -77,17 +77,20 @@ func readLegacy(f io.ReaderAt, size int64, limits Limits) (root any, places map[
 		}
 		var b [8]byte
 		if size-at < int64(len(b)) {
-			return nil, nil, malformedf("storage %s: found the end of the file, expected the number of its elements", tensor.Quote(key))
+			return nil, nil, malformedf("storage %s: found the end of the file, expected the number of its elements",
+				tensor.Quote(key))
 		}
 		if err := readFull(f, b[:], at); err != nil {
 			return nil, nil, err
 		}
 		at += int64(len(b))
 		if n := le.Uint64(b[:]); n != uint64(s.count) {
-			return nil, nil, malformedf("storage %s: found %d elements before the data, expected %d as in the pickle", tensor.Quote(key), n, s.count)
+			return nil, nil, malformedf("storage %s: found %d elements before the data, expected %d as in the pickle",
+				tensor.Quote(key), n, s.count)
 		}
 		if s.bytes() > size-at {
-			return nil, nil, malformedf("storage %s: found %d bytes to the end of the file, expected %d", tensor.Quote(key), size-at, s.bytes())
+			return nil, nil, malformedf("storage %s: found %d bytes to the end of the file, expected %d", tensor.Quote(key),
+				size-at, s.bytes())
 		}
 		places[key] = span{at, s.bytes()}
 		at += s.bytes()

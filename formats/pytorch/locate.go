@@ -13,8 +13,7 @@ import (
 	"github.com/lorakit/lorakit/storage"
 )
 
-// preferred are the names that transformers, and then PEFT, look for in a folder,
-// in their order.
+// preferred are the names that transformers, and then PEFT, look for in a folder, in their order.
 var preferred = []string{
 	"pytorch_model.bin",
 	"pytorch_model.bin.index.json",
@@ -23,7 +22,8 @@ var preferred = []string{
 
 // trainingState are files that a trainer leaves beside the weights.
 var trainingState = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^(?:training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(?:bin|pt|pth|pkl)$`)
+	return regexp.MustCompile(
+		`^(?:training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(?:bin|pt|pth|pkl)$`)
 })
 
 // shardName matches pytorch_model-00001-of-00003.bin, also with a variant in it.
@@ -34,9 +34,8 @@ var shardName = sync.OnceValue(func() *regexp.Regexp {
 // errSeveral says that it is not known which of a folder's files is meant.
 var errSeveral = errors.New("expected one of them alone, or a " + preferred[0])
 
-// locate returns the name of the one file of a folder to begin with: the weights
-// or their index. It is "" where there is none, or where the folder is one of
-// safetensors.
+// locate returns the name of the one file of a folder to begin with: the weights or their index. It is "" where there
+// is none, or where the folder is one of safetensors.
 func locate(ctx context.Context, dir storage.Folder) (string, error) {
 	entries, err := dir.List(ctx, "")
 	if err != nil {
@@ -81,12 +80,14 @@ func locate(ctx context.Context, dir storage.Folder) (string, error) {
 	case len(candidates) == 1:
 		return candidates[0], nil
 	case len(indices) == 0 && len(files) == 0:
-		return "", fmt.Errorf("%s: found %s without an index, %w: %w", shown, formats.List(candidates), errSeveral, formats.ErrMalformed)
+		return "", fmt.Errorf("%s: found %s without an index, %w: %w", shown, formats.List(candidates), errSeveral,
+			formats.ErrMalformed)
 	}
 	return "", fmt.Errorf("%s: found %s, %w: %w", shown, formats.List(candidates), errSeveral, formats.ErrMalformed)
 }
 
 // isSafetensors knows what makes a folder one of safetensors.
 func isSafetensors(name string) bool {
-	return strings.HasSuffix(name, ".safetensors") || strings.Contains(name, ".safetensors.index.") && strings.HasSuffix(name, ".json")
+	return strings.HasSuffix(name, ".safetensors") || strings.Contains(name, ".safetensors.index.") &&
+		strings.HasSuffix(name, ".json")
 }

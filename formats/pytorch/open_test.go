@@ -40,7 +40,8 @@ func refusals(t testing.TB) map[string]refusal {
 }
 
 var kinds = map[string]error{
-	"malformed": formats.ErrMalformed, "limit": formats.ErrLimit, "unsafe": pytorch.ErrUnsafe, "unsupported": pytorch.ErrUnsupported,
+	"malformed": formats.ErrMalformed, "limit": formats.ErrLimit, "unsafe": pytorch.ErrUnsafe,
+	"unsupported": pytorch.ErrUnsupported,
 }
 
 func open(t testing.TB, path string) formats.Container {
@@ -70,8 +71,7 @@ func byName(c formats.Container) map[string]formats.Tensor {
 	return m
 }
 
-// TestTwins compares every file that PyTorch wrote with the safetensors file that has
-// its tensors.
+// TestTwins compares every file that PyTorch wrote with the safetensors file that has its tensors.
 func TestTwins(t *testing.T) {
 	twins, err := filepath.Glob(filepath.Join(fixtures, "*.safetensors"))
 	require.NoError(t, err)
@@ -113,8 +113,8 @@ func TestTwins(t *testing.T) {
 	}
 }
 
-// TestRefused opens every broken and hostile file. Each is refused with one kind of
-// error on one short line, and no memory is taken for what it claims to be.
+// TestRefused opens every broken and hostile file. Each is refused with one kind of error on one short line, and no
+// memory is taken for what it claims to be.
 func TestRefused(t *testing.T) {
 	for name, want := range refusals(t) {
 		path := filepath.Join(fixtures, name)
@@ -137,7 +137,9 @@ func TestRefused(t *testing.T) {
 
 func TestUnsafeNamesTheGlobal(t *testing.T) {
 	_, err := openPath(pytorch.Format{}, filepath.Join(fixtures, "eval.pt"))
-	assert.EqualError(t, err, fixtures+`/eval.pt: pickle: byte 53: global "builtins.eval" is not allowed in a state dict, expected only tensors in dicts`)
+	assert.EqualError(t, err,
+		fixtures+
+			`/eval.pt: pickle: byte 53: global "builtins.eval" is not allowed in a state dict, expected only tensors in dicts`)
 }
 
 // assertKind says that an error is of one kind that a bad file has, on one short line.
@@ -167,11 +169,13 @@ func TestMetadata(t *testing.T) {
 		return m
 	}
 	assert.Equal(t, map[string]any{
-		"format": "pt", "epoch": "3", "global_step": "1180591620717411303424", "lr": "1e-05", "best": "4.0", "done": "True", "name": "run é",
+		"format": "pt", "epoch": "3", "global_step": "1180591620717411303424", "lr": "1e-05", "best": "4.0", "done": "True",
+		"name":            "run é",
 		"pytorch.ignored": "betas, hyper_parameters, tags, raw, mutable, counts, optimizer_states, callbacks, cpu_rng_state",
 	}, said("lightning.ckpt"))
 	assert.Equal(t, map[string]any{"format": "pt", "epoch": "4"}, said("wrapped.pt"))
-	assert.Equal(t, formats.Metadata{{Name: "format", Value: "pt"}, {Name: "version", Value: "2"}, {Name: "pytorch.ignored", Value: "extra_state, settings"}},
+	assert.Equal(t, formats.Metadata{{Name: "format", Value: "pt"}, {Name: "version", Value: "2"},
+		{Name: "pytorch.ignored", Value: "extra_state, settings"}},
 		open(t, filepath.Join(fixtures, "scalars.pt")).Metadata())
 }
 
@@ -225,8 +229,8 @@ func TestViewsInPieces(t *testing.T) {
 	}
 }
 
-// TestDirectoryAgreesWithTheStandardLibrary holds the zip directory against
-// archive/zip: where it says a storage is, we read it.
+// TestDirectoryAgreesWithTheStandardLibrary holds the zip directory against archive/zip: where it says a storage is,
+// we read it.
 func TestDirectoryAgreesWithTheStandardLibrary(t *testing.T) {
 	for _, name := range []string{"dtypes.pt", "module.bin", "by-hand.pt"} {
 		path := filepath.Join(fixtures, name)
@@ -263,7 +267,8 @@ func folder(t testing.TB, files ...string) string {
 func TestFolders(t *testing.T) {
 	f := pytorch.Format{}
 	c := open(t, filepath.Join(fixtures, "sharded"))
-	assert.Equal(t, []string{"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"}, c.Files())
+	assert.Equal(t, []string{"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin",
+		"pytorch_model.bin.index.json"}, c.Files())
 	assert.True(t, detect(f, filepath.Join(fixtures, "sharded", "pytorch_model.bin.index.json")))
 	assert.True(t, detect(f, filepath.Join(fixtures, "adapter")))
 
@@ -323,9 +328,11 @@ func TestIndex(t *testing.T) {
 		kind  error
 		text  string
 	}{
-		{`{"weight_map":{"a":"` + first + `","z":"` + first + `"}}`, formats.ErrMalformed, `tensor "z": found it in no shard`},
+		{`{"weight_map":{"a":"` + first + `","z":"` + first + `"}}`, formats.ErrMalformed,
+			`tensor "z": found it in no shard`},
 		{`{"weight_map":{"a":"pytorch_model-00002-of-00002.bin"}}`, formats.ErrMalformed, `tensor "a": found it in no shard`},
-		{`{"weight_map":{"a":"` + first + `","b":"` + first + `","c":"pytorch_model-00002-of-00002.bin"}}`, formats.ErrMalformed, `tensor "b": found it in "pytorch_model-00002-of-00002.bin"`},
+		{`{"weight_map":{"a":"` + first + `","b":"` + first + `","c":"pytorch_model-00002-of-00002.bin"}}`,
+			formats.ErrMalformed, `tensor "b": found it in "pytorch_model-00002-of-00002.bin"`},
 		{`{"weight_map":{"a":"none.bin"}}`, fs.ErrNotExist, `no shard "none.bin"`},
 		{`{"weight_map":{"a":"../x.bin"}}`, formats.ErrOutside, "../x.bin"},
 		{`{"weight_map":{"a":"/etc/passwd"}}`, formats.ErrOutside, "/etc/passwd"},
@@ -357,7 +364,8 @@ func TestIndex(t *testing.T) {
 	}
 	// The same tensor in two shards.
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "copy.bin"), must(os.ReadFile(filepath.Join(dir, first))), 0o644))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "pytorch_model.bin.index.json"), []byte(`{"weight_map":{"a":"`+first+`","b":"copy.bin"}}`), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "pytorch_model.bin.index.json"),
+		[]byte(`{"weight_map":{"a":"`+first+`","b":"copy.bin"}}`), 0o644))
 	_, err := openPath(pytorch.Format{}, dir)
 	assert.ErrorContains(t, err, `tensor "a": found it in "copy.bin" too`)
 }

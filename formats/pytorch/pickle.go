@@ -63,15 +63,14 @@ const (
 	opByteArray8      = 0x96
 )
 
-// refused are opcodes that find or call something in another way than GLOBAL and
-// REDUCE; no state dict has them.
+// refused are opcodes that find or call something in another way than GLOBAL and REDUCE; no state dict has them.
 var refused = map[byte]string{
 	'P': "PERSID", 'i': "INST", 'o': "OBJ", 0x82: "EXT1", 0x83: "EXT2", 0x84: "EXT4", 0x92: "NEWOBJ_EX",
 	0x97: "NEXT_BUFFER", 0x98: "READONLY_BUFFER",
 }
 
-// What a pickle builds is made of nil, bool, int64, *big.Int, float64, string and
-// these. All but the first ones are pointers, so that what is memoised is one thing.
+// What a pickle builds is made of nil, bool, int64, *big.Int, float64, string and these. All but the first ones are
+// pointers, so that what is memoised is one thing.
 type (
 	// byteString is bytes or a bytearray.
 	byteString string
@@ -82,8 +81,7 @@ type (
 		items []any
 		set   bool
 	}
-	// dict keeps its items in the order in which they were set. A key that is set twice
-	// is there twice.
+	// dict keeps its items in the order in which they were set. A key that is set twice is there twice.
 	dict struct {
 		keys, values []any
 		state        any // attributes of an OrderedDict
@@ -101,12 +99,11 @@ const (
 	mostName    = 1 << 10 // bytes of a global's module or name
 )
 
-// machine runs one pickle. It calls nothing: what a state dict is made of is built
-// by package code (globals.go), all else is an error.
+// machine runs one pickle. It calls nothing: what a state dict is made of is built by package code (globals.go), all
+// else is an error.
 //
-// Each opcode takes a byte at least and is charged what it allocates, so the time is
-// bounded by Limits.PickleBytes and the memory by Limits.Memory. Nothing is followed here from
-// value to value: a list may hold itself.
+// Each opcode takes a byte at least and is charged what it allocates, so the time is bounded by Limits.PickleBytes and
+// the memory by Limits.Memory. Nothing is followed here from value to value: a list may hold itself.
 type machine struct {
 	in     *source
 	limits Limits
@@ -119,7 +116,8 @@ type machine struct {
 }
 
 func newMachine(in *source, limits Limits) *machine {
-	return &machine{in: in, limits: limits, left: limits.Memory, memo: map[uint32]any{}, storages: map[string]*storageRef{}}
+	return &machine{in: in, limits: limits, left: limits.Memory, memo: map[uint32]any{},
+		storages: map[string]*storageRef{}}
 }
 
 // source reads a file from the start of a pickle on, and no further than it may.
@@ -215,7 +213,8 @@ func (m *machine) run(at *int64) (any, error) {
 			return nil, err
 		}
 		if first != (op == opProto) {
-			return nil, unsupportedf("found the opcode %#02x, expected a pickle of protocol 2 or newer with its number in front", op)
+			return nil, unsupportedf("found the opcode %#02x, expected a pickle of protocol 2 or newer with its number in front",
+				op)
 		}
 		if op == opStop {
 			v, err := m.pop()

@@ -14,8 +14,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// wrappers are the names under which training checkpoints keep their state dict:
-// Lightning and timm, PyTorch's tutorials, fairseq and nanoGPT, DeepSpeed, BasicSR.
+// wrappers are the names under which training checkpoints keep their state dict: Lightning and timm, PyTorch's
+// tutorials, fairseq and nanoGPT, DeepSpeed, BasicSR.
 var wrappers = []string{"state_dict", "model_state_dict", "model", "module", "params"}
 
 const (
@@ -24,8 +24,8 @@ const (
 	mostState   = 64   // bytes of the name of a random number generator's state
 )
 
-// generatorState matches the state of a random number generator, a tensor that
-// stands beside a wrapped state dict and is no weight.
+// generatorState matches the state of a random number generator, a tensor that stands beside a wrapped state dict and
+// is no weight.
 var generatorState = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`(?:^|_)rng(?:_|$)`)
 })
@@ -42,8 +42,7 @@ type named struct {
 	*tensorRef
 }
 
-// stateDict is what a file's pickle holds: the tensors in its order, and what stands
-// beside them.
+// stateDict is what a file's pickle holds: the tensors in its order, and what stands beside them.
 type stateDict struct {
 	tensors  []named
 	metadata formats.Metadata
@@ -54,7 +53,8 @@ type stateDict struct {
 
 // readStateDict finds the state dict in what a pickle has built.
 func readStateDict(root any, limits Limits) (*stateDict, error) {
-	s := &stateDict{metadata: formats.Metadata{{Name: formatName, Value: "pt"}}, said: map[string]bool{formatName: true}, left: limits.StringBytes}
+	s := &stateDict{metadata: formats.Metadata{{Name: formatName, Value: "pt"}}, said: map[string]bool{formatName: true},
+		left: limits.StringBytes}
 	for range mostWrapped {
 		d, ok := root.(*dict)
 		if !ok {
@@ -72,8 +72,8 @@ func readStateDict(root any, limits Limits) (*stateDict, error) {
 	return nil, malformedf("found more than %d dicts in each other, expected a dict of tensors", mostWrapped)
 }
 
-// unwrap returns the state dict that stands in d under one of the wrappers' names,
-// after what is beside it has been looked at, or nil where d is none of those.
+// unwrap returns the state dict that stands in d under one of the wrappers' names, after what is beside it has been
+// looked at, or nil where d is none of those.
 func (s *stateDict) unwrap(d *dict) (*dict, error) {
 	var wrapper *dict
 	var dicts, tensors []string
@@ -103,9 +103,11 @@ func (s *stateDict) unwrap(d *dict) (*dict, error) {
 	case wrapper == nil:
 		return nil, nil
 	case len(dicts) > 1:
-		return nil, malformedf("found dicts of tensors under %s, expected one: save the one that is meant by itself", formats.List(dicts))
+		return nil, malformedf("found dicts of tensors under %s, expected one: save the one that is meant by itself",
+			formats.List(dicts))
 	case len(tensors) > 0:
-		return nil, malformedf("found tensors beside the dict of tensors under %s: %s, expected none", tensor.Quote(dicts[0]), formats.List(tensors))
+		return nil, malformedf("found tensors beside the dict of tensors under %s: %s, expected none", tensor.Quote(dicts[0]),
+			formats.List(tensors))
 	}
 	for i, k := range d.keys {
 		if inner, ok := d.values[i].(*dict); ok && inner == wrapper {
@@ -177,7 +179,8 @@ func (s *stateDict) read(d *dict) error {
 	}
 	switch {
 	case len(dicts) > 0:
-		return malformedf("found dicts of tensors under %s, expected tensors, or one dict of them under %s", formats.List(dicts), formats.List(wrappers))
+		return malformedf("found dicts of tensors under %s, expected tensors, or one dict of them under %s",
+			formats.List(dicts), formats.List(wrappers))
 	case w.finds(d.state):
 		return unsupportedf("found tensors among the attributes of the dict, expected none")
 	case len(s.tensors) == 0 && len(d.keys) > 0:
@@ -186,9 +189,8 @@ func (s *stateDict) read(d *dict) error {
 	return nil
 }
 
-// keep puts a scalar into the metadata and notes the name of another value. A
-// string may be there many times at the price of one, so what is kept is bounded
-// before it is looked at.
+// keep puts a scalar into the metadata and notes the name of another value. A string may be there many times at the
+// price of one, so what is kept is bounded before it is looked at.
 func (s *stateDict) keep(name string, v any) error {
 	bytes := len(name)
 	switch v := v.(type) {
@@ -256,12 +258,12 @@ func pythonFloat(x float64) string {
 	return s
 }
 
-// walk looks for tensors in values. It looks at each value once over all calls, so one
-// that holds itself, or the same value many times, takes no longer.
+// walk looks for tensors in values. It looks at each value once over all calls, so one that holds itself, or the same
+// value many times, takes no longer.
 type walk map[any]bool
 
-// finds reports whether a tensor is v or somewhere in it. Once it has found one, the
-// caller ends: a value that it has seen is taken for one without.
+// finds reports whether a tensor is v or somewhere in it. Once it has found one, the caller ends: a value that it has
+// seen is taken for one without.
 func (w walk) finds(v any) bool {
 	next := []any{v}
 	for len(next) > 0 {

@@ -13,22 +13,23 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// axis is one dimension of a view, in bytes: count steps, stride apart in the file, size
-// apart in the row-major order of the tensor.
+// axis is one dimension of a view, in bytes: count steps, stride apart in the file, size apart in the row-major order
+// of the tensor.
 type axis struct{ count, stride, size int64 }
 
-// layOut finds the bytes of a tensor in its storage, which is at place in the file:
-// the first byte, and where they are not one range the axes to walk. It checks that the tensor
-// stays in its storage.
+// layOut finds the bytes of a tensor in its storage, which is at place in the file: the first byte, and where they are
+// not one range the axes to walk. It checks that the tensor stays in its storage.
 func layOut(t *tensorRef, place span, limits Limits) (info tensor.Info, offset int64, axes []axis, err error) {
 	if t.elements.dtype == 0 {
-		return info, 0, nil, unsupportedf("found elements of %s, expected a type that other formats can hold", t.elements.name)
+		return info, 0, nil, unsupportedf("found elements of %s, expected a type that other formats can hold",
+			t.elements.name)
 	}
 	info = tensor.Info{DType: t.elements.dtype, Shape: slices.Clone(tensor.Shape(t.shape))}
 	if info.DType.Bits() < 8 { // two elements in what PyTorch counts as one
 		n := len(info.Shape)
 		if n == 0 || info.Shape[n-1] > math.MaxInt64/2 {
-			return info, 0, nil, unsupportedf("found shape %v of %s, expected a last dimension of pairs", info.Shape, t.elements.name)
+			return info, 0, nil, unsupportedf("found shape %v of %s, expected a last dimension of pairs", info.Shape,
+				t.elements.name)
 		}
 		info.Shape[n-1] *= 2
 	}
@@ -51,11 +52,13 @@ func layOut(t *tensorRef, place span, limits Limits) (info tensor.Info, offset i
 	}
 	// The storage has fewer than 2^63 bytes.
 	if have := uint64(place.bytes / t.elements.bytes); last >= have {
-		return info, 0, nil, malformedf("found shape %v with strides %v from element %d on, expected the last element within the %d of storage %s",
+		return info, 0, nil, malformedf("found shape %v with strides %v from element %d on, expected the last element "+
+			"within the %d of storage %s",
 			t.shape, t.stride, t.offset, have, tensor.Quote(t.storage.key))
 	}
 	if bytes > place.bytes && bytes > limits.ExpandedBytes {
-		return info, 0, nil, limitf("found %d bytes expanded from a storage of %d, expected at most %d", bytes, place.bytes, limits.ExpandedBytes)
+		return info, 0, nil, limitf("found %d bytes expanded from a storage of %d, expected at most %d", bytes, place.bytes,
+			limits.ExpandedBytes)
 	}
 	// From the last dimension on, one that continues the one behind it becomes one with it.
 	axes = []axis{{t.elements.bytes, 1, 1}}
@@ -89,8 +92,7 @@ var windows = sync.Pool{New: func() any { b := make([]byte, windowBytes); return
 
 const (
 	windowBytes = 128 << 10
-	// gapBytes is how much may lie between two pieces that are read as one:
-	// about what a system call costs.
+	// gapBytes is how much may lie between two pieces that are read as one: about what a system call costs.
 	gapBytes = 2 << 10
 )
 
@@ -117,9 +119,8 @@ func (v *view) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), end
 }
 
-// fill reads the bytes from off on of the part that begins at src in the file and
-// has the axes from d on: what is left of a step of this axis, all whole steps
-// at once, and what begins another step.
+// fill reads the bytes from off on of the part that begins at src in the file and has the axes from d on: what is left
+// of a step of this axis, all whole steps at once, and what begins another step.
 func (v *view) fill(p []byte, d int, src, off int64, window []byte) error {
 	if d == len(v.axes)-1 {
 		return readFull(v.file, p, src+off)
@@ -150,8 +151,8 @@ func (v *view) fill(p []byte, d int, src, off int64, window []byte) error {
 	return nil
 }
 
-// gather reads a box of whole axes. The pieces that lie close together in the file
-// are read as one window, whichever axis they are steps of.
+// gather reads a box of whole axes. The pieces that lie close together in the file are read as one window, whichever
+// axis they are steps of.
 func gather(f io.ReaderAt, p []byte, box []axis, src int64, window []byte) error {
 	run := box[len(box)-1].count
 	steps := box[:len(box)-1]
@@ -191,7 +192,8 @@ func gatherParts(f io.ReaderAt, p []byte, outer, inner []axis, fit, src, width, 
 	a := outer[len(outer)-1]
 	if len(outer) > 1 || fit == 1 {
 		for i := range a.count {
-			if err := gatherParts(f, p[i*a.size:], outer[:len(outer)-1], inner, fit, src+i*a.stride, width, run, window); err != nil {
+			if err := gatherParts(f, p[i*a.size:], outer[:len(outer)-1], inner, fit, src+i*a.stride, width, run,
+				window); err != nil {
 				return err
 			}
 		}
@@ -201,7 +203,8 @@ func gatherParts(f io.ReaderAt, p []byte, outer, inner []axis, fit, src, width, 
 	for i := int64(0); i < a.count; i += fit {
 		part := min(fit, a.count-i)
 		parts[len(parts)-1].count = part
-		if err := gatherParts(f, p[i*a.size:], nil, parts, 1, src+i*a.stride, width+(part-1)*a.stride, run, window); err != nil {
+		if err := gatherParts(f, p[i*a.size:], nil, parts, 1, src+i*a.stride, width+(part-1)*a.stride, run,
+			window); err != nil {
 			return err
 		}
 	}

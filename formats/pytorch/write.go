@@ -5,8 +5,8 @@ import "strconv"
 // mostBatch is how many items Python's pickler sets at once.
 const mostBatch = 1000
 
-// pickleDict writes a dict of tensors as Python's pickler does for torch.save, in protocol
-// 2. The storage of each tensor is named by its place in the dict.
+// pickleDict writes a dict of tensors as Python's pickler does for torch.save, in protocol 2. The storage of each
+// tensor is named by its place in the dict.
 func pickleDict(tensors []storedTensor) []byte {
 	p := pickler{b: []byte{opProto, 2}, memo: map[string]int{}}
 	p.b = append(p.b, opEmptyDict)
@@ -37,8 +37,7 @@ func pickleDict(tensors []storedTensor) []byte {
 	return p.b
 }
 
-// pickler writes opcodes. What is pushed is memoised, as Python does, whether it is needed
-// again or not.
+// pickler writes opcodes. What is pushed is memoised, as Python does, whether it is needed again or not.
 type pickler struct {
 	b    []byte
 	next int            // number of the memo

@@ -8,13 +8,11 @@ import (
 	"github.com/lorakit/lorakit/formats"
 )
 
-// dataAlignment is what PyTorch aligns the data of each entry to, so that a storage can be
-// mapped into memory.
+// dataAlignment is what PyTorch aligns the data of each entry to, so that a storage can be mapped into memory.
 const dataAlignment = 64
 
-// zipFrame lays out a zip archive as PyTorch's writer does: entries are stored, a field of
-// padding aligns the data, the sizes and the CRC-32 stand in a descriptor behind the data and in
-// the directory, but for an entry without data.
+// zipFrame lays out a zip archive as PyTorch's writer does: entries are stored, a field of padding aligns the data,
+// the sizes and the CRC-32 stand in a descriptor behind the data and in the directory, but for an entry without data.
 type zipFrame struct {
 	folder    string
 	from      int64  // where b begins in the file
@@ -75,8 +73,8 @@ func zip64(at, size int64) []uint64 {
 	return long
 }
 
-// appendZip64 appends the field of them. The standard wants no offset in a header before the
-// data; PyTorch writes it, and readers go by the directory.
+// appendZip64 appends the field of them. The standard wants no offset in a header before the data; PyTorch writes it,
+// and readers go by the directory.
 func appendZip64(b []byte, long []uint64) []byte {
 	if len(long) == 0 {
 		return b
@@ -89,8 +87,7 @@ func appendZip64(b []byte, long []uint64) []byte {
 	return b
 }
 
-// flags says that names are in UTF-8, and that sizes stand behind the data where there
-// is some.
+// flags says that names are in UTF-8, and that sizes stand behind the data where there is some.
 func flags(size int64) uint16 {
 	if size == 0 {
 		return flagUTF8
@@ -121,8 +118,7 @@ func (z *zipFrame) begin(name string, size int64) {
 	z.b = append(z.b, extra...)
 }
 
-// end writes what follows the data of an entry whose header is at the given byte, and its
-// record in the directory.
+// end writes what follows the data of an entry whose header is at the given byte, and its record in the directory.
 func (z *zipFrame) end(name string, at, size int64, crc uint32) {
 	name = z.folder + "/" + name
 	long := zip64(at, size)

@@ -10,9 +10,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Open reads the headers of a file, of the shards of an index, or of a folder
-// with either. Errors are formats.ErrMalformed, formats.ErrLimit,
-// formats.ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the system
+// Open reads the headers of a file, of the shards of an index, or of a folder with either. Errors are
+// formats.ErrMalformed, formats.ErrLimit, formats.ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the system
 // says. Where shards differ in a metadata string, the first shard's is kept.
 func (f Format) Open(ctx context.Context, dir storage.Folder, name string) (formats.Container, error) {
 	return formats.OpenFiles(ctx, dir, name, reader{f.Limits.withDefaults()})
@@ -58,8 +57,7 @@ func (r reader) ReadFile(f storage.File, c *formats.Contents) error {
 	return nil
 }
 
-// readFile reads the header of a file of the given size, and says where the
-// data starts.
+// readFile reads the header of a file of the given size, and says where the data starts.
 func readFile(f io.ReaderAt, size int64, limits Limits) (h header, start int64, err error) {
 	if size < lengthBytes {
 		return h, 0, malformedf("found %d bytes, expected at least %d", size, lengthBytes)

@@ -34,8 +34,7 @@ func lines[T any](t testing.TB, path string) []T {
 	return all
 }
 
-// malformed is a line of fixtures/malformed/corpus.jsonl: a file and what the
-// reference implementation says of it.
+// malformed is a line of fixtures/malformed/corpus.jsonl: a file and what the reference implementation says of it.
 type malformed struct {
 	Name     string `json:"name"`
 	Data     []byte `json:"data"`
@@ -48,8 +47,8 @@ func corpus(t testing.TB) []malformed {
 	return lines[malformed](t, "../../fixtures/malformed/corpus.jsonl")
 }
 
-// TestVerdicts holds the reader against the reference: it accepts and refuses
-// the same files, but for doubled names and dimensions of 2^63.
+// TestVerdicts holds the reader against the reference: it accepts and refuses the same files, but for doubled names
+// and dimensions of 2^63.
 func TestVerdicts(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.safetensors")
 	accepted := 0
@@ -59,7 +58,8 @@ func TestVerdicts(t *testing.T) {
 		runtime.ReadMemStats(&before)
 		opened, err := openPath(safetensors.Format{}, path)
 		runtime.ReadMemStats(&after)
-		assert.LessOrEqual(t, after.TotalAlloc-before.TotalAlloc, uint64(128<<10+200*len(c.Data)), "%s: bytes allocated", c.Name)
+		assert.LessOrEqual(t, after.TotalAlloc-before.TotalAlloc, uint64(128<<10+200*len(c.Data)), "%s: bytes allocated",
+			c.Name)
 		if c.Accept && !c.Stricter {
 			if assert.NoError(t, err, c.Name) {
 				accepted++
@@ -78,8 +78,7 @@ func TestVerdicts(t *testing.T) {
 	assert.Greater(t, accepted, 300)
 }
 
-// assertKind says that an error is of a kind that a bad file has, on one short
-// line.
+// assertKind says that an error is of a kind that a bad file has, on one short line.
 func assertKind(t testing.TB, err error, what string) {
 	one := 0
 	for _, kind := range []error{formats.ErrMalformed, formats.ErrLimit} {
@@ -97,9 +96,8 @@ func assertKind(t testing.TB, err error, what string) {
 	assert.Less(t, len(err.Error()), 1500, what)
 }
 
-// checkInvariants holds what every opened container promises: each tensor's
-// bytes lie in the file, as many as its dtype and shape make, one after the
-// other to the end.
+// checkInvariants holds what every opened container promises: each tensor's bytes lie in the file, as many as its
+// dtype and shape make, one after the other to the end.
 func checkInvariants(t testing.TB, c formats.Container, size int64) {
 	names := map[string]bool{}
 	at := size

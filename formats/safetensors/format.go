@@ -23,15 +23,14 @@ const (
 	maxHeader = 100_000_000
 )
 
-// Format reads and lays out safetensors. The zero value has the default
-// limits; it is what is registered under the name "safetensors".
+// Format reads and lays out safetensors. The zero value has the default limits; it is what is registered under the
+// name "safetensors".
 type Format struct {
 	Limits Limits
 }
 
-// Limits bound what Open is willing to read: past one of them it fails with
-// formats.ErrLimit. A field that is zero has its default, which is far above
-// any checkpoint known.
+// Limits bound what Open is willing to read: past one of them it fails with formats.ErrLimit. A field that is zero has
+// its default, which is far above any checkpoint known.
 type Limits struct {
 	HeaderBytes int64 // of one file's header; default 100,000,000, the reference's limit
 	StringBytes int   // of one string, number or run of white space in a header; default 2^24
@@ -67,8 +66,8 @@ func (Format) ReadOnly() bool { return false }
 // Extensions returns ".safetensors".
 func (Format) Extensions() []string { return []string{extension} }
 
-// Detect reports whether a file is named *.safetensors or *.safetensors.index.json, or
-// begins as one does, or whether a folder has such a file in it.
+// Detect reports whether a file is named *.safetensors or *.safetensors.index.json, or begins as one does, or whether
+// a folder has such a file in it.
 func (Format) Detect(ctx context.Context, dir storage.Folder, name string) (bool, error) {
 	if name == "" {
 		entries, err := dir.List(ctx, "")
@@ -103,8 +102,7 @@ func (Format) Detect(ctx context.Context, dir storage.Folder, name string) (bool
 
 func isWeights(name string) bool { return strings.HasSuffix(name, extension) }
 
-// isIndex knows the two spellings model.safetensors.index.json and, for a
-// variant, model.safetensors.index.fp16.json.
+// isIndex knows the two spellings model.safetensors.index.json and, for a variant, model.safetensors.index.fp16.json.
 func isIndex(name string) bool {
 	if strings.HasSuffix(name, indexExtension) {
 		return true

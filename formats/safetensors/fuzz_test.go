@@ -16,8 +16,8 @@ import (
 	"github.com/lorakit/lorakit/storage/storagetest"
 )
 
-// FuzzOpen opens any bytes as a file. What is accepted must hold what a
-// container promises, and what is refused must say why in one line.
+// FuzzOpen opens any bytes as a file. What is accepted must hold what a container promises, and what is refused must
+// say why in one line.
 func FuzzOpen(f *testing.F) {
 	for _, c := range corpus(f) {
 		f.Add(c.Data)
@@ -42,9 +42,12 @@ func FuzzOpen(f *testing.F) {
 func FuzzIndex(f *testing.F) {
 	for _, s := range []string{
 		`{"metadata":{"total_size":2},"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}`,
-		`{"weight_map":{"a":"1.safetensors"}}`, `{"weight_map":{"a":"2.safetensors"}}`, `{"weight_map":{"c":"1.safetensors"}}`,
-		`{"weight_map":{"a":"../1.safetensors"}}`, `{"weight_map":{"a":"/etc/passwd"}}`, `{"weight_map":{"a":"link"}}`, `{"weight_map":{"a":"sub"}}`,
-		`{"weight_map":{"a":"1.safetensors","a":"1.safetensors"}}`, `{"weight_map":null}`, `[]`, ``, "{", `{"weight_map":{"\ud800":"1.safetensors"}}`,
+		`{"weight_map":{"a":"1.safetensors"}}`, `{"weight_map":{"a":"2.safetensors"}}`,
+		`{"weight_map":{"c":"1.safetensors"}}`,
+		`{"weight_map":{"a":"../1.safetensors"}}`, `{"weight_map":{"a":"/etc/passwd"}}`, `{"weight_map":{"a":"link"}}`,
+		`{"weight_map":{"a":"sub"}}`,
+		`{"weight_map":{"a":"1.safetensors","a":"1.safetensors"}}`, `{"weight_map":null}`, `[]`, ``, "{",
+		`{"weight_map":{"\ud800":"1.safetensors"}}`,
 		`{"weight_map":{"a":"model.safetensors.index.json"}}`, `{"weight_map":{"a":"a\u0000b"}}`,
 	} {
 		f.Add([]byte(s))
@@ -63,7 +66,8 @@ func FuzzIndex(f *testing.F) {
 		if err != nil {
 			require.NotContains(t, err.Error(), "\n")
 			require.Less(t, len(err.Error()), 2000+len(dir))
-			if errors.Is(err, formats.ErrMalformed) || errors.Is(err, formats.ErrLimit) || errors.Is(err, formats.ErrOutside) || errors.Is(err, fs.ErrNotExist) {
+			if errors.Is(err, formats.ErrMalformed) || errors.Is(err, formats.ErrLimit) || errors.Is(err, formats.ErrOutside) ||
+				errors.Is(err, fs.ErrNotExist) {
 				return
 			}
 			require.ErrorContains(t, err, dir)

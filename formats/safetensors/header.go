@@ -31,15 +31,14 @@ type entry struct {
 	place      int // in the header
 }
 
-// header is the content of one file's header, the tensors in the order of
-// their data.
+// header is the content of one file's header, the tensors in the order of their data.
 type header struct {
 	tensors  []entry
 	metadata formats.Metadata
 }
 
-// readHeader reads a header, which is all that r has. Memory grows with what
-// has been read, whatever length was announced.
+// readHeader reads a header, which is all that r has. Memory grows with what has been read, whatever length was
+// announced.
 func readHeader(r io.Reader, limits Limits) (header, error) {
 	p := newParser(r, limits)
 	h, err := p.header()
@@ -61,7 +60,8 @@ func (h header) check(dataBytes uint64) error {
 		case t.end < t.begin:
 			return t.errorf("found data_offsets [%d, %d], expected an end that is not before the begin", t.begin, t.end)
 		case t.begin < at:
-			return t.errorf("found data_offsets [%d, %d], expected a begin at %d: it overlaps the tensor before it", t.begin, t.end, at)
+			return t.errorf("found data_offsets [%d, %d], expected a begin at %d: it overlaps the tensor before it", t.begin,
+				t.end, at)
 		case t.begin > at:
 			return t.errorf("found data_offsets [%d, %d], expected a begin at %d: there is a hole before it", t.begin, t.end, at)
 		}
@@ -73,7 +73,8 @@ func (h header) check(dataBytes uint64) error {
 			return t.errorf("found %d bytes of data, expected %d for %v of shape %v", t.end-t.begin, size, t.dtype, t.shape)
 		}
 		if t.end > dataBytes {
-			return t.errorf("found data_offsets [%d, %d], expected an end within the file's %d bytes of data", t.begin, t.end, dataBytes)
+			return t.errorf("found data_offsets [%d, %d], expected an end within the file's %d bytes of data", t.begin, t.end,
+				dataBytes)
 		}
 		at = t.end
 	}
@@ -83,8 +84,8 @@ func (h header) check(dataBytes uint64) error {
 	return nil
 }
 
-// size returns the number of bytes that dtype and shape make. The product is
-// taken from left to right in 64 bits, as the reference does.
+// size returns the number of bytes that dtype and shape make. The product is taken from left to right in 64 bits, as
+// the reference does.
 func (t entry) size() (uint64, error) {
 	n := uint64(1)
 	for _, d := range t.shape {
@@ -119,14 +120,13 @@ type parser struct {
 
 func newParser(r io.Reader, limits Limits) *parser {
 	w := &window{r: bufio.NewReaderSize(r, 64<<10), most: int64(limits.StringBytes)}
-	// Duplicate names are looked for here: the reference forgives them
-	// everywhere but in its own fields.
+	// Duplicate names are looked for here: the reference forgives them everywhere but in its own fields.
 	w.dec = jsontext.NewDecoder(w, jsontext.AllowDuplicateNames(true))
 	return &parser{dec: w.dec, limits: limits, dims: make([]int64, 0, 256)}
 }
 
-// window keeps a decoder from gathering a token without end: it stops where
-// more than most bytes lie between the last token and what is read.
+// window keeps a decoder from gathering a token without end: it stops where more than most bytes lie between the last
+// token and what is read.
 type window struct {
 	r    io.Reader
 	dec  *jsontext.Decoder
@@ -212,8 +212,7 @@ func (p *parser) metadata() (formats.Metadata, error) {
 	return m, p.close()
 }
 
-// The fields of a tensor, in the order in which they stand where an array
-// takes the place of the object.
+// The fields of a tensor, in the order in which they stand where an array takes the place of the object.
 const (
 	fieldDType = iota
 	fieldShape
@@ -291,8 +290,7 @@ var dtypes = func() map[string]tensor.DType {
 	return m
 }()
 
-// dtype reads "F32", or {"F32": null}, the other way in which the reference
-// writes a variant.
+// dtype reads "F32", or {"F32": null}, the other way in which the reference writes a variant.
 func (p *parser) dtype() (tensor.DType, error) {
 	variant := p.dec.PeekKind() == '{'
 	if variant {
@@ -327,8 +325,8 @@ func (p *parser) shape() (tensor.Shape, error) {
 	if err := p.expect('[', "shape as an array"); err != nil {
 		return nil, err
 	}
-	// The shape is built at the end of the block. Where the block is full the
-	// shape moves to a new one; shapes already handed out stay where they are.
+	// The shape is built at the end of the block. Where the block is full the shape moves to a new one; shapes already
+	// handed out stay where they are.
 	start := len(p.dims)
 	for p.dec.PeekKind() != ']' {
 		d, err := p.uint("a dimension")
@@ -369,8 +367,8 @@ func (p *parser) offsets() (begin, end uint64, err error) {
 	return begin, end, p.close()
 }
 
-// skip passes over the value of an unknown field. The reference turns it into
-// numbers and strings all the same, so it must be able to.
+// skip passes over the value of an unknown field. The reference turns it into numbers and strings all the same, so it
+// must be able to.
 func (p *parser) skip() error {
 	outer := p.dec.StackDepth()
 	for {
@@ -445,8 +443,7 @@ func (p *parser) string(what string) ([]byte, error) {
 	return p.text, syntax(err)
 }
 
-// uint reads an integer from 0 to 2^64-1, written without fraction, exponent
-// or sign.
+// uint reads an integer from 0 to 2^64-1, written without fraction, exponent or sign.
 func (p *parser) uint(what string) (uint64, error) {
 	if err := p.want('0', what); err != nil {
 		return 0, err
@@ -460,7 +457,8 @@ func (p *parser) uint(what string) (uint64, error) {
 		hi, lo := bits.Mul64(n, 10)
 		sum, carry := bits.Add64(lo, uint64(c-'0'), 0)
 		if c < '0' || c > '9' || hi != 0 || carry != 0 {
-			return 0, malformedf("found %s as %s, expected an integer from 0 to %d", clip(string(v)), what, uint64(math.MaxUint64))
+			return 0, malformedf("found %s as %s, expected an integer from 0 to %d", clip(string(v)), what,
+				uint64(math.MaxUint64))
 		}
 		n = sum
 	}
@@ -487,8 +485,7 @@ func kindName(k jsontext.Kind) string {
 	return "no JSON"
 }
 
-// syntax makes one short line of a JSON error, whose own text repeats the
-// names around it.
+// syntax makes one short line of a JSON error, whose own text repeats the names around it.
 func syntax(err error) error {
 	if err == nil {
 		return nil

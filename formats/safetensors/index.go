@@ -14,9 +14,8 @@ func readIndexFile(f storage.File, limits Limits) (formats.Index, error) {
 	return readIndex(io.NewSectionReader(f, 0, limits.IndexBytes), limits)
 }
 
-// readIndex reads model.safetensors.index.json: an object whose "weight_map" has the name of a
-// file for the name of each tensor. All else in it is skipped. A name that
-// occurs twice is refused.
+// readIndex reads model.safetensors.index.json: an object whose "weight_map" has the name of a file for the name of
+// each tensor. All else in it is skipped. A name that occurs twice is refused.
 func readIndex(r io.Reader, limits Limits) (formats.Index, error) {
 	x := formats.Index{Tensors: map[string]int32{}}
 	p := newParser(r, limits)

@@ -16,18 +16,16 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Layout places the tensors in files as the reference's serialize does, byte
-// for byte: by alignment of the dtype, the widest first, then by name, behind a header in
-// compact JSON that is padded with spaces to 8 bytes. Metadata, which the
-// reference writes in no fixed order, is sorted, and values are written as text, since the format has
-// strings alone; Metadata that is empty and not nil gives an empty object, as there.
+// Layout places the tensors in files as the reference's serialize does, byte for byte: by alignment of the dtype, the
+// widest first, then by name, behind a header in compact JSON that is padded with spaces to 8 bytes. Metadata, which
+// the reference writes in no fixed order, is sorted, and values are written as text, since the format has strings
+// alone; Metadata that is empty and not nil gives an empty object, as there.
 //
-// One file is named model.safetensors; of several the first is
-// model-00001-of-00003.safetensors, and there is an index. See formats.LayOut.
+// One file is named model.safetensors; of several the first is model-00001-of-00003.safetensors, and there is an
+// index. See formats.LayOut.
 //
-// A name that is no UTF-8, that occurs twice or is "__metadata__", and a size
-// that overflows or is no whole number of bytes, are errors. A header above
-// the reference's limit of 100,000,000 bytes is formats.ErrLimit.
+// A name that is no UTF-8, that occurs twice or is "__metadata__", and a size that overflows or is no whole number of
+// bytes, are errors. A header above the reference's limit of 100,000,000 bytes is formats.ErrLimit.
 func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
 	for _, p := range o.Metadata {
 		if !utf8.ValidString(p.Name) || !utf8.ValidString(p.Text()) {
@@ -41,12 +39,14 @@ func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Optio
 			return formats.Layout{}, fmt.Errorf("tensor %s: %w", quote(t.Name), err)
 		}
 		if t.Name == metadataName {
-			return formats.Layout{}, fmt.Errorf("tensor %s: found a name that the format cannot hold, expected other text", quote(t.Name))
+			return formats.Layout{}, fmt.Errorf("tensor %s: found a name that the format cannot hold, expected other text",
+				quote(t.Name))
 		}
 	}
-	return formats.LayOut(tensors, o, formats.Naming{Stem: "model", Extension: extension}, func(name string, members []int, sizes []int64) (formats.Shard, error) {
-		return layShard(name, tensors, sizes, members, o.Metadata)
-	})
+	return formats.LayOut(tensors, o, formats.Naming{Stem: "model", Extension: extension},
+		func(name string, members []int, sizes []int64) (formats.Shard, error) {
+			return layShard(name, tensors, sizes, members, o.Metadata)
+		})
 }
 
 // Holds says of an encoding that there is no place for it.
@@ -57,8 +57,8 @@ func (Format) Holds(t tensor.Info) error {
 	return nil
 }
 
-// alignment ranks the dtypes as the reference does, the first written first:
-// the reverse of the order in which its Dtype declares them.
+// alignment ranks the dtypes as the reference does, the first written first: the reverse of the order in which its
+// Dtype declares them.
 var alignment = [...]tensor.DType{
 	tensor.U64, tensor.I64, tensor.F64, tensor.C64,
 	tensor.F32, tensor.U32, tensor.I32,
@@ -75,10 +75,12 @@ var rank = func() (r [len(alignment) + 1]int) {
 }()
 
 // layShard orders the members of one file and writes its header.
-func layShard(name string, tensors []tensor.Info, sizes []int64, members []int, metadata formats.Metadata) (formats.Shard, error) {
+func layShard(name string, tensors []tensor.Info, sizes []int64, members []int,
+	metadata formats.Metadata) (formats.Shard, error) {
 	s := formats.Shard{Name: name, Tensors: slices.Clone(members)}
 	slices.SortFunc(s.Tensors, func(a, b int) int {
-		return cmp.Or(cmp.Compare(rank[tensors[a].DType], rank[tensors[b].DType]), cmp.Compare(tensors[a].Name, tensors[b].Name))
+		return cmp.Or(cmp.Compare(rank[tensors[a].DType], rank[tensors[b].DType]),
+			cmp.Compare(tensors[a].Name, tensors[b].Name))
 	})
 	least := 0 // bytes of the header, without numbers and escapes
 	for _, i := range members {
@@ -140,8 +142,7 @@ func layShard(name string, tensors []tensor.Info, sizes []int64, members []int, 
 	return s, nil
 }
 
-// appendString writes a JSON string as the reference does: only what must be
-// escaped is. The text is valid UTF-8.
+// appendString writes a JSON string as the reference does: only what must be escaped is. The text is valid UTF-8.
 func appendString(b []byte, s string) []byte {
 	b, _ = jsontext.AppendQuote(b, s)
 	return b

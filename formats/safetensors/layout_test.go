@@ -55,8 +55,8 @@ func TestHeaderIsTheReferences(t *testing.T) {
 	}
 }
 
-// The reference's writer in Python knows no F6, so their place among the types
-// comes from its source: below the bytes, above F4.
+// The reference's writer in Python knows no F6, so their place among the types comes from its source: below the bytes,
+// above F4.
 func TestSixBitsStandBelowBytes(t *testing.T) {
 	var all []tensor.Info
 	for _, d := range []tensor.DType{tensor.Bool, tensor.F4, tensor.F6E2M3, tensor.F6E3M2, tensor.U8} {
@@ -75,7 +75,8 @@ func TestShardsAreTheReferences(t *testing.T) {
 		Parameters int64             `json:"parameters"`
 	}](t, "testdata/index.jsonl") {
 		tensors := infos(t, c.Tensors)
-		l := layout(t, tensors, formats.Options{MaxShardSize: c.Max, Metadata: formats.Texts(map[string]string{"format": "pt"}), Parameters: c.Parameters})
+		l := layout(t, tensors, formats.Options{MaxShardSize: c.Max,
+			Metadata: formats.Texts(map[string]string{"format": "pt"}), Parameters: c.Parameters})
 		got := map[string][]byte{}
 		for _, s := range l.Shards {
 			got[s.Name] = s.Header
@@ -95,7 +96,8 @@ func TestShardsAreTheReferences(t *testing.T) {
 
 // genInfos draws tensors with distinct names.
 func genInfos(t *rapid.T) []tensor.Info {
-	names := rapid.SliceOfNDistinct(rapid.OneOf(rapid.StringN(0, 12, -1), rapid.StringMatching(`[a-c](\.[0-9])?`)), 0, 20, rapid.ID[string]).Draw(t, "names")
+	names := rapid.SliceOfNDistinct(rapid.OneOf(rapid.StringN(0, 12, -1), rapid.StringMatching(`[a-c](\.[0-9])?`)), 0, 20,
+		rapid.ID[string]).Draw(t, "names")
 	all := make([]tensor.Info, 0, len(names))
 	for _, n := range names {
 		x := tensor.Info{
@@ -113,8 +115,8 @@ func genInfos(t *rapid.T) []tensor.Info {
 	return all
 }
 
-// TestRoundTrip writes what Layout says and opens it: the same tensors come
-// back, each with its own bytes, and the rules of the split hold.
+// TestRoundTrip writes what Layout says and opens it: the same tensors come back, each with its own bytes, and the
+// rules of the split hold.
 func TestRoundTrip(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		tensors := genInfos(rt)
@@ -195,7 +197,8 @@ func bytesOf(name string, n int64) tensor.Info {
 }
 
 func TestGroupsStayTogether(t *testing.T) {
-	tensors := []tensor.Info{bytesOf("a", 4), bytesOf("b", 3), bytesOf("a.absmax", 2), bytesOf("c", 1), bytesOf("b.absmax", 9)}
+	tensors := []tensor.Info{bytesOf("a", 4), bytesOf("b", 3), bytesOf("a.absmax", 2), bytesOf("c", 1),
+		bytesOf("b.absmax", 9)}
 	l := layout(t, tensors, formats.Options{MaxShardSize: 8, Groups: []int{7, 0, 7, 1, 0}})
 	var got [][]int
 	for _, s := range l.Shards {
@@ -206,14 +209,16 @@ func TestGroupsStayTogether(t *testing.T) {
 }
 
 func TestSingleFile(t *testing.T) {
-	l := layout(t, []tensor.Info{bytesOf("a", 4), bytesOf("b", 4)}, formats.Options{MaxShardSize: 4, SingleFile: "adapter_model.safetensors"})
+	l := layout(t, []tensor.Info{bytesOf("a", 4), bytesOf("b", 4)},
+		formats.Options{MaxShardSize: 4, SingleFile: "adapter_model.safetensors"})
 	require.Len(t, l.Shards, 1)
 	assert.Equal(t, "adapter_model.safetensors", l.Shards[0].Name)
 	assert.Empty(t, l.Extra)
 }
 
 func TestIndexCountsParameters(t *testing.T) {
-	l := layout(t, []tensor.Info{bytesOf("a", 4), {Name: "b", DType: tensor.F32, Shape: tensor.Shape{2, 3}}}, formats.Options{MaxShardSize: 4})
+	l := layout(t, []tensor.Info{bytesOf("a", 4), {Name: "b", DType: tensor.F32, Shape: tensor.Shape{2, 3}}},
+		formats.Options{MaxShardSize: 4})
 	assert.Contains(t, string(l.Extra[0].Data), "\"total_parameters\": 10,\n    \"total_size\": 28\n")
 }
 

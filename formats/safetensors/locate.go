@@ -13,23 +13,20 @@ import (
 	"github.com/lorakit/lorakit/storage"
 )
 
-// preferred are the names that transformers looks for in a folder, in its
-// order (modeling_utils.py, _get_resolved_checkpoint_files, then PEFT's name for an
-// adapter).
+// preferred are the names that transformers looks for in a folder, in its order (modeling_utils.py,
+// _get_resolved_checkpoint_files, then PEFT's name for an adapter).
 var preferred = []string{
 	"model" + extension,
 	"model" + indexExtension,
 	"adapter_model" + extension,
 }
 
-// shardName matches model-00001-of-00003.safetensors, also with a variant in
-// it.
+// shardName matches model-00001-of-00003.safetensors, also with a variant in it.
 var shardName = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`-\d{5}-of-\d{5}\.(?:.*\.)?safetensors$`)
 })
 
-// locate returns the name of the one file of a folder to begin with: the
-// weights or their index.
+// locate returns the name of the one file of a folder to begin with: the weights or their index.
 func locate(ctx context.Context, dir storage.Folder) (string, error) {
 	entries, err := dir.List(ctx, "")
 	if err != nil {
@@ -64,11 +61,12 @@ func locate(ctx context.Context, dir storage.Folder) (string, error) {
 	case len(candidates) == 0:
 		return "", fmt.Errorf("%s: found no .safetensors file, expected one: %w", shown, fs.ErrNotExist)
 	case len(candidates) == len(shards):
-		return "", fmt.Errorf("%s: found %s, expected an index for them, model%s: %w", shown, formats.List(candidates), indexExtension, fs.ErrNotExist)
+		return "", fmt.Errorf("%s: found %s, expected an index for them, model%s: %w", shown, formats.List(candidates),
+			indexExtension, fs.ErrNotExist)
 	}
-	return "", fmt.Errorf("%s: found %s, expected one of them or a model%s: %w", shown, formats.List(candidates), extension, formats.ErrMalformed)
+	return "", fmt.Errorf("%s: found %s, expected one of them or a model%s: %w", shown, formats.List(candidates),
+		extension, formats.ErrMalformed)
 }
 
-// hidden matches what a Mac leaves beside a file that it copies,
-// ._model.safetensors.
+// hidden matches what a Mac leaves beside a file that it copies, ._model.safetensors.
 func hidden(name string) bool { return strings.HasPrefix(name, ".") }

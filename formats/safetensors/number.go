@@ -5,12 +5,10 @@ import (
 	"strconv"
 )
 
-// inRange reports whether the reference's JSON reader takes a number, given in
-// valid JSON syntax, where any value may stand. It refuses one that becomes
-// infinite on its way to a float64: the first 19 or 20 digits as an integer, scaled
-// by a power of ten (serde_json, de.rs, f64_from_parts). At the very edge of a
-// float64's range that differs from correct rounding, which is why it is
-// done the same way here.
+// inRange reports whether the reference's JSON reader takes a number, given in valid JSON syntax, where any value may
+// stand. It refuses one that becomes infinite on its way to a float64: the first 19 or 20 digits as an integer, scaled
+// by a power of ten (serde_json, de.rs, f64_from_parts). At the very edge of a float64's range that differs from
+// correct rounding, which is why it is done the same way here.
 func inRange(number []byte) bool {
 	significand, exponent, ok := decompose(number)
 	if !ok {
@@ -35,9 +33,8 @@ func inRange(number []byte) bool {
 	return err == nil && !math.IsInf(f*pow, 0)
 }
 
-// decompose splits a number into significand and decimal exponent. Digits past
-// what an uint64 holds are dropped. It fails where the exponent itself
-// overflows upwards.
+// decompose splits a number into significand and decimal exponent. Digits past what an uint64 holds are dropped. It
+// fails where the exponent itself overflows upwards.
 func decompose(number []byte) (significand uint64, exponent int, ok bool) {
 	i := 0
 	next := func() (digit uint64, ok bool) {

@@ -80,7 +80,9 @@ const (
 )
 
 func TestOpenFile(t *testing.T) {
-	dir := folder(t, "any.name", file(`{"__metadata__":{"format":"pt"},"b":{"dtype":"F4","shape":[2,3],"data_offsets":[2,5]},"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}`, 1, 2, 3, 4, 5))
+	dir := folder(t, "any.name",
+		file(
+			`{"__metadata__":{"format":"pt"},"b":{"dtype":"F4","shape":[2,3],"data_offsets":[2,5]},"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}`, 1, 2, 3, 4, 5))
 	path := filepath.Join(dir, "any.name")
 	c := open(t, path)
 	assert.Equal(t, formats.Texts(map[string]string{"format": "pt"}), c.Metadata())
@@ -108,21 +110,34 @@ func TestOpenFolder(t *testing.T) {
 		files []any
 		want  []string
 	}{
-		"single":                 {[]any{single, named("b", "a"), "config.json", "{}"}, []string{"b in " + single, "a in " + single}},
-		"shards":                 {[]any{index, map1, shard2, named("b"), shard1, named("a")}, []string{"a in " + shard1, "b in " + shard2}},
-		"single before index":    {[]any{index, map1, single, named("x"), shard2, named("b"), shard1, named("a")}, []string{"x in " + single}},
-		"index before others":    {[]any{index, map1, "consolidated.safetensors", named("x"), shard2, named("b"), shard1, named("a")}, []string{"a in " + shard1, "b in " + shard2}},
-		"model before adapter":   {[]any{"adapter_model.safetensors", named("x"), single, named("a")}, []string{"a in " + single}},
-		"adapter":                {[]any{"adapter_model.safetensors", named("x"), "other.safetensors", named("a")}, []string{"x in adapter_model.safetensors"}},
-		"diffusers":              {[]any{"diffusion_pytorch_model.safetensors", named("x")}, []string{"x in diffusion_pytorch_model.safetensors"}},
-		"diffusers in shards":    {[]any{"diffusion_pytorch_model.safetensors.index.json", map1, shard1, named("a"), shard2, named("b")}, []string{"a in " + shard1, "b in " + shard2}},
-		"variant":                {[]any{"model.fp16.safetensors", named("x")}, []string{"x in model.fp16.safetensors"}},
-		"variant in shards":      {[]any{"model.safetensors.index.fp16.json", map1, shard1, named("a"), shard2, named("b")}, []string{"a in " + shard1, "b in " + shard2}},
-		"one shard, no index":    {[]any{"model-00001-of-00001.safetensors", named("x")}, []string{"x in model-00001-of-00001.safetensors"}},
-		"left by a Mac":          {[]any{"._w.safetensors", "rubbish", "w.safetensors", named("x")}, []string{"x in w.safetensors"}},
-		"unlisted tensor":        {[]any{index, map1, shard2, named("b", "z"), shard1, named("a")}, []string{"a in " + shard1, "b in " + shard2, "z in " + shard2}},
+		"single": {[]any{single, named("b", "a"), "config.json", "{}"},
+			[]string{"b in " + single, "a in " + single}},
+		"shards": {[]any{index, map1, shard2, named("b"), shard1, named("a")},
+			[]string{"a in " + shard1, "b in " + shard2}},
+		"single before index": {[]any{index, map1, single, named("x"), shard2, named("b"), shard1, named("a")},
+			[]string{"x in " + single}},
+		"index before others": {[]any{index, map1, "consolidated.safetensors", named("x"), shard2, named("b"), shard1,
+			named("a")}, []string{"a in " + shard1, "b in " + shard2}},
+		"model before adapter": {[]any{"adapter_model.safetensors", named("x"), single, named("a")},
+			[]string{"a in " + single}},
+		"adapter": {[]any{"adapter_model.safetensors", named("x"), "other.safetensors", named("a")},
+			[]string{"x in adapter_model.safetensors"}},
+		"diffusers": {[]any{"diffusion_pytorch_model.safetensors", named("x")},
+			[]string{"x in diffusion_pytorch_model.safetensors"}},
+		"diffusers in shards": {[]any{"diffusion_pytorch_model.safetensors.index.json", map1, shard1, named("a"), shard2,
+			named("b")}, []string{"a in " + shard1, "b in " + shard2}},
+		"variant": {[]any{"model.fp16.safetensors", named("x")}, []string{"x in model.fp16.safetensors"}},
+		"variant in shards": {[]any{"model.safetensors.index.fp16.json", map1, shard1, named("a"), shard2, named("b")},
+			[]string{"a in " + shard1, "b in " + shard2}},
+		"one shard, no index": {[]any{"model-00001-of-00001.safetensors", named("x")},
+			[]string{"x in model-00001-of-00001.safetensors"}},
+		"left by a Mac": {[]any{"._w.safetensors", "rubbish", "w.safetensors", named("x")},
+			[]string{"x in w.safetensors"}},
+		"unlisted tensor": {[]any{index, map1, shard2, named("b", "z"), shard1, named("a")},
+			[]string{"a in " + shard1, "b in " + shard2, "z in " + shard2}},
 		"index without metadata": {[]any{index, ` {"weight_map":{"a":"w"}} `, "w", named("a")}, []string{"a in w"}},
-		"escapes in index":       {[]any{index, `{"weight_map":{"\u0061":"\u0077"},"x":[1e999,{"y":1,"y":2}]}`, "w", named("a")}, []string{"a in w"}},
+		"escapes in index": {[]any{index, `{"weight_map":{"\u0061":"\u0077"},"x":[1e999,{"y":1,"y":2}]}`, "w",
+			named("a")}, []string{"a in w"}},
 	} {
 		dir := folder(t, c.files...)
 		got, err := openPath(safetensors.Format{}, dir)
@@ -149,17 +164,27 @@ func TestOpenFolderRefuses(t *testing.T) {
 		says  string
 		files []any
 	}{
-		"nothing":             {fs.ErrNotExist, "no .safetensors file", []any{"config.json", "{}"}},
-		"two":                 {formats.ErrMalformed, `"a.safetensors", "b.safetensors"`, []any{"a.safetensors", named("a"), "b.safetensors", named("b")}},
-		"two variants":        {formats.ErrMalformed, "model.fp16.safetensors", []any{"model.fp16.safetensors", named("a"), "model.bf16.safetensors", named("b")}},
-		"shards, no index":    {fs.ErrNotExist, "expected an index", []any{shard1, named("a"), shard2, named("b")}},
-		"missing shard":       {fs.ErrNotExist, shard2, []any{index, weights(`"a":"` + shard1 + `","b":"` + shard2 + `"`), shard1, named("a")}},
-		"wrong shard":         {formats.ErrMalformed, `tensor "b": found it in "` + shard2 + `", expected it in "` + shard1, []any{index, weights(`"a":"` + shard1 + `","b":"` + shard1 + `","c":"` + shard2 + `"`), shard1, named("a"), shard2, named("b", "c")}},
-		"in no shard":         {formats.ErrMalformed, `tensor "b": found it in no shard`, []any{index, weights(`"a":"` + shard1 + `","b":"` + shard1 + `"`), shard1, named("a")}},
-		"in two shards":       {formats.ErrMalformed, `tensor "a": found it in "` + shard1 + `" too`, []any{index, weights(`"a":"` + shard1 + `","b":"` + shard2 + `"`), shard1, named("a"), shard2, named("b", "a")}},
-		"broken shard":        {formats.ErrMalformed, shard2, []any{index, weights(`"a":"` + shard1 + `","b":"` + shard2 + `"`), shard1, named("a"), shard2, named("b")[:20]}},
-		"same tensor twice":   {formats.ErrMalformed, `tensor "a"`, []any{index, weights(`"a":"w","\u0061":"w"`), "w", named("a")}},
-		"weight_map twice":    {formats.ErrMalformed, "weight_map twice", []any{index, `{"weight_map":{"a":"w"},"weight_map":{"a":"w"}}`, "w", named("a")}},
+		"nothing": {fs.ErrNotExist, "no .safetensors file", []any{"config.json", "{}"}},
+		"two": {formats.ErrMalformed, `"a.safetensors", "b.safetensors"`,
+			[]any{"a.safetensors", named("a"), "b.safetensors", named("b")}},
+		"two variants": {formats.ErrMalformed, "model.fp16.safetensors",
+			[]any{"model.fp16.safetensors", named("a"), "model.bf16.safetensors", named("b")}},
+		"shards, no index": {fs.ErrNotExist, "expected an index", []any{shard1, named("a"), shard2, named("b")}},
+		"missing shard": {fs.ErrNotExist, shard2,
+			[]any{index, weights(`"a":"` + shard1 + `","b":"` + shard2 + `"`), shard1, named("a")}},
+		"wrong shard": {formats.ErrMalformed, `tensor "b": found it in "` + shard2 + `", expected it in "` + shard1,
+			[]any{index, weights(`"a":"` + shard1 + `","b":"` + shard1 + `","c":"` + shard2 + `"`), shard1, named("a"), shard2,
+				named("b", "c")}},
+		"in no shard": {formats.ErrMalformed, `tensor "b": found it in no shard`,
+			[]any{index, weights(`"a":"` + shard1 + `","b":"` + shard1 + `"`), shard1, named("a")}},
+		"in two shards": {formats.ErrMalformed, `tensor "a": found it in "` + shard1 + `" too`,
+			[]any{index, weights(`"a":"` + shard1 + `","b":"` + shard2 + `"`), shard1, named("a"), shard2, named("b", "a")}},
+		"broken shard": {formats.ErrMalformed, shard2,
+			[]any{index, weights(`"a":"` + shard1 + `","b":"` + shard2 + `"`), shard1, named("a"), shard2, named("b")[:20]}},
+		"same tensor twice": {formats.ErrMalformed, `tensor "a"`,
+			[]any{index, weights(`"a":"w","\u0061":"w"`), "w", named("a")}},
+		"weight_map twice": {formats.ErrMalformed, "weight_map twice",
+			[]any{index, `{"weight_map":{"a":"w"},"weight_map":{"a":"w"}}`, "w", named("a")}},
 		"no weight_map":       {formats.ErrMalformed, "weight_map", []any{index, `{"metadata":{}}`}},
 		"empty weight_map":    {formats.ErrMalformed, "weight_map", []any{index, weights("")}},
 		"no JSON":             {formats.ErrMalformed, index, []any{index, "{"}},
@@ -257,7 +282,8 @@ func TestManyShards(t *testing.T) {
 	var m []string
 	for i := range n {
 		name, x := fmt.Sprintf("%d.safetensors", 1000+i), fmt.Sprint("t", i)
-		files = append(files, name, file(fmt.Sprintf(`{%q:{"dtype":"U16","shape":[1],"data_offsets":[0,2]}}`, x), byte(i), byte(i>>8)))
+		files = append(files, name, file(fmt.Sprintf(`{%q:{"dtype":"U16","shape":[1],"data_offsets":[0,2]}}`, x), byte(i),
+			byte(i>>8)))
 		m = append(m, fmt.Sprintf("%q:%q", x, name))
 	}
 	dir := folder(t, append(files, index, `{"weight_map":{`+strings.Join(m, ",")+`}}`)...)
@@ -290,7 +316,8 @@ func openFiles(t *testing.T) int {
 }
 
 func TestFailedOpenClosesFiles(t *testing.T) {
-	dir := folder(t, index, `{"weight_map":{"a":"`+shard1+`","b":"`+shard2+`"}}`, shard1, named("a"), shard2, named("b", "a"))
+	dir := folder(t, index, `{"weight_map":{"a":"`+shard1+`","b":"`+shard2+`"}}`, shard1, named("a"), shard2,
+		named("b", "a"))
 	before := openFiles(t)
 	for range 20 {
 		_, err := openPath(safetensors.Format{}, dir)
@@ -309,13 +336,15 @@ func TestShardMetadataIsMerged(t *testing.T) {
 func TestLimits(t *testing.T) {
 	dir := folder(t, index, `{"weight_map":{"aa":"1","b":"2"}}`,
 		"1", file(`{"aa":{"dtype":"U8","shape":[1,1,0],"data_offsets":[0,0]}}`), "2", named("b"))
-	for _, l := range []safetensors.Limits{{}, {HeaderBytes: 60, Tensors: 2, NameBytes: 2, Rank: 3, Dimensions: 3, Shards: 2, IndexBytes: 40}} {
+	for _, l := range []safetensors.Limits{{},
+		{HeaderBytes: 60, Tensors: 2, NameBytes: 2, Rank: 3, Dimensions: 3, Shards: 2, IndexBytes: 40}} {
 		c, err := openPath(safetensors.Format{Limits: l}, dir)
 		if assert.NoError(t, err, l) {
 			c.Close()
 		}
 	}
-	for _, l := range []safetensors.Limits{{HeaderBytes: 50}, {Tensors: 1}, {NameBytes: 1}, {Rank: 2}, {Dimensions: 2}, {Shards: 1}, {IndexBytes: 30}} {
+	for _, l := range []safetensors.Limits{{HeaderBytes: 50}, {Tensors: 1}, {NameBytes: 1}, {Rank: 2}, {Dimensions: 2},
+		{Shards: 1}, {IndexBytes: 30}} {
 		_, err := openPath(safetensors.Format{Limits: l}, dir)
 		assert.ErrorIs(t, err, formats.ErrLimit, "%+v", l)
 		assert.NotErrorIs(t, err, formats.ErrMalformed)
@@ -330,9 +359,11 @@ func TestLimits(t *testing.T) {
 func TestLongStrings(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	for _, h := range []string{
-		`{"__metadata__":{"k":"` + long + `"}}`, `{"__metadata__":{"` + long + `":""}}`, `{"` + long + `":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`,
+		`{"__metadata__":{"k":"` + long + `"}}`, `{"__metadata__":{"` + long + `":""}}`,
+		`{"` + long + `":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`,
 		`{"a":{"dtype":"` + long + `"}}`, `{"a":{"x":"` + long + `","dtype":"U8","shape":[0],"data_offsets":[0,0]}}`,
-		`{"a":{"x":1` + strings.Repeat("0", 1<<20) + `e-1048576,"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`, "{" + strings.Repeat(" ", 1<<20) + "}", "{}" + strings.Repeat(" ", 1<<20),
+		`{"a":{"x":1` + strings.Repeat("0", 1<<20) + `e-1048576,"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`,
+		"{" + strings.Repeat(" ", 1<<20) + "}", "{}" + strings.Repeat(" ", 1<<20),
 	} {
 		path := filepath.Join(folder(t, "x", file(h)), "x")
 		_, err := openPath(safetensors.Format{Limits: safetensors.Limits{StringBytes: 1 << 18}}, path)
@@ -356,19 +387,21 @@ func sparse(t testing.TB, size int64, start []byte) string {
 	return path
 }
 
-// TestAnnouncedLengthsAllocateNothing opens files whose header, or tensors,
-// are said to be huge, where the file is as huge but has holes.
+// TestAnnouncedLengthsAllocateNothing opens files whose header, or tensors, are said to be huge, where the file is as
+// huge but has holes.
 func TestAnnouncedLengthsAllocateNothing(t *testing.T) {
 	length := func(n uint64) []byte { return binary.LittleEndian.AppendUint64(nil, n) }
 	for what, path := range map[string]string{
-		"longest header":  sparse(t, 1<<30, length(100_000_000)),
-		"longer header":   sparse(t, 1<<30, length(100_000_001)),
-		"header of 2^40":  sparse(t, 1<<41, length(1<<40)),
-		"header of 2^63":  sparse(t, 1<<30, length(1<<63)),
-		"open name":       sparse(t, 1<<30, append(length(100_000_000), `{"a`...)),
-		"open shape":      sparse(t, 1<<30, append(length(100_000_000), `{"a":{"shape":[1,`...)),
-		"tensor of 2^62":  sparse(t, 1<<30, file(`{"a":{"dtype":"U8","shape":[4611686018427387904],"data_offsets":[0,4611686018427387904]}}`)),
-		"shape of 2^62^2": sparse(t, 1<<30, file(`{"a":{"dtype":"U8","shape":[4611686018427387904,4611686018427387904],"data_offsets":[0,0]}}`)),
+		"longest header": sparse(t, 1<<30, length(100_000_000)),
+		"longer header":  sparse(t, 1<<30, length(100_000_001)),
+		"header of 2^40": sparse(t, 1<<41, length(1<<40)),
+		"header of 2^63": sparse(t, 1<<30, length(1<<63)),
+		"open name":      sparse(t, 1<<30, append(length(100_000_000), `{"a`...)),
+		"open shape":     sparse(t, 1<<30, append(length(100_000_000), `{"a":{"shape":[1,`...)),
+		"tensor of 2^62": sparse(t, 1<<30, file(
+			`{"a":{"dtype":"U8","shape":[4611686018427387904],"data_offsets":[0,4611686018427387904]}}`)),
+		"shape of 2^62^2": sparse(t, 1<<30, file(
+			`{"a":{"dtype":"U8","shape":[4611686018427387904,4611686018427387904],"data_offsets":[0,0]}}`)),
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -425,7 +458,8 @@ func TestDetect(t *testing.T) {
 func large(t testing.TB) string {
 	var all []tensor.Info
 	for i := range 100_000 {
-		all = append(all, tensor.Info{Name: fmt.Sprintf("model.layers.%d.mlp.experts.%d.down_proj.weight", i/1000, i%1000), DType: tensor.BF16, Shape: tensor.Shape{1, 2}})
+		all = append(all, tensor.Info{Name: fmt.Sprintf("model.layers.%d.mlp.experts.%d.down_proj.weight", i/1000, i%1000),
+			DType: tensor.BF16, Shape: tensor.Shape{1, 2}})
 	}
 	s := layout(t, all, formats.Options{}).Shards[0]
 	return sparse(t, s.Size, s.Header)
@@ -458,8 +492,10 @@ func TestErrorsAreShort(t *testing.T) {
 
 // Nothing of a checkpoint needs to have a path.
 func TestOpenInMemory(t *testing.T) {
-	memory := storagetest.Memory{index: []byte(`{"weight_map":{"b":"` + shard2 + `","a":"` + shard1 + `"}}`), shard1: named("a"), shard2: named("b")}
-	for name, want := range map[string][]string{"": {"a in " + shard1, "b in " + shard2}, index: {"a in " + shard1, "b in " + shard2}, shard2: {"b in " + shard2}} {
+	memory := storagetest.Memory{index: []byte(`{"weight_map":{"b":"` + shard2 + `","a":"` + shard1 + `"}}`),
+		shard1: named("a"), shard2: named("b")}
+	for name, want := range map[string][]string{"": {"a in " + shard1, "b in " + shard2},
+		index: {"a in " + shard1, "b in " + shard2}, shard2: {"b in " + shard2}} {
 		f, err := formats.Default.Detect(t.Context(), memory, name)
 		require.NoError(t, err)
 		assert.Equal(t, safetensors.Format{}, f)

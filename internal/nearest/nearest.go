@@ -9,9 +9,9 @@ import (
 // mostBytes is how long a word may be that others are looked for: distances take the product of two lengths.
 const mostBytes = 256
 
-// To finds the known word that is nearest to a word, of several the first. It is not found where none is so near that it
-// is likely to be meant: with one change in four letters, one in short words, or where the word is the beginning of one
-// known word alone. Case plays no part.
+// To finds the known word that is nearest to a word, of several the first. It is not found where none is so near that
+// it is likely to be meant: with one change in four letters, one in short words, or where the word is the beginning of
+// one known word alone. Case plays no part.
 func To(word string, known []string) (string, bool) {
 	if word == "" || len(word) > mostBytes {
 		return "", false

@@ -10,17 +10,22 @@ import (
 
 func TestTo(t *testing.T) {
 	types := []string{"nf4", "fp4", "int8", "keep", "none"}
-	flags := []string{"quantize", "double-quant", "follow-links", "force", "dtype", "dry-run", "max-shard-size", "memory", "merge"}
+	flags := []string{"quantize", "double-quant", "follow-links", "force", "dtype", "dry-run", "max-shard-size", "memory",
+		"merge"}
 	modules := []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 	for _, c := range []struct {
 		word  string
 		known []string
 		want  string
 	}{
-		{"quantise", flags, "quantize"}, {"quantiez", flags, "quantize"}, {"QUANTIZE", flags, "quantize"}, {"folow-link", flags, "follow-links"},
-		{"max-shard", flags, "max-shard-size"}, {"dtypes", flags, "dtype"}, {"dryrun", flags, "dry-run"}, {"m", flags, ""}, {"me", flags, ""}, {"frobnicate", flags, ""},
-		{"nf5", types, "nf4"}, {"nf", types, "nf4"}, {"int4", types, "int8"}, {"q9", types, ""}, {"4", types, ""}, {"", types, ""}, {"none", types, "none"},
-		{"q_prj", modules, "q_proj"}, {"qproj", modules, "q_proj"}, {"donw_proj", modules, "down_proj"}, {"gate", modules, "gate_proj"}, {"lm_head", modules, ""},
+		{"quantise", flags, "quantize"}, {"quantiez", flags, "quantize"}, {"QUANTIZE", flags, "quantize"},
+		{"folow-link", flags, "follow-links"},
+		{"max-shard", flags, "max-shard-size"}, {"dtypes", flags, "dtype"}, {"dryrun", flags, "dry-run"}, {"m", flags, ""},
+		{"me", flags, ""}, {"frobnicate", flags, ""},
+		{"nf5", types, "nf4"}, {"nf", types, "nf4"}, {"int4", types, "int8"}, {"q9", types, ""}, {"4", types, ""},
+		{"", types, ""}, {"none", types, "none"},
+		{"q_prj", modules, "q_proj"}, {"qproj", modules, "q_proj"}, {"donw_proj", modules, "down_proj"},
+		{"gate", modules, "gate_proj"}, {"lm_head", modules, ""},
 		{"model.safetensor", []string{"config.json", "model.safetensors"}, "model.safetensors"},
 		{"modèle", []string{"modele"}, "modele"},
 		{strings.Repeat("x", 10_000), []string{strings.Repeat("x", 10_001)}, ""},

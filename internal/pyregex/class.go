@@ -306,7 +306,8 @@ func (f *folding) raised(lowered []span) []span {
 func moreCases() map[rune][]rune {
 	more := map[rune][]rune{}
 	for _, same := range []string{
-		"iı", "sſ", "µμ", "\u0345ι\u1fbe", "\u0390\u1fd3", "\u03b0\u1fe3", "βϐ", "εϵ", "θϑ", "κϰ", "πϖ", "ρϱ",
+		"iı", "sſ", "µμ", "\u0345ι\u1fbe", "\u0390\u1fd3", "\u03b0\u1fe3", "βϐ", "εϵ", "θϑ", "κϰ", "πϖ",
+		"ρϱ",
 		"ςσ", "φϕ", "вᲀ", "дᲁ", "оᲂ", "сᲃ", "тᲄᲅ", "ъᲆ", "ѣᲇ", "ᲈꙋ", "ṡẛ", "\ufb05\ufb06",
 	} {
 		for _, c := range same {

@@ -35,9 +35,8 @@ func (Scheme) Declaration(config []byte) (quant.Declaration, bool) {
 	return p, true
 }
 
-// skipList is an llm_int8_skip_modules. By transformers' rule an entry is a regular
-// expression that matches from the start of a module's name up to a dot, or any
-// suffix of it.
+// skipList is an llm_int8_skip_modules. By transformers' rule an entry is a regular expression that matches from the
+// start of a module's name up to a dot, or any suffix of it.
 type skipList struct {
 	names    map[string]bool
 	patterns []*pyregex.Regexp

@@ -28,7 +28,8 @@ func (m Memory) Open(ctx context.Context, name string) (storage.File, error) {
 		return nil, err
 	}
 	if !fs.ValidPath(name) || name == "." || strings.ContainsAny(name, "\\\x00") {
-		return nil, fmt.Errorf("%s: found the file name %q, expected one inside the folder: %w", m.Path(""), name, storage.ErrOutside)
+		return nil, fmt.Errorf("%s: found the file name %q, expected one inside the folder: %w", m.Path(""), name,
+			storage.ErrOutside)
 	}
 	if b, ok := m[name]; ok {
 		return file{bytes.NewReader(b)}, nil

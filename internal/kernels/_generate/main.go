@@ -118,7 +118,8 @@ const (
 )
 
 const (
-	quantize4Signature   = "func(lookup *[164]uint32, packed []byte, absmax []float32, src []byte, blockSize int) (done int)"
+	quantize4Signature = "func(lookup *[164]uint32, packed []byte, absmax []float32, src []byte, " +
+		"blockSize int) (done int)"
 	dequantize4Signature = "func(dst, packed []byte, absmax []float32, code *[16]float32, blockSize int) (done int)"
 	maxAbsSignature      = "func(src []byte) (largest uint32, done int)"
 	quantize8Signature   = "func(q, src []byte, scale float32) (done int)"
@@ -209,7 +210,9 @@ func count(param string, f float) Register {
 // So nobody waits for the long way from elements to a reciprocal.
 //
 // A block with a magnitude that is not finite ends it all.
-func groups(f float, lanes int, blockSize Register, largest func() GPVirtual, reciprocals func(m Mem), encode func(factor Mem)) {
+func groups(
+	f float, lanes int, blockSize Register, largest func() GPVirtual, reciprocals func(m Mem), encode func(factor Mem),
+) {
 	absmax, count, done := base("absmax"), length("absmax"), GP64()
 	XORQ(done, done)
 	local := AllocLocal(4 * lanes)

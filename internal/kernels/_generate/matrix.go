@@ -175,8 +175,10 @@ func mulAdd(s tile, name string, vectors int, masked bool) {
 			LEAQ(Mem{Base: ahead, Index: aCol, Scale: 8}, ahead)
 		}
 		elements := []Mem{
-			{Base: pa}, {Base: pa, Index: aRow, Scale: 1}, {Base: pa, Index: aRow, Scale: 2}, {Base: pa, Index: aRow3, Scale: 1},
-			{Base: pa, Index: aRow, Scale: 4}, {Base: pa, Index: aRow5, Scale: 1}, {Base: pa, Index: aRow3, Scale: 2}, {Base: pa, Index: aRow7, Scale: 1},
+			{Base: pa}, {Base: pa, Index: aRow, Scale: 1},
+			{Base: pa, Index: aRow, Scale: 2}, {Base: pa, Index: aRow3, Scale: 1},
+			{Base: pa, Index: aRow, Scale: 4}, {Base: pa, Index: aRow5, Scale: 1},
+			{Base: pa, Index: aRow3, Scale: 2}, {Base: pa, Index: aRow7, Scale: 1},
 		}
 		row := make([]VecVirtual, vectors)
 		for v := range row {
