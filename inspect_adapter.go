@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/lorakit/lorakit/adapt"
-	"github.com/lorakit/lorakit/lora"
 )
 
 type (
@@ -16,11 +15,8 @@ type (
 	PatternedModule = adapt.PatternedModule
 )
 
-// IsAdapter reports whether a path looks like an adapter and not like a checkpoint.
-func IsAdapter(path string) bool { return lora.IsAdapter(path) }
-
-// InspectAdapter opens an adapter, whose Weight plays no part, and says what is in it. Its values are
-// read, for the norms.
+// InspectAdapter opens an adapter, whose Weight plays no part, and says what is in it. Its values are read, for
+// the norms.
 func InspectAdapter(ctx context.Context, adapter Adapter, o ReadOptions) (*AdapterInspection, error) {
 	list, err := openWithoutBase(ctx, []Adapter{adapter}, o.FollowLinks)
 	if err != nil {

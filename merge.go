@@ -10,10 +10,6 @@ import (
 	"github.com/lorakit/lorakit/storage"
 )
 
-// Adapter is an adapter in any dialect that is known (AdapterDialects), the factor of its delta, and what its files
-// leave open.
-type Adapter = lora.Source
-
 // Merge adds the deltas of adapters to the base and writes the result to dst, as Convert does with o. A merge in which
 // a module keeps less than o.MinKept of its delta is an error that wraps ErrLost.
 func Merge(ctx context.Context, base string, adapters []Adapter, dst string, o ConvertOptions) (*ConvertResult, error) {

@@ -18,6 +18,13 @@ type ReadOptions struct {
 	FollowLinks bool
 }
 
+// Adapter is an adapter in any dialect that is known (AdapterDialects), the factor of its delta, and what its files
+// leave open.
+type Adapter = lora.Source
+
+// IsAdapter reports whether a path looks like an adapter and not like a checkpoint.
+func IsAdapter(path string) bool { return lora.IsAdapter(path) }
+
 // open opens the checkpoint at a path.
 func open(ctx context.Context, path string, followLinks bool) (*checkpoint.Checkpoint, error) {
 	dir, name, err := storage.Resolve(path, storage.Options{FollowLinks: followLinks})
