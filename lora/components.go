@@ -146,14 +146,14 @@ func alone(modules []*Module) ([]*Module, error) {
 	if first < 0 {
 		return list, nil
 	}
-	taken := map[string]int{}
+	byKey := map[string]int{}
 	for i, m := range list { // one may name its component, another not
 		key := fmt.Sprint(m.Form, m.Nest, m)
-		if o, ok := taken[key]; ok {
+		if o, ok := byKey[key]; ok {
 			return nil, fmt.Errorf("modules %s and %s: %w: both are %s", tensor.Quote(modules[o].Name),
 				tensor.Quote(modules[i].Name), ErrMalformed, tensor.Quote(m.String()))
 		}
-		taken[key] = i
+		byKey[key] = i
 	}
 	return list, nil
 }
@@ -200,20 +200,20 @@ func (a *Adapter) only(component string) error {
 		list = a.Modules // the names of the file are all there is
 	}
 	var kept []*Module
-	left := map[string]int{}
+	others := map[string]int{}
 	for i, m := range a.Modules {
 		if m.Component == component || list[i].Component == component {
 			kept = append(kept, m)
 		} else {
-			left[m.Component]++
+			others[m.Component]++
 		}
 	}
 	if kept == nil {
 		return fmt.Errorf("%s: %w: it has no modules of %s; it has some of %s", a.Path, ErrBase, tensor.Quote(component),
 			names(found))
 	}
-	for _, c := range slices.Sorted(maps.Keys(left)) {
-		a.Notices = append(a.Notices, fmt.Sprintf("%s: %d modules of %s are left out", a.Path, left[c], tensor.Quote(c)))
+	for _, c := range slices.Sorted(maps.Keys(others)) {
+		a.Notices = append(a.Notices, fmt.Sprintf("%s: %d modules of %s are left out", a.Path, others[c], tensor.Quote(c)))
 	}
 	a.Modules = kept
 	return nil

@@ -392,7 +392,7 @@ func (a *Adapter) encodeDiffusers(experts string) (*Encoded, error) {
 	if modules, err = a.inDiffusers(modules, e); err != nil {
 		return nil, err
 	}
-	taken := map[string]bool{}
+	written := map[string]bool{}
 	for _, m := range modules {
 		name := join(m.Component, m.within())
 		var out []Output
@@ -414,11 +414,11 @@ func (a *Adapter) encodeDiffusers(experts string) (*Encoded, error) {
 			return nil, noPlace(m, m.what(), Diffusers)
 		}
 		for _, o := range out {
-			if taken[o.Name] {
+			if written[o.Name] {
 				return nil, fmt.Errorf("module %s: %w: another module is called so in diffusers", tensor.Quote(m.Name),
 					ErrUnsupported)
 			}
-			taken[o.Name] = true
+			written[o.Name] = true
 		}
 		e.Tensors = append(e.Tensors, out...)
 	}

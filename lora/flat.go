@@ -76,7 +76,7 @@ func dotted(modules []*Module) ([]*Module, error) {
 		groups[n.Component] = append(groups[n.Component], &n)
 	}
 	to := renameComponents(groups)
-	taken := map[string]*Module{}
+	byName := map[string]*Module{}
 	for i, m := range list {
 		within := m.within()
 		m.Component = to[m.Component]
@@ -84,11 +84,11 @@ func dotted(modules []*Module) ([]*Module, error) {
 		if !modules[i].Flat {
 			continue
 		}
-		if o := taken[m.Name]; o != nil {
+		if o := byName[m.Name]; o != nil {
 			return nil, fmt.Errorf("modules %s and %s: %w: both are %s", tensor.Quote(o.Name), tensor.Quote(modules[i].Name),
 				ErrMalformed, tensor.Quote(m.Name))
 		}
-		taken[m.Name] = modules[i]
+		byName[m.Name] = modules[i]
 	}
 	return list, nil
 }

@@ -275,12 +275,12 @@ func (b *binder) inputRows(from int) {
 		return
 	}
 	c := b.out.Changes[from]
-	var left []Update
+	var own []Update
 	for _, t := range e.change.Updates {
-		own := c != nil && slices.ContainsFunc(c.Updates,
+		isOwn := c != nil && slices.ContainsFunc(c.Updates,
 			func(o Update) bool { return o.Adapter == t.Adapter && o.Module.Form == Rows })
-		if own || !b.everywhere(t) {
-			left = append(left, t)
+		if isOwn || !b.everywhere(t) {
+			own = append(own, t)
 			continue
 		}
 		if c == nil {
@@ -288,8 +288,8 @@ func (b *binder) inputRows(from int) {
 		}
 		c.Updates = append(c.Updates, t)
 	}
-	e.change.Updates = left
-	if len(left) == 0 && e.change.Value == nil {
+	e.change.Updates = own
+	if len(own) == 0 && e.change.Value == nil {
 		delete(b.ends, name)
 	}
 }
