@@ -179,8 +179,9 @@ type mergeBuffers struct {
 	base, x, delta, out, total, before []float32
 	other, row                         []float32 // of an element-wise product
 	arranged                           []float32
-	lines                              []float64 // of waves
-	deltas                             [][]float32
+	lines                              []float64   // of waves
+	deltas                             [][]float32 // of contributors
+	here                               []int       // which contributors those are
 }
 
 func floats(b *[]float32, n int) []float32 {
@@ -324,17 +325,10 @@ func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 			if err := tensor.ToFloats(x, values, j.weight.Values); err != nil {
 				return err
 			}
+			s.Begin()
 			j.apply(s, t, x, lo, hi)
-			for k := max(lo/width, t.Row); k < min(hi/width, t.Row+t.Rows); k++ {
-				row := x[k*width-lo+t.Col : k*width-lo+t.Col+t.Cols]
-				if t.OutputRows {
-					sums[t.FirstOutput+k-t.Row] += kernels.SquaredNorm(row)
-					continue
-				}
-				for i, v := range row {
-					sums[t.FirstOutput+int64(i)] += float64(float64(v) * float64(v))
-				}
-			}
+			t.addNorms(sums, x, lo, hi, width)
+			s.End()
 		}
 		for i, sum := range sums {
 			norm := float32(math.Sqrt(sum))
@@ -350,6 +344,20 @@ func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	}
 	j.ready = true
 	return nil
+}
+
+// addNorms adds the squares of the elements [lo, hi) of a weight to the sums of an update's outputs.
+func (t *update) addNorms(sums []float64, x []float32, lo, hi, width int64) {
+	for k := max(lo/width, t.Row); k < min(hi/width, t.Row+t.Rows); k++ {
+		row := x[k*width-lo+t.Col : k*width-lo+t.Col+t.Cols]
+		if t.OutputRows {
+			sums[t.FirstOutput+k-t.Row] += kernels.SquaredNorm(row)
+			continue
+		}
+		for i, v := range row {
+			sums[t.FirstOutput+int64(i)] += float64(float64(v) * float64(v))
+		}
+	}
 }
 
 // outputs is how many outputs of its module an update covers.

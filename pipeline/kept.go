@@ -40,8 +40,6 @@ type share struct {
 // measureKept compares what a job has written to file with what it was to write: the kept share of every contributor.
 // The order of all sums is that of the rows.
 func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.ReaderAt) error {
-	list := j.weight.contributors()
-	width := j.weight.Change.Width
 	out := *j.weight.Weight
 	out.Decoder, out.DType, out.Values, out.Transposed = nil, j.DType, j.DType, false
 	if j.Rows != nil {
@@ -74,7 +72,7 @@ func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.Re
 	if base == nil || !slices.Equal(base.Shape, j.weight.Shape) {
 		base = nil // a grown vocabulary has nothing to be compared with
 	}
-	return measured(s, j, base, &out, list, width)
+	return fillShares(s, j, base, &out, j.weight.Change.Width)
 }
 
 // measuredRows is how many rows of a width are measured at once.
@@ -100,8 +98,8 @@ func (w *Weight) atOnce() int64 {
 	return most
 }
 
-// measured fills a job's shares from what is written and what was there.
-func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.Update, width int64) error {
+// fillShares fills a job's shares from what is written and what was there.
+func fillShares(s *scratch, j *jobRun, base, out *checkpoint.Weight, width int64) error {
 	rows := j.rows()
 	step := measuredRows(width)
 	step = max(step-step%rows.Run(), rows.Run())
@@ -113,15 +111,16 @@ func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.
 		}
 		return tensor.ToFloats(dst, values, w.Values)
 	}
-	var deltas [][]float32
-	here := make([]int, 0, len(list))
-	one := len(j.updates) == 1 && j.weight.Change.ValueOf == nil && j.updates[0].additive()
+	if base == nil {
+		base = j.weight.Weight
+	}
+	value := j.weight.Change.ValueOf != nil
+	alone := len(j.updates) == 1 && !value && j.updates[0].additive()
 	for row := first / width; row < last/width; row += step {
 		end := min(row+step, last/width)
 		lo, hi := row*width, end*width
 		size := int(hi - lo)
-		x, o, b, total := floats(&s.merge.x, size), floats(&s.merge.out, size), floats(&s.merge.base, size),
-			floats(&s.merge.total, size)
+		o, b, x := floats(&s.merge.out, size), floats(&s.merge.base, size), floats(&s.merge.x, size)
 		if err := fill(out, o, lo-first, hi-first); err != nil {
 			return err
 		}
@@ -130,71 +129,87 @@ func measured(s *scratch, j *jobRun, base, out *checkpoint.Weight, list []*lora.
 			copy(written, o)
 			turnRows(o, written, rows, width, true)
 		}
-		from := base
-		if from == nil {
-			from = j.weight.Weight
-		}
-		if err := fill(from, b, lo, hi); err != nil {
+		if err := fill(base, b, lo, hi); err != nil {
 			return err
 		}
-		if one { // the delta itself, not what float32 leaves of it in a sum
-			clear(x)
-			s.Begin()
-			j.apply(s, j.updates[0], x, lo, hi)
-			for k := row; k < end; k++ {
-				p, q := (k-row)*width, (k-row+1)*width
-				if at := k - j.shares[0].first; at >= 0 && at < int64(len(j.shares[0].rows)) {
-					ed, dd := kernels.Kept(o[p:q], b[p:q], x[p:q], x[p:q])
-					j.shares[0].rows[at] = [2]float64{ed, dd}
-				}
-			}
-			s.End()
-			continue
-		}
-		before := floats(&s.merge.before, size)
-		copy(x, b)
-		clear(total)
-		here := here[:0] // the contributors that have a part in these rows
-		note := func(at int) {
-			if len(here) == len(s.merge.deltas) {
-				s.merge.deltas = append(s.merge.deltas, nil)
-			}
-			deltas = s.merge.deltas
-			d := floats(&deltas[len(here)], size)
-			for i := range d {
-				d[i] = x[i] - before[i]
-				total[i] += d[i]
-			}
-			here = append(here, at)
-		}
-		at := 0
-		if j.weight.Change.ValueOf != nil {
-			copy(before, x)
+		if value {
 			if err := fill(j.weight.Weight, x, lo, hi); err != nil {
 				return err
 			}
-			note(at)
-			at++
 		}
-		for _, t := range j.updates {
-			if t.Row < end && row < t.Row+t.Rows { // of a stack of experts each has its own
-				copy(before, x)
-				j.apply(s, t, x, lo, hi)
-				note(at)
+		s.Begin()
+		if alone {
+			clear(x)
+			j.shareAlone(s, o, b, x, row, end)
+		} else {
+			if !value {
+				copy(x, b)
 			}
-			at++
+			j.sharesOfSeveral(s, o, b, x, row, end)
 		}
-		for k := row; k < end; k++ {
-			p, q := (k-row)*width, (k-row+1)*width
-			for n, i := range here {
-				if at := k - j.shares[i].first; at >= 0 && at < int64(len(j.shares[i].rows)) {
-					ed, dd := kernels.Kept(o[p:q], b[p:q], total[p:q], deltas[n][p:q])
-					j.shares[i].rows[at] = [2]float64{ed, dd}
-				}
-			}
-		}
+		s.End()
 	}
 	return nil
+}
+
+// shareAlone fills the rows [row, end) of the share of a job's only update. delta is zero, and becomes the delta itself,
+// not what float32 leaves of it in a sum.
+func (j *jobRun) shareAlone(s *scratch, out, base, delta []float32, row, end int64) {
+	width := j.weight.Change.Width
+	j.apply(s, j.updates[0], delta, row*width, end*width)
+	for k := row; k < end; k++ {
+		p, q := (k-row)*width, (k-row+1)*width
+		j.shares[0].set(k, out[p:q], base[p:q], delta[p:q], delta[p:q])
+	}
+}
+
+// sharesOfSeveral fills the rows [row, end) of the shares of all contributors: each one's delta is what it changes of
+// x, which is the new value where there is one, else the base.
+func (j *jobRun) sharesOfSeveral(s *scratch, out, base, x []float32, row, end int64) {
+	width := j.weight.Change.Width
+	m := &s.merge
+	total, before := floats(&m.total, len(x)), floats(&m.before, len(x))
+	clear(total)
+	m.here = m.here[:0]
+	note := func(contributor int) {
+		if len(m.here) == len(m.deltas) {
+			m.deltas = append(m.deltas, nil)
+		}
+		d := floats(&m.deltas[len(m.here)], len(x))
+		for i := range d {
+			d[i] = x[i] - before[i]
+			total[i] += d[i]
+		}
+		m.here = append(m.here, contributor)
+	}
+	contributor := 0
+	if j.weight.Change.ValueOf != nil {
+		copy(before, base)
+		note(contributor)
+		contributor++
+	}
+	for _, t := range j.updates {
+		if t.Row < end && row < t.Row+t.Rows { // of a stack of experts each has its own
+			copy(before, x)
+			j.apply(s, t, x, row*width, end*width)
+			note(contributor)
+		}
+		contributor++
+	}
+	for k := row; k < end; k++ {
+		p, q := (k-row)*width, (k-row+1)*width
+		for n, i := range m.here {
+			j.shares[i].set(k, out[p:q], base[p:q], total[p:q], m.deltas[n][p:q])
+		}
+	}
+}
+
+// set fills row k of a share, where it has one.
+func (s *share) set(k int64, out, base, total, delta []float32) {
+	if at := k - s.first; at >= 0 && at < int64(len(s.rows)) {
+		ed, dd := kernels.Kept(out, base, total, delta)
+		s.rows[at] = [2]float64{ed, dd}
+	}
 }
 
 // KeptModule is what is left of an adapter in one module.
@@ -323,7 +338,13 @@ func (r *run) finishMerge(ctx context.Context, s *scratch, j *jobRun) error {
 			return err
 		}
 	}
-	for i := range j.shares { // rows are many, and their sums have one order
+	j.settle()
+	return nil
+}
+
+// settle gives up what a job has read of adapters, and sums up its shares: rows are many, and their sums have one order.
+func (j *jobRun) settle() {
+	for i := range j.shares {
 		var e, d float64
 		for _, row := range j.shares[i].rows {
 			e += row[0]
@@ -332,7 +353,6 @@ func (r *run) finishMerge(ctx context.Context, s *scratch, j *jobRun) error {
 		j.shares[i].rows = [][2]float64{{e, d}} // only its sum is looked at from now on
 	}
 	j.updates = nil
-	return nil
 }
 
 // remeasure finds the kept shares in a shard that an earlier run has finished.
@@ -357,6 +377,7 @@ func (r *run) remeasure(ctx context.Context, sh *shardRun, file io.ReaderAt) err
 		if err := r.measureKept(ctx, s, j, file); err != nil {
 			return j.weight.Failed(err)
 		}
+		j.settle()
 	}
 	return nil
 }

@@ -62,9 +62,10 @@ func VerifyMerge(ctx context.Context, m *Merged, out *checkpoint.Checkpoint) (*M
 		if !slices.Equal(base.Shape, w.Shape) {
 			base = nil
 		}
-		if err := measured(s, j, base, o, w.contributors(), w.Change.Width); err != nil {
+		if err := fillShares(s, j, base, o, w.Change.Width); err != nil {
 			return nil, o.Failed(err)
 		}
+		j.settle()
 	}
 	return &MergeVerification{keptShares(m.Adapters, r.merges)}, nil
 }
