@@ -60,9 +60,9 @@ type Module struct {
 	// "text_encoder_2", or in kohya's files "lora_te2". Name begins with it as it is read.
 	Component string
 	// Param is the parameter of that module: "weight", "bias". Empty for the expert parameters, where a PEFT file does
-	// not tell which it is; Nest is how many others of the same module lie outside of this one.
-	Param string
-	Nest  int
+	// not tell which it is; WrapDepth is how many others of the same module lie outside of this one.
+	Param     string
+	WrapDepth int
 
 	Form Form
 	// A (rank x in) and B (out x rank) are those of the function, however they lie in the file; in counts the elements of

@@ -239,7 +239,7 @@ func (b *binder) add(i int, s models.Slice) {
 
 // bind binds one adapter.
 func (b *binder) bind(i int, a Weighted) error {
-	nests, modules, err := b.nests(a)
+	wrapped, modules, err := b.wrappedModules(a)
 	if err != nil {
 		return err
 	}
@@ -257,8 +257,8 @@ func (b *binder) bind(i int, a Weighted) error {
 			return err
 		}
 	}
-	for _, n := range nests {
-		if err := b.parameters(i, a, n); err != nil {
+	for _, n := range wrapped {
+		if err := b.bindParameters(i, a, n); err != nil {
 			return err
 		}
 	}

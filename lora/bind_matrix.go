@@ -40,12 +40,12 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 		}
 		t.Rank = m.A.Rows
 	}
-	fits := way(0)
+	fits := orientation(0)
 	if rows == m.B.Rows && cols == m.A.Cols {
-		fits |= direct
+		fits |= asStored
 	}
 	if rows == m.A.Cols && cols == m.B.Rows && len(p.shape) == 2 && s.parts == 0 {
-		fits |= turned
+		fits |= transposed
 	}
 	switch {
 	case m.Form == Conv && len(p.shape) > 2:
@@ -61,7 +61,7 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 	}
 	if only {
 		fits &= side
-	} else if fits == direct|turned && side != 0 {
+	} else if fits == asStored|transposed && side != 0 {
 		fits = side
 	}
 	switch fits {
@@ -70,18 +70,18 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 			return nil
 		}
 		return b.misfit(m, s)
-	case direct | turned:
+	case asStored | transposed:
 		return fmt.Errorf("module %s: %w: lora_A %v and lora_B %v fit %s of shape %v both ways round, and its architecture "+
 			"is not "+
 			"known, which would tell", tensor.Quote(m.Name), ErrUnsupported, m.A, m.B, tensor.Quote(p.name), p.shape)
-	case turned:
+	case transposed:
 		t.Left, t.Right, t.OutputRows = m.A.Transposed(), m.B.Transposed(), false
 	default:
 		t.Left, t.Right, t.OutputRows = m.B, m.A, true
 	}
 	if m.Hadamard != nil || m.Waves != nil {
 		t.Left, t.Right, t.Hadamard, t.Waves = Matrix{}, Matrix{}, m.Hadamard, m.Waves
-		if fits == turned {
+		if fits == transposed {
 			t.Hadamard, t.Waves = Transposed(m.Hadamard), m.Waves.Transposed()
 		}
 	}
@@ -114,26 +114,26 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 
 // side is the way in which the factors of a module are for a parameter, by what the two are: the one that PEFT has, or
 // a guess, where only is not set: then the other one counts if it alone fits. 0 is no guess.
-func (a *Adapter) side(m *Module, p *parameter) (guess way, only bool) {
+func (a *Adapter) side(m *Module, p *parameter) (guess orientation, only bool) {
 	stores := a.Dialect == MLX || a.Dialect == LoRALib // the factors of an embedding under the names of a linear layer's
 	_, leaf := cutLast(m.Name)
 	switch {
 	case m.Form == Conv || len(p.shape) > 2 || m.Parameter: // PEFT takes a parameter as it lies
-		return direct, true
+		return asStored, true
 	case m.Form == Embedding && !stores:
-		return turned, true // A is rank x rows
+		return transposed, true // A is rank x rows
 	case p.known && p.kind == models.Embedding && stores, p.kind == models.Conv1D:
-		return turned, true
+		return transposed, true
 	case p.known && p.kind != models.Embedding:
-		return direct, true
+		return asStored, true
 	case m.Form == Embedding:
-		return turned, false
+		return transposed, false
 	case p.known, stores && p.kind == models.Embedding: // of a linear layer's factors for an embedding, or what may be one
 		return 0, false
 	case a.Dialect == PEFT && a.Config.fanInFanOut(), a.Dialect != PEFT && slices.Contains(conv1Ds, leaf):
 		return 0, false
 	}
-	return direct, false
+	return asStored, false
 }
 
 // conv1Ds are the last parts of the names of layers of transformers' class Conv1D, whose weights lie (in, out).

@@ -148,7 +148,7 @@ func alone(modules []*Module) ([]*Module, error) {
 	}
 	byKey := map[string]int{}
 	for i, m := range list { // one may name its component, another not
-		key := fmt.Sprint(m.Form, m.Nest, m)
+		key := fmt.Sprint(m.Form, m.WrapDepth, m)
 		if o, ok := byKey[key]; ok {
 			return nil, fmt.Errorf("modules %s and %s: %w: both are %s", tensor.Quote(modules[o].Name),
 				tensor.Quote(modules[i].Name), ErrMalformed, tensor.Quote(m.String()))

@@ -258,7 +258,7 @@ func (s stack) apart(mixtral bool) ([]*Module, error) {
 		for i, proj := range parts {
 			out := b.Rows / n
 			m := s.single(s.Name, e, proj, mixtral)
-			m.turned = rewritten == turned
+			m.turned = rewritten == transposed
 			m.A, m.B = a, b.rows(int64(i)*out, int64(i+1)*out)
 			if r := a.Rows / 2; joined {
 				m.A, m.B = a.rows(int64(i)*r, int64(i+1)*r), m.B.cols(int64(i)*r, int64(i+1)*r)
@@ -466,7 +466,7 @@ func (f *family) fuse() ([]*Module, error) {
 	}
 	if down != nil {
 		for _, m := range list {
-			m.Nest = 1
+			m.WrapDepth = 1
 		}
 		list = append(list, stacked(name, "down_proj", down, nil, false))
 	}

@@ -347,7 +347,7 @@ func (a *Adapter) sort() {
 	}
 	slices.SortStableFunc(a.Modules, func(x, y *Module) int {
 		return cmp.Or(strings.Compare(x.Name, y.Name), cmp.Compare(rank(x), rank(y)), strings.Compare(x.Param, y.Param),
-			cmp.Compare(y.Nest, x.Nest))
+			cmp.Compare(y.WrapDepth, x.WrapDepth))
 	})
 }
 

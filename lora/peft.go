@@ -221,7 +221,7 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 	m := &Module{Name: key, Param: "weight", Magnitude: magnitude, Order: a.Config.order()}
 	for strings.HasSuffix(m.Name, ".base_layer") {
 		m.Name = strings.TrimSuffix(m.Name, ".base_layer")
-		m.Nest++
+		m.WrapDepth++
 	}
 	switch {
 	case ta == nil || tb == nil:

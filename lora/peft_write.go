@@ -16,7 +16,7 @@ import (
 // peftOutputs are the tensors that PEFT stores for a module of another adapter. adapted has the modules
 // that have factors: PEFT keeps what replaces a part of them one name deeper.
 func (m *Module) peftOutputs(adapted []string) []Output {
-	name := peftPrefix + m.Name + strings.Repeat(".base_layer", m.Nest)
+	name := peftPrefix + m.Name + strings.Repeat(".base_layer", m.WrapDepth)
 	value := func() string {
 		if _, within := slices.BinarySearch(adapted, m.Name); within && !strings.Contains(m.Param, ".") {
 			return peftPrefix + m.Name + ".base_layer." + m.Param

@@ -20,14 +20,14 @@ type stack struct {
 	*Module
 	param   string
 	experts int64
-	sides   way                 // direct where A is for the inputs of the function
+	sides   orientation         // asStored where A is for the inputs of the function
 	layouts []models.Registered // what its model may have, as far as that is known
 }
 
 // expert views A and B of an expert, whose product is for its matrix (out x in).
 func (s stack) expert(e int64) (a, b Matrix) {
 	a, b = s.Module.expert(e, s.experts)
-	if s.sides == turned {
+	if s.sides == transposed {
 		return b.Transposed(), a.Transposed()
 	}
 	return a, b
@@ -153,7 +153,7 @@ func (a *Adapter) stacks() ([]stack, error) {
 
 // group names the parameters of the modules that are nested in one.
 func (a *Adapter) group(name string, modules []*Module, parameters []string) ([]stack, error) {
-	slices.SortFunc(modules, func(x, y *Module) int { return y.Nest - x.Nest }) // the innermost is the first
+	slices.SortFunc(modules, func(x, y *Module) int { return y.WrapDepth - x.WrapDepth }) // the innermost is the first
 	params, layouts, err := a.meant(name, len(modules), parameters)
 	if err != nil {
 		return nil, err
@@ -239,11 +239,11 @@ func (a *Adapter) meant(name string, n int, parameters []string) ([]string, []mo
 	return params, []models.Registered{{Parameters: params}}, nil
 }
 
-// functionSides says which way A and B of a stack are for the function, where PEFT has taken its matrices in the way
-// stored.
-func functionSides(r models.Registered, stored way) way {
+// functionSides says which orientation A and B of a stack are for the function, where PEFT has taken its matrices in
+// the way stored.
+func functionSides(r models.Registered, stored orientation) orientation {
 	if r.InputsFirst {
-		stored ^= direct | turned
+		stored ^= asStored | transposed
 	}
 	return stored
 }
@@ -254,21 +254,21 @@ func (a *Adapter) tellSides(list []stack) error {
 	if len(list) == 0 {
 		return nil
 	}
-	var ways way
+	var ways orientation
 	for _, r := range list[0].layouts {
-		ways |= functionWays(r, a.Config.PeftVersion, list[0].experts)
+		ways |= functionOrientations(r, a.Config.PeftVersion, list[0].experts)
 	}
 	at := map[string]stack{}
 	for _, s := range list {
 		at[s.param] = s
 	}
 	if up, down := at["gate_up_proj"], at["down_proj"]; up.Module != nil && down.Module != nil {
-		fit := way(0)
+		fit := orientation(0)
 		if up.A.Cols == down.B.Rows && up.B.Rows == 2*down.A.Cols {
-			fit |= direct
+			fit |= asStored
 		}
 		if up.B.Rows == down.A.Cols && up.A.Cols == 2*down.B.Rows {
-			fit |= turned
+			fit |= transposed
 		}
 		if fit == 0 || up.experts != down.experts {
 			return fmt.Errorf("%w: lora_A %v and lora_B %v of gate_up_proj and %v and %v of down_proj do not go together",
@@ -276,7 +276,7 @@ func (a *Adapter) tellSides(list []stack) error {
 		}
 		ways = fit
 	}
-	if ways == direct|turned {
+	if ways == asStored|transposed {
 		return fmt.Errorf("%w: %s has %s, which does not tell whether lora_A %v or lora_B %v is for the inputs of its "+
 			"experts; its base does", ErrUnsupported, configName, saysVersion(a.Config.PeftVersion), list[0].A, list[0].B)
 	}
@@ -289,10 +289,10 @@ func (a *Adapter) tellSides(list []stack) error {
 
 // agreeing are the layouts with which a version of PEFT takes stacks in that way; all where it does so with none, as
 // with the layouts of older releases of transformers.
-func (a *Adapter) agreeing(s stack, sides way) []models.Registered {
+func (a *Adapter) agreeing(s stack, sides orientation) []models.Registered {
 	var list []models.Registered
 	for _, r := range s.layouts {
-		if functionWays(r, a.Config.PeftVersion, s.experts)&sides != 0 {
+		if functionOrientations(r, a.Config.PeftVersion, s.experts)&sides != 0 {
 			list = append(list, r)
 		}
 	}
@@ -302,15 +302,15 @@ func (a *Adapter) agreeing(s stack, sides way) []models.Registered {
 	return list
 }
 
-// functionWays are the ways in which a version of PEFT may have taken a stack of so many experts, as seen by its
-// function.
-func functionWays(r models.Registered, version string, experts int64) way {
-	stored := stackWays(version, r.IsTransposed, true)
+// functionOrientations are the ways in which a version of PEFT may have taken a stack of so many experts, as seen by
+// its function.
+func functionOrientations(r models.Registered, version string, experts int64) orientation {
+	stored := stackOrientations(version, r.IsTransposed, true)
 	if experts == 1 { // whose product is added as it is
-		stored = direct
+		stored = asStored
 	}
-	var ways way
-	for _, w := range []way{direct, turned} {
+	var ways orientation
+	for _, w := range []orientation{asStored, transposed} {
 		if stored&w != 0 {
 			ways |= functionSides(r, w)
 		}
@@ -321,14 +321,14 @@ func functionWays(r models.Registered, version string, experts int64) way {
 // writtenVersion is the release of PEFT by whose rules adapters are written.
 const writtenVersion = "0.21.2"
 
-// rewritten is the way in which the factors of a stack that single experts are put together to are written: direct
+// rewritten is the way in which the factors of a stack that single experts are put together to are written: asStored
 // where A is for the inputs of the function. It is that of the models which the stack may be of, by the way it was in.
-func (s stack) rewritten() (way, error) {
-	var ways way
+func (s stack) rewritten() (orientation, error) {
+	var ways orientation
 	for _, r := range s.layouts {
-		ways |= functionWays(r, writtenVersion, s.experts)
+		ways |= functionOrientations(r, writtenVersion, s.experts)
 	}
-	if ways == direct|turned {
+	if ways == asStored|transposed {
 		return 0, fmt.Errorf("%w: %w", ErrUnsupported, errStack)
 	}
 	return ways, nil

@@ -20,27 +20,27 @@ import (
 // A parameter is a matrix (out, in), or a stack of them, whose first dimension counts them. What of a stack is in and
 // out depends on the version of PEFT, and in newer ones on an attribute of the module.
 
-// way says which sides of a stack's matrices the factors are for.
-type way uint8
+// orientation says which sides of a stack's matrices the factors are for.
+type orientation uint8
 
 const (
-	direct way = 1 << iota // A is for the last dimension and B for the one before it
-	turned                 // the reverse
+	asStored   orientation = 1 << iota // A is for the last dimension and B for the one before it
+	transposed                         // the reverse
 )
 
-// stackWays are the ways that the version of PEFT which wrote a config may have taken a stack in: more than one where
-// that is not told. transposed is the attribute is_transposed of the module, where the module is known.
-func stackWays(version string, transposed, known bool) way {
-	var ways way
+// stackOrientations are the ways that the version of PEFT which wrote a config may have taken a stack in: more than
+// one where that is not told. isTransposed is that attribute of the module, where the module is known.
+func stackOrientations(version string, isTransposed, known bool) orientation {
+	var ways orientation
 	for _, t := range []bool{true, false} {
-		if known && t != transposed {
+		if known && t != isTransposed {
 			continue
 		}
-		older, first, newer := turned, turned, direct
+		older, first, newer := transposed, transposed, asStored
 		if t { // 0.19.0 had it the wrong way round
-			first, newer = direct, turned
+			first, newer = asStored, transposed
 		}
-		rules := map[era]way{before019: older, is0190: first, after0190: newer}
+		rules := map[era]orientation{before019: older, is0190: first, after0190: newer}
 		for _, e := range erasOf(version) {
 			ways |= rules[e]
 		}
@@ -48,13 +48,13 @@ func stackWays(version string, transposed, known bool) way {
 	return ways
 }
 
-// era is a range of versions of PEFT that take a stack in one way.
+// era is a range of versions of PEFT that take stacks by one rule.
 type era uint8
 
 const (
-	before019 era = iota // (experts, in, out)
-	is0190               // (experts, out, in) where is_transposed is set
-	after0190            // (experts, out, in) where it is not set
+	before019 era = iota // every stack is (experts, in, out)
+	is0190               // (experts, out, in) where the attribute is set: the wrong way round
+	after0190            // (experts, in, out) where the attribute is set
 )
 
 // erasOf are those that a version is of. One of the main branch, 0.19.1.dev0, may be of two, and a config without one
@@ -90,8 +90,8 @@ func erasOf(version string) []era {
 	return []era{after0190}
 }
 
-// nest is what an adapter has for the parameters of one module of the base.
-type nest struct {
+// wrappedModule is what an adapter has for the parameters of one module of the base.
+type wrappedModule struct {
 	name    string       // as the adapter has it
 	owner   string       // as the base has it
 	modules []*Module    // the innermost first
@@ -110,9 +110,9 @@ func (b *binder) ownParameters(module string) []*parameter {
 	return b.own[module]
 }
 
-// nests gathers the modules of an adapter that are for parameters, and returns the others.
-func (b *binder) nests(a Weighted) (list []*nest, rest []*Module, err error) {
-	byName, leaves := map[string]*nest{}, b.meantLeaves(a)
+// wrappedModules gathers the modules of an adapter that are for parameters, and returns the others.
+func (b *binder) wrappedModules(a Weighted) (list []*wrappedModule, rest []*Module, err error) {
+	byName, leaves := map[string]*wrappedModule{}, b.meantLeaves(a)
 	for _, m := range a.Modules {
 		w := byName[m.Name]
 		switch {
@@ -121,7 +121,7 @@ func (b *binder) nests(a Weighted) (list []*nest, rest []*Module, err error) {
 			w.modules = append(w.modules, m)
 			continue
 		default:
-			if w, err = b.nest(a, m, leaves); err != nil {
+			if w, err = b.wrappedModule(a, m, leaves); err != nil {
 				return nil, nil, err
 			}
 			if w != nil {
@@ -133,11 +133,11 @@ func (b *binder) nests(a Weighted) (list []*nest, rest []*Module, err error) {
 		rest = append(rest, m)
 	}
 	for _, w := range list {
-		slices.SortFunc(w.modules, func(x, y *Module) int { return y.Nest - x.Nest })
+		slices.SortFunc(w.modules, func(x, y *Module) int { return y.WrapDepth - x.WrapDepth })
 		for i, m := range w.modules {
-			if want := len(w.modules) - 1 - i; m.Nest != want {
+			if want := len(w.modules) - 1 - i; m.WrapDepth != want {
 				return nil, nil, fmt.Errorf("module %s: %w: it lies below %d base_layer, and not all of the %d before it are "+
-					"there", tensor.Quote(m.Name), ErrMalformed, m.Nest, m.Nest)
+					"there", tensor.Quote(m.Name), ErrMalformed, m.WrapDepth, m.WrapDepth)
 			}
 		}
 	}
@@ -161,11 +161,11 @@ func (b *binder) meantLeaves(a Weighted) (list []string) {
 	return list
 }
 
-// nest is the module whose parameters m, and those around it, are for; nil where m is for a module as it is. leaves
-// are those of meantLeaves.
-func (b *binder) nest(a Weighted, m *Module, leaves []string) (*nest, error) {
+// wrappedModule is the module whose parameters m, and those around it, are for; nil where m is for a module as it is.
+// leaves are those of meantLeaves.
+func (b *binder) wrappedModule(a Weighted, m *Module, leaves []string) (*wrappedModule, error) {
 	c := &a.Config
-	w := &nest{name: m.Name, modules: []*Module{m}}
+	w := &wrappedModule{name: m.Name, modules: []*Module{m}}
 	if empty(c.Parameters) { // nothing says so, but the module has no weight of its own
 		w.owner = m.Name
 		for _, p := range b.ownParameters(m.Name) {
@@ -197,7 +197,7 @@ func (b *binder) nest(a Weighted, m *Module, leaves []string) (*nest, error) {
 	if len(w.meant) == 0 {
 		return nil, nil
 	}
-	if p := w.meant[0]; len(w.meant) == 1 && p.rank() == 2 && p.name == w.owner+".weight" && m.Nest == 0 {
+	if p := w.meant[0]; len(w.meant) == 1 && p.rank() == 2 && p.name == w.owner+".weight" && m.WrapDepth == 0 {
 		m.Parameter = true // of which nothing else is left open
 		return nil, nil
 	}
@@ -248,14 +248,14 @@ func (b *binder) ownerOf(name string, leaves []string) string {
 	return ""
 }
 
-// parameters binds the modules of an adapter that are for parameters of one module of the base.
-func (b *binder) parameters(i int, a Weighted, w *nest) error {
-	err := b.order(a, w)
+// bindParameters binds the modules of an adapter that are for parameters of one module of the base.
+func (b *binder) bindParameters(i int, a Weighted, w *wrappedModule) error {
+	err := b.pairWithParameters(a, w)
 	if err != nil {
 		return fmt.Errorf("module %s: %w", tensor.Quote(w.name), err)
 	}
 	r, known := b.model.Registered(w.owner)
-	sides, err := w.sides(a.Config.PeftVersion, r.IsTransposed, known || b.model.Known)
+	sides, err := w.orientation(a.Config.PeftVersion, r.IsTransposed, known || b.model.Known)
 	if err != nil {
 		return fmt.Errorf("module %s: %w", tensor.Quote(w.name), err)
 	}
@@ -288,7 +288,7 @@ func (b *binder) parameters(i int, a Weighted, w *nest) error {
 			if s.experts > 1 {
 				t.Right, t.Left = m.expert(e, s.experts)
 			}
-			if s.experts > 1 && sides == turned {
+			if s.experts > 1 && sides == transposed {
 				t.Left, t.Right = t.Right.Transposed(), t.Left.Transposed()
 			}
 			if p.rank() == 2 {
@@ -325,19 +325,19 @@ func (p *parameter) asStack() (*parameter, error) {
 	return &s, nil
 }
 
-// ways are those in which the factors of a module fit a parameter.
-func (p *parameter) ways(m *Module) way {
+// orientations are those in which the factors of a module fit a parameter.
+func (p *parameter) orientations(m *Module) orientation {
 	s, err := p.asStack()
 	if err != nil || m.A.Rows%s.experts != 0 {
 		return 0
 	}
-	var ways way
+	var ways orientation
 	if m.A.Cols == s.shape[1] && m.B.Rows == s.shape[0] {
-		ways |= direct
+		ways |= asStored
 	}
 	// PEFT adds the product to a stack of one as it is, whichever sides it has taken them for.
 	if s.experts > 1 && m.A.Cols == s.shape[0] && m.B.Rows == s.shape[1] {
-		ways |= turned
+		ways |= transposed
 	}
 	return ways
 }
@@ -359,8 +359,8 @@ func describe(params []*parameter) string {
 	return strings.Join(list, "; ")
 }
 
-// order puts the parameters that the modules are for into the order of the modules, the innermost first.
-func (b *binder) order(a Weighted, w *nest) error {
+// pairWithParameters puts the parameters that the modules are for into the order of the modules, the innermost first.
+func (b *binder) pairWithParameters(a Weighted, w *wrappedModule) error {
 	if n := len(w.modules); n != len(w.meant) {
 		says := "target_parameters means"
 		if empty(a.Config.Parameters) {
@@ -370,9 +370,9 @@ func (b *binder) order(a Weighted, w *nest) error {
 			ErrBase, says, len(w.meant), describe(w.meant), n)
 	}
 	if len(w.meant) > 1 {
-		registered, ok := b.registered(w)
+		registered, ok := b.parameterOrder(w)
 		if !ok {
-			return w.onlyReading()
+			return w.onlyAssignment()
 		}
 		slices.SortStableFunc(w.meant, func(x, y *parameter) int {
 			_, p := cutLast(x.name)
@@ -381,17 +381,17 @@ func (b *binder) order(a Weighted, w *nest) error {
 		})
 	}
 	for k, p := range w.meant {
-		if m := w.modules[k]; p.ways(m) == 0 {
+		if m := w.modules[k]; p.orientations(m) == 0 {
 			return fmt.Errorf("%w: lora_A %v and lora_B %v below %d base_layer are for %s by the order in which the model has "+
-				"its parameters, and do not fit it, %s", ErrBase, m.A, m.B, m.Nest, tensor.Quote(p.name), p)
+				"its parameters, and do not fit it, %s", ErrBase, m.A, m.B, m.WrapDepth, tensor.Quote(p.name), p)
 		}
 	}
 	return nil
 }
 
-// registered is the order in which a module has its parameters, by what is known of the architecture, or of all that
-// have parameters of these names. It returns false where neither says it.
-func (b *binder) registered(w *nest) ([]string, bool) {
+// parameterOrder is the order in which a module has its parameters, by what is known of the architecture, or of all
+// that have parameters of these names. It returns false where neither says it.
+func (b *binder) parameterOrder(w *wrappedModule) ([]string, bool) {
 	var names []string
 	for _, p := range w.meant {
 		_, leaf := cutLast(p.name)
@@ -405,17 +405,16 @@ func (b *binder) registered(w *nest) ([]string, bool) {
 	return models.RegisteredOrder(names)
 }
 
-// mostReadings is how many ways to give the modules of one module their parameters are looked at: modules have nine at
-// most.
-const mostReadings = 1 << 12
+// mostAssignments is how many assignments are tried. No module that is known has more than nine parameters.
+const mostAssignments = 1 << 12
 
-// onlyReading gives the modules the parameters that they fit, where there is one way to do so and no rule.
-func (w *nest) onlyReading() error {
+// onlyAssignment gives the modules the parameters that they fit, where there is one way to do so and no rule.
+func (w *wrappedModule) onlyAssignment() error {
 	var found [][]*parameter
 	tries := 0
 	var choose func(chosen, free []*parameter)
 	choose = func(chosen, free []*parameter) {
-		if tries++; tries > mostReadings || len(found) > 1 {
+		if tries++; tries > mostAssignments || len(found) > 1 {
 			return
 		}
 		if len(free) == 0 {
@@ -423,7 +422,7 @@ func (w *nest) onlyReading() error {
 			return
 		}
 		for k, p := range free {
-			if p.ways(w.modules[len(chosen)]) != 0 {
+			if p.orientations(w.modules[len(chosen)]) != 0 {
 				choose(append(slices.Clone(chosen), p), slices.Delete(slices.Clone(free), k, k+1))
 			}
 		}
@@ -431,7 +430,7 @@ func (w *nest) onlyReading() error {
 	choose(nil, w.meant)
 	m := w.modules[0]
 	switch {
-	case tries > mostReadings:
+	case tries > mostAssignments:
 		return fmt.Errorf("%w: the order of its %d parameters is not known, in which PEFT nests what adapts them",
 			ErrUnsupported, len(w.meant))
 	case len(found) == 0:
@@ -445,15 +444,15 @@ func (w *nest) onlyReading() error {
 	return nil
 }
 
-// sides says which way the stacks of one module were taken in: as the shapes of those that are no squares have it, for
-// it is one for all of them, else as the version of PEFT has it.
-func (w *nest) sides(version string, transposed, known bool) (way, error) {
-	var told way
+// orientation says which way the stacks of one module were taken in: as the shapes of those that are no squares have
+// it, for it is one for all of them, else as the version of PEFT has it.
+func (w *wrappedModule) orientation(version string, isTransposed, known bool) (orientation, error) {
+	var told orientation
 	var by, square *Module
 	for k, m := range w.modules {
-		switch ways := w.meant[k].ways(m); {
+		switch ways := w.meant[k].orientations(m); {
 		case w.meant[k].rank() == 2 || w.meant[k].one(): // PEFT has but one way to take it
-		case ways == direct|turned:
+		case ways == asStored|transposed:
 			square = m
 		case told != 0 && told != ways:
 			return 0, fmt.Errorf("%w: lora_A %v and lora_B %v fit its parameter in one way, and %v and %v theirs in the other, "+
@@ -465,8 +464,8 @@ func (w *nest) sides(version string, transposed, known bool) (way, error) {
 	if told != 0 || square == nil {
 		return told, nil
 	}
-	switch ways := stackWays(version, transposed, known); ways {
-	case direct, turned:
+	switch ways := stackOrientations(version, isTransposed, known); ways {
+	case asStored, transposed:
 		return ways, nil
 	}
 	return 0, fmt.Errorf("%w: lora_A %v and lora_B %v fit its square matrices both ways round, and %s has %s, which does "+

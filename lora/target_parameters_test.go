@@ -13,27 +13,27 @@ import (
 
 func TestStackWays(t *testing.T) {
 	t.Parallel()
-	either := direct | turned
+	either := asStored | transposed
 	for _, x := range []struct {
-		version               string
-		plain, transposed, no way // of a module without and with is_transposed, and of one that is not known
+		version             string
+		plain, set, unknown orientation // of a module without and with is_transposed, and of one that is not known
 	}{
-		{"0.17.1", turned, turned, turned},
-		{"0.18.0", turned, turned, turned},
-		{"0.18.1.dev0@5e8a", turned, either, either}, // of the main branch between 0.18.0 and 0.19.0
-		{"0.19.0", turned, direct, either},
+		{"0.17.1", transposed, transposed, transposed},
+		{"0.18.0", transposed, transposed, transposed},
+		{"0.18.1.dev0@5e8a", transposed, either, either}, // of the main branch between 0.18.0 and 0.19.0
+		{"0.19.0", transposed, asStored, either},
 		{"0.19.1.dev0", either, either, either},
-		{"0.19.1", direct, turned, either},
-		{"0.21.2", direct, turned, either},
-		{"0.21.3.dev0@5e8a", direct, turned, either},
-		{"1.0", direct, turned, either},
-		{"", either, turned, either}, // before 0.18, or by another program
+		{"0.19.1", asStored, transposed, either},
+		{"0.21.2", asStored, transposed, either},
+		{"0.21.3.dev0@5e8a", asStored, transposed, either},
+		{"1.0", asStored, transposed, either},
+		{"", either, transposed, either}, // before 0.18, or by another program
 		{"main", either, either, either},
 		{"0", either, either, either},
 	} {
-		require.Equal(t, x.plain, stackWays(x.version, false, true), x.version)
-		require.Equal(t, x.transposed, stackWays(x.version, true, true), x.version)
-		require.Equal(t, x.no, stackWays(x.version, false, false), x.version)
+		require.Equal(t, x.plain, stackOrientations(x.version, false, true), x.version)
+		require.Equal(t, x.set, stackOrientations(x.version, true, true), x.version)
+		require.Equal(t, x.unknown, stackOrientations(x.version, false, false), x.version)
 	}
 }
 
@@ -145,7 +145,7 @@ func TestNests(t *testing.T) {
 			require.NoError(t, err)
 			require.NotNil(t, b)
 			for _, m := range a.Modules {
-				require.Equal(t, x.params[m.Nest], m.Param)
+				require.Equal(t, x.params[m.WrapDepth], m.Param)
 			}
 		})
 	}

@@ -95,8 +95,9 @@ func TestCheckTargets(t *testing.T) {
 		`, "target_modules": ".*\\.q_proj"`: "",
 		`, "target_modules": "layers.*"`:    "", // within another wrapper
 		`, "target_modules": ["proj"]`:      `expected one of "proj"`,
-		`, "target_modules": ["o_proj", "v_proj", "a", "b", "c", "d"]`:              `expected one of "o_proj", "v_proj", "a", "b", and 2 more`,
-		`, "target_modules": ["q_proj"], "exclude_modules": ["0.self_attn.q_proj"]`: "target_modules, exclude_modules it is not adapted",
+		`, "target_modules": ["o_proj", "v_proj", "a", "b", "c", "d"]`: `expected one of "o_proj", "v_proj", "a", "b", and 2 more`,
+		`, "target_modules": ["q_proj"], "exclude_modules": ["0.self_attn.q_proj"]`: "target_modules, exclude_modules it is " +
+			"not adapted",
 		`, "target_modules": ["q_proj"], "exclude_modules": ["` + q +
 			`"]`: "target_modules, exclude_modules it is not adapted",
 		`, "target_modules": ["q_proj"], "exclude_modules": "model\\.layers\\.0\\..*"`:      "target_modules, exclude_modules it is not adapted",
