@@ -245,7 +245,7 @@ func (t *Target) within(w *checkpoint.Weight, s models.Slice) []*Target {
 	if w.Role.Kind == models.Expert {
 		return m.experts(s)
 	}
-	if w.Role.Kind == models.Router { // by what it returns it is none, whatever its class
+	if w.Role.Kind == models.Router { // never a linear layer, even where its class is one
 		m.Kind, m.ByParameter = models.Router, true
 	}
 	if n != 2 || s.Parts > 1 || t.bypassed || !strings.HasSuffix(t.Param, ".weight") {
@@ -266,7 +266,7 @@ func (t *Target) within(w *checkpoint.Weight, s models.Slice) []*Target {
 	return []*Target{m}
 }
 
-// experts lists the matrices of single experts in a tensor, of which t is one expert's in the order of the file.
+// experts lists the matrices of single experts in a tensor. t describes that of the first expert.
 func (t *Target) experts(s models.Slice) []*Target {
 	w := t.Weight
 	at := strings.LastIndexByte(s.Param, '.')

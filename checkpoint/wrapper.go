@@ -19,8 +19,8 @@ var wrappers = []string{
 // peftPrefix is what PEFT puts before the names of the model that it wraps.
 const peftPrefix = "base_model.model."
 
-// unwrapped returns a name without what wrappers have put into it.
-func unwrapped(name string) string {
+// withoutWrappers returns a name without what wrappers have put into it.
+func withoutWrappers(name string) string {
 	for {
 		rest, cut := strings.CutPrefix(name, peftPrefix)
 		first, after, more := strings.Cut(rest, ".")
@@ -40,9 +40,8 @@ func unwrapped(name string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return slices.Contains(wrappers, p) }), ".")
 }
 
-// unwrap takes off what a wrapper has put into the names of the tensors, where what is left are the architecture's: of
-// the matrices every one has to be known by its name then, and by its name as it is none. It returns the tensors as
-// they are where that is not so.
+// unwrap takes off what wrappers have put into the names of the tensors. It does so only where the architecture knows
+// every matrix by its name without them, and none by its name with them; else it returns the tensors as they are.
 func unwrap(tensors []formats.Tensor, m *models.Model) ([]formats.Tensor, string) {
 	if !m.Known {
 		return tensors, ""
@@ -51,7 +50,7 @@ func unwrap(tensors []formats.Tensor, m *models.Model) ([]formats.Tensor, string
 	taken := make(map[string]bool, len(tensors))
 	changed, first := 0, -1
 	for i, t := range tensors {
-		names[i] = unwrapped(t.Name)
+		names[i] = withoutWrappers(t.Name)
 		if taken[names[i]] {
 			return tensors, "" // two would have one name
 		}

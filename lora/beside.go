@@ -205,7 +205,7 @@ func besideModule(t *formats.Tensor) *Module {
 	if before, kind, ok := strings.Cut(name+".", ".modules_to_save."); ok && strings.Count(kind, ".") <= 1 {
 		name = before // behind it is the name of the adapter
 	}
-	name = unwrapped(strings.TrimSuffix(name, "."))
+	name = withoutLayers(strings.TrimSuffix(name, "."))
 	return &Module{Name: name, Param: param, Form: Replace, Value: t, beside: true}
 }
 

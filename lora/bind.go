@@ -137,7 +137,7 @@ type binder struct {
 	head       string
 	headParam  *parameter
 	headTarget int                   // of the file, or -1
-	ends       map[string]*end       // others that are tied to the embedding, where they are adapted
+	sharers    map[string]*sharer    // others that are tied to the embedding, where they are adapted
 	authored   map[string][]authored // where diffusers' modules are in a base with the authors' names
 	adapters   []Weighted
 	clash      error // two changes of one tensor that are for rows of different sizes
@@ -148,7 +148,7 @@ type binder struct {
 func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding, error) {
 	b := &binder{targets: targets, model: model, params: map[string]*parameter{}, files: map[string]int{},
 		out: &Binding{Changes: make([]*Change, len(targets)), HeadFrom: -1}, bound: map[string][]claim{},
-		ends: map[string]*end{}, headTarget: -1, adapters: adapters}
+		sharers: map[string]*sharer{}, headTarget: -1, adapters: adapters}
 	for i, t := range targets {
 		b.files[t.Name] = i
 		for _, s := range t.Role.Runtime {

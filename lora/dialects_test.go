@@ -173,16 +173,16 @@ func TestUnderscores(t *testing.T) {
 		"time_embedding_linear_1":                                    "time_embedding.linear_1",
 		"double_blocks_18_img_attn_qkv":                              "double_blocks.18.img_attn.qkv",
 	} {
-		got, err := unflatten(flat, nil)
+		got, err := onlyName(flat, nil)
 		require.NoError(t, err, flat)
 		require.Equal(t, want, got)
 	}
 	for _, flat := range []string{"model_layers_0_q_proj", "down_blocks_0_nobody_knows", "down_blocks", "", "_",
 		"down_blocks__0"} {
-		_, err := unflatten(flat, nil)
+		_, err := onlyName(flat, nil)
 		require.ErrorIs(t, err, ErrUnsupported, flat)
 	}
-	_, err := unflatten("a_b", []string{"a.b", "a_b"})
+	_, err := onlyName("a_b", []string{"a.b", "a_b"})
 	require.ErrorContains(t, err, "it may be")
 }
 

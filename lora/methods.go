@@ -319,7 +319,7 @@ func (a *Adapter) gather(tensors []formats.Tensor) (modules map[string]parts, re
 			continue
 		}
 		module := strings.Join(words[:at], ".")
-		if unwrapped(module) == "" {
+		if withoutLayers(module) == "" {
 			return nil, nil, a.failed(t, fmt.Errorf("%w: no module is named", ErrMalformed))
 		}
 		if modules[module] == nil {

@@ -95,7 +95,7 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 	for i := range tensors {
 		t := &tensors[i]
 		name, r, param := split(t.Name)
-		if unwrapped(strings.TrimSuffix(name, ".modules_to_save")) == "" {
+		if withoutLayers(strings.TrimSuffix(name, ".modules_to_save")) == "" {
 			return a.failed(t, fmt.Errorf("%w: no module is named", ErrMalformed))
 		}
 		if strings.Contains(t.Name, "lora_") && r == roleValue {
@@ -146,7 +146,7 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 				continue
 			}
 			name = strings.TrimSuffix(name, ".modules_to_save")
-			m := &Module{Name: unwrapped(name), Param: param, Form: Replace, Value: t,
+			m := &Module{Name: withoutLayers(name), Param: param, Form: Replace, Value: t,
 				before: values[name+".original_module."+param]}
 			m.Base = m.Name != name && param == "weight"
 			a.Modules = append(a.Modules, m)
@@ -182,8 +182,8 @@ func (a *Adapter) checkHeadRank() error {
 	return nil
 }
 
-// unwrapped is the name of a module without those of the layers that PEFT has put around it.
-func unwrapped(name string) string {
+// withoutLayers is the name of a module without those of the layers that PEFT has put around it.
+func withoutLayers(name string) string {
 	for {
 		inner := strings.TrimSuffix(strings.TrimSuffix(name, ".base_layer"), ".token_adapter")
 		if inner == name {
@@ -282,7 +282,7 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 
 // addTokens adds the trained rows of an embedding.
 func (a *Adapter) addTokens(name string, t *formats.Tensor) error {
-	name = unwrapped(name)
+	name = withoutLayers(name)
 	field := "trainable_token_indices"
 	if a.Config.PeftType == tokens {
 		field = "token_indices"

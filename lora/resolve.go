@@ -3,7 +3,6 @@ package lora
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -59,7 +58,7 @@ func (b *binder) resolveName(m *Module, name string) (spot, error) {
 	if p := b.params[b.model.Tensor(full, b.shapeOf(m)).Tied]; p != nil && (len(p.shape) == 1 || b.repeats(m, p)) {
 		return whole(p), nil // one that goes by two names, as the bias of a head
 	}
-	if p := b.end(full); p != nil {
+	if p := b.sharer(full); p != nil {
 		return whole(p), nil
 	}
 	if r := b.model.Tensor(full, b.shapeOf(m)).Runtime; len(r) == 1 {
@@ -139,75 +138,6 @@ func (b *binder) sliceSpot(r models.Slice) (spot, bool) {
 func (s spot) fits() bool {
 	return s.expert < max(s.p.experts, 0) && (s.parts == 0 || len(s.p.shape) > 0 && s.p.shape[0]%s.parts == 0)
 }
-
-// resolveFlat finds the parameter of a name in which underscores stand for dots.
-func (b *binder) resolveFlat(m *Module) (spot, error) {
-	if b.flat == nil {
-		b.flat = map[string][]*parameter{}
-		add := func(name string, p *parameter) {
-			key := flatten(strings.TrimSuffix(name, ".weight"))
-			if !slices.Contains(b.flat[key], p) {
-				b.flat[key] = append(b.flat[key], p)
-			}
-		}
-		for _, name := range b.names {
-			if strings.HasSuffix(name, ".weight") {
-				add(name, b.params[name])
-			}
-		}
-		for i, t := range b.targets {
-			if strings.HasSuffix(t.Name, ".weight") && b.params[t.Name] == nil {
-				add(t.Name, b.fileParameter(i))
-			}
-		}
-	}
-	name := m.within()
-	if list := b.flat[name]; len(list) > 0 {
-		return b.only(m, name, list)
-	}
-	if b.head != "" && flatten(strings.TrimSuffix(b.head, ".weight")) == name { // which is tied, and has no tensor
-		return whole(b.headParam), nil
-	}
-	if s, ok := b.flatExpert(name); ok {
-		return s, nil
-	}
-	var list []*parameter // another wrapper class puts another prefix before it
-	for _, full := range b.names {
-		if strings.HasSuffix(full, ".weight") && strings.HasSuffix(flatten(strings.TrimSuffix(full, ".weight")), "_"+name) &&
-			strings.ContainsAny(name, "0123456789") {
-			list = append(list, b.params[full])
-		}
-	}
-	for rest := name; list == nil && strings.ContainsAny(rest, "0123456789"); { // or another one before the adapter's
-		var more bool
-		if _, rest, more = strings.Cut(rest, "_"); !more {
-			break
-		}
-		list = b.flat[rest]
-	}
-	return b.only(m, name, list)
-}
-
-// flatExpert finds one expert of a stack by a name in which underscores stand for dots.
-func (b *binder) flatExpert(name string) (spot, bool) {
-	before, after, ok := strings.Cut(name, "_experts_")
-	number, proj, ok2 := strings.Cut(after, "_")
-	e, err := strconv.ParseInt(number, 10, 32)
-	if at, known := projections[proj]; ok && ok2 && known && err == nil {
-		for _, full := range b.names {
-			stack, last := cutLast(full)
-			block, ok := strings.CutSuffix(stack, ".experts")
-			if ok && last == at.param && (flatten(block) == before ||
-				flatten(block) == strings.TrimSuffix(before, "_block_sparse_moe")+"_mlp") {
-				return b.stackSpot(stack, e, proj)
-			}
-		}
-	}
-	return spot{}, false
-}
-
-// flatten writes underscores for dots.
-func flatten(name string) string { return strings.ReplaceAll(name, ".", "_") }
 
 // fileParameter takes a tensor of the file for a parameter of its own: a part of a fused one, as it was at run time
 // before it was fused.

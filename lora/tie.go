@@ -30,23 +30,23 @@ func (b *binder) findHead() {
 	}
 }
 
-// end is a module that shares the embedding's values, has no tensor of its own in the file, and is adapted: the
+// sharer is a module that shares the embedding's values, has no tensor of its own in the file, and is adapted: the
 // embedding of an encoder or a decoder.
-type end struct {
+type sharer struct {
 	*parameter
 	change *Change
 }
 
-// end finds such a module.
-func (b *binder) end(name string) *parameter {
+// sharer finds such a module.
+func (b *binder) sharer(name string) *parameter {
 	if b.embedding == "" || name == b.head || !slices.Contains(b.model.SharedBy(b.embedding), name) {
 		return nil
 	}
-	if b.ends[name] == nil {
+	if b.sharers[name] == nil {
 		shape := slices.Clone(b.params[b.embedding].shape)
-		b.ends[name] = &end{parameter: &parameter{name: name, shape: shape, kind: models.Embedding, known: true}}
+		b.sharers[name] = &sharer{parameter: &parameter{name: name, shape: shape, kind: models.Embedding, known: true}}
 	}
-	return b.ends[name].parameter
+	return b.sharers[name].parameter
 }
 
 // ownChange is the change of a parameter that has no tensor in the file: of a head or another end of the tie. It is
@@ -55,7 +55,7 @@ func (b *binder) ownChange(p *parameter, width int64) *Change {
 	if p == b.headParam && b.headTarget < 0 {
 		return b.headChange(width)
 	}
-	e := b.ends[p.name]
+	e := b.sharers[p.name]
 	if e == nil || e.parameter != p {
 		return nil
 	}
@@ -128,7 +128,7 @@ func sameNumbers(x, y Matrix) (bool, error) {
 	return err == nil && equal(a, b), err
 }
 
-// untie decides whether a tied pair still is one.
+// untie decides whether the head and the embedding stay tied, and gives each a tensor of its own where they do not.
 func (b *binder) untie() error {
 	if b.embedding == "" {
 		return nil
@@ -162,7 +162,7 @@ func (b *binder) untie() error {
 			follows = follows && c.ValueOf.Module.Base && onlyRows(c)
 		}
 	}
-	if head == nil && follows && len(b.ends) == 0 {
+	if head == nil && follows && len(b.sharers) == 0 {
 		return nil
 	}
 	b.out.Untie = true
@@ -185,7 +185,7 @@ func (b *binder) sameEnds(c, head *Change) (bool, error) {
 		if _, own := b.files[name]; own || name == b.head {
 			continue
 		}
-		switch e := b.ends[name]; {
+		switch e := b.sharers[name]; {
 		case e != nil && e.change != nil:
 			if same, err := sameChange(c, e.change); !same || err != nil {
 				return false, err
@@ -270,7 +270,7 @@ func (b *binder) shareRows(from int) {
 // input embedding, as Marian's encoder is: PEFT ties all to that one.
 func (b *binder) inputRows(from int) {
 	name := b.model.Embedding() + ".weight"
-	e := b.ends[name]
+	e := b.sharers[name]
 	if e == nil || e.change == nil {
 		return
 	}
@@ -290,7 +290,7 @@ func (b *binder) inputRows(from int) {
 	}
 	e.change.Updates = own
 	if len(own) == 0 && e.change.Value == nil {
-		delete(b.ends, name)
+		delete(b.sharers, name)
 	}
 }
 
@@ -302,7 +302,7 @@ func (b *binder) everywhere(t Update) bool {
 		return false
 	}
 	others := []*Change{b.headOwn()}
-	for _, e := range b.ends {
+	for _, e := range b.sharers {
 		others = append(others, e.change)
 	}
 	for _, c := range others {
@@ -324,7 +324,7 @@ func (b *binder) copies(from int) error {
 				continue
 			}
 			c := Copy{Name: name, From: i}
-			if e := b.ends[name]; e != nil && e.change != nil {
+			if e := b.sharers[name]; e != nil && e.change != nil {
 				c.Change = e.change
 			} else if change := b.out.Changes[i]; change != nil && all {
 				c.Change = change
@@ -337,7 +337,7 @@ func (b *binder) copies(from int) error {
 	c := b.out.Changes[from]
 	changed := c != nil && (!b.valueEverywhere(c) ||
 		slices.ContainsFunc(c.Updates, func(t Update) bool { return !b.everywhere(t) }))
-	if changed || len(b.ends) > 0 || len(b.model.TieSwitches()) > 0 {
+	if changed || len(b.sharers) > 0 || len(b.model.TieSwitches()) > 0 {
 		shared(b.embedding, from, false)
 	}
 	if len(b.model.TieSwitches()) == 0 {
@@ -396,12 +396,12 @@ func (b *binder) untrained(c *Change) []string {
 // hasOwn reports whether a module has a value of its own, in the base or by an adapter.
 func (b *binder) hasOwn(module string) bool {
 	_, own := b.files[module+".weight"]
-	e := b.ends[module+".weight"]
+	e := b.sharers[module+".weight"]
 	return own || e != nil && e.change != nil && e.change.Value != nil
 }
 
-// beforeUnknown reports whether nothing says what those keep: the vocabulary has grown, and the adapter has the
-// trained rows alone.
+// beforeUnknown reports whether the adapter does not say what the modules that were not trained had before: the
+// vocabulary has grown, and the adapter has the trained rows alone.
 func (b *binder) beforeUnknown(c *Change) bool { return b.grown(c) && b.before(c) == nil }
 
 // before is what the embedding was before a copy of it was trained, as far as the adapter says: of a vocabulary that

@@ -174,7 +174,7 @@ func (j *jobRun) tileElements(bytes int64) int64 {
 	}
 	n := bytes / (j.weight.Values.Bits() / 8)
 	for _, of := range []any{j.encoder, j.weight.Decoder} { // a tile of a scheme's own size
-		if x, ok := of.(quant.Wishful); ok {
+		if x, ok := of.(quant.TileSizer); ok {
 			n = max(n, x.TileElements())
 		}
 	}

@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,7 +8,6 @@ import (
 	"path/filepath"
 
 	"github.com/lorakit/lorakit/checkpoint"
-	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/storage"
 )
 
@@ -60,7 +58,7 @@ func CheckSpared(dst string, sources ...string) error {
 			return err
 		}
 		for _, at := range []string{b, b + stageSuffix} {
-			if within(at, a) {
+			if insideOrSame(at, a) {
 				return fmt.Errorf("%s: %w: %s is read, and would be replaced", dst, ErrRefused, src)
 			}
 		}
@@ -109,10 +107,10 @@ func apart(src, dst string) error {
 	if di, err := os.Stat(b); a == b || err == nil && os.SameFile(si, di) {
 		return fmt.Errorf("%s: %w: source and destination are the same", dst, ErrRefused)
 	}
-	if within(a, b) {
+	if insideOrSame(a, b) {
 		return fmt.Errorf("%s: %w: the destination is inside of the source %s", dst, ErrRefused, src)
 	}
-	if within(b, a) {
+	if insideOrSame(b, a) {
 		return fmt.Errorf("%s: %w: the source %s is inside of the destination", dst, ErrRefused, src)
 	}
 	return nil
@@ -135,28 +133,7 @@ func resolve(path string) (string, error) {
 	return filepath.Join(parent, filepath.Base(path)), err
 }
 
-func within(dir, path string) bool {
+func insideOrSame(dir, path string) bool {
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && filepath.IsLocal(rel)
-}
-
-// matches makes the result again and compares it with what is at dst, byte for byte. What differs is an error of kind
-// ErrExists.
-func (r *run) matches(ctx context.Context, dst string) error {
-	again := &run{plan: r.plan, from: r.from, opts: r.opts, compute: r.compute}
-	again.sink, again.scratch = comparing{dst, r.plan.SingleFile}, filepath.Dir(dst)
-	again.opts.Progress = nil // it counts the work that is left, and this is none
-	err := again.prepare(ctx)
-	if err == nil {
-		err = again.shards(ctx)
-	}
-	if err == nil {
-		err = again.files(ctx)
-	}
-	var d *different
-	if errors.As(err, &d) {
-		return hint.With(fmt.Errorf("%s: %w, and is not what this source and these options make: %w", dst, ErrExists, d),
-			force)
-	}
-	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/hint"
+	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -199,4 +200,49 @@ func (b *planner) plainMatrices() []*Weight {
 		}
 	}
 	return plain
+}
+
+// outputFormat is the format that is written: the one that is asked for, that of dst's extension, or the source's.
+func (b *planner) outputFormat(dst string) (formats.Format, error) {
+	byName, single := b.Formats.ForExtension(dst)
+	b.p.SingleFile = single
+	if extensions := written(b.Formats); !single { // a folder of that name is not what was meant
+		meant, near := nearest.To(filepath.Ext(dst), extensions)
+		did := ""
+		if near = near && len(meant) >= longExtension; near {
+			did = nearest.Hint(meant)
+		}
+		if near || formats.IsWeights(filepath.Base(dst)) {
+			return nil, fmt.Errorf("%s: %w: no format that is written has this extension; known are %s%s",
+				dst, ErrRefused, strings.Join(extensions, ", "), did)
+		}
+	}
+	switch {
+	case b.To != "":
+		f, err := b.Formats.Lookup(b.To)
+		if err == nil && single && byName.Name() != f.Name() {
+			err = fmt.Errorf("%w: %s has the extension of %s, and %s is asked for", ErrRefused, dst, byName.Name(), f.Name())
+		}
+		return f, err
+	case single:
+		return byName, nil
+	}
+	if b.Format.ReadOnly() {
+		return b.Formats.Lookup("safetensors")
+	}
+	return b.Format, nil
+}
+
+// longExtension is how long an extension is that nobody gives a folder by chance, mistyped or not.
+const longExtension = len(".safetensors")
+
+// written lists the extensions of the formats that are written.
+func written(r *formats.Registry) []string {
+	var list []string
+	for _, f := range r.All() {
+		if !f.ReadOnly() {
+			list = append(list, f.Extensions()...)
+		}
+	}
+	return list
 }

@@ -153,7 +153,7 @@ func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, erro
 		return nil, err
 	}
 	var err error
-	if b.format, err = b.target(dst); err != nil {
+	if b.format, err = b.outputFormat(dst); err != nil {
 		return nil, err
 	}
 	jobs, err := b.jobs(ctx)

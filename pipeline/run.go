@@ -126,54 +126,6 @@ func (r *run) into(ctx context.Context, s *stage, start time.Time) (Result, erro
 
 func leftover(dir string, err error) string { return fmt.Sprintf("%s is left over: %v", dir, err) }
 
-// complete reports whether dst, which exists, is the result of this plan already. Where it is something else and may
-// not be replaced, that is an error.
-func (r *run) complete(ctx context.Context, dst string) (bool, error) {
-	earlier := stage{dst: dst, begun: r.begunAt(dst)}
-	if earlier.begun.Plan == r.plan.Digest() && earlier.published() {
-		return true, nil
-	}
-	err := r.matches(ctx, dst)
-	switch {
-	case err == nil:
-		return true, nil
-	case ctx.Err() != nil:
-		return false, ErrInterrupted
-	case r.opts.Force && errors.Is(err, ErrExists):
-		return false, nil
-	}
-	return false, err
-}
-
-// begunAt is what the stage of dst says of itself, if there is one.
-func (r *run) begunAt(dst string) begun {
-	b, err := os.ReadFile(filepath.Join(dst+stageSuffix, beginName))
-	if err != nil {
-		return begun{}
-	}
-	x, _ := parseBegun(b)
-	return x
-}
-
-// tidy removes the stage of this plan that a run has left which was killed just after it had put its result in place.
-// It returns what could not be removed.
-func (r *run) tidy(dst string) string {
-	if r.begunAt(dst).Plan != r.plan.Digest() {
-		if info, err := os.Lstat(dst + stageSuffix); err == nil && info.IsDir() {
-			os.Remove(dst + stageSuffix) // where it is empty, as a kill in the midst of tidying leaves it
-		}
-		return ""
-	}
-	s, err := openStage(dst, r.plan.Digest(), r.plan.SingleFile, true, false)
-	if err == nil {
-		err = s.remove()
-	}
-	if err != nil {
-		return leftover(dst+stageSuffix, err)
-	}
-	return ""
-}
-
 // carryOut does all the work, up to the rename.
 func (r *run) carryOut(ctx context.Context) error {
 	if err := r.shards(ctx); err != nil {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -143,8 +142,8 @@ func parseBegun(b []byte) (begun, bool) {
 	return x, len(b) <= beginBytes && json.Unmarshal(b, &x) == nil && x.Plan != ""
 }
 
-// take makes the folder, if it is not there, and locks it for this process. Until then nothing in it is changed but
-// that plan.json comes to be; from then on nobody else changes anything. A stage that another run is just removing is
+// take makes the folder, if it is not there, and locks it for this process. Before it has the lock it creates plan.json
+// and changes nothing else; from then on nobody else changes anything. A stage that another run is just removing is
 // made anew.
 func (s *stage) take() error {
 	path := filepath.Join(s.dir, beginName)
@@ -190,50 +189,6 @@ func (s *stage) take() error {
 }
 
 func (s *stage) busy() error { return fmt.Errorf("%s: %w", s.dir, ErrBusy) }
-
-// takeUp looks at what an earlier run has left, and keeps it where that is asked for and possible.
-func (s *stage) takeUp(digest string, resume bool) error {
-	b, err := io.ReadAll(io.LimitReader(s.lock, beginBytes+1))
-	if err != nil {
-		return err
-	}
-	if err := s.restore(); err != nil {
-		return err
-	}
-	left, err := filepath.Glob(filepath.Join(s.dir, scratchPattern))
-	if err != nil {
-		return err
-	}
-	for _, path := range left {
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-	}
-	earlier, known := parseBegun(b)
-	if resume && known {
-		if earlier.Plan != digest {
-			return fmt.Errorf("%s: %w; the same source and options are needed to go on with it, or a run that starts over",
-				s.dir,
-				ErrOtherPlan)
-		}
-		// A result that is complete but stands neither here nor at DST has been moved away after it was published: what is
-		// here is the DST it replaced.
-		s.begun = earlier
-		if earlier.Result == "" || s.published() || modified(s.result()) == earlier.Result {
-			return os.MkdirAll(s.out(), 0o777)
-		}
-		s.begun.Result = ""
-	}
-	for _, dir := range []string{s.out(), s.old()} {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	if err := s.write(); err != nil {
-		return err
-	}
-	return os.Mkdir(s.out(), 0o777)
-}
 
 // write puts what is known in plan.json.
 func (s *stage) write() error {

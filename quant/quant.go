@@ -105,9 +105,9 @@ type Encoder interface {
 	Finish(c Deferred, write func(part int, off int64, p []byte) error) error
 }
 
-// Wishful is a Decoder or an Encoder that works best on tiles of at least so many elements: one that hands them to
+// TileSizer is a Decoder or an Encoder that works best on tiles of at least so many elements: one that hands them to
 // another process. Others get tiles that fit a cache.
-type Wishful interface {
+type TileSizer interface {
 	TileElements() int64
 }
 
@@ -128,8 +128,8 @@ type Measured interface {
 
 // Grouper is a Scheme in which several weights share what is measured.
 type Grouper interface {
-	// Groups lists the names of weights that share what is measured, of those that get the same spec. What stands in no
-	// group is one of its own.
+	// Groups lists the names of weights that share what is measured, of those that get the same spec. A weight in no
+	// group is a group by itself.
 	Groups(s Spec, names []string) [][]string
 }
 

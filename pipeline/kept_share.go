@@ -152,8 +152,8 @@ func fillShares(s *scratch, j *jobRun, base, out *checkpoint.Weight, width int64
 	return nil
 }
 
-// shareAlone fills the rows [row, end) of the share of a job's only update. delta is zero, and becomes the delta itself,
-// not what float32 leaves of it in a sum.
+// shareAlone fills the rows [row, end) of the share of a job's only update. delta is zero, and becomes the delta
+// itself, not what float32 leaves of it in a sum.
 func (j *jobRun) shareAlone(s *scratch, out, base, delta []float32, row, end int64) {
 	width := j.weight.Change.Width
 	j.apply(s, j.updates[0], delta, row*width, end*width)
@@ -342,7 +342,8 @@ func (r *run) finishMerge(ctx context.Context, s *scratch, j *jobRun) error {
 	return nil
 }
 
-// settle gives up what a job has read of adapters, and sums up its shares: rows are many, and their sums have one order.
+// settle gives up what a job has read of adapters, and sums up its shares: rows are many, and their sums have one
+// order.
 func (j *jobRun) settle() {
 	for i := range j.shares {
 		var e, d float64

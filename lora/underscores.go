@@ -3,6 +3,7 @@ package lora
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lorakit/lorakit/models"
@@ -66,7 +67,7 @@ func dotted(modules []*Module) ([]*Module, error) {
 			if names == nil {
 				names = known[flat]
 			}
-			name, err := unflatten(flat, names)
+			name, err := onlyName(flat, names)
 			if err != nil {
 				return nil, fmt.Errorf("module %s: %w", tensor.Quote(m.Name), err)
 			}
@@ -101,8 +102,8 @@ func join(component, within string) string {
 	return component + "." + within
 }
 
-// unflatten finds the dots of a name; names are those that models have.
-func unflatten(flat string, names []string) (string, error) {
+// onlyName finds the dots of a name; names are those that models have.
+func onlyName(flat string, names []string) (string, error) {
 	if len(names) == 0 {
 		if name, ok := words(flat, imageParts); ok {
 			names = []string{name}
@@ -141,3 +142,72 @@ func words(flat string, start []string) (string, bool) {
 	}
 	return strings.Join(out, "."), len(out) > 1
 }
+
+// resolveFlat finds the parameter of a name in which underscores stand for dots.
+func (b *binder) resolveFlat(m *Module) (spot, error) {
+	if b.flat == nil {
+		b.flat = map[string][]*parameter{}
+		add := func(name string, p *parameter) {
+			key := flatten(strings.TrimSuffix(name, ".weight"))
+			if !slices.Contains(b.flat[key], p) {
+				b.flat[key] = append(b.flat[key], p)
+			}
+		}
+		for _, name := range b.names {
+			if strings.HasSuffix(name, ".weight") {
+				add(name, b.params[name])
+			}
+		}
+		for i, t := range b.targets {
+			if strings.HasSuffix(t.Name, ".weight") && b.params[t.Name] == nil {
+				add(t.Name, b.fileParameter(i))
+			}
+		}
+	}
+	name := m.within()
+	if list := b.flat[name]; len(list) > 0 {
+		return b.only(m, name, list)
+	}
+	if b.head != "" && flatten(strings.TrimSuffix(b.head, ".weight")) == name { // which is tied, and has no tensor
+		return whole(b.headParam), nil
+	}
+	if s, ok := b.flatExpert(name); ok {
+		return s, nil
+	}
+	var list []*parameter // another wrapper class puts another prefix before it
+	for _, full := range b.names {
+		if strings.HasSuffix(full, ".weight") && strings.HasSuffix(flatten(strings.TrimSuffix(full, ".weight")), "_"+name) &&
+			strings.ContainsAny(name, "0123456789") {
+			list = append(list, b.params[full])
+		}
+	}
+	for rest := name; list == nil && strings.ContainsAny(rest, "0123456789"); { // or another one before the adapter's
+		var more bool
+		if _, rest, more = strings.Cut(rest, "_"); !more {
+			break
+		}
+		list = b.flat[rest]
+	}
+	return b.only(m, name, list)
+}
+
+// flatExpert finds one expert of a stack by a name in which underscores stand for dots.
+func (b *binder) flatExpert(name string) (spot, bool) {
+	before, after, ok := strings.Cut(name, "_experts_")
+	number, proj, ok2 := strings.Cut(after, "_")
+	e, err := strconv.ParseInt(number, 10, 32)
+	if at, known := projections[proj]; ok && ok2 && known && err == nil {
+		for _, full := range b.names {
+			stack, last := cutLast(full)
+			block, ok := strings.CutSuffix(stack, ".experts")
+			if ok && last == at.param && (flatten(block) == before ||
+				flatten(block) == strings.TrimSuffix(before, "_block_sparse_moe")+"_mlp") {
+				return b.stackSpot(stack, e, proj)
+			}
+		}
+	}
+	return spot{}, false
+}
+
+// flatten writes underscores for dots.
+func flatten(name string) string { return strings.ReplaceAll(name, ".", "_") }
