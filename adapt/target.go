@@ -130,16 +130,11 @@ func holdsNumbers(w *checkpoint.Weight) bool { return w.DType.Float() || w.DType
 
 // add takes in a tensor of the file, which has the values of a slice of the parameter.
 func (t *Target) add(w *checkpoint.Weight, s models.Slice) {
-	shape := slices.Clone(w.Shape)
-	if s.FileParts > 1 && s.FileDim < len(shape) {
-		shape[s.FileDim] /= int64(s.FileParts)
+	shape, fits := s.Shape(w.Shape)
+	if !fits {
+		shape = slices.Clone(w.Shape)
 	}
-	if n := len(shape); s.Transposed && n >= 2 {
-		shape[n-1], shape[n-2] = shape[n-2], shape[n-1]
-	}
-	if t.perMatrix = max(1, s.Parts); t.perMatrix > 1 && s.Dim >= 0 && s.Dim < len(shape) {
-		shape[s.Dim] *= int64(t.perMatrix)
-	}
+	t.perMatrix = max(1, s.Parts)
 	switch {
 	case s.Expert >= 0:
 		t.Experts = max(t.Experts, s.Expert+1)
@@ -147,7 +142,7 @@ func (t *Target) add(w *checkpoint.Weight, s models.Slice) {
 		t.Experts = int(shape[0])
 		shape = shape[1:]
 	}
-	if t.shape != nil && !slices.Equal(t.shape, shape) || s.Via != "" {
+	if !fits || t.shape != nil && !slices.Equal(t.shape, shape) || s.Via != "" {
 		t.misfit = w.Name
 	}
 	t.shape = shape

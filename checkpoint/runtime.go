@@ -82,21 +82,9 @@ func (p *Parameter) assemble() error {
 			return fmt.Errorf("%w: tensor %s comes to it by %s, which is not read here", ErrRefused, tensor.Quote(x.Weight.Name),
 				s.Via)
 		}
-		shape := slices.Clone(x.Weight.Shape)
-		if s.FileParts > 1 && (s.FileDim >= len(shape) || shape[s.FileDim]%int64(s.FileParts) != 0) {
+		shape, ok := s.Shape(x.Weight.Shape)
+		if !ok {
 			return p.misfit(x)
-		}
-		if s.FileParts > 1 {
-			shape[s.FileDim] /= int64(s.FileParts)
-		}
-		if n := len(shape); s.Transposed && n >= 2 {
-			shape[n-1], shape[n-2] = shape[n-2], shape[n-1]
-		}
-		if s.Parts > 1 && s.Dim >= len(shape) {
-			return p.misfit(x)
-		}
-		if s.Parts > 1 {
-			shape[s.Dim] *= int64(s.Parts)
 		}
 		if matrix != nil && (!slices.Equal(matrix, shape) || max(1, s.Parts) != parts || (s.Expert >= 0) != (p.Experts > 0)) {
 			return p.misfit(x)

@@ -97,14 +97,14 @@ type parameter struct {
 	kind    models.Kind
 	known   bool // kind is that of the architecture, and no guess by the name
 	pieces  []piece
-	uneven  string // a tensor of the file whose shape is not that of the parameter's others
+	uneven  string // a tensor of the file whose shape is not that of the parameter's others, or cannot be a part of one
 }
 
 // whole refuses a parameter of which the file lacks a piece, or has one of another shape: a part of a delta would go
 // nowhere.
 func (p *parameter) whole() error {
 	if p.uneven != "" {
-		return fmt.Errorf("%w: tensor %s has another shape than the others that %s is made of", ErrBase,
+		return fmt.Errorf("%w: tensor %s has a shape that does not go with %s, which it is a part of", ErrBase,
 			tensor.Quote(p.uneven), tensor.Quote(p.name))
 	}
 	if len(p.pieces) == 0 {
@@ -204,12 +204,9 @@ func (b *binder) add(i int, s models.Slice) {
 	if s.Via != "" || s.Param == "" {
 		return
 	}
-	shape := slices.Clone(t.Shape)
-	if s.FileParts > 1 && s.FileDim < len(shape) {
-		shape[s.FileDim] /= int64(s.FileParts)
-	}
-	if n := len(shape); s.Transposed && n >= 2 {
-		shape[n-1], shape[n-2] = shape[n-2], shape[n-1]
+	shape, fits := s.Shape(t.Shape)
+	if !fits {
+		shape = slices.Clone(t.Shape)
 	}
 	p := b.params[s.Param]
 	if p == nil {
@@ -227,10 +224,7 @@ func (b *binder) add(i int, s models.Slice) {
 			s.Dim-- // it counts the stack's own dimension
 		}
 	}
-	if s.Parts > 1 && s.Dim >= 0 && s.Dim < len(shape) {
-		shape[s.Dim] *= int64(s.Parts)
-	}
-	if p.shape != nil && !slices.Equal(p.shape, shape) {
+	if !fits || p.shape != nil && !slices.Equal(p.shape, shape) {
 		p.uneven = t.Name
 	}
 	p.shape = shape

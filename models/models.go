@@ -96,6 +96,28 @@ type Slice struct {
 	Via string
 }
 
+// Shape is the shape of the parameter, or of the expert's matrix, by that of the file's tensor. It is false where the
+// tensor has no such dimension or cannot be divided so.
+func (s Slice) Shape(file tensor.Shape) (tensor.Shape, bool) {
+	shape := slices.Clone(file)
+	if s.FileParts > 1 {
+		if s.FileDim < 0 || s.FileDim >= len(shape) || shape[s.FileDim]%int64(s.FileParts) != 0 {
+			return nil, false
+		}
+		shape[s.FileDim] /= int64(s.FileParts)
+	}
+	if n := len(shape); s.Transposed && n >= 2 {
+		shape[n-1], shape[n-2] = shape[n-2], shape[n-1]
+	}
+	if s.Parts > 1 {
+		if s.Dim < 0 || s.Dim >= len(shape) {
+			return nil, false
+		}
+		shape[s.Dim] *= int64(s.Parts)
+	}
+	return shape, true
+}
+
 // whole says that a tensor is the parameter.
 func whole(param string) Slice {
 	return Slice{Param: param, Expert: -1, Parts: 1, FileParts: 1}
