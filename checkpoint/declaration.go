@@ -1,9 +1,12 @@
 package checkpoint
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json"
 
@@ -61,20 +64,32 @@ func (c *Checkpoint) CheckReadable() error {
 		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
 			filepath.Join(c.Path, ConfigName), ErrRefused, method, strings.Join(c.Schemes.Names(), ", "))
 	}
-	base, factor := "", ""
+	base, part := "", ""
 	for _, w := range c.Weights {
-		if strings.Contains(w.Name, ".base_layer.") {
-			base = w.Name
+		if wrapped().MatchString(w.Name) {
+			base = cmp.Or(base, w.Name)
 		}
-		if strings.Contains(w.Name, ".lora_A.") || strings.Contains(w.Name, ".lora_embedding_A") {
-			factor = w.Name
+		if adapterPart().MatchString(w.Name) {
+			part = cmp.Or(part, w.Name)
 		}
-		if base != "" && factor != "" {
-			return fmt.Errorf(
-				"%s: %w: it was saved with an adapter that was never merged: %s stands beside %s; merge it before "+
-					"the model is saved (PEFT's merge_and_unload), or save the adapter apart", c.Path, ErrRefused,
-				tensor.Quote(factor), tensor.Quote(base))
-		}
+	}
+	if base != "" && part != "" {
+		return fmt.Errorf(
+			"%s: %w: it was saved with an adapter that was never merged: %s stands beside %s; merge it before "+
+				"the model is saved (PEFT's merge_and_unload), or save the adapter apart", c.Path, ErrRefused,
+			tensor.Quote(part), tensor.Quote(base))
 	}
 	return nil
 }
+
+// wrapped matches the names of what PEFT has put a layer around, and adapterPart those of what such layers have of
+// their own, for each of PEFT's methods.
+var (
+	wrapped     = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\.(?:base_layer|original_module)\.`) })
+	adapterPart = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`\.(?:lora_(?:A|B|E|embedding_A|embedding_B)|hada_(?:w[12]|t[12])\w*|lokr_(?:w[12]|t2)\w*|` +
+			`vera_lambda_[bd]|ia3_l|oft_R|oft_embedding_R|boft_[Rs]|hra_u|miss_block|bone_block|vblora_logits_[AB]\w*|` +
+			`fourierft_spectrum|randlora_(?:lambda|gamma)|ln_tuning_layers|trainable_tokens_delta|modules_to_save)` +
+			`(?:\.|$)`)
+	})
+)

@@ -98,12 +98,26 @@ func TestWrappers(t *testing.T) {
 
 // TestUnmerged: a model that was saved with its adapter beside it is no model to be read.
 func TestUnmerged(t *testing.T) {
-	c := renamed(t, func(s string) string {
-		s = strings.Replace(s, "layers.0.self_attn.q_proj.weight", "layers.0.self_attn.q_proj.base_layer.weight", 1)
-		return strings.Replace(s, "layers.0.self_attn.k_proj.weight", "layers.0.self_attn.q_proj.lora_A.default.weight", 1)
+	for _, part := range []string{
+		"lora_A.default.weight", "lora_embedding_A.default", "lora_E.default", "hada_w1_a.default", "lokr_w2.default",
+		"vera_lambda_b.default", "ia3_l.default", "oft_R.default.weight", "oft_embedding_R.default.weight",
+		"boft_R.default", "hra_u.default", "miss_block.default", "bone_block.default", "vblora_logits_A.default",
+		"fourierft_spectrum.default", "randlora_lambda.default", "ln_tuning_layers.default.weight",
+		"token_adapter.trainable_tokens_delta.default",
+	} {
+		c := renamed(t, func(s string) string {
+			s = strings.Replace(s, "layers.0.self_attn.q_proj.weight", "layers.0.self_attn.q_proj.base_layer.weight", 1)
+			return strings.Replace(s, "layers.0.self_attn.k_proj.weight", "layers.0.self_attn.q_proj."+part, 1)
+		})
+		err := c.CheckReadable()
+		require.ErrorIs(t, err, checkpoint.ErrRefused, part)
+		assert.ErrorContains(t, err, "never merged")
+	}
+	saved := renamed(t, func(s string) string {
+		s = strings.Replace(s, "layers.0.self_attn.q_proj.weight", "layers.0.self_attn.q_proj.original_module.weight", 1)
+		return strings.Replace(s, "layers.0.self_attn.k_proj.weight",
+			"layers.0.self_attn.q_proj.modules_to_save.default.weight", 1)
 	})
-	err := c.CheckReadable()
-	require.ErrorIs(t, err, checkpoint.ErrRefused)
-	assert.ErrorContains(t, err, "never merged")
+	require.ErrorIs(t, saved.CheckReadable(), checkpoint.ErrRefused)
 	assert.NoError(t, renamed(t, func(s string) string { return s }).CheckReadable())
 }
