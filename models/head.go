@@ -70,7 +70,16 @@ func (m *Model) SharedBy(param string) []string {
 
 // TieSwitches lists the members of the config, by their dotted paths, that have to be false for the output head to be
 // no longer tied. A model that is always tied has none: it keeps two values apart where the file has both.
-func (m *Model) TieSwitches() []string { return m.switches }
+func (m *Model) TieSwitches() []string {
+	if m.Architecture == scaledWhileTied {
+		return nil // it keeps two values apart too
+	}
+	return m.switches
+}
+
+// scaledWhileTied is an architecture that scales what its head reads where the config says that it is tied: without
+// the switch, the same weights are another function.
+const scaledWhileTied = "SwitchTransformersForConditionalGeneration"
 
 // switches are the members of the config that make the tie what it is.
 func (c *Config) switches(t tie) []string {

@@ -166,6 +166,8 @@ func TestTies(t *testing.T) {
 			[]string{"tie_word_embeddings"}, []string{"cls.predictions.decoder.weight"}},
 		{`{"architectures":["T5ForConditionalGeneration"]}`, "lm_head", "shared.weight", nil,
 			[]string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight"}},
+		{`{"architectures":["SwitchTransformersForConditionalGeneration"],"tie_word_embeddings":true}`, "lm_head",
+			"shared.weight", nil, []string{"decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight"}},
 		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"text_config":{"tie_word_embeddings":true}}`, "lm_head",
 			"model.language_model.embed_tokens.weight", []string{"text_config.tie_word_embeddings"}, []string{"lm_head.weight"}},
 		{`{"architectures":["Qwen2_5_VLForConditionalGeneration"],"tie_word_embeddings":true,"text_config":{"tie_word_embeddings":true}}`, "lm_head", "model.language_model.embed_tokens.weight", []string{"tie_word_embeddings", "text_config.tie_word_embeddings"}, []string{"lm_head.weight"}},
