@@ -272,6 +272,69 @@ func TestNewExperts(t *testing.T) {
 	require.ErrorContains(t, err, "its new value has the shape [3, 4, 3], expected [2, 4, 3]")
 }
 
+// TestReplacedLater: new values of what an adapter before them changes would be changed too, or not, by which way round
+// the two are taken.
+func TestReplacedLater(t *testing.T) {
+	t.Parallel()
+	const q = "model.layers.0.self_attn.q_proj"
+	c, err := models.ParseConfig([]byte(`{"architectures": ["LlamaForCausalLM"]}`))
+	require.NoError(t, err)
+	model, _ := models.Load(c)
+	shape := tensor.Shape{4, 4}
+	targets := []Target{{Name: q + ".weight", Shape: shape, Role: model.Tensor(q+".weight", shape)}}
+	open := func(shapes map[string][]int64) Weighted {
+		dir := t.TempDir()
+		writeFolder(t, dir, plainConfig, with(map[string][]int64{}, shapes))
+		a, err := Open(dir, OpenOptions{})
+		require.NoError(t, err)
+		t.Cleanup(func() { a.Close() })
+		return Weighted{a, 1}
+	}
+	factors := open(map[string][]int64{q + ".lora_A.weight": {2, 4}, q + ".lora_B.weight": {4, 2}})
+	value := open(map[string][]int64{q + ".weight": {4, 4}})
+	_, err = Bind([]Weighted{factors, value}, targets, model)
+	require.ErrorIs(t, err, ErrUnsupported)
+	require.ErrorContains(t, err, "its new value takes the place of what "+factors.Path+" before it changes")
+	b, err := Bind([]Weighted{value, factors}, targets, model)
+	require.NoError(t, err)
+	require.NotNil(t, b.Changes[0].Value)
+	require.Len(t, b.Changes[0].Updates, 1)
+}
+
+// TestSavedWithBiases reads the copies of a classifier that PEFT stores along with the biases of all modules, whose
+// names have that of the adapter in them.
+func TestSavedWithBiases(t *testing.T) {
+	t.Parallel()
+	const config = `{"peft_type": "LORA", "r": 2, "bias": "all", "modules_to_save": ["classifier"]}`
+	base := map[string]tensor.Shape{"classifier.dense.weight": {4, 4}, "classifier.dense.bias": {4}}
+	order := []string{"classifier.dense.weight", "classifier.dense.bias"}
+	shapes := with(map[string][]int64{}, map[string][]int64{"classifier.dense.weight": {4, 4},
+		"classifier.dense.bias": {4}, "classifier.modules_to_save.default.dense.bias": {4},
+		"classifier.original_module.dense.bias": {4}})
+	b, _, err := bound(t, `{"architectures": ["RobertaForSequenceClassification"]}`, config, base, order, shapes)
+	require.NoError(t, err)
+	require.NotNil(t, b.Changes[0].Value)
+	require.NotNil(t, b.Changes[1].Value)
+	shapes[prefix+"classifier.modules_to_save.default.dense.bias"] = []int64{5}
+	dir := t.TempDir()
+	writeFolder(t, dir, config, shapes)
+	_, err = Open(dir, OpenOptions{})
+	require.ErrorContains(t, err, "it differs from")
+}
+
+// TestTunedEmbedding: beside the copy of an embedding that LN tuning has trained stands the base's own, which PEFT
+// stores of every embedding that is a target.
+func TestTunedEmbedding(t *testing.T) {
+	t.Parallel()
+	const config = `{"peft_type": "LN_TUNING", "target_modules": ["embed_tokens"]}`
+	base := map[string]tensor.Shape{embed + ".weight": {6, 4}}
+	b, _, err := bound(t, `{"architectures": ["LlamaForCausalLM"]}`, config, base, []string{embed + ".weight"},
+		with(map[string][]int64{}, map[string][]int64{embed + ".base_layer.weight": {6, 4},
+			embed + ".ln_tuning_layers.weight": {6, 4}}))
+	require.NoError(t, err)
+	require.Equal(t, prefix+embed+".ln_tuning_layers.weight", b.Changes[0].Value.Name)
+}
+
 // FuzzBind binds adapters to bases that anyone may have written: names and shapes of both. What it finds lies within
 // the tensors of both.
 func FuzzBind(f *testing.F) {

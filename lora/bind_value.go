@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -90,7 +91,20 @@ func (b *binder) value(a Weighted, t Update, p *parameter) error {
 			tensor.Quote(p.name))
 	}
 	t.Rows, t.Cols = m.Value.Count()/max(width, 1), width
-	c.Value, c.ValueOf = m.Value, &t
+	return b.replace(c, m.Value, t)
+}
+
+// replace sets the value that stands for the base's own. What an adapter before this one has added to the base's is
+// not for it, and would be lost if it were done in the order of the adapters, so that is refused.
+func (b *binder) replace(c *Change, value *formats.Tensor, t Update) error {
+	for _, u := range c.Updates {
+		if u.Adapter < t.Adapter && !t.Module.Base {
+			return fmt.Errorf("module %s: %w: its new value takes the place of what %s before it changes; in the other order "+
+				"of the two, that is done to the new value", tensor.Quote(t.Module.String()), ErrUnsupported,
+				b.adapters[u.Adapter].Path)
+		}
+	}
+	c.Value, c.ValueOf = value, &t
 	return nil
 }
 
@@ -131,7 +145,9 @@ func (b *binder) pieces(t Update, p *parameter) error {
 		}
 		own := t
 		own.Rows, own.Cols = v.Count()/max(width, 1), width
-		c.Value, c.ValueOf = &v, &own
+		if err := b.replace(c, &v, own); err != nil {
+			return err
+		}
 	}
 	return nil
 }

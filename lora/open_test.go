@@ -295,6 +295,9 @@ func TestOpenBadFolder(t *testing.T) {
 				t.Skipf("this system makes no links: %v", err)
 			}
 		}, nil, configName},
+		"a convolution of groups": {func(t *testing.T, dir string) {
+			writeFolder(t, dir, plainConfig, map[string][]int64{"q.lora_A.weight": {4, 6, 3}, "q.lora_B.weight": {6, 2, 1}})
+		}, ErrUnsupported, "a convolution of 2 groups"},
 		"vectors for A and B": {func(t *testing.T, dir string) {
 			writeFolder(t, dir, plainConfig, map[string][]int64{"q.lora_A.weight": {2}, "q.lora_B.weight": {2}})
 		}, ErrMalformed, "expected two matrices"},

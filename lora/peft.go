@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -193,21 +194,21 @@ func withoutLayers(name string) string {
 	}
 }
 
-// saidBefore reports whether a value is one of the copies that PEFT stores of a module that has grown: what it was
-// before, or once more what it is.
+// saidBefore reports whether a value is one of the copies that PEFT stores of what is in a module that was trained
+// whole: what it was before, or once more what it is. They are those of a module that has grown and, with the biases
+// of all modules, of every one, whose name has that of the adapter in it: "classifier.modules_to_save.default.dense".
 func (a *Adapter) saidBefore(values map[string]*formats.Tensor, t *formats.Tensor, name, param string) (bool, error) {
-	module, kind := name, ""
-	for _, k := range []string{".original_module", ".modules_to_save"} {
-		if rest, ok := strings.CutSuffix(name, k); ok {
-			module, kind = rest, k
-		}
+	if module, inner, ok := strings.Cut(name+".", ".original_module."); ok {
+		return values[module+"."+inner+param] != nil, nil
 	}
-	if kind == "" {
+	module, inner, ok := strings.Cut(name+".", ".modules_to_save.")
+	if !ok {
 		return false, nil
 	}
-	o := values[module+"."+param]
-	if o == nil || kind == ".original_module" {
-		return o != nil, nil
+	_, behind, _ := strings.Cut(inner, ".")
+	o := cmp.Or(values[module+"."+inner+param], values[module+"."+behind+param])
+	if o == nil {
+		return false, nil
 	}
 	same, err := sameBytes(t, o)
 	if err == nil && !same {
@@ -229,6 +230,9 @@ func (a *Adapter) addLora(key string, ta, tb, bias, magnitude *formats.Tensor, e
 	case len(ta.Shape) < 2 || len(tb.Shape) != len(ta.Shape):
 		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v, expected two matrices", a.Path, ErrMalformed,
 			tensor.Quote(key), ta.Shape, tb.Shape)
+	case len(ta.Shape) > 2 && tb.Shape[1] > 0 && ta.Shape[0] > tb.Shape[1] && ta.Shape[0]%tb.Shape[1] == 0:
+		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v: a convolution of %d groups, which PEFT does not "+
+			"merge", a.Path, ErrUnsupported, tensor.Quote(key), ta.Shape, tb.Shape, ta.Shape[0]/tb.Shape[1])
 	case ta.Shape[0] == 0 || ta.Shape[0] != tb.Shape[1]:
 		return fmt.Errorf("%s: %w: module %s has lora_A %v and lora_B %v, whose ranks differ or are 0", a.Path, ErrMalformed,
 			tensor.Quote(key), ta.Shape, tb.Shape)

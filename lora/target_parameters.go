@@ -272,7 +272,8 @@ func (b *binder) bindParameters(i int, a Weighted, w *wrappedModule) error {
 		if err != nil {
 			return fmt.Errorf("module %s: %w", tensor.Quote(m.String()), err)
 		}
-		if err := a.Config.scale(m, m.String(), m.A.Rows/s.experts); err != nil {
+		// PEFT matches its patterns with the whole name of a parameter, also of one that is called weight.
+		if err := a.Config.scale(m, m.Name+"."+m.Param, m.A.Rows/s.experts); err != nil {
 			return err
 		}
 		if err := a.finiteScale(m); err != nil {

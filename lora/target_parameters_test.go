@@ -176,6 +176,20 @@ func boundNest(t *testing.T, class, module string, base map[string]tensor.Shape,
 	return b, a, err
 }
 
+// TestPatternOfStack: PEFT matches its patterns with the whole name of a parameter, so that one for the module does not
+// mean a stack that is called weight.
+func TestPatternOfStack(t *testing.T) {
+	t.Parallel()
+	const module = "model.layers.0.mlp.output_linear"
+	config := `"lora_alpha": 6, "target_parameters": ["output_linear.weight"], "alpha_pattern": `
+	for pattern, scaling := range map[string]float64{`{"output_linear": 8}`: 3, `{"output_linear.weight": 8}`: 4} {
+		_, a, err := boundNest(t, "JetMoeForCausalLM", module, map[string]tensor.Shape{"weight": {3, 5, 4}}, config+pattern,
+			nested(module, tensor.Shape{6, 4}, tensor.Shape{5, 6}))
+		require.NoError(t, err)
+		require.InDelta(t, scaling, a.Modules[0].Scaling, 0, pattern)
+	}
+}
+
 // TestSides binds squares: what a module and its matrix are says which way round its factors are.
 func TestSides(t *testing.T) {
 	t.Parallel()

@@ -70,8 +70,10 @@ func (a *Adapter) readTokens(tensors []formats.Tensor) ([]formats.Tensor, error)
 const lnSegment = ".ln_tuning_layers."
 
 // readLN makes modules of the copies of layers that LN tuning (Zhao et al., "Tuning LayerNorm in Attention", 2023) has
-// trained, norms mostly, each of which takes the place of the base's own. It returns the other tensors.
+// trained, norms mostly, each of which takes the place of the base's own. It returns the other tensors, but for the
+// base's own matrix that PEFT stores beside the copy of an embedding or a head.
 func (a *Adapter) readLN(tensors []formats.Tensor) (rest []formats.Tensor, err error) {
+	trained := map[string]bool{}
 	for i := range tensors {
 		t := &tensors[i]
 		owner, path, own := strings.Cut(strings.TrimPrefix(t.Name, peftPrefix), lnSegment)
@@ -87,9 +89,12 @@ func (a *Adapter) readLN(tensors []formats.Tensor) (rest []formats.Tensor, err e
 			return nil, a.failed(t, fmt.Errorf("%w: no parameter of a module is named", ErrMalformed))
 		}
 		module, param := cutLast(owner + "." + path)
+		trained[owner+".base_layer."+path] = true
 		a.Modules = append(a.Modules, &Module{Name: module, Param: param, Form: Replace, Value: t, selectedAs: owner})
 	}
-	return rest, nil
+	return slices.DeleteFunc(rest, func(t formats.Tensor) bool {
+		return trained[strings.TrimPrefix(t.Name, peftPrefix)]
+	}), nil
 }
 
 func init() { parsers[lnTuning] = func(*Config) error { return nil } }
