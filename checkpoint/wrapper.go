@@ -64,7 +64,7 @@ func unwrap(tensors []formats.Tensor, m *models.Model) ([]formats.Tensor, string
 		if len(t.Shape) < 2 { // a buffer that the model does not keep, as inv_freq
 			continue
 		}
-		if !m.Tensor(names[i], t.Shape).Known || m.Tensor(t.Name, t.Shape).Known {
+		if !m.Tensor(names[i], t.Shape).Known || m.Has(t.Name, len(t.Shape)) {
 			return tensors, ""
 		}
 	}

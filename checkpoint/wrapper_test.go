@@ -19,7 +19,11 @@ import (
 
 // renamed writes the tiny Llama with other names of its tensors.
 func renamed(t *testing.T, name func(string) string) *checkpoint.Checkpoint {
-	const src = "../fixtures/adapters/bases/llama"
+	return renamedFrom(t, "../fixtures/adapters/bases/llama", name)
+}
+
+func renamedFrom(t *testing.T, src string, name func(string) string) *checkpoint.Checkpoint {
+	t.Helper()
 	dir := t.TempDir()
 	config, err := os.ReadFile(filepath.Join(src, "config.json"))
 	require.NoError(t, err)
@@ -94,6 +98,22 @@ func TestWrappers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestWrappersOfParts: a wrapper's prefix stands before the names of models that are parts of another, which are known
+// behind any name.
+func TestWrappersOfParts(t *testing.T) {
+	const src = "../fixtures/adapters/bases/qwen2.5-vl"
+	var want, names []string
+	for _, w := range renamedFrom(t, src, func(s string) string { return s }).Weights {
+		want = append(want, w.Name)
+	}
+	c := renamedFrom(t, src, func(s string) string { return "module._orig_mod." + s })
+	require.Len(t, c.Notices, 1)
+	for _, w := range c.Weights {
+		names = append(names, w.Name)
+	}
+	assert.ElementsMatch(t, want, names)
 }
 
 // TestUnmerged: a model that was saved with its adapter beside it is no model to be read.

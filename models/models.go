@@ -257,6 +257,14 @@ func (m *Model) Module(name string) string {
 
 // lookUp answers from the data of the class, or else of what it is made of.
 func (m *Model) lookUp(name string, rank int) (Tensor, bool) {
+	if t, ok := m.ownTensor(name, rank); ok || m.data == nil {
+		return t, ok
+	}
+	return m.inPart(m.renamed(name), rank)
+}
+
+// ownTensor is lookUp without the models that are parts of this one.
+func (m *Model) ownTensor(name string, rank int) (Tensor, bool) {
 	if m.data == nil {
 		return Tensor{}, false
 	}
@@ -265,7 +273,14 @@ func (m *Model) lookUp(name string, rank int) (Tensor, bool) {
 			return t, true
 		}
 	}
-	return m.inPart(m.renamed(name), rank)
+	return Tensor{}, false
+}
+
+// Has reports whether the architecture has a tensor of that name and rank of its own. Unlike Tensor it does not look
+// into the models that are parts of it, whose names may stand behind any other.
+func (m *Model) Has(name string, rank int) bool {
+	_, ok := m.ownTensor(name, rank)
+	return ok
 }
 
 // renamed is the run-time name of a tensor that the data does not have.
