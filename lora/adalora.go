@@ -30,7 +30,7 @@ func parseKept(v jsontext.Value) (map[string][]bool, error) {
 		if i < 0 {
 			return nil, fmt.Errorf("rank_pattern: %w: %s names no lora_E of a module", ErrMalformed, tensor.Quote(key))
 		}
-		name := strings.TrimPrefix(key[:i], peftPrefix)
+		name := inModel(key[:i])
 		if kept[name] != nil {
 			return nil, fmt.Errorf("rank_pattern: %w: %s is there twice", ErrMalformed, tensor.Quote(name))
 		}

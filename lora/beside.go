@@ -201,7 +201,7 @@ func valuesOf(list []*Module) string {
 
 // besideModule is the new value that a tensor is, by a name as PEFT or the model itself has it.
 func besideModule(t *formats.Tensor) *Module {
-	name, param := cutLast(strings.TrimPrefix(t.Name, peftPrefix))
+	name, param := cutLast(inModel(t.Name))
 	if before, kind, ok := strings.Cut(name+".", ".modules_to_save."); ok && strings.Count(kind, ".") <= 1 {
 		name = before // behind it is the name of the adapter
 	}

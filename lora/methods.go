@@ -301,7 +301,7 @@ func (a *Adapter) gather(tensors []formats.Tensor) (modules map[string]parts, re
 	modules = map[string]parts{}
 	for i := range tensors {
 		t := &tensors[i]
-		name := strings.TrimPrefix(t.Name, peftPrefix)
+		name := inModel(t.Name)
 		words := strings.Split(name, ".")
 		at := -1
 		for k := max(1, len(words)-2); k < len(words); k++ {

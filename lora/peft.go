@@ -32,7 +32,7 @@ const (
 // split takes a key of PEFT apart: the module's name, what the tensor is of it, and for a plain value its parameter.
 // Older files have the name of the adapter in their keys, as ".default".
 func split(key string) (module string, r role, param string) {
-	name := strings.TrimPrefix(key, peftPrefix)
+	name := inModel(key)
 	first, last, behind := "", "", 0 // of the parts behind the one that is looked at, and how many they are
 	end := len(name)
 	for i := strings.LastIndexByte(name, '.'); i >= 0; i = strings.LastIndexByte(name[:i], '.') {

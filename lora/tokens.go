@@ -76,7 +76,7 @@ func (a *Adapter) readLN(tensors []formats.Tensor) (rest []formats.Tensor, err e
 	trained := map[string]bool{}
 	for i := range tensors {
 		t := &tensors[i]
-		owner, path, own := strings.Cut(strings.TrimPrefix(t.Name, peftPrefix), lnSegment)
+		owner, path, own := strings.Cut(inModel(t.Name), lnSegment)
 		if !own {
 			if strange(strings.Split(t.Name, ".")) {
 				return nil, a.failed(t, fmt.Errorf("%w: its name is none that PEFT gives to a part of a %s adapter",
@@ -93,7 +93,7 @@ func (a *Adapter) readLN(tensors []formats.Tensor) (rest []formats.Tensor, err e
 		a.Modules = append(a.Modules, &Module{Name: module, Param: param, Form: Replace, Value: t, selectedAs: owner})
 	}
 	return slices.DeleteFunc(rest, func(t formats.Tensor) bool {
-		return trained[strings.TrimPrefix(t.Name, peftPrefix)]
+		return trained[inModel(t.Name)]
 	}), nil
 }
 
