@@ -37,7 +37,7 @@ func NewAdapterWriter(src, dst string, force bool) (*AdapterWriter, error) {
 }
 
 func newAdapterWriter(src, dst string, single, force bool) (*AdapterWriter, error) {
-	dst, err := filepath.Abs(dst)
+	dst, err := absolute(dst)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 // this machine, could not or must not write to. One that exists is refused unless it may be replaced, or taken for the
 // result of an earlier run.
 func CheckDestination(src, dst string, o RunOptions) error {
-	abs, err := filepath.Abs(dst)
+	abs, err := absolute(dst)
 	if err != nil {
 		return err
 	}
@@ -25,12 +25,14 @@ func CheckDestination(src, dst string, o RunOptions) error {
 	if err := apart(src, abs+stageSuffix); err != nil {
 		return err
 	}
-	_, err = os.Lstat(abs)
+	info, err := os.Lstat(abs)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
 		return err
+	case info.Mode()&(fs.ModeDevice|fs.ModeNamedPipe|fs.ModeSocket|fs.ModeIrregular) != 0:
+		return fmt.Errorf("%s: %w: it is a device, a pipe or a socket, which is never replaced", dst, ErrRefused)
 	case !o.Force && !o.Resume:
 		return existsError(dst)
 	case o.Force && storage.IsMountPoint(dst):
@@ -40,9 +42,21 @@ func CheckDestination(src, dst string, o RunOptions) error {
 	return nil
 }
 
+// absolute makes a destination's path absolute. An empty one, as an unset variable of a shell leaves it, would be the
+// current folder.
+func absolute(dst string) (string, error) {
+	if dst == "" {
+		return "", fmt.Errorf("%w: the destination is empty, expected a path", ErrRefused)
+	}
+	return filepath.Abs(dst)
+}
+
 // CheckSpared refuses a destination that would take the place of something else that a run reads, or of a folder
 // around it: an adapter that is merged, the other side of a comparison.
 func CheckSpared(dst string, sources ...string) error {
+	if _, err := absolute(dst); err != nil {
+		return err
+	}
 	b, err := resolve(dst)
 	if err != nil {
 		return err

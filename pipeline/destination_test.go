@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -55,6 +56,36 @@ func TestDestination(t *testing.T) {
 			_, err := convert(ctx, src, dst, nf4, pipeline.RunOptions{Force: true})
 			require.ErrorIs(t, err, pipeline.ErrRefused, dst)
 		}
+	})
+	t.Run("none", func(t *testing.T) {
+		t.Chdir(t.TempDir())
+		_, err := convert(ctx, src, "", nf4, pipeline.RunOptions{Force: true})
+		require.ErrorIs(t, err, pipeline.ErrRefused)
+		require.ErrorContains(t, err, "the destination is empty")
+	})
+	t.Run("a socket", func(t *testing.T) {
+		t.Chdir(t.TempDir())
+		l, err := net.Listen("unix", "dst")
+		require.NoError(t, err)
+		defer l.Close()
+		_, err = convert(ctx, src, "dst", nf4, pipeline.RunOptions{Force: true})
+		require.ErrorIs(t, err, pipeline.ErrRefused)
+		require.ErrorContains(t, err, "a socket, which is never replaced")
+		info, err := os.Lstat("dst")
+		require.NoError(t, err)
+		assert.Equal(t, os.ModeSocket, info.Mode().Type())
+	})
+	t.Run("a stage that is no folder", func(t *testing.T) {
+		dst := filepath.Join(t.TempDir(), "dst")
+		require.NoError(t, os.Symlink("nowhere", dst+".partial"))
+		_, err := convert(ctx, src, dst, nf4, pipeline.RunOptions{})
+		require.ErrorIs(t, err, pipeline.ErrExists)
+		require.ErrorContains(t, err, "is no stage of lorakit: it is no folder")
+		require.NoError(t, os.Remove(dst+".partial"))
+		require.NoError(t, os.WriteFile(dst+".partial", nil, 0o666))
+		_, err = convert(ctx, src, dst, nf4, pipeline.RunOptions{})
+		require.ErrorContains(t, err, "it is no folder")
+		assert.FileExists(t, dst+".partial")
 	})
 	t.Run("a stage of somebody else", func(t *testing.T) {
 		dst := filepath.Join(t.TempDir(), "dst")

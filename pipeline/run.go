@@ -72,7 +72,7 @@ func Run(ctx context.Context, p *Plan, m *Merged, dst string, o RunOptions) (Res
 		o.Memory = DefaultMemory
 	}
 	start := time.Now()
-	dst, err := filepath.Abs(dst)
+	dst, err := absolute(dst)
 	if err != nil {
 		return Result{}, err
 	}

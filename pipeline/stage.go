@@ -107,6 +107,11 @@ func (s *stage) recognise() error {
 		return fmt.Errorf("%s: %w and is no stage of lorakit: %s; give another destination, or move it away", s.dir,
 			ErrExists, what)
 	}
+	if info, err := os.Lstat(s.dir); err != nil {
+		return err
+	} else if !info.IsDir() { // a link to a folder neither
+		return foreign("it is no folder")
+	}
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return err
