@@ -162,6 +162,11 @@ func (c *Checkpoint) readConfig(ctx context.Context) error {
 			if c.Config, err = models.ParseConfig(c.ConfigJSON); err != nil {
 				return fmt.Errorf("%s: %w", c.Dir.Path(ConfigName), cmp.Or(formats.Foreign(c.ConfigJSON, ConfigName), err))
 			}
+			if c.Config.ModelType == "" && c.Config.Architecture == "" {
+				if err := formats.Foreign(c.ConfigJSON, ConfigName); err != nil {
+					return fmt.Errorf("%s: %w", c.Dir.Path(ConfigName), err)
+				}
+			}
 		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}

@@ -38,11 +38,11 @@ func (e *foreignError) Unwrap() []error { return e.kinds }
 
 // Foreign looks at what a file is that could not be read as what its name, or its place, promises, by its content or
 // the first kilobyte of it. It returns an ErrForeign that does not name the file, or nil where nothing is known of
-// it. JSON of that name is what it promises, whatever is wrong with it.
+// it. JSON of that name is what it promises, whatever is wrong with it, but for an error that a server has answered.
 func Foreign(content []byte, name string) error {
 	b := content[:min(len(content), sniffed)]
 	k := kindOf(b, name)
-	if k == nil || strings.HasSuffix(name, ".json") && startsWith(b, "{", "[") {
+	if k == nil || k != &answerKind && strings.HasSuffix(name, ".json") && (startsWith(b, "{") || jsonStart().Match(b)) {
 		return nil
 	}
 	return k.error(b, "", ErrMalformed)
@@ -88,6 +88,7 @@ type foreignKind struct {
 }
 
 func (k *foreignKind) is(b []byte, name string) bool {
+	b = bytes.TrimPrefix(b, []byte("\ufeff"))
 	for _, s := range k.starts {
 		if len(b) > k.at && bytes.HasPrefix(b[k.at:], []byte(s)) {
 			return true
@@ -137,6 +138,13 @@ var unfinishedKind = foreignKind{
 	ends: []string{".incomplete", ".crdownload", ".part", ".aria2", ".partial", ".download"},
 }
 
+// answerKind is apart, since it is the one document in JSON that is no config.
+var answerKind = foreignKind{
+	what: "a JSON document", help: "a server has sent it in place of the file: " + getAgain,
+	looks: func(b []byte) bool { return isText(b) && answer().Match(b) && jsonError().Match(b) },
+	about: func(b []byte) string { return between(b, jsonError()) },
+}
+
 // foreignKinds are looked through in this order.
 var foreignKinds = []*foreignKind{
 	{what: "empty", help: "download or copy it again", looks: func(b []byte) bool { return len(b) == 0 }},
@@ -168,10 +176,10 @@ var foreignKinds = []*foreignKind{
 		looks: func(b []byte) bool { return isText(b) && startsWith(b, "<?xml", "<error>") },
 		about: func(b []byte) string { return between(b, xmlCode()) },
 	},
+	&answerKind,
 	{
 		what: "a JSON document", help: "download the weights again, or name the file or folder that has them",
-		looks: func(b []byte) bool { return isText(b) && startsWith(b, "{", "[") },
-		about: func(b []byte) string { return between(b, jsonError()) },
+		looks: func(b []byte) bool { return isText(b) && jsonStart().Match(b) },
 	},
 
 	// Archives.
@@ -218,8 +226,8 @@ var foreignKinds = []*foreignKind{
 		ends: []string{".pte"}},
 	{what: "ONNX", weights: true, looks: onnx, ends: []string{".onnx", ".onnx_data", ".onnx.data", ".ort"}},
 	{what: "a plan of TensorRT", weights: true, starts: []string{"ptrt", "ftrt"}, ends: []string{".engine", ".trt"}},
-	{what: "MessagePack, in which Flax saves", weights: true, ends: []string{".msgpack"}},
-	{what: "a model of TensorFlow", weights: true, ends: []string{".pb", ".ckpt.index", ".ckpt.meta"}},
+	{what: "MessagePack, in which Flax saves", weights: true, looks: messagePack, ends: []string{".msgpack"}},
+	{what: "a model of TensorFlow", weights: true, looks: savedModel, ends: []string{".pb", ".ckpt.index", ".ckpt.meta"}},
 	{what: "a model of Core ML", weights: true, ends: []string{".mlmodel", ".mlpackage"}},
 	{what: "a checkpoint of PaddlePaddle", weights: true, ends: []string{".pdparams", ".pdiparams"}},
 	{what: "a checkpoint of MXNet", weights: true, ends: []string{".params"}},
@@ -269,6 +277,13 @@ var (
 	jsonError = sync.OnceValue(func() *regexp.Regexp {
 		return regexp.MustCompile(
 			`"(?:error|message|detail)"\s*:\s*"([^"\\]+)"`)
+	})
+	answer = sync.OnceValue(func() *regexp.Regexp { // what errors begin with
+		return regexp.MustCompile(`\A\s*\{\s*"(?:errors?|error_(?:code|type|message)|message|msg|detail|code|status|statusCode|` +
+			`success|ok)"\s*:`)
+	})
+	jsonStart = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`\A\s*(?:\{\s*["}]|\[\s*(?:["\[\]{0-9-]|true|false|null))`)
 	})
 	ofTorch = sync.OnceValue(func() *regexp.Regexp {
 		return regexp.MustCompile(`data\.pkl$|/(?:byteorder|version|\.format_version|\.data/.*|data/.*)$`)
@@ -362,14 +377,78 @@ func firstEntry(b []byte) string {
 	return string(name[:n])
 }
 
-// onnx knows a ModelProto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto) by its first two fields: the
-// version, a small number, and the name of what has made it.
+// onnx knows a ModelProto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto) by its first fields: the version, a
+// small number, then texts such as the name of what has made it, or the graph.
 func onnx(b []byte) bool {
-	if len(b) < 5 || b[0] != 0x08 || b[1] == 0 || b[1] > 0x20 || b[2] != 0x12 {
+	if len(b) < 5 || b[0] != 0x08 || b[1] == 0 || b[1] > 0x20 {
 		return false
 	}
-	n := int(b[3])
-	return n > 0 && len(b) >= 4+n && isText(b[4:4+n])
+	for b = b[2:]; ; {
+		n, size := field(b)
+		if size == 0 {
+			return false
+		}
+		switch tag := b[0]; {
+		case tag == 0x3a: // a graph, which begins with a node or its own name
+			return len(b) > size && (b[size] == 0x0a || b[size] == 0x12)
+		case tag != 0x12 && tag != 0x1a && tag != 0x22 && tag != 0x32 || n > uint64(len(b)-size):
+			return false
+		case n > 0:
+			return isText(b[size : size+int(n)])
+		}
+		b = b[size:]
+	}
+}
+
+// savedModel knows a SavedModel of TensorFlow (tensorflow/core/protobuf/saved_model.proto): its version, which is 1, and
+// a MetaGraphDef, which begins with its MetaInfoDef.
+func savedModel(b []byte) bool {
+	if !bytes.HasPrefix(b, []byte("\x08\x01\x12")) {
+		return false
+	}
+	_, size := field(b[2:])
+	return size > 0 && len(b) > 2+size && b[2+size] == 0x0a
+}
+
+// field is the length that a field of bytes has in Protocol Buffers, and how many bytes tell it, its tag with them.
+func field(b []byte) (n uint64, size int) {
+	if len(b) < 2 {
+		return 0, 0
+	}
+	n, size = binary.Uvarint(b[1:])
+	if size <= 0 {
+		return 0, 0
+	}
+	return n, 1 + size
+}
+
+// messagePack knows a map whose first key is a text (https://github.com/msgpack/msgpack/blob/master/spec.md).
+func messagePack(b []byte) bool {
+	skip := func(n int) { b = b[min(n, len(b)):] }
+	switch {
+	case len(b) == 0:
+		return false
+	case b[0] > 0x80 && b[0] <= 0x8f:
+		skip(1)
+	case b[0] == 0xde:
+		skip(3)
+	case b[0] == 0xdf:
+		skip(5)
+	default:
+		return false
+	}
+	n := 0
+	switch {
+	case len(b) < 2:
+		return false
+	case b[0] > 0xa0 && b[0] <= 0xbf:
+		n = int(b[0] & 0x1f)
+		skip(1)
+	case b[0] == 0xd9:
+		n = int(b[1])
+		skip(2)
+	}
+	return n > 0 && n <= len(b) && isText(b[:n])
 }
 
 // mostLooked is how many files, and folders, are looked at to say what a folder holds in place of weights.

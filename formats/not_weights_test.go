@@ -62,7 +62,17 @@ func foreignFiles(t testing.TB) map[string][2]string {
 		"page with a mark": {"\ufeff\n <HTML lang=en>", "it is an HTML page: "},
 		"s3": {`<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>`,
 			`an XML document ("AccessDenied")`},
-		"answer":                       {`{"error":"Repository not found"}`, `a JSON document ("Repository not found")`},
+		"answer": {`{"error":"Repository not found"}`, `a JSON document ("Repository not found"): a server has ` +
+			`sent it in place of the file: download it again`},
+		"answer of GitHub": {"{\n  \"message\": \"Not Found\",\n  \"status\": \"404\"\n}", `a JSON document ("Not Found"): a server`},
+		"other JSON":       {`{"a": {"error": "b"}}`, "a JSON document: download the weights again"},
+		"settings":         {"[core]\n\tbare = false\n", `it is a text ("[core]")`},
+		"lfs with a mark":  {"\ufeff" + lfs, "a Git LFS pointer (oid sha256:4d7a"},
+		"helper's ONNX":    {"\x08\x0a\x3a\x90\x03\x0a\x12\x0a\x01x\x12\x01y", "it is ONNX"},
+		"nameless ONNX":    {"\x08\x09\x12\x00\x1a\x00\x3a\x20\x12\x04main", "it is ONNX"},
+		"SavedModel":       {"\x08\x01\x12\xba\x03\x0a\x1a\x12\x05serve", "a model of TensorFlow"},
+		"large msgpack":    {"\xde\x00\x20\xa5model\x81\xa1a\xc7", "MessagePack, in which Flax saves"},
+
 		"list":                         {"[\n 1]", "a JSON document: "},
 		"hub":                          {"Entry not found", `it is a text ("Entry not found")`},
 		"long text":                    {strings.Repeat("ä", 2000), "it is a text"},
@@ -146,7 +156,7 @@ func TestForeign(t *testing.T) {
 		assertForeign(t, err, name+" as index", says)
 	}
 	assert.Equal(t, map[string]bool{
-		"flax_model.msgpack": true, "model.joblib": true, "model.safetensors.incomplete": true,
+		"model.joblib": true, "model.safetensors.incomplete": true,
 		"Unconfirmed 1.crdownload": true, "model.onnx_data": true,
 		"saved_model.pb": true, "nemo.nemo": true, "model_state.pdparams": true, "scripted.pt": true,
 	}, byName)

@@ -324,7 +324,7 @@ func checked(b []byte) (jsontext.Value, error) {
 			return nil, fmt.Errorf("config: %w", plain(err))
 		}
 		if first && t.Kind() != '{' {
-			return nil, fmt.Errorf("config: not a JSON object but %s", t.Kind())
+			return nil, fmt.Errorf("config: not a JSON object but %s", strings.Replace(t.Kind().String(), "[", "array", 1))
 		}
 		if done {
 			return nil, fmt.Errorf("config: something follows the JSON object, at byte %d", d.InputOffset())
