@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -337,6 +338,16 @@ func TestDiffusersFolder(t *testing.T) {
 	require.Equal(t, Diffusers, a.Dialect)
 	require.Equal(t, []string{"pytorch_lora_weights.safetensors"}, a.Files)
 	require.Equal(t, dir, a.Dir.Path(""))
+
+	// A link that leads out of the folder is no file that is not there.
+	farm := t.TempDir()
+	name := "pytorch_lora_weights.safetensors"
+	if err := os.Symlink(filepath.Join(dir, name), filepath.Join(farm, name)); err != nil {
+		t.Skipf("this system makes no links: %v", err)
+	}
+	require.True(t, IsAdapter(farm))
+	_, err = Open(farm, OpenOptions{})
+	require.ErrorIs(t, err, storage.ErrLink)
 }
 
 // TestThirdTextEncoder writes kohya's third text encoder, which is diffusers' second for Flux.

@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -160,7 +161,12 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 	var all map[string]jsontext.Value
 	if err := json.Unmarshal(config, &all); err != nil {
 		return fmt.Errorf("%s: %w: %w", filepath.Join(a.Path, configName), ErrMalformed,
-			cmp.Or(formats.Foreign(config, configName), err))
+			cmp.Or(formats.Foreign(config, configName), notObject(config, err)))
+	}
+	if all["peft_type"] == nil {
+		if err := formats.Foreign(config, configName); err != nil {
+			return fmt.Errorf("%s: %w: %w", filepath.Join(a.Path, configName), ErrMalformed, err)
+		}
 	}
 	if all["peft_type"] == nil && (all["lora_parameters"] != nil || all["fine_tune_type"] != nil) {
 		a.Dialect = MLX
@@ -192,11 +198,25 @@ func (a *Adapter) openFolder(ctx context.Context, o OpenOptions) error {
 	return a.readBeside(ctx)
 }
 
+// notObject says what is wrong with a text that is no JSON object, without the words of the decoder's package.
+func notObject(b []byte, err error) error {
+	switch kind := jsontext.Value(b).Kind(); {
+	case len(bytes.TrimSpace(b)) == 0:
+		return errors.New("it is empty, expected a JSON object")
+	case kind != '{' && jsontext.Value(b).IsValid():
+		return fmt.Errorf("found %s, expected a JSON object", strings.Replace(kind.String(), "[", "array", 1))
+	}
+	return errors.New(strings.TrimPrefix(err.Error(), "jsontext: "))
+}
+
 // diffusersFile is the name of the file that diffusers' save_lora_weights has left in a folder, if it has.
 func diffusersFile(ctx context.Context, dir storage.Folder) string {
 	for _, name := range []string{"pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"} {
-		if f, err := dir.Open(ctx, name); err == nil {
+		f, err := dir.Open(ctx, name)
+		if err == nil {
 			f.Close()
+		}
+		if !errors.Is(err, fs.ErrNotExist) { // what else is wrong with it, such as a link that leads out, is said later
 			return name
 		}
 	}

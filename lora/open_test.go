@@ -260,6 +260,18 @@ func TestOpenBadFolder(t *testing.T) {
 		"a page in place of the config": {func(t *testing.T, dir string) {
 			writeFolder(t, dir, "<!doctype html>", pair)
 		}, formats.ErrForeign, configName + ": malformed adapter: not a checkpoint: it is an HTML page"},
+		"an answer in place of the config": {func(t *testing.T, dir string) {
+			writeFolder(t, dir, `{"error": "Access is restricted"}`, pair)
+		}, formats.ErrForeign, `it is a JSON document ("Access is restricted"): a server has sent it`},
+		"an array in place of the config": {func(t *testing.T, dir string) {
+			writeFolder(t, dir, `[1]`, pair)
+		}, ErrMalformed, configName + ": malformed adapter: found array, expected a JSON object"},
+		"bytes in place of the config": {func(t *testing.T, dir string) {
+			writeFolder(t, dir, "\xff\x00", pair)
+		}, ErrMalformed, configName + ": malformed adapter: invalid character '\\xff'"},
+		"a blank config": {func(t *testing.T, dir string) {
+			writeFolder(t, dir, "\n", pair)
+		}, ErrMalformed, configName + ": malformed adapter: it is empty, expected a JSON object"},
 		"a pointer in place of the tensors": {func(t *testing.T, dir string) {
 			writeFolder(t, dir, plainConfig, pair)
 			pointer := []byte("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 700\n")
