@@ -162,3 +162,29 @@ func TestExtractTells(t *testing.T) {
 		})
 	}
 }
+
+// TestExtractRefuses says of which checkpoints a change is, and what of it has no part in an adapter.
+func TestExtractRefuses(t *testing.T) {
+	t.Parallel()
+	const config = `{"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}`
+	const q, experts = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.experts.down_proj"
+	nan := float32(math.NaN())
+	was := map[string]entry{q: ones(2, 2), experts: ones(1, 4, 4)}
+	base := madeFolder(t, config, "model.safetensors", was)
+	for name, x := range map[string]struct {
+		tuned map[string]entry
+		says  string
+	}{
+		"NaN": {map[string]entry{q: floats([]float32{1, nan, 1, 1}, 2, 2), experts: ones(1, 4, 4)},
+			", less " + base + `: module "model.layers.0.self_attn.q_proj": svd: NaN in row 0, column 1`},
+		"experts alone": {map[string]entry{q: ones(2, 2), experts: floats(make([]float32, 16), 1, 4, 4)},
+			`that an adapter can have; what differs has no part in one: "` + experts + `"`},
+		"nothing": {was, "no linear layer, expert or embedding differs from that of " + base},
+	} {
+		tuned, out := madeFolder(t, config, "model.safetensors", x.tuned), filepath.Join(t.TempDir(), "out")
+		_, err := lorakit.Extract(t.Context(), base, tuned, out, lorakit.ExtractOptions{Rank: 1})
+		require.ErrorContains(t, err, tuned, name)
+		require.ErrorContains(t, err, x.says, name)
+		require.NoFileExists(t, out+".partial")
+	}
+}

@@ -2,12 +2,14 @@ package adapt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
 	"strings"
 
 	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/parallel"
 	"github.com/lorakit/lorakit/internal/svd"
@@ -95,13 +97,20 @@ func Extract(
 		return nil, err
 	}
 	modules, err := r.decompose(ctx, changes, o, w)
-	if err != nil {
+	if errors.Is(err, ErrInterrupted) {
 		return nil, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s, less %s: %w", tuned.Path, base.Path, err)
 	}
 	modules = append(modules, whole...)
 	if len(r.Modules) == 0 {
-		return nil, fmt.Errorf("%s: %w: no linear layer, expert or embedding differs from that of %s",
-			tuned.Path, ErrRefused, base.Path)
+		others := ""
+		if len(r.LeftOut) > 0 {
+			others = fmt.Sprintf(" that an adapter can have; what differs has no part in one: %s", formats.List(r.LeftOut))
+		}
+		return nil, fmt.Errorf("%s: %w: no linear layer, expert or embedding differs from that of %s%s",
+			tuned.Path, ErrRefused, base.Path, others)
 	}
 	s := lora.Settings{Base: base.Path}
 	if base.Config != nil && strings.HasSuffix(base.Config.Architecture, "ForCausalLM") {

@@ -54,9 +54,10 @@ func (r *Registry) Register(s Scheme) error {
 var reserved = []string{"keep", "none"}
 
 func checkName(name string) error {
-	if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-.") != "" {
-		return fmt.Errorf("%w: the name %q, expected lower-case letters, digits, dots, dashes and underlines", ErrRegistered,
-			name)
+	if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-.") != "" ||
+		strings.ContainsAny(name[:1], "_-.") {
+		return fmt.Errorf("%w: the name %q, expected lower-case letters, digits, dots, dashes and underlines, with a letter "+
+			"or digit first", ErrRegistered, name)
 	}
 	return nil
 }

@@ -205,7 +205,7 @@ func printResult(w io.Writer, r *lorakit.ConvertResult) {
 		fmt.Fprintln(w, "note: "+escape(n))
 	}
 	if r.Complete {
-		fmt.Fprintf(w, "%s is complete already\n", r.Destination)
+		fmt.Fprintf(w, "%s is complete already\n", escape(r.Destination))
 		return
 	}
 	printKept(w, r.Adapters)
@@ -214,7 +214,7 @@ func printResult(w io.Writer, r *lorakit.ConvertResult) {
 	if r.Resumed > 0 {
 		resumed = fmt.Sprintf(", %d of them from an earlier run", r.Resumed)
 	}
-	fmt.Fprintf(w, "%s: %s in %s%s, %s, %d quantised; read %s, wrote %s in %v\n", r.Destination,
+	fmt.Fprintf(w, "%s: %s in %s%s, %s, %d quantised; read %s, wrote %s in %v\n", escape(r.Destination),
 		count(r.Shards, "shard"), r.Format, resumed, count(r.Tensors, "tensor"), r.Quantized,
 		humanize.IBytes(uint64(r.Read)), humanize.IBytes(uint64(r.Written)),
 		(time.Duration(r.Seconds*1e3) * time.Millisecond).Round(time.Millisecond))
