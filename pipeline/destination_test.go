@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -223,4 +224,32 @@ func TestOddNames(t *testing.T) {
 	_, err = convert(context.Background(), one, filepath.Join(t.TempDir(), "x\xff.safetensors"),
 		pipeline.Options{Quantize: "keep"}, pipeline.RunOptions{})
 	require.NoError(t, err)
+}
+
+// TestPatternsAsNames converts to where names are patterns to some: none is taken for one, and what another run has in
+// its stage is left alone.
+func TestPatternsAsNames(t *testing.T) {
+	dir := t.TempDir()
+	src, other := filepath.Join(dir, "src"), filepath.Join(dir, "other.partial", "scratch-1.lorakit")
+	writeModel(t, src)
+	require.NoError(t, os.Mkdir(filepath.Dir(other), 0o777))
+	require.NoError(t, os.WriteFile(other, nil, 0o666))
+	names := []string{"[", "a[b", "[a-z]", "{x}", "~"}
+	if runtime.GOOS != "windows" { // which has no such names
+		names = append(names, "[a-z]*", "*", "?ther")
+	}
+	for _, name := range names {
+		dst := filepath.Join(dir, name)
+		_, err := convert(t.Context(), src, dst, nf4, pipeline.RunOptions{})
+		require.NoError(t, err, name)
+		assert.DirExists(t, dst)
+		assert.NoDirExists(t, dst+".partial")
+		assert.FileExists(t, other, name)
+		// A stage that a killed run has left.
+		require.NoError(t, os.Mkdir(dst+".partial", 0o777))
+		require.NoError(t, os.WriteFile(filepath.Join(dst+".partial", "plan.json"), nil, 0o666))
+		require.NoError(t, os.RemoveAll(dst))
+		_, err = convert(t.Context(), src, dst, nf4, pipeline.RunOptions{})
+		require.NoError(t, err, name)
+	}
 }

@@ -89,12 +89,15 @@ func (s *stage) takeUp(digest string, resume bool) error {
 	if err := s.restore(); err != nil {
 		return err
 	}
-	left, err := filepath.Glob(filepath.Join(s.dir, scratchPattern))
+	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return err
 	}
-	for _, path := range left {
-		if err := os.Remove(path); err != nil {
+	for _, e := range entries {
+		if scratch, _ := filepath.Match(scratchPattern, e.Name()); !scratch {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.dir, e.Name())); err != nil {
 			return err
 		}
 	}
