@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // TestExtractTells changes tensors of every kind: each is in the adapter, or said not to be.
@@ -186,5 +187,34 @@ func TestExtractRefuses(t *testing.T) {
 		require.ErrorContains(t, err, tuned, name)
 		require.ErrorContains(t, err, x.says, name)
 		require.NoFileExists(t, out+".partial")
+	}
+}
+
+// TestStudiedAsTheyLie keeps extract, analyze and attach from weights that are not the model's as they lie in the file:
+// those of a scheme that is not read, those with an adapter beside them.
+func TestStudiedAsTheyLie(t *testing.T) {
+	t.Parallel()
+	const llama, q = `{"architectures": ["LlamaForCausalLM"], "model_type": "llama"`, "model.layers.0.self_attn.q_proj"
+	words := entry{tensor.Info{DType: tensor.I32, Shape: tensor.Shape{1, 4}}, make([]byte, 16)}
+	plain := madeFolder(t, llama+"}", "model.safetensors", map[string]entry{q + ".weight": ones(4, 8)})
+	packed := madeFolder(t, llama+`, "quantization_config": {"quant_method": "gptq"}}`, "model.safetensors",
+		map[string]entry{q + ".qweight": words})
+	unmerged := madeFolder(t, llama+"}", "model.safetensors", map[string]entry{q + ".base_layer.weight": ones(4, 8),
+		q + ".lora_A.default.weight": ones(2, 8), q + ".lora_B.default.weight": ones(4, 2)})
+	for dir, says := range map[string]string{
+		packed: `weights are stored as "gptq"`, unmerged: "an adapter that was never merged",
+	} {
+		out := filepath.Join(t.TempDir(), "out")
+		_, err := lorakit.Extract(t.Context(), plain, dir, out, lorakit.ExtractOptions{Rank: 1})
+		require.ErrorContains(t, err, says)
+		_, err = lorakit.Extract(t.Context(), dir, plain, out, lorakit.ExtractOptions{Rank: 1})
+		require.ErrorContains(t, err, says)
+		_, err = lorakit.Analyze(t.Context(), dir, "", lorakit.AnalyzeOptions{})
+		require.ErrorContains(t, err, says)
+		_, err = lorakit.Analyze(t.Context(), plain, dir, lorakit.AnalyzeOptions{})
+		require.ErrorContains(t, err, says)
+		_, err = lorakit.Attach(t.Context(), dir, out, lorakit.AttachOptions{Rank: 1, Alpha: 1})
+		require.ErrorContains(t, err, says)
+		require.NoFileExists(t, out)
 	}
 }

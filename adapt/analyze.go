@@ -87,6 +87,9 @@ func AnalyzeWeights(ctx context.Context, c *checkpoint.Checkpoint, o AnalyzeOpti
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
+	if err := c.CheckReadable(); err != nil {
+		return nil, err
+	}
 	r := &Analysis{Path: c.Path, Of: "weights"}
 	matrices := takeApart(c, Targets(c))
 	var list []*Target
@@ -142,6 +145,11 @@ func AnalyzeWeights(ctx context.Context, c *checkpoint.Checkpoint, o AnalyzeOpti
 func AnalyzeChange(ctx context.Context, base, tuned *checkpoint.Checkpoint, o AnalyzeOptions) (*Analysis, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
+	}
+	for _, c := range []*checkpoint.Checkpoint{base, tuned} {
+		if err := c.CheckReadable(); err != nil {
+			return nil, err
+		}
 	}
 	r := &Analysis{Path: base.Path, Tuned: tuned.Path, Of: "change"}
 	changes, err := r.compare(ctx, base, tuned)

@@ -79,6 +79,11 @@ func Attach(ctx context.Context, base *checkpoint.Checkpoint, out string, o Atta
 	if err != nil {
 		return nil, err
 	}
+	if _, foreign := base.ForeignScheme(); !foreign { // of one of those a layer that is plain may be meant
+		if err := base.CheckReadable(); err != nil {
+			return nil, err
+		}
+	}
 	task := lora.TaskType(base.Config, func(part string) bool {
 		has := func(w *checkpoint.Weight) bool { return strings.Contains(w.Name, part) }
 		return slices.ContainsFunc(base.Weights, has)

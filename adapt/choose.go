@@ -119,7 +119,7 @@ func choose(c *checkpoint.Checkpoint, o AttachOptions, s start, task string) (*c
 		chosen.list = append(chosen.list, m)
 	}
 	if len(chosen.list) == 0 {
-		return nil, b.nothingChosen(o.Target)
+		return nil, b.nothingChosen(c, o.Target)
 	}
 	for _, name := range p.names {
 		if !b.matched[name] {
@@ -164,8 +164,8 @@ type chooser struct {
 	matched map[string]bool // names of the pattern that matched
 }
 
-// nothingChosen names some of what a pattern might have matched.
-func (b *chooser) nothingChosen(target string) error {
+// nothingChosen names some of what a pattern might have matched, or says why there is nothing.
+func (b *chooser) nothingChosen(c *checkpoint.Checkpoint, target string) error {
 	var names []string
 	for _, t := range b.all {
 		if t.Kind == models.Linear || t.Kind == models.Conv1D {
@@ -175,6 +175,13 @@ func (b *chooser) nothingChosen(target string) error {
 	word := target
 	if len(b.names) > 0 {
 		word = b.names[0]
+	}
+	if method, ok := c.ForeignScheme(); ok {
+		return fmt.Errorf("%w: target %s matches none of the linear layers that can be read: its weights are stored as %s",
+			ErrRefused, tensor.Quote(target), method)
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%w: it has no linear layer", ErrRefused)
 	}
 	return fmt.Errorf("%w: target %s matches none of its linear layers, such as %s%s", ErrRefused, tensor.Quote(target),
 		strings.Join(names[:min(3, len(names))], ", "), nearest.Suggestion(word, b.words()))

@@ -79,6 +79,11 @@ func Extract(
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
+	for _, c := range []*checkpoint.Checkpoint{base, tuned} {
+		if err := c.CheckReadable(); err != nil {
+			return nil, err
+		}
+	}
 	if err := pipeline.CheckSpared(out, slices.Concat([]string{tuned.Path}, base.Paths(), tuned.Paths())...); err != nil {
 		return nil, err
 	}

@@ -266,7 +266,8 @@ func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 	}
 	fields := map[string]any{
 		"peft_type": "LORA", "task_type": nil, "auto_mapping": nil, "inference_mode": true,
-		"base_model_name_or_path": s.Base, "revision": nil,
+		// A path of Unix may be no text in UTF-8, and JSON is one.
+		"base_model_name_or_path": strings.ToValidUTF8(s.Base, "\ufffd"), "revision": nil,
 		"r": s.Rank, "lora_alpha": s.Alpha, "rank_pattern": ranks, "alpha_pattern": alphas, "lora_dropout": 0.0,
 		"target_modules": names, "exclude_modules": nil, "layers_to_transform": nil, "layers_pattern": nil,
 		"modules_to_save": nil, "bias": "none", "fan_in_fan_out": s.FanInFanOut, "init_lora_weights": true,
