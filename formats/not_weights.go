@@ -279,8 +279,9 @@ var (
 			`"(?:error|message|detail)"\s*:\s*"([^"\\]+)"`)
 	})
 	answer = sync.OnceValue(func() *regexp.Regexp { // what errors begin with
-		return regexp.MustCompile(`\A\s*\{\s*"(?:errors?|error_(?:code|type|message)|message|msg|detail|code|status|statusCode|` +
-			`success|ok)"\s*:`)
+		return regexp.MustCompile(
+			`\A\s*\{\s*"(?:errors?|error_(?:code|type|message)|message|msg|detail|code|status|statusCode|` +
+				`success|ok)"\s*:`)
 	})
 	jsonStart = sync.OnceValue(func() *regexp.Regexp {
 		return regexp.MustCompile(`\A\s*(?:\{\s*["}]|\[\s*(?:["\[\]{0-9-]|true|false|null))`)
@@ -400,8 +401,8 @@ func onnx(b []byte) bool {
 	}
 }
 
-// savedModel knows a SavedModel of TensorFlow (tensorflow/core/protobuf/saved_model.proto): its version, which is 1, and
-// a MetaGraphDef, which begins with its MetaInfoDef.
+// savedModel knows a SavedModel of TensorFlow (tensorflow/core/protobuf/saved_model.proto): its version, which is 1,
+// and a MetaGraphDef, which begins with its MetaInfoDef.
 func savedModel(b []byte) bool {
 	if !bytes.HasPrefix(b, []byte("\x08\x01\x12")) {
 		return false
