@@ -136,11 +136,21 @@ const (
 	mostRegexes = 10_000 // of a field; names that are written out are not counted
 )
 
+// notConfig says what is wrong with JSON that is no config, without the words of the decoder's package.
+func notConfig(b []byte, err error) error {
+	wrong, ok := errors.AsType[*json.SemanticError](err)
+	if !ok || wrong.JSONPointer == "" || wrong.JSONKind == 0 {
+		return notObject(b, err)
+	}
+	return fmt.Errorf("found a %s at %s, expected another type or value of it",
+		strings.Replace(wrong.JSONKind.String(), "[", "list", 1), tensor.Quote(string(wrong.JSONPointer)))
+}
+
 // parseConfig reads an adapter_config.json.
 func parseConfig(b []byte) (Config, error) {
 	c := Config{raw: b, Rank: 8, Alpha: 8} // PEFT's own, where they are absent
 	if err := json.Unmarshal(b, &c); err != nil {
-		return c, fmt.Errorf("%w: %w", ErrMalformed, err)
+		return c, fmt.Errorf("%w: %w", ErrMalformed, notConfig(b, err))
 	}
 	var all map[string]jsontext.Value
 	if err := json.Unmarshal(b, &all); err != nil {
@@ -352,7 +362,7 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 }
 
 func errRank(name string, have int64, config float64) error {
-	return fmt.Errorf("%w: module %s has rank %d in its tensors and %g by adapter_config.json", ErrMalformed,
+	return fmt.Errorf("%w: module %s has rank %d in its tensors and %g by its config", ErrMalformed,
 		tensor.Quote(name), have, config)
 }
 

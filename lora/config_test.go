@@ -80,7 +80,7 @@ func TestPatterns(t *testing.T) {
 	require.NoError(t, c.scale(m, "model.layers.0.self_attn.q_proj", 16))
 	require.Equal(t, 2.0, m.Scaling)
 	require.ErrorContains(t, c.scale(m, "model.layers.0.self_attn.q_proj", 4),
-		"rank 4 in its tensors and 16 by adapter_config.json")
+		"rank 4 in its tensors and 16 by its config")
 }
 
 // A regular expression that runs away is stopped.
@@ -156,4 +156,20 @@ func TestUnheardFields(t *testing.T) {
 	require.Len(t, a.Notices, 1)
 	require.Contains(t, a.Notices[0],
 		`has fields that are not known here, and are not looked at: "a", "b", "c", "d", and 1 more`)
+}
+
+// TestConfigOfOtherTypes says where a config has another type than it should, in no words of Go.
+func TestConfigOfOtherTypes(t *testing.T) {
+	for config, says := range map[string]string{
+		`{"peft_type": "LORA", "r": "8"}`:               `found a string at "/r", expected another type or value of it`,
+		`{"peft_type": "LORA", "use_dora": [1]}`:        `found a list at "/use_dora"`,
+		`{"peft_type": "LORA", "lora_alpha": 1e400}`:    `found a number at "/lora_alpha"`,
+		`{"peft_type": "LORA", "r": 8, "r": 9}`:         `duplicate object member name "r"`,
+		`{"peft_type": "LORA", "layers_pattern": {"a":`: "unexpected EOF",
+	} {
+		_, err := parseConfig([]byte(config))
+		require.ErrorIs(t, err, ErrMalformed, config)
+		require.ErrorContains(t, err, says, config)
+		require.NotContains(t, err.Error(), "json", config)
+	}
 }

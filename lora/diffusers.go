@@ -292,7 +292,7 @@ func (a *Adapter) componentConfigs(metadata formats.Metadata, byName map[string]
 	}
 	var all map[string]jsontext.Value
 	if err := json.Unmarshal([]byte(text), &all); err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", where, ErrMalformed, err)
+		return nil, fmt.Errorf("%s: %w: %w", where, ErrMalformed, notObject([]byte(text), err))
 	}
 	groups := map[string]map[string]jsontext.Value{}
 	for key, v := range all {

@@ -249,6 +249,8 @@ func TestDiffusersRefused(t *testing.T) {
 		"only one of its two factors":         {q + "lora_A.weight": {2, 3}},
 		"expected (rank, in) and (out, rank)": {q + "lora_A.weight": {2, 3}, q + "lora_B.weight": {4, 3}},
 		"another method of LyCORIS":           {q + "lora_A.weight": {2, 3}, q + "lora_B.weight": {4, 2}, q + "diff_b": {4}},
+		"it belongs to another method of":     {"lora_unet_mid_block.hada_w1_a": {2, 3}, "lora_unet_mid_block.alpha": {}},
+		"it belongs to another method":        {"mid_block.lokr_w1": {2, 3}},
 		"none that a diffusers file gives":    {q + "lora_A.weight": {2, 3}, q + "lora_B.weight": {4, 2}, q + "gamma": {4}},
 		"says the same": {q + "lora_A.weight": {2, 3}, q + "lora_B.weight": {4, 2},
 			q + "lora.down.weight": {2, 3}},

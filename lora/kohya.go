@@ -22,6 +22,14 @@ var otherMethods = []string{".lora_mid.weight", ".reshape_weight", ".set_weight"
 	".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".oft_blocks", ".oft_diag",
 	".a1.weight", ".w_norm", ".b_norm", ".diff", ".diff_b"}
 
+// ofLyCORIS reports whether a tensor belongs to one of otherMethods, in a file that may have none of LoRA.
+func ofLyCORIS(name string) bool {
+	module, _ := component(name)
+	return slices.ContainsFunc(otherMethods, func(end string) bool {
+		return strings.HasSuffix(name, end) && (module != "" || strings.HasPrefix(end, ".hada_") || strings.HasPrefix(end, ".lokr_"))
+	})
+}
+
 // onlyNumber reads the number of a tensor that has one. sd-scripts makes the tensor of what it was given:
 // an integer of --network_alpha=4.
 func onlyNumber(t *formats.Tensor) (float64, error) {

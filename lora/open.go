@@ -303,6 +303,11 @@ func (a *Adapter) openFile(ctx context.Context, name string, o OpenOptions) erro
 		return fmt.Errorf("%s: %w: tensor %s is of a %s adapter, %s", path, ErrUnsupported, tensor.Quote(example), dialect,
 			what)
 	}
+	for i := range tensors {
+		if t := &tensors[i]; ofLyCORIS(t.Name) {
+			return a.failed(t, fmt.Errorf("%w: %s", ErrUnsupported, a.strangeName(t.Name)))
+		}
+	}
 	return errNone(path, "no tensor of it belongs to an adapter")
 }
 
