@@ -279,9 +279,8 @@ var (
 			`"(?:error|message|detail)"\s*:\s*"([^"\\]+)"`)
 	})
 	answer = sync.OnceValue(func() *regexp.Regexp { // what errors begin with
-		return regexp.MustCompile(
-			`\A\s*\{\s*"(?:errors?|error_(?:code|type|message)|message|msg|detail|code|status|statusCode|` +
-				`success|ok)"\s*:`)
+		return regexp.MustCompile(`\A\s*\{\s*"(?:errors?|error_(?:code|type|message)|message|msg|detail|code|status|` +
+			`statusCode|success|ok)"\s*:`)
 	})
 	jsonStart = sync.OnceValue(func() *regexp.Regexp {
 		return regexp.MustCompile(`\A\s*(?:\{\s*["}]|\[\s*(?:["\[\]{0-9-]|true|false|null))`)

@@ -24,9 +24,10 @@ var otherMethods = []string{".lora_mid.weight", ".reshape_weight", ".set_weight"
 
 // ofLyCORIS reports whether a tensor belongs to one of otherMethods, in a file that may have none of LoRA.
 func ofLyCORIS(name string) bool {
-	module, _ := component(name)
+	part, _ := component(name)
 	return slices.ContainsFunc(otherMethods, func(end string) bool {
-		return strings.HasSuffix(name, end) && (module != "" || strings.HasPrefix(end, ".hada_") || strings.HasPrefix(end, ".lokr_"))
+		return strings.HasSuffix(name, end) &&
+			(part != "" || strings.HasPrefix(end, ".hada_") || strings.HasPrefix(end, ".lokr_"))
 	})
 }
 
