@@ -8,10 +8,15 @@ import (
 	"path/filepath"
 )
 
-// WriteWhole writes a file that appears whole or not at all: beside it as path.partial, synced, and put in its place by
-// one rename. Where replace is not set, a file that is there is an error of kind fs.ErrExist and stays as it is.
+// WriteWhole writes a file that appears whole or not at all: beside it, under a name that only this process has, synced,
+// and put in its place by one rename. Where replace is not set, a file that is there is an error of kind fs.ErrExist and
+// stays as it is.
 func WriteWhole(path string, data []byte, replace bool) (err error) {
-	f, err := os.Create(path + ".partial")
+	beside := fmt.Sprintf("%s.%d.partial", path, os.Getpid())
+	if err := os.Remove(beside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666) // and not what a link there leads to
 	if err != nil {
 		return err
 	}
