@@ -350,6 +350,12 @@ func TestDiffusersFolder(t *testing.T) {
 	require.True(t, IsAdapter(farm))
 	_, err = Open(farm, OpenOptions{})
 	require.ErrorIs(t, err, storage.ErrLink)
+
+	annex := t.TempDir()
+	require.NoError(t, os.Symlink("nowhere", filepath.Join(annex, configName)))
+	require.True(t, IsAdapter(annex))
+	_, err = Open(annex, OpenOptions{})
+	require.ErrorIs(t, err, storage.ErrDangling)
 }
 
 // TestThirdTextEncoder writes kohya's third text encoder, which is diffusers' second for Flux.

@@ -129,7 +129,7 @@ func IsAdapter(path string) bool {
 	}
 	if name == "" {
 		for _, name := range []string{configName, mlxFile} {
-			if _, err := os.Stat(dir.Path(name)); err == nil {
+			if _, err := os.Lstat(dir.Path(name)); err == nil { // a link to nothing is said later
 				return true
 			}
 		}

@@ -26,6 +26,9 @@ func CheckDestination(src, dst string, o RunOptions) error {
 		return err
 	}
 	info, err := os.Lstat(abs)
+	if at, failed := os.Stat(abs); failed == nil {
+		info = at // of a link what it leads to, as /dev/stdout
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil

@@ -69,9 +69,12 @@ func TestDestination(t *testing.T) {
 		l, err := net.Listen("unix", "dst")
 		require.NoError(t, err)
 		defer l.Close()
-		_, err = convert(ctx, src, "dst", nf4, pipeline.RunOptions{Force: true})
-		require.ErrorIs(t, err, pipeline.ErrRefused)
-		require.ErrorContains(t, err, "a socket, which is never replaced")
+		require.NoError(t, os.Symlink("dst", "link"))
+		for _, dst := range []string{"dst", "link"} {
+			_, err = convert(ctx, src, dst, nf4, pipeline.RunOptions{Force: true})
+			require.ErrorIs(t, err, pipeline.ErrRefused)
+			require.ErrorContains(t, err, "a socket, which is never replaced")
+		}
 		info, err := os.Lstat("dst")
 		require.NoError(t, err)
 		assert.Equal(t, os.ModeSocket, info.Mode().Type())
