@@ -46,7 +46,7 @@ func (a *Adapter) readBeside(ctx context.Context) error {
 	var adapters, folders, others []string // what is told of and not looked at
 	for _, e := range entries {
 		name := e.Name
-		_, weights := formats.Default.ForExtension(name)
+		_, weights := formats.Default.ForExtension(strings.ToLower(name))
 		switch {
 		case strings.HasPrefix(name, ".") || slices.Contains(a.Files, name) || trainingState().MatchString(name):
 		case e.Folder:
@@ -105,7 +105,7 @@ func folderHolds(ctx context.Context, dir storage.Folder, folder string) int {
 		if name == configName {
 			return holdsAdapter
 		}
-		_, weights := formats.Default.ForExtension(name)
+		_, weights := formats.Default.ForExtension(strings.ToLower(name))
 		if weights && !e.Folder && !strings.HasPrefix(name, ".") && !trainingState().MatchString(name) {
 			holds = holdsWeights
 		}

@@ -53,6 +53,8 @@ func TestBeside(t *testing.T) {
 			"x.safetensors was trained with the adapter: what it holds, \"model.norm\"", []string{"model.norm.weight"}},
 		"values by the model's names": {write("mm.safetensors", map[string][]int64{"model.norm.weight": {4}, head: {6, 4}}),
 			"", "", "mm.safetensors", []string{head, "model.norm.weight"}},
+		"a file whose ending is in capitals": {write("X.SAFETENSORS", map[string][]int64{"model.norm.weight": {4}}), "", "",
+			"X.SAFETENSORS was trained with the adapter", []string{"model.norm.weight"}},
 		"values within PEFT's layers": {write("x.safetensors", map[string][]int64{
 			prefix + "lm_head.modules_to_save.default.weight": {6, 4}, prefix + "model.norm.base_layer.weight": {4}}),
 			"", "", "x.safetensors", []string{head, "model.norm.weight"}},
