@@ -70,7 +70,7 @@ func (c *Config) adaLoRA(name string, p parts) (*Module, error) {
 		}
 	}
 	if A.Shape[0] != rank {
-		return nil, fmt.Errorf("%w: it has rank %d in its tensors and %d by its config", ErrMalformed, A.Shape[0],
+		return nil, fmt.Errorf("%w: it has rank %d in its tensors and %d by adapter_config.json", ErrMalformed, A.Shape[0],
 			rank)
 	}
 	if rank == 0 {

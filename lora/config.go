@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -20,6 +21,7 @@ import (
 
 // Config is what an adapter_config.json says of the mathematics.
 type Config struct {
+	place       string         // where it stands, if not in an adapter_config.json
 	PeftType    string         `json:"peft_type"`
 	PeftVersion string         `json:"peft_version"`
 	Rank        int            `json:"r"`
@@ -351,7 +353,7 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 		return err
 	}
 	if float64(have) != r && !(c.EnsureTie && m.isHead()) { // that has the rank of the embedding
-		return errRank(name, have, r)
+		return c.errRank(name, have, r)
 	}
 	m.Rank = int(have)
 	m.Scaling = m.Alpha / r
@@ -361,9 +363,9 @@ func (c *Config) scale(m *Module, name string, have int64) error {
 	return nil
 }
 
-func errRank(name string, have int64, config float64) error {
-	return fmt.Errorf("%w: module %s has rank %d in its tensors and %g by its config", ErrMalformed,
-		tensor.Quote(name), have, config)
+func (c *Config) errRank(name string, have int64, config float64) error {
+	return fmt.Errorf("%w: module %s has rank %d in its tensors and %g by %s", ErrMalformed, tensor.Quote(name), have,
+		config, cmp.Or(c.place, configName))
 }
 
 // order is how the columns of a stack's B lie.

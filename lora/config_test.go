@@ -80,7 +80,7 @@ func TestPatterns(t *testing.T) {
 	require.NoError(t, c.scale(m, "model.layers.0.self_attn.q_proj", 16))
 	require.Equal(t, 2.0, m.Scaling)
 	require.ErrorContains(t, c.scale(m, "model.layers.0.self_attn.q_proj", 4),
-		"rank 4 in its tensors and 16 by its config")
+		"rank 4 in its tensors and 16 by adapter_config.json")
 }
 
 // A regular expression that runs away is stopped.

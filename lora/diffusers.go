@@ -341,6 +341,7 @@ func (a *Adapter) componentConfigs(metadata formats.Metadata, byName map[string]
 		}
 		a.Config.PeftVersion, a.Config.Base = c.PeftVersion, c.Base
 		a.Config.RSLoRA = a.Config.RSLoRA || c.RSLoRA
+		c.place = metadataName
 		configs[component] = &c
 	}
 	for component := range has {

@@ -198,7 +198,7 @@ func TestDiffusersConfigs(t *testing.T) {
 		"of one that is not": {q, `{"transformer.r": 2, "transformer.lora_alpha": 2, "text_encoder.r": 2}`, 1,
 			`has a config for "text_encoder", of which there are no tensors`},
 		"of one of two": {with(text), `{"transformer.r": 2}`, 0, `it has no config for "text_encoder"`},
-		"another rank":  {q, `{"transformer.r": 3}`, 0, "has rank 2 in its tensors and 3 by"},
+		"another rank":  {q, `{"transformer.r": 3}`, 0, "has rank 2 in its tensors and 3 by lora_adapter_metadata"},
 		"DoRA": {with(magnitude),
 			`{"transformer.r": 2, "transformer.lora_alpha": 2, "transformer.use_dora": true}`, 1, ""},
 		"DoRA without it": {q, `{"transformer.r": 2, "transformer.use_dora": true}`, 0,

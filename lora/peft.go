@@ -174,7 +174,7 @@ func (a *Adapter) checkHeadRank() error {
 		}
 		r, err := a.Config.lookup("rank_pattern", a.Config.ranks, m.Name, float64(a.Config.Rank))
 		if err == nil && float64(m.Rank) != r {
-			err = errRank(m.Name, int64(m.Rank), r)
+			err = a.Config.errRank(m.Name, int64(m.Rank), r)
 		}
 		if err != nil {
 			return a.named(err)

@@ -128,7 +128,7 @@ func TestNests(t *testing.T) {
 		},
 		"of another rank than the config's": {
 			nemotron, block, alone, transposes, []shape{{6, 5}, {3, 6}}, nil,
-			"has rank 3 in its tensors and 2 by its config",
+			"has rank 3 in its tensors and 2 by adapter_config.json",
 		},
 		"of no whole number of experts": {
 			nemotron, block, alone, base{"up_proj": {3, 3, 5}}, []shape{{4, 5}, {3, 4}}, nil, "do not fit it",

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 )
 
-// WriteWhole writes a file that appears whole or not at all: beside it, under a name that only this process has, synced,
-// and put in its place by one rename. Where replace is not set, a file that is there is an error of kind fs.ErrExist and
-// stays as it is.
+// WriteWhole writes a file that appears whole or not at all: beside it, under a name that only this process has,
+// synced, and put in its place by one rename. Where replace is not set, a file that is there is an error of kind
+// fs.ErrExist and stays as it is.
 func WriteWhole(path string, data []byte, replace bool) (err error) {
 	beside := fmt.Sprintf("%s.%d.partial", path, os.Getpid())
 	if err := os.Remove(beside); err != nil && !errors.Is(err, fs.ErrNotExist) {
