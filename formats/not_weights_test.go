@@ -217,7 +217,7 @@ func TestNotForeign(t *testing.T) {
 	for says, content := range map[string][]byte{
 		"expected an end within the file's 0 bytes of data": good[:len(good)-1],
 		"found the end of the JSON":                         append(binary.LittleEndian.AppendUint64(nil, 3), `{"a`...),
-		"expected one that fits":                            []byte("\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"),
+		"as a safetensors file begins":                      []byte("\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"),
 		"found 3 bytes, expected at least 8":                []byte("abc"),
 	} {
 		_, err := formats.Default.Open(t.Context(), storagetest.Memory{"model.safetensors": content}, "")

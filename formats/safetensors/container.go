@@ -68,6 +68,9 @@ func readFile(f io.ReaderAt, size int64, limits Limits) (h header, start int64, 
 	}
 	n := binary.LittleEndian.Uint64(b[:])
 	switch {
+	case n > uint64(size-lengthBytes) && !brace(f):
+		return h, 0, malformedf("found %q, expected the length of a header and the header, as a safetensors file begins",
+			b[:])
 	case n > uint64(size-lengthBytes):
 		return h, 0, malformedf("found a header of %d bytes in a file of %d, expected one that fits", n, size)
 	case n > uint64(limits.HeaderBytes):
@@ -76,4 +79,11 @@ func readFile(f io.ReaderAt, size int64, limits Limits) (h header, start int64, 
 	start = lengthBytes + int64(n)
 	h, err = readHeader(io.NewSectionReader(f, lengthBytes, int64(n)), limits)
 	return h, start, err
+}
+
+// brace reports whether a header begins behind its length: what has none is another kind of file, and no part of one.
+func brace(f io.ReaderAt) bool {
+	var b [1]byte
+	n, _ := f.ReadAt(b[:], lengthBytes)
+	return n == 1 && b[0] == '{'
 }
