@@ -272,6 +272,19 @@ func TestNewExperts(t *testing.T) {
 	require.ErrorContains(t, err, "its new value has the shape [3, 4, 3], expected [2, 4, 3]")
 }
 
+// TestTiedElsewhere: a module that has no tensor of its own, for it is tied to one that is not the embedding, is not
+// another one whose name ends in the same way.
+func TestTiedElsewhere(t *testing.T) {
+	t.Parallel()
+	const source = "luke.entity_embeddings.entity_embeddings.weight"
+	base := map[string]tensor.Shape{"lm_head.decoder.weight": {6, 4}, source: {6, 4}}
+	_, _, err := bound(t, `{"architectures": ["LukeForMaskedLM"]}`, plainConfig, base,
+		[]string{"lm_head.decoder.weight", source},
+		tieEnds("entity_predictions.decoder", "", 6))
+	require.ErrorIs(t, err, ErrUnsupported)
+	require.ErrorContains(t, err, "it shares the values of \""+source)
+}
+
 // TestReplacedLater: new values of what an adapter before them changes would be changed too, or not, by which way round
 // the two are taken.
 func TestReplacedLater(t *testing.T) {

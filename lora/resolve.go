@@ -75,6 +75,10 @@ func (b *binder) resolveName(m *Module, name string) (spot, error) {
 	if p := b.rewrapped(name, m.Param); p != nil {
 		return whole(p), nil
 	}
+	if tied := b.model.Tensor(full, b.shapeOf(m)).Tied; b.params[tied] != nil && !m.Base {
+		return spot{}, fmt.Errorf("module %s: %w: it shares the values of %s, which an adapter cannot change at one of both",
+			tensor.Quote(m.String()), ErrUnsupported, tensor.Quote(tied))
+	}
 	candidates := b.endingLike(full)
 	if m.beside || m.ofImages() { // one of the two names is all of the other's end: others end alike
 		candidates = slices.DeleteFunc(candidates, func(p *parameter) bool {
