@@ -184,8 +184,35 @@ func (b *binder) rewrapped(module, param string) (found *parameter) {
 	return found
 }
 
+// senses are words in the names of the parts of a model that read or make something else than text.
+var senses = []string{"vision", "visual", "image", "audio", "speech", "video", "talker"}
+
+// towers are the parts of a model with layers of their own that a prefix names.
+func towers(prefix string) (list []string) {
+	for name := range strings.SplitSeq(strings.ToLower(prefix), ".") {
+		if name == "encoder" || name == "decoder" {
+			list = append(list, name)
+		}
+		for _, s := range senses {
+			if strings.Contains(name, s) {
+				list = append(list, s)
+			}
+		}
+	}
+	return list
+}
+
+// otherTower reports whether a name whose end is shared with a parameter's is of another part of a model: what stands
+// before that end names a part that the parameter's does not.
+func otherTower(name, param, end string) bool {
+	has := towers(strings.TrimSuffix(param, end))
+	return slices.ContainsFunc(towers(strings.TrimSuffix(name, end)), func(t string) bool {
+		return !slices.Contains(has, t)
+	})
+}
+
 // endingLike lists the parameters that share the longest end with a name. The end has the numbers of layers in it: one
-// of another layer is never meant.
+// of another layer is never meant, nor one of another tower.
 func (b *binder) endingLike(full string) []*parameter {
 	parts := strings.Split(full, ".")
 	last := len(parts) - 2 // a module and its parameter at least
@@ -213,7 +240,7 @@ func (b *binder) endingLike(full string) []*parameter {
 			}
 		}
 		if len(found) > 0 {
-			return found
+			return slices.DeleteFunc(found, func(p *parameter) bool { return otherTower(full, p.name, end) })
 		}
 	}
 	return nil

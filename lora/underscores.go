@@ -186,7 +186,9 @@ func (b *binder) resolveFlat(m *Module) (spot, error) {
 		if _, rest, more = strings.Cut(rest, "_"); !more {
 			break
 		}
-		list = b.flat[rest]
+		list = slices.DeleteFunc(slices.Clone(b.flat[rest]), func(p *parameter) bool {
+			return otherTower(name, flatten(strings.TrimSuffix(p.name, ".weight")), rest)
+		})
 	}
 	return b.only(m, name, list)
 }
