@@ -89,7 +89,7 @@ var (
 	adapterPart = sync.OnceValue(func() *regexp.Regexp {
 		return regexp.MustCompile(`\.(?:lora_(?:A|B|E|embedding_A|embedding_B)|hada_(?:w[12]|t[12])\w*|` +
 			`lokr_(?:w[12]|t2)\w*|vera_lambda_[bd]|ia3_l|oft_R|oft_embedding_R|boft_[Rs]|` +
-			`hra_u|miss_block|bone_block|vblora_logits_[AB]\w*|fourierft_spectrum|randlora_(?:lambda|gamma)|ln_tuning_layers|trainable_tokens_delta|` +
-			`modules_to_save)(?:\.|$)`)
+			`hra_u|miss_block|bone_block|vblora_logits_[AB]\w*|fourierft_spectrum|randlora_(?:lambda|gamma)|` +
+			`ln_tuning_layers|trainable_tokens_delta|modules_to_save)(?:\.|$)`)
 	})
 )
