@@ -5,6 +5,8 @@ import json
 import os
 
 import peers
+import peft.tuners.boft.layer as boft
+import torch
 from adapters import ADAPTERS, CLOSE, Failure, IDS, apart, base_folder, beside, checkpoint, new, run
 
 OTHERS = os.path.join(ADAPTERS, "others")
@@ -13,8 +15,18 @@ with open(os.path.join(OTHERS, "results.json")) as results:
 LORA = ("AdaLoraConfig", "LoHaConfig", "LoKrConfig")
 
 
+class Butterfly:
+    """Stands for PEFT's CUDA kernel, without which BOFT has one butterfly factor: it makes block-diagonal matrices of blocks."""
+
+    @staticmethod
+    def forward(blocks):
+        return [torch.stack([torch.block_diag(*torch.unbind(one)) for one in blocks])]
+
+
 def want(name):
     """PEFT's logits. AdaLoRA's own model adds to the loss, so the base's is asked."""
+    kernel = Butterfly if "butterfly" in name else None
+    boft.get_fbd_cuda = lambda: kernel
     return peers.outputs(beside(FACTS[name]["base"], os.path.join(OTHERS, name)).get_base_model(), IDS)[1]
 
 

@@ -100,10 +100,10 @@ func (a *Adapter) gateBeforeUp(s stack) error {
 		turns = turns || r.Interleaved
 		usual = usual || !r.InputsFirst
 	}
-	base := strings.NewReplacer("-", "", "_", "").Replace(strings.ToLower(a.Config.Base))
+	base := plainName(a.Config.Base)
 	switch {
 	case !turns:
-	case !usual || strings.Contains(base, "gptoss"):
+	case !usual && !namesGated(base, s.Name) || strings.Contains(base, "gptoss"):
 		return fmt.Errorf("module %s: %w: gate and up take turns in the experts of gpt-oss, or may do so, where single "+
 			"experts have one after the other", tensor.Quote(s.Name), ErrUnsupported)
 	default:
@@ -114,6 +114,22 @@ func (a *Adapter) gateBeforeUp(s stack) error {
 		}
 	}
 	return nil
+}
+
+// namesGated reports whether the plain name of a base has in it a type of models that have gate before up under a
+// module's name. An adapter that transformers has made of single experts says the version of PEFT that they were of,
+// which took stacks the other way round: its sides alone are those of gpt-oss.
+func namesGated(base, module string) bool {
+	return slices.ContainsFunc(models.Stacks(module), func(s models.Stack) bool {
+		return !s.Interleaved && slices.ContainsFunc(s.Types, func(t string) bool {
+			return strings.Contains(base, plainName(t))
+		})
+	})
+}
+
+// plainName is a name in small letters, without what people write between its words.
+func plainName(name string) string {
+	return strings.NewReplacer("-", "", "_", "").Replace(strings.ToLower(name))
 }
 
 // stacks finds the modules for stacks of experts without their base: what target_parameters names, in the order in
