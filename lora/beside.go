@@ -275,10 +275,10 @@ func (m *Module) ofBeside(err error) error {
 	if err == nil || !m.beside {
 		return err
 	}
-	todo := ""
+	instead := ""
 	if errors.Is(err, ErrBase) {
-		todo = "merge onto the base that it was trained on, or "
+		instead = "merge onto the base that it was trained on, or "
 	}
 	return fmt.Errorf("%s: tensor %s: %w; it was trained with the adapter, and would be lost: %stake the file out of the "+
-		"folder", m.Value.File, tensor.Quote(m.Value.Name), err, todo)
+		"folder", m.Value.File, tensor.Quote(m.Value.Name), err, instead)
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -110,11 +111,11 @@ func (b *binder) only(m *Module, full string, candidates []*parameter) (spot, er
 	case 1:
 		return whole(candidates[0]), nil
 	case 0:
-		nearest := ""
-		if n := b.nearest(full); n != "" {
-			nearest = "; the nearest is " + tensor.Quote(strings.TrimSuffix(n, ".weight"))
+		like := ""
+		if n := nearest.Closest(full, b.names); n != "" {
+			like = "; the nearest is " + tensor.Quote(strings.TrimSuffix(n, ".weight"))
 		}
-		return spot{}, fmt.Errorf("module %s: %w: the base has no such module%s", tensor.Quote(m.String()), ErrBase, nearest)
+		return spot{}, fmt.Errorf("module %s: %w: the base has no such module%s", tensor.Quote(m.String()), ErrBase, like)
 	}
 	var names []string
 	for _, p := range candidates[:min(4, len(candidates))] {
@@ -244,41 +245,6 @@ func (b *binder) endingLike(full string) []*parameter {
 		}
 	}
 	return nil
-}
-
-// nearest is the parameter whose name takes the fewest changes.
-func (b *binder) nearest(full string) string {
-	best, at := "", len(full)
-	for _, name := range b.names {
-		if d := distance(full, name, at); d < at {
-			best, at = name, d
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance of two names, or limit where it is no less.
-func distance(x, y string, limit int) int {
-	if max(len(x)-len(y), len(y)-len(x)) >= limit {
-		return limit
-	}
-	row := make([]int, len(y)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(x) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(y) {
-			cost := diagonal
-			if x[i] != y[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(y)]
 }
 
 // stringList reads a JSON list of strings, or one.

@@ -41,6 +41,24 @@ func To(word string, known []string) (string, bool) {
 	return best, best != ""
 }
 
+// Closest is the known word that takes the fewest changes, of several the first, however many they are; "" where each
+// is as far away as the word is long.
+func Closest(word string, known []string) string {
+	if len(word) > mostBytes {
+		return ""
+	}
+	best, least := "", len(word)
+	for _, k := range known {
+		if len(k) > mostBytes {
+			continue
+		}
+		if d := distance(word, k, least); d < least {
+			best, least = k, d
+		}
+	}
+	return best
+}
+
 // Suggestion is what an error says behind what is wrong: "; did you mean X?", or nothing.
 func Suggestion(word string, known []string) string {
 	if best, ok := To(word, known); ok && best != word {

@@ -63,3 +63,11 @@ func TestDistance(t *testing.T) {
 		}
 	})
 }
+
+func TestClosest(t *testing.T) {
+	known := []string{"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", strings.Repeat("q", 300)}
+	assert.Equal(t, known[1], Closest("model.layers.0.attn.kproj", known))
+	assert.Equal(t, known[0], Closest("model.layers.0.self_attn.x_proj", known))
+	assert.Empty(t, Closest("abc", known))
+	assert.Empty(t, Closest(strings.Repeat("q", 299), known))
+}
