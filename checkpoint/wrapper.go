@@ -10,34 +10,21 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// wrappers are the parts of names that training frameworks put before or between those of the model: torch.compile,
-// DataParallel and DeepSpeed, FSDP and its older releases, checkpointed activations, Lightning.
-var wrappers = []string{
-	"_orig_mod", "module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module",
-}
-
 // peftPrefix is what PEFT puts before the names of the model that it wraps.
 const peftPrefix = "base_model.model."
 
-// withoutWrappers returns a name without what wrappers have put into it.
+// dataParallel is what DataParallel and DeepSpeed put before names. A model may have a module of that name.
+const dataParallel = "module"
+
+// withoutWrappers returns a name without what wrappers, PEFT's among them, have put into it.
 func withoutWrappers(name string) string {
 	for {
-		rest, cut := strings.CutPrefix(name, peftPrefix)
-		first, after, more := strings.Cut(rest, ".")
-		if more && slices.Contains(wrappers, first) {
-			rest, cut = after, true
+		inner := strings.TrimPrefix(models.WithoutWrappers(name, dataParallel), peftPrefix)
+		if inner == name {
+			return name
 		}
-		if !cut {
-			break
-		}
-		name = rest
+		name = inner
 	}
-	parts := strings.Split(name, ".")
-	inside := slices.ContainsFunc(parts, func(p string) bool { return slices.Contains(wrappers, p) })
-	if !inside {
-		return name
-	}
-	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return slices.Contains(wrappers, p) }), ".")
 }
 
 // unwrap takes off what wrappers have put into the names of the tensors. It does so only where the architecture knows
