@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/formats/formatstest"
 	"github.com/lorakit/lorakit/formats/pytorch"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -230,7 +231,7 @@ func TestRoundTrip(t *testing.T) {
 			require.Equal(rt, "pytorch_model.bin.index.json", f.Name)
 			require.NoError(rt, os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644))
 		}
-		c, err := openPath(pytorch.Format{}, dir)
+		c, err := formatstest.Open(pytorch.Format{}, dir)
 		require.NoError(rt, err)
 		defer c.Close()
 		require.Len(rt, c.Tensors(), len(tensors))

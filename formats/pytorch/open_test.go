@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/formats/formatstest"
 	"github.com/lorakit/lorakit/formats/pytorch"
 	"github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/storage"
@@ -46,7 +47,7 @@ var kinds = map[string]error{
 
 func open(t testing.TB, path string) formats.Container {
 	t.Helper()
-	c, err := openPath(pytorch.Format{}, path)
+	c, err := formatstest.Open(pytorch.Format{}, path)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	return c
@@ -89,9 +90,9 @@ func TestTwins(t *testing.T) {
 				path = found[0]
 			}
 			require.NotContains(t, refused, filepath.Base(path))
-			assert.True(t, detect(pytorch.Format{}, path))
+			assert.True(t, formatstest.Detect(pytorch.Format{}, path))
 			c := open(t, path)
-			want, err := openPath(safetensors.Format{}, twin)
+			want, err := formatstest.Open(safetensors.Format{}, twin)
 			require.NoError(t, err)
 			defer want.Close()
 			got := byName(c)
@@ -120,7 +121,7 @@ func TestRefused(t *testing.T) {
 		path := filepath.Join(fixtures, name)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		c, err := openPath(pytorch.Format{}, path)
+		c, err := formatstest.Open(pytorch.Format{}, path)
 		runtime.ReadMemStats(&after)
 		assert.LessOrEqual(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20), "%s: bytes allocated", name)
 		if !assert.Error(t, err, name) {
@@ -136,7 +137,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestUnsafeNamesTheGlobal(t *testing.T) {
-	_, err := openPath(pytorch.Format{}, filepath.Join(fixtures, "eval.pt"))
+	_, err := formatstest.Open(pytorch.Format{}, filepath.Join(fixtures, "eval.pt"))
 	assert.EqualError(t, err,
 		fixtures+
 			`/eval.pt: pickle: byte 53: global "builtins.eval" is not allowed in a state dict, expected only tensors in dicts`)
@@ -269,41 +270,41 @@ func TestFolders(t *testing.T) {
 	c := open(t, filepath.Join(fixtures, "sharded"))
 	assert.Equal(t, []string{"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin",
 		"pytorch_model.bin.index.json"}, c.Files())
-	assert.True(t, detect(f, filepath.Join(fixtures, "sharded", "pytorch_model.bin.index.json")))
-	assert.True(t, detect(f, filepath.Join(fixtures, "adapter")))
+	assert.True(t, formatstest.Detect(f, filepath.Join(fixtures, "sharded", "pytorch_model.bin.index.json")))
+	assert.True(t, formatstest.Detect(f, filepath.Join(fixtures, "adapter")))
 
 	both := folder(t, "adapter/adapter_model.bin", "adapter.safetensors")
-	assert.False(t, detect(f, both), "safetensors come first")
-	assert.True(t, detect(safetensors.Format{}, both))
-	_, err := openPath(f, both)
+	assert.False(t, formatstest.Detect(f, both), "safetensors come first")
+	assert.True(t, formatstest.Detect(safetensors.Format{}, both))
+	_, err := formatstest.Open(f, both)
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 
 	one := folder(t, "scalars.pt")
 	require.NoError(t, os.WriteFile(filepath.Join(one, "training_args.bin"), []byte("PK\x03\x04"), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(one, "ggml.bin"), []byte("GGUF...."), 0o644))
-	assert.True(t, detect(f, one))
+	assert.True(t, formatstest.Detect(f, one))
 	assert.Equal(t, []string{"scalars.pt"}, open(t, one).Files())
 
 	several := folder(t, "scalars.pt", "module.bin")
-	assert.True(t, detect(f, several))
-	_, err = openPath(f, several)
+	assert.True(t, formatstest.Detect(f, several))
+	_, err = formatstest.Open(f, several)
 	assert.ErrorIs(t, err, formats.ErrMalformed)
 	assert.ErrorContains(t, err, `found "module.bin", "scalars.pt", expected one of them alone`)
 	shards := folder(t, "sharded/pytorch_model-00001-of-00002.bin", "sharded/pytorch_model-00002-of-00002.bin")
-	_, err = openPath(f, shards)
+	_, err = formatstest.Open(f, shards)
 	assert.ErrorContains(t, err, "without an index")
 
-	assert.False(t, detect(f, t.TempDir()))
-	assert.False(t, detect(f, filepath.Join(fixtures, "refused.json")))
-	assert.False(t, detect(f, filepath.Join(fixtures, "absent.bin")))
-	assert.False(t, detect(f, filepath.Join(fixtures, "dtypes.safetensors")))
+	assert.False(t, formatstest.Detect(f, t.TempDir()))
+	assert.False(t, formatstest.Detect(f, filepath.Join(fixtures, "refused.json")))
+	assert.False(t, formatstest.Detect(f, filepath.Join(fixtures, "absent.bin")))
+	assert.False(t, formatstest.Detect(f, filepath.Join(fixtures, "dtypes.safetensors")))
 
 	// Other names are known by their first bytes.
 	for _, name := range []string{"dtypes.pt", "views-legacy.pth"} {
 		dir := folder(t, name)
 		renamed := filepath.Join(dir, "weights")
 		require.NoError(t, os.Rename(filepath.Join(dir, name), renamed))
-		assert.True(t, detect(f, renamed))
+		assert.True(t, formatstest.Detect(f, renamed))
 		assert.NotEmpty(t, open(t, renamed).Tensors())
 	}
 	array := filepath.Join(t.TempDir(), "x.npz")
@@ -313,7 +314,7 @@ func TestFolders(t *testing.T) {
 	_, err = z.Create("x.npy")
 	require.NoError(t, err)
 	require.NoError(t, errors.Join(z.Close(), w.Close()))
-	assert.False(t, detect(f, array), "another zip archive")
+	assert.False(t, formatstest.Detect(f, array), "another zip archive")
 }
 
 func TestIndex(t *testing.T) {
@@ -351,7 +352,7 @@ func TestIndex(t *testing.T) {
 		{`{"other":{"weight_map":1},"weight_map":{"a":"` + first + `"}}`, nil, ""},
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "pytorch_model.bin.index.json"), []byte(c.index), 0o644))
-		opened, err := openPath(pytorch.Format{}, dir)
+		opened, err := formatstest.Open(pytorch.Format{}, dir)
 		if c.kind == nil {
 			require.NoError(t, err, c.index)
 			assert.NoError(t, opened.Close())
@@ -366,7 +367,7 @@ func TestIndex(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "copy.bin"), must(os.ReadFile(filepath.Join(dir, first))), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "pytorch_model.bin.index.json"),
 		[]byte(`{"weight_map":{"a":"`+first+`","b":"copy.bin"}}`), 0o644))
-	_, err := openPath(pytorch.Format{}, dir)
+	_, err := formatstest.Open(pytorch.Format{}, dir)
 	assert.ErrorContains(t, err, `tensor "a": found it in "copy.bin" too`)
 }
 
@@ -397,7 +398,7 @@ func TestLimits(t *testing.T) {
 		{pytorch.Limits{IndexBytes: 10}, "sharded", "an index of"},
 		{pytorch.Limits{Tensors: 1}, "sharded", "more than 1 tensors"},
 	} {
-		_, err := openPath(pytorch.Format{Limits: c.limits}, filepath.Join(fixtures, c.path))
+		_, err := formatstest.Open(pytorch.Format{Limits: c.limits}, filepath.Join(fixtures, c.path))
 		assert.ErrorIs(t, err, formats.ErrLimit, c.path)
 		assert.ErrorContains(t, err, c.text)
 	}
@@ -417,7 +418,7 @@ func TestShortened(t *testing.T) {
 		path := filepath.Join(t.TempDir(), name)
 		for n := range whole {
 			require.NoError(t, os.WriteFile(path, whole[:n], 0o644))
-			_, err := openPath(pytorch.Format{}, path)
+			_, err := formatstest.Open(pytorch.Format{}, path)
 			require.Error(t, err, "%s cut to %d bytes", name, n)
 			assertKind(t, err, name)
 		}

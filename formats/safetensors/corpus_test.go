@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/formats/formatstest"
 	"github.com/lorakit/lorakit/formats/safetensors"
 )
 
@@ -56,7 +57,7 @@ func TestVerdicts(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, c.Data, 0o644))
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		opened, err := openPath(safetensors.Format{}, path)
+		opened, err := formatstest.Open(safetensors.Format{}, path)
 		runtime.ReadMemStats(&after)
 		assert.LessOrEqual(t, after.TotalAlloc-before.TotalAlloc, uint64(128<<10+200*len(c.Data)), "%s: bytes allocated",
 			c.Name)

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/formats/formatstest"
 	"github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/storage/storagetest"
 )
@@ -62,7 +63,7 @@ func FuzzIndex(f *testing.F) {
 	require.NoError(f, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, index), data, 0o600))
-		c, err := openPath(safetensors.Format{}, dir)
+		c, err := formatstest.Open(safetensors.Format{}, dir)
 		if err != nil {
 			require.NotContains(t, err.Error(), "\n")
 			require.Less(t, len(err.Error()), 2000+len(dir))

@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/formats/formatstest"
 	"github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -170,7 +171,7 @@ func TestRoundTrip(t *testing.T) {
 			require.NoError(rt, os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644))
 		}
 
-		c, err := openPath(safetensors.Format{}, dir)
+		c, err := formatstest.Open(safetensors.Format{}, dir)
 		require.NoError(rt, err)
 		defer c.Close()
 		require.Len(rt, c.Tensors(), len(tensors))

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/formats/formatstest"
 	"github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/storage/storagetest"
@@ -58,7 +59,7 @@ func folder(t testing.TB, files ...any) string {
 }
 
 func open(t testing.TB, path string) formats.Container {
-	c, err := openPath(safetensors.Format{}, path)
+	c, err := formatstest.Open(safetensors.Format{}, path)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	return c
@@ -140,7 +141,7 @@ func TestOpenFolder(t *testing.T) {
 			named("a")}, []string{"a in w"}},
 	} {
 		dir := folder(t, c.files...)
-		got, err := openPath(safetensors.Format{}, dir)
+		got, err := formatstest.Open(safetensors.Format{}, dir)
 		if assert.NoError(t, err, what) {
 			assert.Equal(t, c.want, names(got), what)
 			assert.NoError(t, got.Close())
@@ -209,7 +210,7 @@ func TestOpenFolderRefuses(t *testing.T) {
 		"control characters":  {fs.ErrNotExist, `"a\nb\x1b[31m"`, []any{index, weights(`"a":"a\nb\u001b[31m"`)}},
 	} {
 		dir := folder(t, c.files...)
-		got, err := openPath(safetensors.Format{}, dir)
+		got, err := formatstest.Open(safetensors.Format{}, dir)
 		if !assert.Error(t, err, what) {
 			got.Close()
 			continue
@@ -222,7 +223,7 @@ func TestOpenFolderRefuses(t *testing.T) {
 		assert.NotContains(t, err.Error(), "\x1b", what)
 		assert.Less(t, len(err.Error()), 1000+len(dir), what)
 	}
-	_, err := openPath(safetensors.Format{}, filepath.Join(t.TempDir(), "missing"))
+	_, err := formatstest.Open(safetensors.Format{}, filepath.Join(t.TempDir(), "missing"))
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
@@ -230,7 +231,7 @@ func TestSubfolderInIndex(t *testing.T) {
 	dir := folder(t, index, `{"weight_map":{"a":"sub/w"}}`)
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "sub", "w"), named("a"), 0o644))
-	_, err := openPath(safetensors.Format{}, dir)
+	_, err := formatstest.Open(safetensors.Format{}, dir)
 	assert.ErrorIs(t, err, formats.ErrMalformed)
 	assert.ErrorContains(t, err, `"sub/w"`)
 }
@@ -239,13 +240,13 @@ func TestLinks(t *testing.T) {
 	outside := folder(t, "w", named("a"), single, named("a"))
 	dir := folder(t, index, `{"weight_map":{"a":"w"}}`)
 	require.NoError(t, os.Symlink(filepath.Join(outside, "w"), filepath.Join(dir, "w")))
-	_, err := openPath(safetensors.Format{}, dir)
+	_, err := formatstest.Open(safetensors.Format{}, dir)
 	assert.ErrorIs(t, err, formats.ErrOutside)
 	assert.ErrorIs(t, err, storage.ErrOutside)
 
 	dir = folder(t)
 	require.NoError(t, os.Symlink(filepath.Join(outside, single), filepath.Join(dir, single)))
-	_, err = openPath(safetensors.Format{}, dir)
+	_, err = formatstest.Open(safetensors.Format{}, dir)
 	assert.ErrorIs(t, err, formats.ErrOutside)
 	// What the user names himself may be a link to anywhere.
 	assert.Equal(t, []string{"a in " + single}, names(open(t, filepath.Join(dir, single))))
@@ -269,9 +270,9 @@ func TestLinks(t *testing.T) {
 func TestFoldersAreNoFiles(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, single), 0o755))
-	_, err := openPath(safetensors.Format{}, dir)
+	_, err := formatstest.Open(safetensors.Format{}, dir)
 	assert.ErrorIs(t, err, storage.ErrNotRegular)
-	_, err = openPath(safetensors.Format{}, filepath.Join(dir, single))
+	_, err = formatstest.Open(safetensors.Format{}, filepath.Join(dir, single))
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
@@ -320,7 +321,7 @@ func TestFailedOpenClosesFiles(t *testing.T) {
 		named("b", "a"))
 	before := openFiles(t)
 	for range 20 {
-		_, err := openPath(safetensors.Format{}, dir)
+		_, err := formatstest.Open(safetensors.Format{}, dir)
 		require.Error(t, err)
 	}
 	assert.Equal(t, before, openFiles(t))
@@ -338,20 +339,20 @@ func TestLimits(t *testing.T) {
 		"1", file(`{"aa":{"dtype":"U8","shape":[1,1,0],"data_offsets":[0,0]}}`), "2", named("b"))
 	for _, l := range []safetensors.Limits{{},
 		{HeaderBytes: 60, Tensors: 2, NameBytes: 2, Rank: 3, Dimensions: 3, Shards: 2, IndexBytes: 40}} {
-		c, err := openPath(safetensors.Format{Limits: l}, dir)
+		c, err := formatstest.Open(safetensors.Format{Limits: l}, dir)
 		if assert.NoError(t, err, l) {
 			c.Close()
 		}
 	}
 	for _, l := range []safetensors.Limits{{HeaderBytes: 50}, {Tensors: 1}, {NameBytes: 1}, {Rank: 2}, {Dimensions: 2},
 		{Shards: 1}, {IndexBytes: 30}} {
-		_, err := openPath(safetensors.Format{Limits: l}, dir)
+		_, err := formatstest.Open(safetensors.Format{Limits: l}, dir)
 		assert.ErrorIs(t, err, formats.ErrLimit, "%+v", l)
 		assert.NotErrorIs(t, err, formats.ErrMalformed)
 	}
 	// Unlisted tensors count too.
 	path := filepath.Join(folder(t, "x", named("a", "b")), "x")
-	_, err := openPath(safetensors.Format{Limits: safetensors.Limits{Tensors: 1}}, path)
+	_, err := formatstest.Open(safetensors.Format{Limits: safetensors.Limits{Tensors: 1}}, path)
 	assert.ErrorIs(t, err, formats.ErrLimit)
 }
 
@@ -366,17 +367,17 @@ func TestLongStrings(t *testing.T) {
 		"{" + strings.Repeat(" ", 1<<20) + "}", "{}" + strings.Repeat(" ", 1<<20),
 	} {
 		path := filepath.Join(folder(t, "x", file(h)), "x")
-		_, err := openPath(safetensors.Format{Limits: safetensors.Limits{StringBytes: 1 << 18}}, path)
+		_, err := formatstest.Open(safetensors.Format{Limits: safetensors.Limits{StringBytes: 1 << 18}}, path)
 		assert.ErrorIs(t, err, formats.ErrLimit, h[:20])
 		assert.ErrorContains(t, err, path+": ")
-		c, err := openPath(safetensors.Format{}, path)
+		c, err := formatstest.Open(safetensors.Format{}, path)
 		if !strings.Contains(h, `"dtype":"x`) && assert.NoError(t, err, h[:20]) {
 			c.Close()
 		}
 	}
 	path := filepath.Join(folder(t, "x", file(`{"__metadata__":{"a":"","b":""}}`)), "x")
 	open(t, path)
-	_, err := openPath(safetensors.Format{Limits: safetensors.Limits{Metadata: 1}}, path)
+	_, err := formatstest.Open(safetensors.Format{Limits: safetensors.Limits{Metadata: 1}}, path)
 	assert.ErrorIs(t, err, formats.ErrLimit)
 }
 
@@ -405,7 +406,7 @@ func TestAnnouncedLengthsAllocateNothing(t *testing.T) {
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err := openPath(safetensors.Format{}, path)
+		_, err := formatstest.Open(safetensors.Format{}, path)
 		runtime.ReadMemStats(&after)
 		if assert.Error(t, err, what) {
 			assert.True(t, errors.Is(err, formats.ErrMalformed) || errors.Is(err, formats.ErrLimit), what)
@@ -433,18 +434,18 @@ func TestPaddedHeader(t *testing.T) {
 func TestDetect(t *testing.T) {
 	dir := folder(t, "config.json", "{}", "x", named("a"), "short", "abc", "text", strings.Repeat("some text", 10))
 	f := safetensors.Format{}
-	assert.False(t, detect(f, dir))
-	assert.True(t, detect(f, filepath.Join(dir, "x")))
-	assert.False(t, detect(f, filepath.Join(dir, "short")))
-	assert.False(t, detect(f, filepath.Join(dir, "text")))
-	assert.False(t, detect(f, filepath.Join(dir, "missing")))
-	assert.True(t, detect(f, "a/b.safetensors"))
-	assert.True(t, detect(f, "a/"+index))
-	assert.True(t, detect(f, "a/model.safetensors.index.fp16.json"))
-	assert.False(t, detect(f, "a/model.safetensors.index.md"))
-	assert.True(t, detect(f, folder(t, "w.safetensors", "")))
-	assert.True(t, detect(f, folder(t, index, "")))
-	assert.False(t, detect(f, folder(t, "._w.safetensors", "")))
+	assert.False(t, formatstest.Detect(f, dir))
+	assert.True(t, formatstest.Detect(f, filepath.Join(dir, "x")))
+	assert.False(t, formatstest.Detect(f, filepath.Join(dir, "short")))
+	assert.False(t, formatstest.Detect(f, filepath.Join(dir, "text")))
+	assert.False(t, formatstest.Detect(f, filepath.Join(dir, "missing")))
+	assert.True(t, formatstest.Detect(f, "a/b.safetensors"))
+	assert.True(t, formatstest.Detect(f, "a/"+index))
+	assert.True(t, formatstest.Detect(f, "a/model.safetensors.index.fp16.json"))
+	assert.False(t, formatstest.Detect(f, "a/model.safetensors.index.md"))
+	assert.True(t, formatstest.Detect(f, folder(t, "w.safetensors", "")))
+	assert.True(t, formatstest.Detect(f, folder(t, index, "")))
+	assert.False(t, formatstest.Detect(f, folder(t, "._w.safetensors", "")))
 
 	got, err := formats.Default.Lookup("safetensors")
 	require.NoError(t, err)
@@ -474,7 +475,7 @@ func BenchmarkOpen100000(b *testing.B) {
 	path := large(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		c, err := openPath(safetensors.Format{}, path)
+		c, err := formatstest.Open(safetensors.Format{}, path)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -484,7 +485,7 @@ func BenchmarkOpen100000(b *testing.B) {
 
 func TestErrorsAreShort(t *testing.T) {
 	name := strings.Repeat("x\n", 5000)
-	_, err := openPath(safetensors.Format{}, filepath.Join(folder(t, "x", named(name, name)), "x"))
+	_, err := formatstest.Open(safetensors.Format{}, filepath.Join(folder(t, "x", named(name, name)), "x"))
 	require.ErrorIs(t, err, formats.ErrMalformed)
 	assert.Less(t, len(err.Error()), 1000)
 	assert.Equal(t, 1, len(bytes.Split([]byte(err.Error()), []byte("\n"))))

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lorakit/lorakit/formats/formatstest"
 	"github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/storage"
 )
@@ -21,10 +22,10 @@ func TestPipesAreNoFiles(t *testing.T) {
 		require.NoError(t, syscall.Mkfifo(filepath.Join(dir, name), 0o600))
 	}
 	f := safetensors.Format{}
-	_, err := openPath(f, dir)
+	_, err := formatstest.Open(f, dir)
 	assert.ErrorIs(t, err, storage.ErrNotRegular)
-	assert.True(t, detect(f, filepath.Join(dir, "x.safetensors")))
-	_, err = openPath(f, filepath.Join(dir, "x.safetensors"))
+	assert.True(t, formatstest.Detect(f, filepath.Join(dir, "x.safetensors")))
+	_, err = formatstest.Open(f, filepath.Join(dir, "x.safetensors"))
 	assert.ErrorIs(t, err, storage.ErrNotRegular)
-	assert.False(t, detect(f, filepath.Join(dir, "w")))
+	assert.False(t, formatstest.Detect(f, filepath.Join(dir, "w")))
 }

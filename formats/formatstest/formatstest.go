@@ -1,4 +1,5 @@
-package safetensors_test
+// Package formatstest opens checkpoints by a path, as tests of formats do.
+package formatstest
 
 import (
 	"context"
@@ -8,8 +9,8 @@ import (
 	"github.com/lorakit/lorakit/storage"
 )
 
-// openPath opens what a path leads to.
-func openPath(f formats.Format, path string) (formats.Container, error) {
+// Open opens what a path leads to.
+func Open(f formats.Format, path string) (formats.Container, error) {
 	dir, name, err := storage.Resolve(path, storage.Options{})
 	if err != nil {
 		return nil, err
@@ -17,8 +18,8 @@ func openPath(f formats.Format, path string) (formats.Container, error) {
 	return f.Open(context.Background(), dir, name)
 }
 
-// detect asks for the format of what a path leads to, or would lead to.
-func detect(f formats.Format, path string) bool {
+// Detect asks for the format of what a path leads to, or would lead to.
+func Detect(f formats.Format, path string) bool {
 	dir, name, err := storage.Resolve(path, storage.Options{})
 	if err != nil {
 		dir, name = storage.Local(filepath.Dir(path), storage.Options{}), filepath.Base(path)
