@@ -103,13 +103,19 @@ func (b *binder) matrix(a Weighted, t Update, s spot) error {
 		return fmt.Errorf("module %s: %w: one module for the stack of experts %s", tensor.Quote(m.Name), ErrBase,
 			tensor.Quote(p.name))
 	}
-	if c := b.ownChange(p, cols); c != nil {
+	b.changeMatrix(t, s, rows, cols)
+	return nil
+}
+
+// changeMatrix adds an update of a matrix to the parameter's own change, where it has no tensor in the file, or else
+// to the tensors that the spot is in.
+func (b *binder) changeMatrix(t Update, s spot, rows, cols int64) {
+	if c := b.ownChange(s.p, cols); c != nil {
 		t.Rows, t.Cols, t.Name = rows, cols, strings.TrimSuffix(t.Name, ".weight")
 		c.Updates = append(c.Updates, t)
-		return nil
+		return
 	}
 	b.spread(t, s)
-	return nil
 }
 
 // side is the way in which the factors of a module are for a parameter, by what the two are: the one that PEFT has, or

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
@@ -87,12 +86,7 @@ func (b *binder) transform(a Weighted, t Update, s spot) error {
 		}
 	}
 	t.Transform, t.OutputRows = m.Transform, true
-	if c := b.ownChange(p, cols); c != nil {
-		t.Rows, t.Cols, t.Name = rows, cols, strings.TrimSuffix(t.Name, ".weight")
-		c.Updates = append(c.Updates, t)
-		return nil
-	}
-	b.spread(t, s)
+	b.changeMatrix(t, s, rows, cols)
 	return nil
 }
 
