@@ -40,17 +40,15 @@ func (a *adapter) save(ctx context.Context, dir string, replace bool) error {
 	})
 }
 
-// saveGradients writes the gradients to one file, under the names of the adapter's tensors, without the copies.
-func (a *adapter) saveGradients(ctx context.Context, file string, replace bool) error {
+// writeGradients writes a file of the gradients, under the names of the adapter's tensors, without the copies.
+func (a *adapter) writeGradients(ctx context.Context, w io.Writer) error {
 	var trained []stored
 	for _, s := range a.stored {
 		if s.trainable != nil {
 			trained = append(trained, s)
 		}
 	}
-	return storage.CreateWhole(file, replace, func(w io.Writer) error {
-		return writeTensors(ctx, w, trained, func(t *trainable) []float32 { return t.gradient })
-	})
+	return writeTensors(ctx, w, trained, func(t *trainable) []float32 { return t.gradient })
 }
 
 // createSynced makes a file durable.

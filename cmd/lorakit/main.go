@@ -111,7 +111,7 @@ model, and a destination appears whole or not at all.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{orFlag(c, err)} })
 	root.AddCommand(convertCommand(), mergeCommand(), unmergeCommand(), attachCommand(), extractCommand(), resizeCommand(),
-		combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), formatsCommand(),
+		combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), validateCommand(), formatsCommand(),
 		versionCommand())
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

@@ -1,0 +1,285 @@
+package train
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// network is a model whose parameters are bound: to a checkpoint, and to what an adapter does to them.
+type network struct {
+	*spec
+	base      *checkpoint.Checkpoint
+	adapter   *adapter // nil where there is none
+	params    map[string]*checkpoint.Parameter
+	embedding *lookup
+	positions *lookup // of learned positions, or nil
+	blocks    []*block
+	finalNorm *normal
+	head      *heading
+	unused    []string // parameters of the file that have no part in the model
+}
+
+// bind finds the parameters of a model in a checkpoint. Each has to be there, in the shape that its config gives it.
+func bind(c *checkpoint.Checkpoint, sp *spec) (*network, error) {
+	n := &network{spec: sp, base: c, params: map[string]*checkpoint.Parameter{}}
+	names := c.Parameters()
+	if own := sp.head.module + ".weight"; sp.tied && slices.Contains(names, own) {
+		sp.tied = false // as transformers has it
+	}
+	wanted := map[string]bool{}
+	for _, p := range sp.parameters() {
+		wanted[p.name] = true
+		have, err := c.Runtime(p.name)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Equal(have.Shape, p.shape) {
+			w := have.Pieces[0].Weight
+			return nil, fmt.Errorf("%s: tensor %s: %w: the shape of parameter %s is %v, expected %v by config.json",
+				w.Parts[0].File, tensor.Quote(w.Name), checkpoint.ErrRefused, tensor.Quote(p.name), have.Shape, p.shape)
+		}
+		n.params[p.name] = have
+	}
+	for _, name := range names {
+		if !wanted[name] {
+			n.unused = append(n.unused, name)
+		}
+	}
+	return n, nil
+}
+
+// build makes the layers, with what the adapter, which may be nil, does to them.
+func (n *network) build(length int) error {
+	n.embedding = n.lookup(n.spec.embedding, n.vocab, n.spec.embedScale)
+	n.embedding.padding = n.padToken
+	if n.spec.positions != "" {
+		n.positions = n.lookup(n.spec.positions, n.maxPositions, 1)
+		n.positions.padding = -1
+	}
+	n.blocks = nil
+	made := map[*rotary]*turns{}
+	for i := range n.layers {
+		b, err := n.block(&n.layers[i], made, length)
+		if err != nil {
+			return err
+		}
+		n.blocks = append(n.blocks, b)
+	}
+	var err error
+	if n.finalNorm, err = n.normal(&n.spec.finalNorm); err != nil {
+		return err
+	}
+	p, err := n.projection(&n.spec.head)
+	if err != nil {
+		return err
+	}
+	n.head = &heading{projection: p, scale: n.logitScale, softCap: n.logitCap}
+	return nil
+}
+
+// adaptation is what the adapter does to a parameter, or nil.
+func (n *network) adaptation(param string) *adaptation {
+	if n.adapter == nil {
+		return nil
+	}
+	return n.adapter.params[param]
+}
+
+// source is the matrix of a parameter as it is used, of rows of cols elements.
+func (n *network) source(param string, cols int) source {
+	var from source
+	if p := n.params[param]; p != nil {
+		from = &decoded{p, 0, cols}
+	}
+	if a := n.adaptation(param); a != nil {
+		if a.value != nil || a.frozen != nil {
+			from = held{a, cols}
+		}
+		if a.rows != nil {
+			from = &patched{from, a, cols}
+		}
+	}
+	return from
+}
+
+func (n *network) lookup(module string, rows int, factor float32) *lookup {
+	param := module + ".weight"
+	l := &lookup{module: module, rows: rows, width: n.hidden, table: n.source(param, n.hidden), factor: factor}
+	if a := n.adaptation(param); a != nil {
+		l.whole, l.some, l.indices, l.low = a.value, a.rows, a.indices, a.plain
+		if a.plain != nil && a.plain.magnitude != nil {
+			l.norms = make([]float32, n.hidden)
+		}
+	}
+	return l
+}
+
+// vector reads a parameter that is small, which is kept.
+func (n *network) vector(param string) ([]float32, error) {
+	p := n.params[param]
+	rows, cols := p.Matrix(0).Dims()
+	v := make([]float32, rows*cols)
+	return v, p.Matrix(0).ReadRows(v, 0, rows)
+}
+
+func (n *network) projection(l *linear) (*projection, error) {
+	if l == nil {
+		return nil, nil
+	}
+	p := &projection{linear: *l, turned: l.conv}
+	param := l.module + ".weight"
+	cols := l.in
+	if l.conv {
+		cols = l.out
+	}
+	from := param
+	if l.module == n.spec.head.module && n.tied {
+		from = n.spec.embedding + ".weight"
+	}
+	p.weight = n.headSource(param, from, cols)
+	if a := n.adaptation(param); a != nil {
+		p.whole, p.rows, p.indices, p.low = a.value, a.rows, a.indices, a.plain
+		if a.plain != nil && a.plain.magnitude != nil {
+			p.norms = make([]float32, l.out)
+		}
+	}
+	if a := n.adaptation(l.module + ".bias"); a != nil {
+		p.biasWhole, p.biasAdded, p.biasScale = a.value, a.bias, a.biasScale
+	}
+	if !l.bias {
+		return p, nil
+	}
+	var err error
+	p.bias, err = n.vector(l.module + ".bias")
+	return p, err
+}
+
+// headSource is the source of a parameter that may be tied to another: that one's matrix in the file, with what the
+// adapter does to this one.
+func (n *network) headSource(param, from string, cols int) source {
+	if param != from {
+		n.params[param] = n.params[from]
+		defer delete(n.params, param)
+	}
+	return n.source(param, cols)
+}
+
+func (n *network) normal(o *norm) (*normal, error) {
+	if o == nil {
+		return nil, nil
+	}
+	r := &normal{norm: *o}
+	var err error
+	if a := n.adaptation(o.module + ".weight"); a != nil {
+		r.weightWhole = a.value
+	}
+	if r.weight, err = n.vector(o.module + ".weight"); err != nil {
+		return nil, err
+	}
+	if o.bias {
+		if a := n.adaptation(o.module + ".bias"); a != nil {
+			r.biasWhole = a.value
+		}
+		r.bias, err = n.vector(o.module + ".bias")
+	}
+	return r, err
+}
+
+// maker makes parts of a block until the first error.
+type maker struct {
+	*network
+	err error
+}
+
+func (m *maker) linear(l *linear) *projection {
+	if m.err != nil {
+		return nil
+	}
+	var p *projection
+	p, m.err = m.projection(l)
+	return p
+}
+
+func (m *maker) norm(o *norm) *normal {
+	if m.err != nil {
+		return nil
+	}
+	var r *normal
+	r, m.err = m.normal(o)
+	return r
+}
+
+// heads are the norms of q or k: one, or one a head.
+func (m *maker) heads(o *norm, heads int) []*normal {
+	if o == nil {
+		return nil
+	}
+	if !o.perHead {
+		return []*normal{m.norm(o)}
+	}
+	list := make([]*normal, heads)
+	for i := range list {
+		one := *o
+		one.module = fmt.Sprintf("%s.norms.%d", o.module, i)
+		list[i] = m.norm(&one)
+	}
+	return list
+}
+
+func (n *network) block(l *layer, made map[*rotary]*turns, length int) (*block, error) {
+	m := &maker{network: n}
+	b := &block{
+		layer:           l,
+		beforeAttention: m.norm(l.beforeAttention), afterAttention: m.norm(l.afterAttention),
+		beforeMLP: m.norm(l.beforeMLP), afterMLP: m.norm(l.afterMLP),
+	}
+	a := &l.attention
+	b.attending = &attending{
+		attention: *a, q: m.linear(a.q), k: m.linear(a.k), v: m.linear(a.v), fused: m.linear(a.fused),
+		out: m.linear(&a.out), qNorm: m.heads(a.qNorm, a.heads), kNorm: m.heads(a.kNorm, a.keyHeads),
+	}
+	if a.rotary != nil {
+		if made[a.rotary] == nil {
+			made[a.rotary] = turnsOf(a.rotary, length)
+		}
+		b.attending.turns = made[a.rotary]
+	}
+	if f := l.mlp; f != nil {
+		b.feeding = &feeding{act: f.act, gate: m.linear(f.gate), up: m.linear(f.up), gateUp: m.linear(f.gateUp),
+			down: m.linear(&f.down)}
+	}
+	if e := l.experts; e != nil {
+		b.routing = &routing{experts: *e, router: m.linear(&e.router),
+			expert: func(i int) *feeding { return n.expert(e, i) }}
+	}
+	return b, m.err
+}
+
+// expert is one of a stack.
+func (n *network) expert(e *experts, i int) *feeding {
+	part := func(param string, in, out int) *projection {
+		p := &projection{linear: linear{module: fmt.Sprintf("%s[%d]", param, i), in: in, out: out}}
+		p.weight = &decoded{n.params[param], i, in}
+		if a := n.adaptation(param); a != nil {
+			switch {
+			case a.value != nil:
+				p.whole = a.value.expert(i, in*out)
+				p.weight = held{&adaptation{value: p.whole}, in}
+			case a.experts != nil:
+				p.low = a.experts[i]
+			}
+		}
+		return p
+	}
+	return &feeding{act: e.act, gateUp: part(e.gateUp, e.hidden, 2*e.width), down: part(e.down, e.width, e.hidden)}
+}
+
+// expert is the part of a stack that is one expert's, of n elements.
+func (t *trainable) expert(i, n int) *trainable {
+	p := *t
+	p.value, p.gradient = t.value[i*n:(i+1)*n], t.gradient[i*n:(i+1)*n]
+	return &p
+}

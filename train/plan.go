@@ -1,0 +1,190 @@
+package train
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"runtime"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/lorakit/lorakit/hint"
+	"github.com/lorakit/lorakit/internal/kernels"
+)
+
+// ErrMemory says that a step needs more memory than it may have.
+var ErrMemory = errors.New("too little memory")
+
+// Bytes are what a step takes, by what it is for.
+type Bytes struct {
+	// Weights are those of the base as they are stored, of which only tiles are ever in memory, and the adapter's.
+	Weights     int64 `json:"weights"`
+	Gradients   int64 `json:"gradients"`
+	Moments     int64 `json:"moments"`
+	Activations int64 `json:"activations"` // the inputs of all blocks, and all that one block computes
+	Logits      int64 `json:"logits"`      // of a chunk of tokens
+	// Tiles are decoded rows of weights, packed copies of activations and what a thread computes with.
+	Tiles        int64 `json:"tiles"`
+	MeasuredPeak int64 `json:"measured_peak"` // of the whole process, by the system's count
+}
+
+const (
+	// runtimeBytes is what a Go process of this kind takes before it does any work.
+	runtimeBytes = 24 << 20
+	// leastChunk is how many tokens' logits are computed at once at least.
+	leastChunk = 16
+)
+
+// sizes are what a step has to have memory for, in floats.
+type sizes struct {
+	states, slab       int
+	largest            string // the part that takes most of the slab, and how much
+	largestFloats      int
+	wide, low, gu      int
+	tile, shared, each int // tile and scores of a thread
+	token              int // the logits of one token
+}
+
+// projections are all linear layers but those of experts, the head among them.
+func (n *network) projections() iter.Seq[*projection] {
+	return func(yield func(*projection) bool) {
+		for _, b := range n.blocks {
+			list := []*projection{b.attending.q, b.attending.k, b.attending.v, b.attending.fused, b.attending.out}
+			if f := b.feeding; f != nil {
+				list = append(list, f.gate, f.up, f.gateUp, f.down)
+			}
+			if b.routing != nil {
+				list = append(list, b.routing.router)
+			}
+			for _, p := range list {
+				if p != nil && !yield(p) {
+					return
+				}
+			}
+		}
+		yield(n.head.projection)
+	}
+}
+
+// measure finds the sizes of a step, with a backward pass or without one.
+func (s *step) measure(backward bool) sizes {
+	tokens := len(s.batch.ids)
+	z := sizes{token: s.network.head.out}
+	dry := &slab{}
+	take := func(name string) {
+		if dry.used > z.largestFloats || dry.most > z.largestFloats {
+			z.largest, z.largestFloats = name, dry.most
+		}
+		dry.reset()
+	}
+	z.states = 2 + 1 // and the last of them, normalised
+	if backward {
+		z.states = len(s.blocks) + 1 + 1 + 1 // and the gradient
+	}
+	z.states *= s.hidden * tokens
+	z.states += 2 * tokens // of the last norm
+	for i, b := range s.blocks {
+		dry.run(b, s.hidden, tokens, s.batch.Length, backward)
+		take(s.layers[i].name)
+	}
+	if backward {
+		dry.lookupRoom(s.network.embedding, tokens)
+		dry.lookupRoom(s.network.positions, tokens)
+		take(s.network.embedding.module)
+	}
+	dry.mat(2*s.hidden, tokens)
+	dry.apply(s.network.head.projection, tokens)
+	take(s.network.head.module)
+	z.slab = dry.most
+	add := func(p *projection) {
+		widest := p.in
+		if p.turned {
+			widest = max(p.in, p.out)
+		}
+		z.wide = max(z.wide, panelsLen(widest, tokens))
+		if p.low != nil {
+			z.low, z.gu = max(z.low, panelsLen(p.low.rank, tokens)), max(z.gu, p.low.rank*tokens)
+		}
+		rows, cols := p.out, p.in
+		if p.turned {
+			rows, cols = cols, rows
+		}
+		z.tile = max(z.tile, tileRows(tileFloats, rows, cols)*(cols+tilePad))
+		z.shared = max(z.shared, tileRows(sharedFloats, rows, cols)*(cols+tilePad))
+	}
+	for p := range s.projections() {
+		add(p)
+	}
+	for _, b := range s.blocks {
+		if b.routing == nil {
+			continue
+		}
+		for i := range b.routing.count {
+			f := b.routing.expert(i)
+			add(f.gateUp)
+			add(f.down)
+		}
+	}
+	// A thread has the tile, what it was decoded from, and the scores and their gradients of some queries.
+	z.each = 2*z.tile + 3*s.batch.Length*min(s.batch.Length, queryBlock)
+	return z
+}
+
+// reserve takes the memory of the steps, no more than memory for the whole process. The adapter's is taken already.
+func (s *step) reserve(memory int64, backward bool) error {
+	z := s.measure(backward)
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	fixed := runtimeBytes + int64(m.HeapAlloc)
+	floats := z.states + z.slab + z.wide + z.low + z.gu + 2*z.shared + len(s.workers)*z.each
+	tokens := len(s.batch.ids)
+	s.room.chunk = tokens
+	if memory > 0 {
+		// A part is left to what is not counted: the collector, and what it has not collected.
+		free := memory - memory/8 - fixed - 4*int64(floats)
+		least := fixed + 4*int64(floats) + 4*int64(min(leastChunk, tokens)*z.token)
+		least += least/7 + 1<<20
+		if free < 4*int64(z.token*min(leastChunk, tokens)) {
+			return s.tooLittle(z, memory, least)
+		}
+		s.room.chunk = int(min(int64(tokens), free/int64(4*z.token)))
+	}
+	count := 2
+	if backward {
+		count = len(s.blocks) + 1
+		s.g = kernels.NewMat(s.hidden, tokens)
+	}
+	for range count {
+		s.states = append(s.states, kernels.NewMat(s.hidden, tokens))
+	}
+	s.normed = kernels.NewMat(s.hidden, tokens)
+	s.slab = slab{data: make([]float32, z.slab)}
+	s.room.logits = make([]float32, z.token*s.room.chunk)
+	s.room.wide, s.room.low, s.room.gu = make([]float32, z.wide), make([]float32, z.low), make([]float32, z.gu)
+	s.room.normFactor, s.room.normMean = make([]float32, tokens), make([]float32, tokens)
+	for i := range s.room.shared {
+		s.room.shared[i] = make([]float32, z.shared)
+	}
+	for _, w := range s.workers {
+		w.tile = make([]float32, z.tile)
+	}
+	s.bytes.Activations = 4 * int64(z.states+z.slab)
+	s.bytes.Logits = 4 * int64(len(s.room.logits))
+	s.bytes.Tiles = 4 * int64(z.wide+z.low+z.gu+2*z.shared+len(s.workers)*z.each)
+	return nil
+}
+
+// tooLittle names what does not fit: the block that takes most, or the head.
+func (s *step) tooLittle(z sizes, memory, least int64) error {
+	layer, takes := z.largest, 4*int64(z.largestFloats)
+	if head := 4 * int64(z.token*min(leastChunk, len(s.batch.ids))); head > takes {
+		layer, takes = s.network.head.module, head
+	}
+	size := func(n int64) string { return humanize.IBytes(uint64(n)) }
+	err := fmt.Errorf("%s: %w: layer %s does not fit: it takes %s, beside %s for the inputs of all layers and %s for "+
+		"the adapter with gradients and moments; %s allowed, %s needed", s.base.Path, ErrMemory, layer, size(takes),
+		size(4*int64(z.states)), size(s.held), size(memory), size(least))
+	return hint.With(err, hint.Hint{
+		Option: "Memory", Value: fmt.Sprintf("%dMiB", (least+1<<20-1)>>20), Effect: "will do",
+	})
+}

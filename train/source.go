@@ -1,0 +1,150 @@
+package train
+
+import (
+	"slices"
+
+	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/internal/kernels"
+)
+
+// source gives the rows of a matrix as they are used.
+type source interface {
+	// read fills the rows of dst, which lie stride floats apart, with those from lo to hi.
+	read(w *worker, dst []float32, stride, lo, hi int) error
+}
+
+// decoded is a matrix of the file. It is decoded whenever it is needed.
+type decoded struct {
+	param  *checkpoint.Parameter
+	expert int
+	cols   int
+}
+
+func (s *decoded) read(w *worker, dst []float32, stride, lo, hi int) error {
+	m := s.param.Matrix(s.expert)
+	rows := make([]float32, (hi-lo)*s.cols)
+	if err := m.ReadRows(rows, lo, hi); err != nil {
+		return err
+	}
+	for i := range hi - lo {
+		copy(dst[i*stride:][:s.cols], rows[i*s.cols:])
+	}
+	return nil
+}
+
+// held is a matrix that the adapter brings, by rows.
+type held struct {
+	*adaptation
+	cols int
+}
+
+func (h held) read(_ *worker, dst []float32, stride, lo, hi int) error {
+	values := h.frozen
+	if h.value != nil {
+		values = h.value.value
+	}
+	for i := lo; i < hi; i++ {
+		copy(dst[(i-lo)*stride:][:h.cols], values[i*h.cols:])
+	}
+	return nil
+}
+
+// patched is a matrix some of whose rows are others: those that the adapter trains.
+type patched struct {
+	source
+	*adaptation
+	cols int
+}
+
+func (p *patched) read(w *worker, dst []float32, stride, lo, hi int) error {
+	if err := p.source.read(w, dst, stride, lo, hi); err != nil {
+		return err
+	}
+	first, _ := slices.BinarySearch(p.indices, lo)
+	for k := first; k < len(p.indices) && p.indices[k] < hi; k++ {
+		copy(dst[(p.indices[k]-lo)*stride:][:p.cols], p.rows.value[k*p.cols:])
+	}
+	return nil
+}
+
+// A tile of a weight is some rows of it, as many as a cache holds. tilePad keeps its rows apart, so that those of a
+// width that is a power of two do not all fall into the same lines of a cache.
+const (
+	tileFloats   = 128 << 10 // for one thread
+	sharedFloats = 256 << 10 // for all of them
+	tilePad      = 16
+)
+
+// tileRows is how many rows of cols elements a tile of so many floats has.
+func tileRows(floats, rows, cols int) int {
+	return min(max(floats/(cols+tilePad)/8*8, 8), rows)
+}
+
+// rowTile reads some rows into the worker's own memory.
+func (w *worker) rowTile(from source, cols, lo, hi int) (kernels.Mat, error) {
+	stride := cols + tilePad
+	if n := (hi - lo) * stride; len(w.tile) < n {
+		w.tile = make([]float32, n)
+	}
+	tile := kernels.Mat{Data: w.tile[:(hi-lo)*stride], Rows: hi - lo, Cols: cols, RowStride: stride, ColStride: 1}
+	return tile, from.read(w, tile.Data, stride, lo, hi)
+}
+
+// byRows hands the rows of a matrix to use in tiles, each to one worker, in any order.
+func (c *crew) byRows(from source, rows, cols int, use func(w *worker, tile kernels.Mat, lo int)) error {
+	size := tileRows(tileFloats, rows, cols)
+	return c.each((rows+size-1)/size, func(w *worker, i int) error {
+		lo := i * size
+		tile, err := w.rowTile(from, cols, lo, min(lo+size, rows))
+		if err != nil {
+			return err
+		}
+		use(w, tile, lo)
+		return nil
+	})
+}
+
+// sharedTiles is the memory of byTiles: the tile that is used, and the one that is read meanwhile.
+type sharedTiles [2][]float32
+
+// byTiles hands the rows of a matrix to use in tiles, one after the other, each to all workers at once: part is the
+// worker's, of parts. The next tile is read meanwhile.
+func (c *crew) byTiles(
+	room *sharedTiles, from source, rows, cols int, use func(w *worker, tile kernels.Mat, lo, part, parts int),
+) error {
+	size := tileRows(sharedFloats, rows, cols)
+	stride, n, parts := cols+tilePad, (rows+size-1)/size, len(c.workers)
+	for i := range room {
+		if len(room[i]) < size*stride {
+			room[i] = make([]float32, size*stride)
+		}
+	}
+	fill := func(w *worker, t, part int) error { // a part of the rows of a tile
+		lo, hi := t*size, min((t+1)*size, rows)
+		share := (hi - lo + parts - 1) / parts
+		first, last := min(lo+part*share, hi), min(lo+(part+1)*share, hi)
+		if first == last {
+			return nil
+		}
+		return from.read(w, room[t%2][(first-lo)*stride:], stride, first, last)
+	}
+	for t := -1; t < n; t++ {
+		err := c.each(parts, func(w *worker, part int) error {
+			if t+1 < n {
+				if err := fill(w, t+1, part); err != nil {
+					return err
+				}
+			}
+			if t >= 0 {
+				lo, hi := t*size, min((t+1)*size, rows)
+				tile := kernels.Mat{Data: room[t%2], Rows: hi - lo, Cols: cols, RowStride: stride, ColStride: 1}
+				use(w, tile, lo, part, parts)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
