@@ -15,9 +15,9 @@ import (
 // ErrArchitecture says that no training step is known for a model's architecture.
 var ErrArchitecture = errors.New("no training step for this architecture")
 
-// architectures are those with a step. Each function says what is particular to one, with the defaults of its
+// readers are for the architectures with a step. Each function says what is particular to one, with the defaults of its
 // configuration class in transformers; what it does not mention is as in Llama.
-var architectures = map[string]func(*fields) *spec{
+var readers = map[string]func(*fields) *spec{
 	"Cohere2ForCausalLM":             cohere2,
 	"GPT2LMHeadModel":                gpt2,
 	"Gemma2ForCausalLM":              gemma2,
@@ -40,10 +40,10 @@ var architectures = map[string]func(*fields) *spec{
 // readSpec reads what a config.json says of a model. An error names the member of the config, or is an
 // ErrArchitecture that lists the architectures with a step.
 func readSpec(c *models.Config) (*spec, error) {
-	read, ok := architectures[c.Architecture]
+	read, ok := readers[c.Architecture]
 	if !ok {
 		return nil, fmt.Errorf("config: %q of model type %q: %w; there is one for %s", c.Architecture, c.ModelType,
-			ErrArchitecture, strings.Join(slices.Sorted(maps.Keys(architectures)), ", "))
+			ErrArchitecture, strings.Join(slices.Sorted(maps.Keys(readers)), ", "))
 	}
 	members, _ := c.Members("")
 	var err error
