@@ -36,6 +36,8 @@ type golden struct {
 		KeyHeads int            `json:"key_heads"`
 		HeadDim  int            `json:"head_dim"`
 	} `json:"layers"`
+	Order       []string                    `json:"order"`    // of norms and the last matrix of each branch, in layer 0
+	Parallel    bool                        `json:"parallel"` // both branches read the same
 	Frequencies map[string][]jsontext.Value `json:"frequencies"`
 	Experts     map[string]jsontext.Value   `json:"experts"`
 	Activation  float64                     `json:"activation"` // of 1
@@ -58,8 +60,8 @@ func goldens(t testing.TB) []golden {
 	return all
 }
 
-// read is readSpec of a config as it is in a file.
-func read(t testing.TB, config string) (*spec, error) {
+// specOf is readSpec of a config as it is in a file.
+func specOf(t testing.TB, config string) (*spec, error) {
 	t.Helper()
 	c, err := models.ParseConfig([]byte(config))
 	require.NoError(t, err)
@@ -81,7 +83,7 @@ func TestSpecAsTransformers(t *testing.T) {
 	architectures := map[string]bool{}
 	for _, g := range goldens(t) {
 		t.Run(g.Name, func(t *testing.T) {
-			s, err := read(t, string(g.Config))
+			s, err := specOf(t, string(g.Config))
 			if g.Refused != "" {
 				require.Error(t, err, g.Refused)
 				assert.NotContains(t, err.Error(), "\n")
@@ -92,6 +94,8 @@ func TestSpecAsTransformers(t *testing.T) {
 			sameParameters(t, g, s)
 			sameNorms(t, g, s)
 			sameLayers(t, g, s)
+			assert.Equal(t, g.Order, orderOf(&s.layers[0]))
+			assert.Equal(t, g.Parallel, s.layers[0].parallel)
 			assert.Equal(t, g.Tied, s.tied)
 			assert.Equal(t, g.Pad, s.padToken)
 			assert.InEpsilon(t, g.EmbedScale, float64(s.embedScale), 1e-7)
@@ -162,6 +166,35 @@ func sameNorms(t *testing.T, g golden, s *spec) {
 	}
 }
 
+// orderOf lists the norms of a layer and the last matrix of each branch as they are used.
+func orderOf(l *layer) []string {
+	var list []string
+	norm := func(n *norm, heads int) {
+		switch {
+		case n == nil:
+		case n.perHead:
+			for h := range heads {
+				list = append(list, n.module+".norms."+strconv.Itoa(h))
+			}
+		default:
+			list = append(list, n.module)
+		}
+	}
+	norm(l.beforeAttention, 0)
+	norm(l.attention.qNorm, l.attention.heads)
+	norm(l.attention.kNorm, l.attention.keyHeads)
+	list = append(list, l.attention.out.module)
+	norm(l.afterAttention, 0)
+	norm(l.beforeMLP, 0)
+	if l.experts != nil {
+		list = append(list, strings.TrimSuffix(l.experts.down, ".down_proj"))
+	} else {
+		list = append(list, l.mlp.down.module)
+	}
+	norm(l.afterMLP, 0)
+	return list
+}
+
 func sameLayers(t *testing.T, g golden, s *spec) {
 	// The functions at 1 are far apart, the two of gelu by 1.5e-4.
 	acts := map[activation]float64{silu: 0.7310586, geluTanh: 0.8411920, geluErf: 0.8413447, relu: 1}
@@ -207,7 +240,7 @@ func TestRopeAsTransformers(t *testing.T) {
 			continue
 		}
 		t.Run(g.Name, func(t *testing.T) {
-			s, err := read(t, string(g.Config))
+			s, err := specOf(t, string(g.Config))
 			require.NoError(t, err)
 			for kind, rows := range g.Frequencies {
 				r := rotaryOf(s, kind)
@@ -288,13 +321,13 @@ func TestSpecRefuses(t *testing.T) {
 		`"architectures":["GPT2LMHeadModel"],"model_type":"gpt2","add_cross_attention":true`:                                                                               `config: add_cross_attention is true: attention to an encoder is not supported`,
 		llama + `"hidden_size":2097152,"intermediate_size":2097152,"num_hidden_layers":2048`:                                                                               `config: describes 6.31e+16 parameters, at most 1.13e+15 are read`,
 	} {
-		_, err := read(t, "{"+config+"}")
+		_, err := specOf(t, "{"+config+"}")
 		assert.EqualError(t, err, want)
 	}
 }
 
 func TestSpecOfUnknownArchitecture(t *testing.T) {
-	_, err := read(t, `{"architectures":["BertModel"],"model_type":"bert"}`)
+	_, err := specOf(t, `{"architectures":["BertModel"],"model_type":"bert"}`)
 	require.ErrorIs(t, err, ErrArchitecture)
 	assert.ErrorContains(t, err, `config: "BertModel" of model type "bert": no training step for this architecture; there is one for Cohere2ForCausalLM, GPT2LMHeadModel, `)
 	_, names, _ := strings.Cut(err.Error(), "there is one for ")
