@@ -5,10 +5,10 @@ import "sync"
 // tiles multiplies matrices by assembly that keeps a tile of c, of tileRows rows and width columns, in registers for
 // many steps of k.
 //
-// b is copied so that the assembly reads it in order: as panels of width columns, row after row, that
-// stay in the second-level cache for all rows of a; the last panel has as many columns as whole vectors need, filled
-// up with zeros. Of a, tiles of tileRows rows stay in the first-level cache for all panels; they are read where they lie,
-// which is no slower than from a copy in order if their rows or their columns are contiguous.
+// b is copied so that the assembly reads it in order: as panels of width columns, row after row, that stay in the
+// second-level cache for all rows of a; the last panel has as many columns as whole vectors need, filled up with zeros.
+// Of a, tiles of tileRows rows stay in the first-level cache for all panels; they are read where they lie, which is no
+// slower than from a copy in order if their rows or their columns are contiguous.
 type tiles struct {
 	width int // of three vectors
 	full  multiplier
