@@ -181,7 +181,7 @@ func TestReadIntoRefused(t *testing.T) {
 
 // BenchmarkReadInto decodes a weight tile by tile, from the page cache and into rows of a padded stride.
 func BenchmarkReadInto(b *testing.B) {
-	const rows, cols, tile, stride = 2048, 5632, 64, 5632 + 16
+	const rows, cols, tile, stride = 5632, 2048, 64, 2048 + 16
 	for _, c := range []struct {
 		typ string
 		d   tensor.DType

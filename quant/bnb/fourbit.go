@@ -305,11 +305,8 @@ func grow(f *[]float32, n int) []float32 {
 	return (*f)[:n]
 }
 
-func getFloats(dst []float32, src []byte) {
-	for i := range dst {
-		dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
-	}
-}
+// getFloats reads len(dst) numbers, a copy of memory as a rule. Only lengths that differ could be an error.
+func getFloats(dst []float32, src []byte) { _ = tensor.ToFloats(dst, src[:4*len(dst)], tensor.F32) }
 
 func putFloats(dst []byte, src []float32) {
 	for i, x := range src {
