@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/x448/float16"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
@@ -24,10 +25,13 @@ func matrixWeight(rows, cols int, d tensor.DType) *Weight {
 	r := rand.New(rand.NewPCG(1, 2))
 	var b []byte
 	for range rows * cols {
-		v := math.Float32bits(float32(r.NormFloat64()))
-		if d == tensor.BF16 {
+		x := float32(r.NormFloat64())
+		switch v := math.Float32bits(x); d {
+		case tensor.BF16:
 			b = binary.LittleEndian.AppendUint16(b, uint16(v>>16))
-		} else {
+		case tensor.F16:
+			b = binary.LittleEndian.AppendUint16(b, float16.Fromfloat32(x).Bits())
+		default:
 			b = binary.LittleEndian.AppendUint32(b, v)
 		}
 	}

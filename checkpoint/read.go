@@ -26,8 +26,8 @@ func ReadPart(t *formats.Tensor, p []byte, off int64) error {
 // It is for one goroutine at a time.
 type Reader struct {
 	raw, strip, piece, values []byte
-	ranges                    []quant.Range
-	views                     [][]byte
+	ranges, rowRanges         []quant.Range
+	views, rowViews           [][]byte
 	compute                   chan struct{}
 }
 
@@ -68,7 +68,22 @@ func (r *Reader) readStored(w *Weight, values *[]byte, lo, hi int64) ([]byte, er
 	// A decoder starts at whole units: decode some more, return a part.
 	unit, n, width := w.Decoder.Unit(), w.Count(), w.Values.Bits()/8
 	first, last := lo-lo%unit, min(hi+(unit-hi%unit)%unit, n)
-	r.ranges = w.Decoder.Inputs(r.ranges[:0], first, last)
+	if err := r.readInputs(w, first, last); err != nil {
+		return nil, err
+	}
+	b := sized(values, (last-first)*width)
+	r.Begin()
+	err := w.Decoder.Decode(b, first, last, r.views)
+	r.End()
+	if err != nil {
+		return nil, err
+	}
+	return b[(lo-first)*width : (hi-first)*width], nil
+}
+
+// readInputs reads what the elements [lo, hi) of a quantised weight, whole units, are decoded from.
+func (r *Reader) readInputs(w *Weight, lo, hi int64) error {
+	r.ranges = w.Decoder.Inputs(r.ranges[:0], lo, hi)
 	var total int64
 	for _, x := range r.ranges {
 		total += x.Length
@@ -79,18 +94,83 @@ func (r *Reader) readStored(w *Weight, values *[]byte, lo, hi int64) ([]byte, er
 		view := raw[:x.Length:x.Length]
 		raw = raw[x.Length:]
 		if err := ReadPart(&w.Parts[x.Part], view, x.Offset); err != nil {
-			return nil, err
+			return err
 		}
 		r.views = append(r.views, view)
 	}
-	b := sized(values, (last-first)*width)
-	r.Begin()
-	err := w.Decoder.Decode(b, first, last, r.views)
-	r.End()
-	if err != nil {
-		return nil, err
+	return nil
+}
+
+// readFloats fills rows of dst, which begin stride elements apart, with rows that lie one after the other in the file,
+// of cols elements, the first at the element at.
+func (r *Reader) readFloats(w *Weight, dst []float32, stride, at, rows, cols int64) error {
+	switch d := w.Decoder; {
+	case w.Values != tensor.F32:
+	case d == nil:
+		for k := range rows {
+			err := tensor.FillFloats(dst[k*stride:][:cols], func(b []byte) error {
+				return ReadPart(&w.Parts[0], b, 4*(at+k*cols))
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	case at%d.Unit() == 0 && cols%d.Unit() == 0:
+		return r.decodeFloats(w, dst, stride, at, rows, cols)
 	}
-	return b[(lo-first)*width : (hi-first)*width], nil
+	values, err := r.readStored(w, &r.values, at, at+rows*cols)
+	if err != nil {
+		return err
+	}
+	size := cols * w.Values.Bits() / 8
+	r.Begin()
+	defer r.End()
+	for k := range rows {
+		if err := tensor.ToFloats(dst[k*stride:][:cols], values[k*size:][:size], w.Values); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decodeFloats is readFloats of a decoder that computes in float32, for rows of whole units: all bytes are read at
+// once, and each row is decoded where it belongs.
+func (r *Reader) decodeFloats(w *Weight, dst []float32, stride, at, rows, cols int64) error {
+	if err := r.readInputs(w, at, at+rows*cols); err != nil {
+		return err
+	}
+	r.Begin()
+	defer r.End()
+	for k := range rows {
+		lo := at + k*cols
+		if err := r.viewRow(w, lo, lo+cols); err != nil {
+			return err
+		}
+		err := tensor.FillFloats(dst[k*stride:][:cols], func(b []byte) error {
+			return w.Decoder.Decode(b, lo, lo+cols, r.rowViews)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// viewRow finds what the elements [lo, hi) are decoded from in what readInputs has read for more of them.
+func (r *Reader) viewRow(w *Weight, lo, hi int64) error {
+	r.rowRanges = w.Decoder.Inputs(r.rowRanges[:0], lo, hi)
+	r.rowViews = r.rowViews[:0]
+	for i, x := range r.rowRanges {
+		if i >= len(r.ranges) || x.Part != r.ranges[i].Part || x.Offset < r.ranges[i].Offset ||
+			x.Offset-r.ranges[i].Offset > r.ranges[i].Length-x.Length {
+			return fmt.Errorf("%w: elements %d to %d are decoded from other bytes than those around them",
+				quant.ErrMalformed, lo, hi)
+		}
+		from := x.Offset - r.ranges[i].Offset
+		r.rowViews = append(r.rowViews, r.views[i][from:from+x.Length])
+	}
+	return nil
 }
 
 // readTransposed returns the elements [lo, hi) of the transpose of what lies in the file: a strip of columns, which

@@ -17,7 +17,8 @@ type Parameter struct {
 	Experts int
 	Pieces  []Piece
 
-	matrix tensor.Shape // rows and columns of the parameter, or of one expert's matrix
+	matrix  tensor.Shape // rows and columns of the parameter, or of one expert's matrix
+	flipped bool         // each matrix is turned round
 }
 
 // Piece is a tensor of the file that has a part in a parameter.
@@ -133,6 +134,31 @@ func (p *Parameter) misfit(x Piece) error {
 		tensor.Quote(x.Weight.Name), x.Weight.Shape, tensor.Quote(p.Pieces[0].Weight.Name), p.Pieces[0].Weight.Shape)
 }
 
+// Exact returns the parameter with values that are not rounded to the type that a weight had before it was quantised.
+func (p *Parameter) Exact() *Parameter {
+	exact := *p
+	exact.Pieces = slices.Clone(p.Pieces)
+	for i := range exact.Pieces {
+		exact.Pieces[i].Weight = exact.Pieces[i].Weight.Exact()
+	}
+	return &exact
+}
+
+// T returns the parameter with its matrix, or that of each expert, turned round.
+func (p *Parameter) T() *Parameter {
+	turned := *p
+	turned.flipped = !p.flipped
+	turned.matrix = p.matrix.Transposed()
+	turned.Shape = turned.matrix
+	if p.Experts > 0 {
+		turned.Shape = append(tensor.Shape{int64(p.Experts)}, turned.matrix...)
+	}
+	return &turned
+}
+
+// Turned reports whether the rows of the file are columns of the parameter, so that T is what is read fast.
+func (p *Parameter) Turned() bool { return p.area(p.Pieces[0], 0).turned }
+
 // Matrix reads the parameter by rows: its first dimension by all others, a vector as one row. Of a stack of experts it
 // reads the matrix of one; expert is not looked at for others. A Matrix is for one goroutine at a time.
 func (p *Parameter) Matrix(expert int) *ParameterMatrix {
@@ -145,7 +171,7 @@ func (p *Parameter) Matrix(expert int) *ParameterMatrix {
 	return m
 }
 
-// area is a piece of a matrix and where it lies in its tensor.
+// area is a piece of a matrix and where it lies in its tensor, whose elements count in the order of the file.
 type area struct {
 	w            *Weight
 	first, width int64 // the element of the tensor at which its matrix begins, and the length of the matrix' rows
@@ -188,6 +214,16 @@ func (p *Parameter) area(x Piece, expert int64) area {
 			a.col = int64(s.Part) * a.cols
 		}
 	}
+	if x.Weight.Transposed { // it has two dimensions
+		a.width = shape[0]
+		a.fileRow, a.fileCol = a.fileCol, a.fileRow
+		a.turned = !a.turned
+	}
+	if p.flipped {
+		a.row, a.col = a.col, a.row
+		a.rows, a.cols = a.cols, a.rows
+		a.turned = !a.turned
+	}
 	return a
 }
 
@@ -202,34 +238,48 @@ type ParameterMatrix struct {
 // Dims returns rows and columns.
 func (m *ParameterMatrix) Dims() (rows, cols int) { return m.rows, m.cols }
 
-// ReadRows fills dst with the rows from lo to hi, decoded and not rounded to the stored type.
+// ReadRows fills dst with the rows from lo to hi, decoded.
 func (m *ParameterMatrix) ReadRows(dst []float32, lo, hi int) error {
+	return m.ReadInto(dst, m.cols, lo, hi)
+}
+
+// ReadInto is ReadRows with rows that begin stride elements apart in dst; what lies between them is left alone. Rows
+// that lie together in the file are read at once, and go straight to their places.
+func (m *ParameterMatrix) ReadInto(dst []float32, stride, lo, hi int) error {
+	fits := 0 <= lo && lo <= hi && hi <= m.rows && m.cols <= stride
+	if fits && lo < hi && m.cols > 0 {
+		fits = m.cols <= len(dst) && hi-lo-1 <= (len(dst)-m.cols)/stride
+	}
+	if !fits {
+		return fmt.Errorf("rows %d to %d of a matrix of %d x %d into %d numbers, %d a row", lo, hi, m.rows, m.cols, len(dst),
+			stride)
+	}
+	if m.cols == 0 {
+		return nil
+	}
 	for i := range m.areas {
 		a := &m.areas[i]
 		first, last := max(int64(lo), a.row), min(int64(hi), a.row+a.rows)
 		if first >= last {
 			continue
 		}
-		if err := m.read(dst, int64(lo), a, first-a.row, last-a.row); err != nil {
+		out := dst[(first-int64(lo))*int64(stride)+a.col:]
+		if err := m.read(out, int64(stride), a, first-a.row, last-a.row); err != nil {
 			return a.w.Failed(err)
 		}
 	}
 	return nil
 }
 
-// read fills the rows [r0, r1) of an area; dst begins at row lo of the matrix.
-func (m *ParameterMatrix) read(dst []float32, lo int64, a *area, r0, r1 int64) error {
-	wide := int64(m.cols)
-	if !a.turned && a.cols == a.width && a.cols == wide { // rows that lie together
-		at := a.first + (a.fileRow+r0)*a.width
-		out := dst[(a.row+r0-lo)*wide : (a.row+r1-lo)*wide]
-		return m.floats(a.w, out, at)
-	}
+// read fills the rows [r0, r1) of an area; dst begins at the first of them.
+func (m *ParameterMatrix) read(dst []float32, stride int64, a *area, r0, r1 int64) error {
 	if !a.turned {
-		for k := r0; k < r1; k++ {
-			at := a.first + (a.fileRow+k)*a.width + a.fileCol
-			out := dst[(a.row+k-lo)*wide+a.col:][:a.cols]
-			if err := m.floats(a.w, out, at); err != nil {
+		at := a.first + (a.fileRow+r0)*a.width + a.fileCol
+		if a.cols == a.width { // rows that lie together
+			return m.r.readFloats(a.w, dst, stride, at, r1-r0, a.cols)
+		}
+		for k := range r1 - r0 {
+			if err := m.r.readFloats(a.w, dst[k*stride:], stride, at+k*a.width, 1, a.cols); err != nil {
 				return err
 			}
 		}
@@ -241,21 +291,12 @@ func (m *ParameterMatrix) read(dst []float32, lo int64, a *area, r0, r1 int64) e
 	strip := m.row[:r1-r0] // a piece of a row of the file, which is a piece of a column here
 	for c := range a.cols {
 		at := a.first + (a.fileRow+c)*a.width + a.fileCol + r0
-		if err := m.floats(a.w, strip, at); err != nil {
+		if err := m.r.readFloats(a.w, strip, r1-r0, at, 1, r1-r0); err != nil {
 			return err
 		}
 		for k, v := range strip {
-			dst[(a.row+r0+int64(k)-lo)*wide+a.col+c] = v
+			dst[int64(k)*stride+c] = v
 		}
 	}
 	return nil
-}
-
-// floats reads elements of a tensor.
-func (m *ParameterMatrix) floats(w *Weight, dst []float32, at int64) error {
-	values, err := m.r.Read(w, at, at+int64(len(dst)), false)
-	if err != nil {
-		return err
-	}
-	return tensor.ToFloats(dst, values, w.Values)
 }

@@ -44,6 +44,7 @@ func TestRuntime(t *testing.T) {
 					for _, step := range []int{1, 3, 1 << 20} {
 						assert.Equal(t, want.Hash, hash(t, p, step), "%s, %d rows at a time", name, step)
 					}
+					turnedRound(t, p)
 				}
 			}
 			for _, name := range c.Parameters() {
@@ -72,4 +73,22 @@ func hash(t *testing.T, p *checkpoint.Parameter, step int) string {
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil))[:16]
+}
+
+// turnedRound reads a parameter by columns, in the order of the file and across it.
+func turnedRound(t *testing.T, p *checkpoint.Parameter) {
+	turned := p.T()
+	require.NotEqual(t, p.Turned(), turned.Turned(), p.Name)
+	for expert := range max(1, p.Experts) {
+		m, mt := p.Matrix(expert), turned.Matrix(expert)
+		rows, cols := m.Dims()
+		x, y := make([]float32, rows*cols), make([]float32, rows*cols)
+		require.NoError(t, m.ReadRows(x, 0, rows))
+		for lo := 0; lo < cols; lo += 7 {
+			require.NoError(t, mt.ReadRows(y[lo*rows:], lo, min(lo+7, cols)))
+		}
+		for i := range x {
+			require.Equal(t, math.Float32bits(x[i]), math.Float32bits(y[i%cols*rows+i/cols]), "%s, element %d", p.Name, i)
+		}
+	}
 }

@@ -48,6 +48,18 @@ func (w *Weight) Stored() tensor.Shape {
 	return w.Shape
 }
 
+// Exact returns the weight with the float32 values that its scheme computes, not rounded to the type that it had.
+func (w *Weight) Exact() *Weight {
+	e, ok := w.Decoder.(quant.Exact)
+	if !ok {
+		return w
+	}
+	exact := *w
+	exact.Decoder = e.Exact()
+	exact.Values = exact.Decoder.Values()
+	return &exact
+}
+
 // Modules names the run-time modules that the weight belongs to: one, but where the file joins what are several in the
 // model.
 func (w *Weight) Modules() []string {

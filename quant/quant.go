@@ -79,6 +79,13 @@ type Decoder interface {
 	Decode(dst []byte, lo, hi int64, in [][]byte) error
 }
 
+// Exact is a Decoder that rounds what it computes to the type that the weight had, but need not.
+type Exact interface {
+	Decoder
+	// Exact returns a Decoder of the same weight whose Values are F32, as they are computed.
+	Exact() Decoder
+}
+
 // Deferred holds the float32 numbers that an Encoder keeps from its tiles for Finish.
 type Deferred interface {
 	// ReadFloats fills dst with the numbers that begin at index i.

@@ -17,7 +17,12 @@ func bytesOf(x []float32) []byte {
 
 // ToFloats converts stored elements of type d, little-endian, to len(dst) numbers.
 func ToFloats(dst []float32, values []byte, d DType) error {
-	if err := Convert(bytesOf(dst), F32, values, d); err != nil || littleEndian {
+	return FillFloats(dst, func(b []byte) error { return Convert(b, F32, values, d) })
+}
+
+// FillFloats has fill store len(dst) numbers, little-endian, in the memory of dst.
+func FillFloats(dst []float32, fill func(b []byte) error) error {
+	if err := fill(bytesOf(dst)); err != nil || littleEndian {
 		return err
 	}
 	for i := range dst {

@@ -1,5 +1,6 @@
 // Package kernels holds the hot loops: blockwise 4-bit quantisation, LLM.int8 rows, the casts between float32, float16
-// and bfloat16, the product of float32 matrices, and what a merge does to a row.
+// and bfloat16, the product of float32 matrices, what a merge does to a row, and what a training step does to
+// elements.
 //
 // Each loop exists as plain Go, which is its specification, and for amd64 as AVX2 and AVX-512 assembly that returns
 // the same bytes for every input, NaNs and subnormals included. The set is chosen once, by the features of the
@@ -69,6 +70,11 @@ type Set struct {
 	addScaled func(dst, src, delta []float32, scale float32) (done int)
 	kept      func(out, base, total, delta []float32) (share [2]sums, done int)
 	dot       func(x, y []float32) (sum sums, done int)
+	// exp, sigmoid, siluMul, siluMulGrad and addProducts do the first done elements, a multiple of 16.
+	exp, sigmoid func(dst, src []float32) (done int)
+	siluMul      func(dst, gate, up []float32) (done int)
+	siluMulGrad  func(dGate, dUp, d, gate, up []float32) (done int)
+	addProducts  func(acc []float64, x, y []float32) (done int)
 	// tiles multiplies matrices.
 	tiles *tiles
 }

@@ -7625,3 +7625,1878 @@ done:
 	MOVQ    DX, done+176(FP)
 	VZEROUPPER
 	RET
+
+// func expAVX512(dst []float32, src []float32) (done int)
+// Requires: AVX, AVX512F
+TEXT ·expAVX512(SB), NOSPLIT, $0-56
+	MOVQ dst_base+0(FP), AX
+	MOVQ src_base+24(FP), CX
+	MOVQ dst_len+8(FP), DX
+	ANDQ $-16, DX
+	MOVQ DX, BX
+
+loop:
+	TESTQ     BX, BX
+	JE        done
+	VMOVUPS   (CX), Z0
+	VMOVUPS   expMost<>+0(SB), Z1
+	VMINPS    Z0, Z1, Z1
+	VMOVUPS   expLeast<>+0(SB), Z0
+	VMAXPS    Z1, Z0, Z1
+	VMULPS    expLog2E<>+0(SB), Z1, Z0
+	VADDPS    expRound<>+0(SB), Z0, Z0
+	VSUBPS    expRound<>+0(SB), Z0, Z0
+	VMULPS    expLn2High<>+0(SB), Z0, Z2
+	VSUBPS    Z2, Z1, Z1
+	VMULPS    expLn2Low<>+0(SB), Z0, Z2
+	VSUBPS    Z2, Z1, Z1
+	VMULPS    expPower7<>+0(SB), Z1, Z3
+	VADDPS    expPower6<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expPower5<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expPower4<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expPower3<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expPower2<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z1, Z2
+	VMULPS    Z2, Z3, Z3
+	VADDPS    Z1, Z3, Z3
+	VADDPS    expUnit<>+0(SB), Z3, Z3
+	VCVTPS2DQ Z0, Z1
+	VPSRAD    $0x01, Z1, Z0
+	VPSUBD    Z0, Z1, Z1
+	VPADDD    expBias<>+0(SB), Z0, Z0
+	VPSLLD    $0x17, Z0, Z0
+	VMULPS    Z0, Z3, Z3
+	VPADDD    expBias<>+0(SB), Z1, Z1
+	VPSLLD    $0x17, Z1, Z1
+	VMULPS    Z1, Z3, Z3
+	VCMPPS    $0x03, Z3, Z3, K1
+	VMOVDQU32 everyNaN<>+0(SB), K1, Z3
+	VMOVUPS   Z3, (AX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	SUBQ      $+16, BX
+	JMP       loop
+
+done:
+	MOVQ DX, done+48(FP)
+	VZEROUPPER
+	RET
+
+DATA expMost<>+0(SB)/1, $0x00
+DATA expMost<>+1(SB)/1, $0x00
+DATA expMost<>+2(SB)/1, $0xb2
+DATA expMost<>+3(SB)/1, $0x42
+DATA expMost<>+4(SB)/1, $0x00
+DATA expMost<>+5(SB)/1, $0x00
+DATA expMost<>+6(SB)/1, $0xb2
+DATA expMost<>+7(SB)/1, $0x42
+DATA expMost<>+8(SB)/1, $0x00
+DATA expMost<>+9(SB)/1, $0x00
+DATA expMost<>+10(SB)/1, $0xb2
+DATA expMost<>+11(SB)/1, $0x42
+DATA expMost<>+12(SB)/1, $0x00
+DATA expMost<>+13(SB)/1, $0x00
+DATA expMost<>+14(SB)/1, $0xb2
+DATA expMost<>+15(SB)/1, $0x42
+DATA expMost<>+16(SB)/1, $0x00
+DATA expMost<>+17(SB)/1, $0x00
+DATA expMost<>+18(SB)/1, $0xb2
+DATA expMost<>+19(SB)/1, $0x42
+DATA expMost<>+20(SB)/1, $0x00
+DATA expMost<>+21(SB)/1, $0x00
+DATA expMost<>+22(SB)/1, $0xb2
+DATA expMost<>+23(SB)/1, $0x42
+DATA expMost<>+24(SB)/1, $0x00
+DATA expMost<>+25(SB)/1, $0x00
+DATA expMost<>+26(SB)/1, $0xb2
+DATA expMost<>+27(SB)/1, $0x42
+DATA expMost<>+28(SB)/1, $0x00
+DATA expMost<>+29(SB)/1, $0x00
+DATA expMost<>+30(SB)/1, $0xb2
+DATA expMost<>+31(SB)/1, $0x42
+DATA expMost<>+32(SB)/1, $0x00
+DATA expMost<>+33(SB)/1, $0x00
+DATA expMost<>+34(SB)/1, $0xb2
+DATA expMost<>+35(SB)/1, $0x42
+DATA expMost<>+36(SB)/1, $0x00
+DATA expMost<>+37(SB)/1, $0x00
+DATA expMost<>+38(SB)/1, $0xb2
+DATA expMost<>+39(SB)/1, $0x42
+DATA expMost<>+40(SB)/1, $0x00
+DATA expMost<>+41(SB)/1, $0x00
+DATA expMost<>+42(SB)/1, $0xb2
+DATA expMost<>+43(SB)/1, $0x42
+DATA expMost<>+44(SB)/1, $0x00
+DATA expMost<>+45(SB)/1, $0x00
+DATA expMost<>+46(SB)/1, $0xb2
+DATA expMost<>+47(SB)/1, $0x42
+DATA expMost<>+48(SB)/1, $0x00
+DATA expMost<>+49(SB)/1, $0x00
+DATA expMost<>+50(SB)/1, $0xb2
+DATA expMost<>+51(SB)/1, $0x42
+DATA expMost<>+52(SB)/1, $0x00
+DATA expMost<>+53(SB)/1, $0x00
+DATA expMost<>+54(SB)/1, $0xb2
+DATA expMost<>+55(SB)/1, $0x42
+DATA expMost<>+56(SB)/1, $0x00
+DATA expMost<>+57(SB)/1, $0x00
+DATA expMost<>+58(SB)/1, $0xb2
+DATA expMost<>+59(SB)/1, $0x42
+DATA expMost<>+60(SB)/1, $0x00
+DATA expMost<>+61(SB)/1, $0x00
+DATA expMost<>+62(SB)/1, $0xb2
+DATA expMost<>+63(SB)/1, $0x42
+GLOBL expMost<>(SB), RODATA|NOPTR, $64
+
+DATA expLeast<>+0(SB)/1, $0x00
+DATA expLeast<>+1(SB)/1, $0x00
+DATA expLeast<>+2(SB)/1, $0xd0
+DATA expLeast<>+3(SB)/1, $0xc2
+DATA expLeast<>+4(SB)/1, $0x00
+DATA expLeast<>+5(SB)/1, $0x00
+DATA expLeast<>+6(SB)/1, $0xd0
+DATA expLeast<>+7(SB)/1, $0xc2
+DATA expLeast<>+8(SB)/1, $0x00
+DATA expLeast<>+9(SB)/1, $0x00
+DATA expLeast<>+10(SB)/1, $0xd0
+DATA expLeast<>+11(SB)/1, $0xc2
+DATA expLeast<>+12(SB)/1, $0x00
+DATA expLeast<>+13(SB)/1, $0x00
+DATA expLeast<>+14(SB)/1, $0xd0
+DATA expLeast<>+15(SB)/1, $0xc2
+DATA expLeast<>+16(SB)/1, $0x00
+DATA expLeast<>+17(SB)/1, $0x00
+DATA expLeast<>+18(SB)/1, $0xd0
+DATA expLeast<>+19(SB)/1, $0xc2
+DATA expLeast<>+20(SB)/1, $0x00
+DATA expLeast<>+21(SB)/1, $0x00
+DATA expLeast<>+22(SB)/1, $0xd0
+DATA expLeast<>+23(SB)/1, $0xc2
+DATA expLeast<>+24(SB)/1, $0x00
+DATA expLeast<>+25(SB)/1, $0x00
+DATA expLeast<>+26(SB)/1, $0xd0
+DATA expLeast<>+27(SB)/1, $0xc2
+DATA expLeast<>+28(SB)/1, $0x00
+DATA expLeast<>+29(SB)/1, $0x00
+DATA expLeast<>+30(SB)/1, $0xd0
+DATA expLeast<>+31(SB)/1, $0xc2
+DATA expLeast<>+32(SB)/1, $0x00
+DATA expLeast<>+33(SB)/1, $0x00
+DATA expLeast<>+34(SB)/1, $0xd0
+DATA expLeast<>+35(SB)/1, $0xc2
+DATA expLeast<>+36(SB)/1, $0x00
+DATA expLeast<>+37(SB)/1, $0x00
+DATA expLeast<>+38(SB)/1, $0xd0
+DATA expLeast<>+39(SB)/1, $0xc2
+DATA expLeast<>+40(SB)/1, $0x00
+DATA expLeast<>+41(SB)/1, $0x00
+DATA expLeast<>+42(SB)/1, $0xd0
+DATA expLeast<>+43(SB)/1, $0xc2
+DATA expLeast<>+44(SB)/1, $0x00
+DATA expLeast<>+45(SB)/1, $0x00
+DATA expLeast<>+46(SB)/1, $0xd0
+DATA expLeast<>+47(SB)/1, $0xc2
+DATA expLeast<>+48(SB)/1, $0x00
+DATA expLeast<>+49(SB)/1, $0x00
+DATA expLeast<>+50(SB)/1, $0xd0
+DATA expLeast<>+51(SB)/1, $0xc2
+DATA expLeast<>+52(SB)/1, $0x00
+DATA expLeast<>+53(SB)/1, $0x00
+DATA expLeast<>+54(SB)/1, $0xd0
+DATA expLeast<>+55(SB)/1, $0xc2
+DATA expLeast<>+56(SB)/1, $0x00
+DATA expLeast<>+57(SB)/1, $0x00
+DATA expLeast<>+58(SB)/1, $0xd0
+DATA expLeast<>+59(SB)/1, $0xc2
+DATA expLeast<>+60(SB)/1, $0x00
+DATA expLeast<>+61(SB)/1, $0x00
+DATA expLeast<>+62(SB)/1, $0xd0
+DATA expLeast<>+63(SB)/1, $0xc2
+GLOBL expLeast<>(SB), RODATA|NOPTR, $64
+
+DATA expLog2E<>+0(SB)/1, $0x3b
+DATA expLog2E<>+1(SB)/1, $0xaa
+DATA expLog2E<>+2(SB)/1, $0xb8
+DATA expLog2E<>+3(SB)/1, $0x3f
+DATA expLog2E<>+4(SB)/1, $0x3b
+DATA expLog2E<>+5(SB)/1, $0xaa
+DATA expLog2E<>+6(SB)/1, $0xb8
+DATA expLog2E<>+7(SB)/1, $0x3f
+DATA expLog2E<>+8(SB)/1, $0x3b
+DATA expLog2E<>+9(SB)/1, $0xaa
+DATA expLog2E<>+10(SB)/1, $0xb8
+DATA expLog2E<>+11(SB)/1, $0x3f
+DATA expLog2E<>+12(SB)/1, $0x3b
+DATA expLog2E<>+13(SB)/1, $0xaa
+DATA expLog2E<>+14(SB)/1, $0xb8
+DATA expLog2E<>+15(SB)/1, $0x3f
+DATA expLog2E<>+16(SB)/1, $0x3b
+DATA expLog2E<>+17(SB)/1, $0xaa
+DATA expLog2E<>+18(SB)/1, $0xb8
+DATA expLog2E<>+19(SB)/1, $0x3f
+DATA expLog2E<>+20(SB)/1, $0x3b
+DATA expLog2E<>+21(SB)/1, $0xaa
+DATA expLog2E<>+22(SB)/1, $0xb8
+DATA expLog2E<>+23(SB)/1, $0x3f
+DATA expLog2E<>+24(SB)/1, $0x3b
+DATA expLog2E<>+25(SB)/1, $0xaa
+DATA expLog2E<>+26(SB)/1, $0xb8
+DATA expLog2E<>+27(SB)/1, $0x3f
+DATA expLog2E<>+28(SB)/1, $0x3b
+DATA expLog2E<>+29(SB)/1, $0xaa
+DATA expLog2E<>+30(SB)/1, $0xb8
+DATA expLog2E<>+31(SB)/1, $0x3f
+DATA expLog2E<>+32(SB)/1, $0x3b
+DATA expLog2E<>+33(SB)/1, $0xaa
+DATA expLog2E<>+34(SB)/1, $0xb8
+DATA expLog2E<>+35(SB)/1, $0x3f
+DATA expLog2E<>+36(SB)/1, $0x3b
+DATA expLog2E<>+37(SB)/1, $0xaa
+DATA expLog2E<>+38(SB)/1, $0xb8
+DATA expLog2E<>+39(SB)/1, $0x3f
+DATA expLog2E<>+40(SB)/1, $0x3b
+DATA expLog2E<>+41(SB)/1, $0xaa
+DATA expLog2E<>+42(SB)/1, $0xb8
+DATA expLog2E<>+43(SB)/1, $0x3f
+DATA expLog2E<>+44(SB)/1, $0x3b
+DATA expLog2E<>+45(SB)/1, $0xaa
+DATA expLog2E<>+46(SB)/1, $0xb8
+DATA expLog2E<>+47(SB)/1, $0x3f
+DATA expLog2E<>+48(SB)/1, $0x3b
+DATA expLog2E<>+49(SB)/1, $0xaa
+DATA expLog2E<>+50(SB)/1, $0xb8
+DATA expLog2E<>+51(SB)/1, $0x3f
+DATA expLog2E<>+52(SB)/1, $0x3b
+DATA expLog2E<>+53(SB)/1, $0xaa
+DATA expLog2E<>+54(SB)/1, $0xb8
+DATA expLog2E<>+55(SB)/1, $0x3f
+DATA expLog2E<>+56(SB)/1, $0x3b
+DATA expLog2E<>+57(SB)/1, $0xaa
+DATA expLog2E<>+58(SB)/1, $0xb8
+DATA expLog2E<>+59(SB)/1, $0x3f
+DATA expLog2E<>+60(SB)/1, $0x3b
+DATA expLog2E<>+61(SB)/1, $0xaa
+DATA expLog2E<>+62(SB)/1, $0xb8
+DATA expLog2E<>+63(SB)/1, $0x3f
+GLOBL expLog2E<>(SB), RODATA|NOPTR, $64
+
+DATA expRound<>+0(SB)/1, $0x00
+DATA expRound<>+1(SB)/1, $0x00
+DATA expRound<>+2(SB)/1, $0x40
+DATA expRound<>+3(SB)/1, $0x4b
+DATA expRound<>+4(SB)/1, $0x00
+DATA expRound<>+5(SB)/1, $0x00
+DATA expRound<>+6(SB)/1, $0x40
+DATA expRound<>+7(SB)/1, $0x4b
+DATA expRound<>+8(SB)/1, $0x00
+DATA expRound<>+9(SB)/1, $0x00
+DATA expRound<>+10(SB)/1, $0x40
+DATA expRound<>+11(SB)/1, $0x4b
+DATA expRound<>+12(SB)/1, $0x00
+DATA expRound<>+13(SB)/1, $0x00
+DATA expRound<>+14(SB)/1, $0x40
+DATA expRound<>+15(SB)/1, $0x4b
+DATA expRound<>+16(SB)/1, $0x00
+DATA expRound<>+17(SB)/1, $0x00
+DATA expRound<>+18(SB)/1, $0x40
+DATA expRound<>+19(SB)/1, $0x4b
+DATA expRound<>+20(SB)/1, $0x00
+DATA expRound<>+21(SB)/1, $0x00
+DATA expRound<>+22(SB)/1, $0x40
+DATA expRound<>+23(SB)/1, $0x4b
+DATA expRound<>+24(SB)/1, $0x00
+DATA expRound<>+25(SB)/1, $0x00
+DATA expRound<>+26(SB)/1, $0x40
+DATA expRound<>+27(SB)/1, $0x4b
+DATA expRound<>+28(SB)/1, $0x00
+DATA expRound<>+29(SB)/1, $0x00
+DATA expRound<>+30(SB)/1, $0x40
+DATA expRound<>+31(SB)/1, $0x4b
+DATA expRound<>+32(SB)/1, $0x00
+DATA expRound<>+33(SB)/1, $0x00
+DATA expRound<>+34(SB)/1, $0x40
+DATA expRound<>+35(SB)/1, $0x4b
+DATA expRound<>+36(SB)/1, $0x00
+DATA expRound<>+37(SB)/1, $0x00
+DATA expRound<>+38(SB)/1, $0x40
+DATA expRound<>+39(SB)/1, $0x4b
+DATA expRound<>+40(SB)/1, $0x00
+DATA expRound<>+41(SB)/1, $0x00
+DATA expRound<>+42(SB)/1, $0x40
+DATA expRound<>+43(SB)/1, $0x4b
+DATA expRound<>+44(SB)/1, $0x00
+DATA expRound<>+45(SB)/1, $0x00
+DATA expRound<>+46(SB)/1, $0x40
+DATA expRound<>+47(SB)/1, $0x4b
+DATA expRound<>+48(SB)/1, $0x00
+DATA expRound<>+49(SB)/1, $0x00
+DATA expRound<>+50(SB)/1, $0x40
+DATA expRound<>+51(SB)/1, $0x4b
+DATA expRound<>+52(SB)/1, $0x00
+DATA expRound<>+53(SB)/1, $0x00
+DATA expRound<>+54(SB)/1, $0x40
+DATA expRound<>+55(SB)/1, $0x4b
+DATA expRound<>+56(SB)/1, $0x00
+DATA expRound<>+57(SB)/1, $0x00
+DATA expRound<>+58(SB)/1, $0x40
+DATA expRound<>+59(SB)/1, $0x4b
+DATA expRound<>+60(SB)/1, $0x00
+DATA expRound<>+61(SB)/1, $0x00
+DATA expRound<>+62(SB)/1, $0x40
+DATA expRound<>+63(SB)/1, $0x4b
+GLOBL expRound<>(SB), RODATA|NOPTR, $64
+
+DATA expLn2High<>+0(SB)/1, $0x00
+DATA expLn2High<>+1(SB)/1, $0x80
+DATA expLn2High<>+2(SB)/1, $0x31
+DATA expLn2High<>+3(SB)/1, $0x3f
+DATA expLn2High<>+4(SB)/1, $0x00
+DATA expLn2High<>+5(SB)/1, $0x80
+DATA expLn2High<>+6(SB)/1, $0x31
+DATA expLn2High<>+7(SB)/1, $0x3f
+DATA expLn2High<>+8(SB)/1, $0x00
+DATA expLn2High<>+9(SB)/1, $0x80
+DATA expLn2High<>+10(SB)/1, $0x31
+DATA expLn2High<>+11(SB)/1, $0x3f
+DATA expLn2High<>+12(SB)/1, $0x00
+DATA expLn2High<>+13(SB)/1, $0x80
+DATA expLn2High<>+14(SB)/1, $0x31
+DATA expLn2High<>+15(SB)/1, $0x3f
+DATA expLn2High<>+16(SB)/1, $0x00
+DATA expLn2High<>+17(SB)/1, $0x80
+DATA expLn2High<>+18(SB)/1, $0x31
+DATA expLn2High<>+19(SB)/1, $0x3f
+DATA expLn2High<>+20(SB)/1, $0x00
+DATA expLn2High<>+21(SB)/1, $0x80
+DATA expLn2High<>+22(SB)/1, $0x31
+DATA expLn2High<>+23(SB)/1, $0x3f
+DATA expLn2High<>+24(SB)/1, $0x00
+DATA expLn2High<>+25(SB)/1, $0x80
+DATA expLn2High<>+26(SB)/1, $0x31
+DATA expLn2High<>+27(SB)/1, $0x3f
+DATA expLn2High<>+28(SB)/1, $0x00
+DATA expLn2High<>+29(SB)/1, $0x80
+DATA expLn2High<>+30(SB)/1, $0x31
+DATA expLn2High<>+31(SB)/1, $0x3f
+DATA expLn2High<>+32(SB)/1, $0x00
+DATA expLn2High<>+33(SB)/1, $0x80
+DATA expLn2High<>+34(SB)/1, $0x31
+DATA expLn2High<>+35(SB)/1, $0x3f
+DATA expLn2High<>+36(SB)/1, $0x00
+DATA expLn2High<>+37(SB)/1, $0x80
+DATA expLn2High<>+38(SB)/1, $0x31
+DATA expLn2High<>+39(SB)/1, $0x3f
+DATA expLn2High<>+40(SB)/1, $0x00
+DATA expLn2High<>+41(SB)/1, $0x80
+DATA expLn2High<>+42(SB)/1, $0x31
+DATA expLn2High<>+43(SB)/1, $0x3f
+DATA expLn2High<>+44(SB)/1, $0x00
+DATA expLn2High<>+45(SB)/1, $0x80
+DATA expLn2High<>+46(SB)/1, $0x31
+DATA expLn2High<>+47(SB)/1, $0x3f
+DATA expLn2High<>+48(SB)/1, $0x00
+DATA expLn2High<>+49(SB)/1, $0x80
+DATA expLn2High<>+50(SB)/1, $0x31
+DATA expLn2High<>+51(SB)/1, $0x3f
+DATA expLn2High<>+52(SB)/1, $0x00
+DATA expLn2High<>+53(SB)/1, $0x80
+DATA expLn2High<>+54(SB)/1, $0x31
+DATA expLn2High<>+55(SB)/1, $0x3f
+DATA expLn2High<>+56(SB)/1, $0x00
+DATA expLn2High<>+57(SB)/1, $0x80
+DATA expLn2High<>+58(SB)/1, $0x31
+DATA expLn2High<>+59(SB)/1, $0x3f
+DATA expLn2High<>+60(SB)/1, $0x00
+DATA expLn2High<>+61(SB)/1, $0x80
+DATA expLn2High<>+62(SB)/1, $0x31
+DATA expLn2High<>+63(SB)/1, $0x3f
+GLOBL expLn2High<>(SB), RODATA|NOPTR, $64
+
+DATA expLn2Low<>+0(SB)/1, $0x83
+DATA expLn2Low<>+1(SB)/1, $0x80
+DATA expLn2Low<>+2(SB)/1, $0x5e
+DATA expLn2Low<>+3(SB)/1, $0xb9
+DATA expLn2Low<>+4(SB)/1, $0x83
+DATA expLn2Low<>+5(SB)/1, $0x80
+DATA expLn2Low<>+6(SB)/1, $0x5e
+DATA expLn2Low<>+7(SB)/1, $0xb9
+DATA expLn2Low<>+8(SB)/1, $0x83
+DATA expLn2Low<>+9(SB)/1, $0x80
+DATA expLn2Low<>+10(SB)/1, $0x5e
+DATA expLn2Low<>+11(SB)/1, $0xb9
+DATA expLn2Low<>+12(SB)/1, $0x83
+DATA expLn2Low<>+13(SB)/1, $0x80
+DATA expLn2Low<>+14(SB)/1, $0x5e
+DATA expLn2Low<>+15(SB)/1, $0xb9
+DATA expLn2Low<>+16(SB)/1, $0x83
+DATA expLn2Low<>+17(SB)/1, $0x80
+DATA expLn2Low<>+18(SB)/1, $0x5e
+DATA expLn2Low<>+19(SB)/1, $0xb9
+DATA expLn2Low<>+20(SB)/1, $0x83
+DATA expLn2Low<>+21(SB)/1, $0x80
+DATA expLn2Low<>+22(SB)/1, $0x5e
+DATA expLn2Low<>+23(SB)/1, $0xb9
+DATA expLn2Low<>+24(SB)/1, $0x83
+DATA expLn2Low<>+25(SB)/1, $0x80
+DATA expLn2Low<>+26(SB)/1, $0x5e
+DATA expLn2Low<>+27(SB)/1, $0xb9
+DATA expLn2Low<>+28(SB)/1, $0x83
+DATA expLn2Low<>+29(SB)/1, $0x80
+DATA expLn2Low<>+30(SB)/1, $0x5e
+DATA expLn2Low<>+31(SB)/1, $0xb9
+DATA expLn2Low<>+32(SB)/1, $0x83
+DATA expLn2Low<>+33(SB)/1, $0x80
+DATA expLn2Low<>+34(SB)/1, $0x5e
+DATA expLn2Low<>+35(SB)/1, $0xb9
+DATA expLn2Low<>+36(SB)/1, $0x83
+DATA expLn2Low<>+37(SB)/1, $0x80
+DATA expLn2Low<>+38(SB)/1, $0x5e
+DATA expLn2Low<>+39(SB)/1, $0xb9
+DATA expLn2Low<>+40(SB)/1, $0x83
+DATA expLn2Low<>+41(SB)/1, $0x80
+DATA expLn2Low<>+42(SB)/1, $0x5e
+DATA expLn2Low<>+43(SB)/1, $0xb9
+DATA expLn2Low<>+44(SB)/1, $0x83
+DATA expLn2Low<>+45(SB)/1, $0x80
+DATA expLn2Low<>+46(SB)/1, $0x5e
+DATA expLn2Low<>+47(SB)/1, $0xb9
+DATA expLn2Low<>+48(SB)/1, $0x83
+DATA expLn2Low<>+49(SB)/1, $0x80
+DATA expLn2Low<>+50(SB)/1, $0x5e
+DATA expLn2Low<>+51(SB)/1, $0xb9
+DATA expLn2Low<>+52(SB)/1, $0x83
+DATA expLn2Low<>+53(SB)/1, $0x80
+DATA expLn2Low<>+54(SB)/1, $0x5e
+DATA expLn2Low<>+55(SB)/1, $0xb9
+DATA expLn2Low<>+56(SB)/1, $0x83
+DATA expLn2Low<>+57(SB)/1, $0x80
+DATA expLn2Low<>+58(SB)/1, $0x5e
+DATA expLn2Low<>+59(SB)/1, $0xb9
+DATA expLn2Low<>+60(SB)/1, $0x83
+DATA expLn2Low<>+61(SB)/1, $0x80
+DATA expLn2Low<>+62(SB)/1, $0x5e
+DATA expLn2Low<>+63(SB)/1, $0xb9
+GLOBL expLn2Low<>(SB), RODATA|NOPTR, $64
+
+DATA expPower7<>+0(SB)/1, $0x67
+DATA expPower7<>+1(SB)/1, $0x69
+DATA expPower7<>+2(SB)/1, $0x50
+DATA expPower7<>+3(SB)/1, $0x39
+DATA expPower7<>+4(SB)/1, $0x67
+DATA expPower7<>+5(SB)/1, $0x69
+DATA expPower7<>+6(SB)/1, $0x50
+DATA expPower7<>+7(SB)/1, $0x39
+DATA expPower7<>+8(SB)/1, $0x67
+DATA expPower7<>+9(SB)/1, $0x69
+DATA expPower7<>+10(SB)/1, $0x50
+DATA expPower7<>+11(SB)/1, $0x39
+DATA expPower7<>+12(SB)/1, $0x67
+DATA expPower7<>+13(SB)/1, $0x69
+DATA expPower7<>+14(SB)/1, $0x50
+DATA expPower7<>+15(SB)/1, $0x39
+DATA expPower7<>+16(SB)/1, $0x67
+DATA expPower7<>+17(SB)/1, $0x69
+DATA expPower7<>+18(SB)/1, $0x50
+DATA expPower7<>+19(SB)/1, $0x39
+DATA expPower7<>+20(SB)/1, $0x67
+DATA expPower7<>+21(SB)/1, $0x69
+DATA expPower7<>+22(SB)/1, $0x50
+DATA expPower7<>+23(SB)/1, $0x39
+DATA expPower7<>+24(SB)/1, $0x67
+DATA expPower7<>+25(SB)/1, $0x69
+DATA expPower7<>+26(SB)/1, $0x50
+DATA expPower7<>+27(SB)/1, $0x39
+DATA expPower7<>+28(SB)/1, $0x67
+DATA expPower7<>+29(SB)/1, $0x69
+DATA expPower7<>+30(SB)/1, $0x50
+DATA expPower7<>+31(SB)/1, $0x39
+DATA expPower7<>+32(SB)/1, $0x67
+DATA expPower7<>+33(SB)/1, $0x69
+DATA expPower7<>+34(SB)/1, $0x50
+DATA expPower7<>+35(SB)/1, $0x39
+DATA expPower7<>+36(SB)/1, $0x67
+DATA expPower7<>+37(SB)/1, $0x69
+DATA expPower7<>+38(SB)/1, $0x50
+DATA expPower7<>+39(SB)/1, $0x39
+DATA expPower7<>+40(SB)/1, $0x67
+DATA expPower7<>+41(SB)/1, $0x69
+DATA expPower7<>+42(SB)/1, $0x50
+DATA expPower7<>+43(SB)/1, $0x39
+DATA expPower7<>+44(SB)/1, $0x67
+DATA expPower7<>+45(SB)/1, $0x69
+DATA expPower7<>+46(SB)/1, $0x50
+DATA expPower7<>+47(SB)/1, $0x39
+DATA expPower7<>+48(SB)/1, $0x67
+DATA expPower7<>+49(SB)/1, $0x69
+DATA expPower7<>+50(SB)/1, $0x50
+DATA expPower7<>+51(SB)/1, $0x39
+DATA expPower7<>+52(SB)/1, $0x67
+DATA expPower7<>+53(SB)/1, $0x69
+DATA expPower7<>+54(SB)/1, $0x50
+DATA expPower7<>+55(SB)/1, $0x39
+DATA expPower7<>+56(SB)/1, $0x67
+DATA expPower7<>+57(SB)/1, $0x69
+DATA expPower7<>+58(SB)/1, $0x50
+DATA expPower7<>+59(SB)/1, $0x39
+DATA expPower7<>+60(SB)/1, $0x67
+DATA expPower7<>+61(SB)/1, $0x69
+DATA expPower7<>+62(SB)/1, $0x50
+DATA expPower7<>+63(SB)/1, $0x39
+GLOBL expPower7<>(SB), RODATA|NOPTR, $64
+
+DATA expPower6<>+0(SB)/1, $0xce
+DATA expPower6<>+1(SB)/1, $0x43
+DATA expPower6<>+2(SB)/1, $0xb7
+DATA expPower6<>+3(SB)/1, $0x3a
+DATA expPower6<>+4(SB)/1, $0xce
+DATA expPower6<>+5(SB)/1, $0x43
+DATA expPower6<>+6(SB)/1, $0xb7
+DATA expPower6<>+7(SB)/1, $0x3a
+DATA expPower6<>+8(SB)/1, $0xce
+DATA expPower6<>+9(SB)/1, $0x43
+DATA expPower6<>+10(SB)/1, $0xb7
+DATA expPower6<>+11(SB)/1, $0x3a
+DATA expPower6<>+12(SB)/1, $0xce
+DATA expPower6<>+13(SB)/1, $0x43
+DATA expPower6<>+14(SB)/1, $0xb7
+DATA expPower6<>+15(SB)/1, $0x3a
+DATA expPower6<>+16(SB)/1, $0xce
+DATA expPower6<>+17(SB)/1, $0x43
+DATA expPower6<>+18(SB)/1, $0xb7
+DATA expPower6<>+19(SB)/1, $0x3a
+DATA expPower6<>+20(SB)/1, $0xce
+DATA expPower6<>+21(SB)/1, $0x43
+DATA expPower6<>+22(SB)/1, $0xb7
+DATA expPower6<>+23(SB)/1, $0x3a
+DATA expPower6<>+24(SB)/1, $0xce
+DATA expPower6<>+25(SB)/1, $0x43
+DATA expPower6<>+26(SB)/1, $0xb7
+DATA expPower6<>+27(SB)/1, $0x3a
+DATA expPower6<>+28(SB)/1, $0xce
+DATA expPower6<>+29(SB)/1, $0x43
+DATA expPower6<>+30(SB)/1, $0xb7
+DATA expPower6<>+31(SB)/1, $0x3a
+DATA expPower6<>+32(SB)/1, $0xce
+DATA expPower6<>+33(SB)/1, $0x43
+DATA expPower6<>+34(SB)/1, $0xb7
+DATA expPower6<>+35(SB)/1, $0x3a
+DATA expPower6<>+36(SB)/1, $0xce
+DATA expPower6<>+37(SB)/1, $0x43
+DATA expPower6<>+38(SB)/1, $0xb7
+DATA expPower6<>+39(SB)/1, $0x3a
+DATA expPower6<>+40(SB)/1, $0xce
+DATA expPower6<>+41(SB)/1, $0x43
+DATA expPower6<>+42(SB)/1, $0xb7
+DATA expPower6<>+43(SB)/1, $0x3a
+DATA expPower6<>+44(SB)/1, $0xce
+DATA expPower6<>+45(SB)/1, $0x43
+DATA expPower6<>+46(SB)/1, $0xb7
+DATA expPower6<>+47(SB)/1, $0x3a
+DATA expPower6<>+48(SB)/1, $0xce
+DATA expPower6<>+49(SB)/1, $0x43
+DATA expPower6<>+50(SB)/1, $0xb7
+DATA expPower6<>+51(SB)/1, $0x3a
+DATA expPower6<>+52(SB)/1, $0xce
+DATA expPower6<>+53(SB)/1, $0x43
+DATA expPower6<>+54(SB)/1, $0xb7
+DATA expPower6<>+55(SB)/1, $0x3a
+DATA expPower6<>+56(SB)/1, $0xce
+DATA expPower6<>+57(SB)/1, $0x43
+DATA expPower6<>+58(SB)/1, $0xb7
+DATA expPower6<>+59(SB)/1, $0x3a
+DATA expPower6<>+60(SB)/1, $0xce
+DATA expPower6<>+61(SB)/1, $0x43
+DATA expPower6<>+62(SB)/1, $0xb7
+DATA expPower6<>+63(SB)/1, $0x3a
+GLOBL expPower6<>(SB), RODATA|NOPTR, $64
+
+DATA expPower5<>+0(SB)/1, $0x08
+DATA expPower5<>+1(SB)/1, $0x89
+DATA expPower5<>+2(SB)/1, $0x08
+DATA expPower5<>+3(SB)/1, $0x3c
+DATA expPower5<>+4(SB)/1, $0x08
+DATA expPower5<>+5(SB)/1, $0x89
+DATA expPower5<>+6(SB)/1, $0x08
+DATA expPower5<>+7(SB)/1, $0x3c
+DATA expPower5<>+8(SB)/1, $0x08
+DATA expPower5<>+9(SB)/1, $0x89
+DATA expPower5<>+10(SB)/1, $0x08
+DATA expPower5<>+11(SB)/1, $0x3c
+DATA expPower5<>+12(SB)/1, $0x08
+DATA expPower5<>+13(SB)/1, $0x89
+DATA expPower5<>+14(SB)/1, $0x08
+DATA expPower5<>+15(SB)/1, $0x3c
+DATA expPower5<>+16(SB)/1, $0x08
+DATA expPower5<>+17(SB)/1, $0x89
+DATA expPower5<>+18(SB)/1, $0x08
+DATA expPower5<>+19(SB)/1, $0x3c
+DATA expPower5<>+20(SB)/1, $0x08
+DATA expPower5<>+21(SB)/1, $0x89
+DATA expPower5<>+22(SB)/1, $0x08
+DATA expPower5<>+23(SB)/1, $0x3c
+DATA expPower5<>+24(SB)/1, $0x08
+DATA expPower5<>+25(SB)/1, $0x89
+DATA expPower5<>+26(SB)/1, $0x08
+DATA expPower5<>+27(SB)/1, $0x3c
+DATA expPower5<>+28(SB)/1, $0x08
+DATA expPower5<>+29(SB)/1, $0x89
+DATA expPower5<>+30(SB)/1, $0x08
+DATA expPower5<>+31(SB)/1, $0x3c
+DATA expPower5<>+32(SB)/1, $0x08
+DATA expPower5<>+33(SB)/1, $0x89
+DATA expPower5<>+34(SB)/1, $0x08
+DATA expPower5<>+35(SB)/1, $0x3c
+DATA expPower5<>+36(SB)/1, $0x08
+DATA expPower5<>+37(SB)/1, $0x89
+DATA expPower5<>+38(SB)/1, $0x08
+DATA expPower5<>+39(SB)/1, $0x3c
+DATA expPower5<>+40(SB)/1, $0x08
+DATA expPower5<>+41(SB)/1, $0x89
+DATA expPower5<>+42(SB)/1, $0x08
+DATA expPower5<>+43(SB)/1, $0x3c
+DATA expPower5<>+44(SB)/1, $0x08
+DATA expPower5<>+45(SB)/1, $0x89
+DATA expPower5<>+46(SB)/1, $0x08
+DATA expPower5<>+47(SB)/1, $0x3c
+DATA expPower5<>+48(SB)/1, $0x08
+DATA expPower5<>+49(SB)/1, $0x89
+DATA expPower5<>+50(SB)/1, $0x08
+DATA expPower5<>+51(SB)/1, $0x3c
+DATA expPower5<>+52(SB)/1, $0x08
+DATA expPower5<>+53(SB)/1, $0x89
+DATA expPower5<>+54(SB)/1, $0x08
+DATA expPower5<>+55(SB)/1, $0x3c
+DATA expPower5<>+56(SB)/1, $0x08
+DATA expPower5<>+57(SB)/1, $0x89
+DATA expPower5<>+58(SB)/1, $0x08
+DATA expPower5<>+59(SB)/1, $0x3c
+DATA expPower5<>+60(SB)/1, $0x08
+DATA expPower5<>+61(SB)/1, $0x89
+DATA expPower5<>+62(SB)/1, $0x08
+DATA expPower5<>+63(SB)/1, $0x3c
+GLOBL expPower5<>(SB), RODATA|NOPTR, $64
+
+DATA expPower4<>+0(SB)/1, $0xc1
+DATA expPower4<>+1(SB)/1, $0xa9
+DATA expPower4<>+2(SB)/1, $0x2a
+DATA expPower4<>+3(SB)/1, $0x3d
+DATA expPower4<>+4(SB)/1, $0xc1
+DATA expPower4<>+5(SB)/1, $0xa9
+DATA expPower4<>+6(SB)/1, $0x2a
+DATA expPower4<>+7(SB)/1, $0x3d
+DATA expPower4<>+8(SB)/1, $0xc1
+DATA expPower4<>+9(SB)/1, $0xa9
+DATA expPower4<>+10(SB)/1, $0x2a
+DATA expPower4<>+11(SB)/1, $0x3d
+DATA expPower4<>+12(SB)/1, $0xc1
+DATA expPower4<>+13(SB)/1, $0xa9
+DATA expPower4<>+14(SB)/1, $0x2a
+DATA expPower4<>+15(SB)/1, $0x3d
+DATA expPower4<>+16(SB)/1, $0xc1
+DATA expPower4<>+17(SB)/1, $0xa9
+DATA expPower4<>+18(SB)/1, $0x2a
+DATA expPower4<>+19(SB)/1, $0x3d
+DATA expPower4<>+20(SB)/1, $0xc1
+DATA expPower4<>+21(SB)/1, $0xa9
+DATA expPower4<>+22(SB)/1, $0x2a
+DATA expPower4<>+23(SB)/1, $0x3d
+DATA expPower4<>+24(SB)/1, $0xc1
+DATA expPower4<>+25(SB)/1, $0xa9
+DATA expPower4<>+26(SB)/1, $0x2a
+DATA expPower4<>+27(SB)/1, $0x3d
+DATA expPower4<>+28(SB)/1, $0xc1
+DATA expPower4<>+29(SB)/1, $0xa9
+DATA expPower4<>+30(SB)/1, $0x2a
+DATA expPower4<>+31(SB)/1, $0x3d
+DATA expPower4<>+32(SB)/1, $0xc1
+DATA expPower4<>+33(SB)/1, $0xa9
+DATA expPower4<>+34(SB)/1, $0x2a
+DATA expPower4<>+35(SB)/1, $0x3d
+DATA expPower4<>+36(SB)/1, $0xc1
+DATA expPower4<>+37(SB)/1, $0xa9
+DATA expPower4<>+38(SB)/1, $0x2a
+DATA expPower4<>+39(SB)/1, $0x3d
+DATA expPower4<>+40(SB)/1, $0xc1
+DATA expPower4<>+41(SB)/1, $0xa9
+DATA expPower4<>+42(SB)/1, $0x2a
+DATA expPower4<>+43(SB)/1, $0x3d
+DATA expPower4<>+44(SB)/1, $0xc1
+DATA expPower4<>+45(SB)/1, $0xa9
+DATA expPower4<>+46(SB)/1, $0x2a
+DATA expPower4<>+47(SB)/1, $0x3d
+DATA expPower4<>+48(SB)/1, $0xc1
+DATA expPower4<>+49(SB)/1, $0xa9
+DATA expPower4<>+50(SB)/1, $0x2a
+DATA expPower4<>+51(SB)/1, $0x3d
+DATA expPower4<>+52(SB)/1, $0xc1
+DATA expPower4<>+53(SB)/1, $0xa9
+DATA expPower4<>+54(SB)/1, $0x2a
+DATA expPower4<>+55(SB)/1, $0x3d
+DATA expPower4<>+56(SB)/1, $0xc1
+DATA expPower4<>+57(SB)/1, $0xa9
+DATA expPower4<>+58(SB)/1, $0x2a
+DATA expPower4<>+59(SB)/1, $0x3d
+DATA expPower4<>+60(SB)/1, $0xc1
+DATA expPower4<>+61(SB)/1, $0xa9
+DATA expPower4<>+62(SB)/1, $0x2a
+DATA expPower4<>+63(SB)/1, $0x3d
+GLOBL expPower4<>(SB), RODATA|NOPTR, $64
+
+DATA expPower3<>+0(SB)/1, $0xaa
+DATA expPower3<>+1(SB)/1, $0xaa
+DATA expPower3<>+2(SB)/1, $0x2a
+DATA expPower3<>+3(SB)/1, $0x3e
+DATA expPower3<>+4(SB)/1, $0xaa
+DATA expPower3<>+5(SB)/1, $0xaa
+DATA expPower3<>+6(SB)/1, $0x2a
+DATA expPower3<>+7(SB)/1, $0x3e
+DATA expPower3<>+8(SB)/1, $0xaa
+DATA expPower3<>+9(SB)/1, $0xaa
+DATA expPower3<>+10(SB)/1, $0x2a
+DATA expPower3<>+11(SB)/1, $0x3e
+DATA expPower3<>+12(SB)/1, $0xaa
+DATA expPower3<>+13(SB)/1, $0xaa
+DATA expPower3<>+14(SB)/1, $0x2a
+DATA expPower3<>+15(SB)/1, $0x3e
+DATA expPower3<>+16(SB)/1, $0xaa
+DATA expPower3<>+17(SB)/1, $0xaa
+DATA expPower3<>+18(SB)/1, $0x2a
+DATA expPower3<>+19(SB)/1, $0x3e
+DATA expPower3<>+20(SB)/1, $0xaa
+DATA expPower3<>+21(SB)/1, $0xaa
+DATA expPower3<>+22(SB)/1, $0x2a
+DATA expPower3<>+23(SB)/1, $0x3e
+DATA expPower3<>+24(SB)/1, $0xaa
+DATA expPower3<>+25(SB)/1, $0xaa
+DATA expPower3<>+26(SB)/1, $0x2a
+DATA expPower3<>+27(SB)/1, $0x3e
+DATA expPower3<>+28(SB)/1, $0xaa
+DATA expPower3<>+29(SB)/1, $0xaa
+DATA expPower3<>+30(SB)/1, $0x2a
+DATA expPower3<>+31(SB)/1, $0x3e
+DATA expPower3<>+32(SB)/1, $0xaa
+DATA expPower3<>+33(SB)/1, $0xaa
+DATA expPower3<>+34(SB)/1, $0x2a
+DATA expPower3<>+35(SB)/1, $0x3e
+DATA expPower3<>+36(SB)/1, $0xaa
+DATA expPower3<>+37(SB)/1, $0xaa
+DATA expPower3<>+38(SB)/1, $0x2a
+DATA expPower3<>+39(SB)/1, $0x3e
+DATA expPower3<>+40(SB)/1, $0xaa
+DATA expPower3<>+41(SB)/1, $0xaa
+DATA expPower3<>+42(SB)/1, $0x2a
+DATA expPower3<>+43(SB)/1, $0x3e
+DATA expPower3<>+44(SB)/1, $0xaa
+DATA expPower3<>+45(SB)/1, $0xaa
+DATA expPower3<>+46(SB)/1, $0x2a
+DATA expPower3<>+47(SB)/1, $0x3e
+DATA expPower3<>+48(SB)/1, $0xaa
+DATA expPower3<>+49(SB)/1, $0xaa
+DATA expPower3<>+50(SB)/1, $0x2a
+DATA expPower3<>+51(SB)/1, $0x3e
+DATA expPower3<>+52(SB)/1, $0xaa
+DATA expPower3<>+53(SB)/1, $0xaa
+DATA expPower3<>+54(SB)/1, $0x2a
+DATA expPower3<>+55(SB)/1, $0x3e
+DATA expPower3<>+56(SB)/1, $0xaa
+DATA expPower3<>+57(SB)/1, $0xaa
+DATA expPower3<>+58(SB)/1, $0x2a
+DATA expPower3<>+59(SB)/1, $0x3e
+DATA expPower3<>+60(SB)/1, $0xaa
+DATA expPower3<>+61(SB)/1, $0xaa
+DATA expPower3<>+62(SB)/1, $0x2a
+DATA expPower3<>+63(SB)/1, $0x3e
+GLOBL expPower3<>(SB), RODATA|NOPTR, $64
+
+DATA expPower2<>+0(SB)/1, $0x00
+DATA expPower2<>+1(SB)/1, $0x00
+DATA expPower2<>+2(SB)/1, $0x00
+DATA expPower2<>+3(SB)/1, $0x3f
+DATA expPower2<>+4(SB)/1, $0x00
+DATA expPower2<>+5(SB)/1, $0x00
+DATA expPower2<>+6(SB)/1, $0x00
+DATA expPower2<>+7(SB)/1, $0x3f
+DATA expPower2<>+8(SB)/1, $0x00
+DATA expPower2<>+9(SB)/1, $0x00
+DATA expPower2<>+10(SB)/1, $0x00
+DATA expPower2<>+11(SB)/1, $0x3f
+DATA expPower2<>+12(SB)/1, $0x00
+DATA expPower2<>+13(SB)/1, $0x00
+DATA expPower2<>+14(SB)/1, $0x00
+DATA expPower2<>+15(SB)/1, $0x3f
+DATA expPower2<>+16(SB)/1, $0x00
+DATA expPower2<>+17(SB)/1, $0x00
+DATA expPower2<>+18(SB)/1, $0x00
+DATA expPower2<>+19(SB)/1, $0x3f
+DATA expPower2<>+20(SB)/1, $0x00
+DATA expPower2<>+21(SB)/1, $0x00
+DATA expPower2<>+22(SB)/1, $0x00
+DATA expPower2<>+23(SB)/1, $0x3f
+DATA expPower2<>+24(SB)/1, $0x00
+DATA expPower2<>+25(SB)/1, $0x00
+DATA expPower2<>+26(SB)/1, $0x00
+DATA expPower2<>+27(SB)/1, $0x3f
+DATA expPower2<>+28(SB)/1, $0x00
+DATA expPower2<>+29(SB)/1, $0x00
+DATA expPower2<>+30(SB)/1, $0x00
+DATA expPower2<>+31(SB)/1, $0x3f
+DATA expPower2<>+32(SB)/1, $0x00
+DATA expPower2<>+33(SB)/1, $0x00
+DATA expPower2<>+34(SB)/1, $0x00
+DATA expPower2<>+35(SB)/1, $0x3f
+DATA expPower2<>+36(SB)/1, $0x00
+DATA expPower2<>+37(SB)/1, $0x00
+DATA expPower2<>+38(SB)/1, $0x00
+DATA expPower2<>+39(SB)/1, $0x3f
+DATA expPower2<>+40(SB)/1, $0x00
+DATA expPower2<>+41(SB)/1, $0x00
+DATA expPower2<>+42(SB)/1, $0x00
+DATA expPower2<>+43(SB)/1, $0x3f
+DATA expPower2<>+44(SB)/1, $0x00
+DATA expPower2<>+45(SB)/1, $0x00
+DATA expPower2<>+46(SB)/1, $0x00
+DATA expPower2<>+47(SB)/1, $0x3f
+DATA expPower2<>+48(SB)/1, $0x00
+DATA expPower2<>+49(SB)/1, $0x00
+DATA expPower2<>+50(SB)/1, $0x00
+DATA expPower2<>+51(SB)/1, $0x3f
+DATA expPower2<>+52(SB)/1, $0x00
+DATA expPower2<>+53(SB)/1, $0x00
+DATA expPower2<>+54(SB)/1, $0x00
+DATA expPower2<>+55(SB)/1, $0x3f
+DATA expPower2<>+56(SB)/1, $0x00
+DATA expPower2<>+57(SB)/1, $0x00
+DATA expPower2<>+58(SB)/1, $0x00
+DATA expPower2<>+59(SB)/1, $0x3f
+DATA expPower2<>+60(SB)/1, $0x00
+DATA expPower2<>+61(SB)/1, $0x00
+DATA expPower2<>+62(SB)/1, $0x00
+DATA expPower2<>+63(SB)/1, $0x3f
+GLOBL expPower2<>(SB), RODATA|NOPTR, $64
+
+DATA expUnit<>+0(SB)/1, $0x00
+DATA expUnit<>+1(SB)/1, $0x00
+DATA expUnit<>+2(SB)/1, $0x80
+DATA expUnit<>+3(SB)/1, $0x3f
+DATA expUnit<>+4(SB)/1, $0x00
+DATA expUnit<>+5(SB)/1, $0x00
+DATA expUnit<>+6(SB)/1, $0x80
+DATA expUnit<>+7(SB)/1, $0x3f
+DATA expUnit<>+8(SB)/1, $0x00
+DATA expUnit<>+9(SB)/1, $0x00
+DATA expUnit<>+10(SB)/1, $0x80
+DATA expUnit<>+11(SB)/1, $0x3f
+DATA expUnit<>+12(SB)/1, $0x00
+DATA expUnit<>+13(SB)/1, $0x00
+DATA expUnit<>+14(SB)/1, $0x80
+DATA expUnit<>+15(SB)/1, $0x3f
+DATA expUnit<>+16(SB)/1, $0x00
+DATA expUnit<>+17(SB)/1, $0x00
+DATA expUnit<>+18(SB)/1, $0x80
+DATA expUnit<>+19(SB)/1, $0x3f
+DATA expUnit<>+20(SB)/1, $0x00
+DATA expUnit<>+21(SB)/1, $0x00
+DATA expUnit<>+22(SB)/1, $0x80
+DATA expUnit<>+23(SB)/1, $0x3f
+DATA expUnit<>+24(SB)/1, $0x00
+DATA expUnit<>+25(SB)/1, $0x00
+DATA expUnit<>+26(SB)/1, $0x80
+DATA expUnit<>+27(SB)/1, $0x3f
+DATA expUnit<>+28(SB)/1, $0x00
+DATA expUnit<>+29(SB)/1, $0x00
+DATA expUnit<>+30(SB)/1, $0x80
+DATA expUnit<>+31(SB)/1, $0x3f
+DATA expUnit<>+32(SB)/1, $0x00
+DATA expUnit<>+33(SB)/1, $0x00
+DATA expUnit<>+34(SB)/1, $0x80
+DATA expUnit<>+35(SB)/1, $0x3f
+DATA expUnit<>+36(SB)/1, $0x00
+DATA expUnit<>+37(SB)/1, $0x00
+DATA expUnit<>+38(SB)/1, $0x80
+DATA expUnit<>+39(SB)/1, $0x3f
+DATA expUnit<>+40(SB)/1, $0x00
+DATA expUnit<>+41(SB)/1, $0x00
+DATA expUnit<>+42(SB)/1, $0x80
+DATA expUnit<>+43(SB)/1, $0x3f
+DATA expUnit<>+44(SB)/1, $0x00
+DATA expUnit<>+45(SB)/1, $0x00
+DATA expUnit<>+46(SB)/1, $0x80
+DATA expUnit<>+47(SB)/1, $0x3f
+DATA expUnit<>+48(SB)/1, $0x00
+DATA expUnit<>+49(SB)/1, $0x00
+DATA expUnit<>+50(SB)/1, $0x80
+DATA expUnit<>+51(SB)/1, $0x3f
+DATA expUnit<>+52(SB)/1, $0x00
+DATA expUnit<>+53(SB)/1, $0x00
+DATA expUnit<>+54(SB)/1, $0x80
+DATA expUnit<>+55(SB)/1, $0x3f
+DATA expUnit<>+56(SB)/1, $0x00
+DATA expUnit<>+57(SB)/1, $0x00
+DATA expUnit<>+58(SB)/1, $0x80
+DATA expUnit<>+59(SB)/1, $0x3f
+DATA expUnit<>+60(SB)/1, $0x00
+DATA expUnit<>+61(SB)/1, $0x00
+DATA expUnit<>+62(SB)/1, $0x80
+DATA expUnit<>+63(SB)/1, $0x3f
+GLOBL expUnit<>(SB), RODATA|NOPTR, $64
+
+DATA expBias<>+0(SB)/1, $0x7f
+DATA expBias<>+1(SB)/1, $0x00
+DATA expBias<>+2(SB)/1, $0x00
+DATA expBias<>+3(SB)/1, $0x00
+DATA expBias<>+4(SB)/1, $0x7f
+DATA expBias<>+5(SB)/1, $0x00
+DATA expBias<>+6(SB)/1, $0x00
+DATA expBias<>+7(SB)/1, $0x00
+DATA expBias<>+8(SB)/1, $0x7f
+DATA expBias<>+9(SB)/1, $0x00
+DATA expBias<>+10(SB)/1, $0x00
+DATA expBias<>+11(SB)/1, $0x00
+DATA expBias<>+12(SB)/1, $0x7f
+DATA expBias<>+13(SB)/1, $0x00
+DATA expBias<>+14(SB)/1, $0x00
+DATA expBias<>+15(SB)/1, $0x00
+DATA expBias<>+16(SB)/1, $0x7f
+DATA expBias<>+17(SB)/1, $0x00
+DATA expBias<>+18(SB)/1, $0x00
+DATA expBias<>+19(SB)/1, $0x00
+DATA expBias<>+20(SB)/1, $0x7f
+DATA expBias<>+21(SB)/1, $0x00
+DATA expBias<>+22(SB)/1, $0x00
+DATA expBias<>+23(SB)/1, $0x00
+DATA expBias<>+24(SB)/1, $0x7f
+DATA expBias<>+25(SB)/1, $0x00
+DATA expBias<>+26(SB)/1, $0x00
+DATA expBias<>+27(SB)/1, $0x00
+DATA expBias<>+28(SB)/1, $0x7f
+DATA expBias<>+29(SB)/1, $0x00
+DATA expBias<>+30(SB)/1, $0x00
+DATA expBias<>+31(SB)/1, $0x00
+DATA expBias<>+32(SB)/1, $0x7f
+DATA expBias<>+33(SB)/1, $0x00
+DATA expBias<>+34(SB)/1, $0x00
+DATA expBias<>+35(SB)/1, $0x00
+DATA expBias<>+36(SB)/1, $0x7f
+DATA expBias<>+37(SB)/1, $0x00
+DATA expBias<>+38(SB)/1, $0x00
+DATA expBias<>+39(SB)/1, $0x00
+DATA expBias<>+40(SB)/1, $0x7f
+DATA expBias<>+41(SB)/1, $0x00
+DATA expBias<>+42(SB)/1, $0x00
+DATA expBias<>+43(SB)/1, $0x00
+DATA expBias<>+44(SB)/1, $0x7f
+DATA expBias<>+45(SB)/1, $0x00
+DATA expBias<>+46(SB)/1, $0x00
+DATA expBias<>+47(SB)/1, $0x00
+DATA expBias<>+48(SB)/1, $0x7f
+DATA expBias<>+49(SB)/1, $0x00
+DATA expBias<>+50(SB)/1, $0x00
+DATA expBias<>+51(SB)/1, $0x00
+DATA expBias<>+52(SB)/1, $0x7f
+DATA expBias<>+53(SB)/1, $0x00
+DATA expBias<>+54(SB)/1, $0x00
+DATA expBias<>+55(SB)/1, $0x00
+DATA expBias<>+56(SB)/1, $0x7f
+DATA expBias<>+57(SB)/1, $0x00
+DATA expBias<>+58(SB)/1, $0x00
+DATA expBias<>+59(SB)/1, $0x00
+DATA expBias<>+60(SB)/1, $0x7f
+DATA expBias<>+61(SB)/1, $0x00
+DATA expBias<>+62(SB)/1, $0x00
+DATA expBias<>+63(SB)/1, $0x00
+GLOBL expBias<>(SB), RODATA|NOPTR, $64
+
+// func sigmoidAVX512(dst []float32, src []float32) (done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·sigmoidAVX512(SB), NOSPLIT, $0-56
+	MOVQ dst_base+0(FP), AX
+	MOVQ src_base+24(FP), CX
+	MOVQ dst_len+8(FP), DX
+	ANDQ $-16, DX
+	MOVQ DX, BX
+
+loop:
+	TESTQ     BX, BX
+	JE        done
+	VMOVUPS   (CX), Z0
+	VXORPS    signBit<>+0(SB), Z0, Z0
+	VMOVUPS   expMost<>+0(SB), Z1
+	VMINPS    Z0, Z1, Z1
+	VMOVUPS   expLeast<>+0(SB), Z0
+	VMAXPS    Z1, Z0, Z1
+	VMULPS    expLog2E<>+0(SB), Z1, Z0
+	VADDPS    expRound<>+0(SB), Z0, Z0
+	VSUBPS    expRound<>+0(SB), Z0, Z0
+	VMULPS    expLn2High<>+0(SB), Z0, Z2
+	VSUBPS    Z2, Z1, Z1
+	VMULPS    expLn2Low<>+0(SB), Z0, Z2
+	VSUBPS    Z2, Z1, Z1
+	VMULPS    expPower7<>+0(SB), Z1, Z3
+	VADDPS    expPower6<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expPower5<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expPower4<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expPower3<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expPower2<>+0(SB), Z3, Z3
+	VMULPS    Z1, Z1, Z2
+	VMULPS    Z2, Z3, Z3
+	VADDPS    Z1, Z3, Z3
+	VADDPS    expUnit<>+0(SB), Z3, Z3
+	VCVTPS2DQ Z0, Z1
+	VPSRAD    $0x01, Z1, Z0
+	VPSUBD    Z0, Z1, Z1
+	VPADDD    expBias<>+0(SB), Z0, Z0
+	VPSLLD    $0x17, Z0, Z0
+	VMULPS    Z0, Z3, Z3
+	VPADDD    expBias<>+0(SB), Z1, Z1
+	VPSLLD    $0x17, Z1, Z1
+	VMULPS    Z1, Z3, Z3
+	VADDPS    expUnit<>+0(SB), Z3, Z3
+	VMOVUPS   expUnit<>+0(SB), Z0
+	VDIVPS    Z3, Z0, Z0
+	VCMPPS    $0x03, Z0, Z0, K1
+	VMOVDQU32 everyNaN<>+0(SB), K1, Z0
+	VMOVUPS   Z0, (AX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	SUBQ      $+16, BX
+	JMP       loop
+
+done:
+	MOVQ DX, done+48(FP)
+	VZEROUPPER
+	RET
+
+DATA signBit<>+0(SB)/1, $0x00
+DATA signBit<>+1(SB)/1, $0x00
+DATA signBit<>+2(SB)/1, $0x00
+DATA signBit<>+3(SB)/1, $0x80
+DATA signBit<>+4(SB)/1, $0x00
+DATA signBit<>+5(SB)/1, $0x00
+DATA signBit<>+6(SB)/1, $0x00
+DATA signBit<>+7(SB)/1, $0x80
+DATA signBit<>+8(SB)/1, $0x00
+DATA signBit<>+9(SB)/1, $0x00
+DATA signBit<>+10(SB)/1, $0x00
+DATA signBit<>+11(SB)/1, $0x80
+DATA signBit<>+12(SB)/1, $0x00
+DATA signBit<>+13(SB)/1, $0x00
+DATA signBit<>+14(SB)/1, $0x00
+DATA signBit<>+15(SB)/1, $0x80
+DATA signBit<>+16(SB)/1, $0x00
+DATA signBit<>+17(SB)/1, $0x00
+DATA signBit<>+18(SB)/1, $0x00
+DATA signBit<>+19(SB)/1, $0x80
+DATA signBit<>+20(SB)/1, $0x00
+DATA signBit<>+21(SB)/1, $0x00
+DATA signBit<>+22(SB)/1, $0x00
+DATA signBit<>+23(SB)/1, $0x80
+DATA signBit<>+24(SB)/1, $0x00
+DATA signBit<>+25(SB)/1, $0x00
+DATA signBit<>+26(SB)/1, $0x00
+DATA signBit<>+27(SB)/1, $0x80
+DATA signBit<>+28(SB)/1, $0x00
+DATA signBit<>+29(SB)/1, $0x00
+DATA signBit<>+30(SB)/1, $0x00
+DATA signBit<>+31(SB)/1, $0x80
+DATA signBit<>+32(SB)/1, $0x00
+DATA signBit<>+33(SB)/1, $0x00
+DATA signBit<>+34(SB)/1, $0x00
+DATA signBit<>+35(SB)/1, $0x80
+DATA signBit<>+36(SB)/1, $0x00
+DATA signBit<>+37(SB)/1, $0x00
+DATA signBit<>+38(SB)/1, $0x00
+DATA signBit<>+39(SB)/1, $0x80
+DATA signBit<>+40(SB)/1, $0x00
+DATA signBit<>+41(SB)/1, $0x00
+DATA signBit<>+42(SB)/1, $0x00
+DATA signBit<>+43(SB)/1, $0x80
+DATA signBit<>+44(SB)/1, $0x00
+DATA signBit<>+45(SB)/1, $0x00
+DATA signBit<>+46(SB)/1, $0x00
+DATA signBit<>+47(SB)/1, $0x80
+DATA signBit<>+48(SB)/1, $0x00
+DATA signBit<>+49(SB)/1, $0x00
+DATA signBit<>+50(SB)/1, $0x00
+DATA signBit<>+51(SB)/1, $0x80
+DATA signBit<>+52(SB)/1, $0x00
+DATA signBit<>+53(SB)/1, $0x00
+DATA signBit<>+54(SB)/1, $0x00
+DATA signBit<>+55(SB)/1, $0x80
+DATA signBit<>+56(SB)/1, $0x00
+DATA signBit<>+57(SB)/1, $0x00
+DATA signBit<>+58(SB)/1, $0x00
+DATA signBit<>+59(SB)/1, $0x80
+DATA signBit<>+60(SB)/1, $0x00
+DATA signBit<>+61(SB)/1, $0x00
+DATA signBit<>+62(SB)/1, $0x00
+DATA signBit<>+63(SB)/1, $0x80
+GLOBL signBit<>(SB), RODATA|NOPTR, $64
+
+// func siluMulAVX512(dst []float32, gate []float32, up []float32) (done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·siluMulAVX512(SB), NOSPLIT, $0-80
+	MOVQ dst_base+0(FP), AX
+	MOVQ gate_base+24(FP), CX
+	MOVQ up_base+48(FP), DX
+	MOVQ dst_len+8(FP), BX
+	ANDQ $-16, BX
+	MOVQ BX, SI
+
+loop:
+	TESTQ     SI, SI
+	JE        done
+	VMOVUPS   (CX), Z0
+	VXORPS    signBit<>+0(SB), Z0, Z1
+	VMOVUPS   expMost<>+0(SB), Z2
+	VMINPS    Z1, Z2, Z2
+	VMOVUPS   expLeast<>+0(SB), Z1
+	VMAXPS    Z2, Z1, Z2
+	VMULPS    expLog2E<>+0(SB), Z2, Z1
+	VADDPS    expRound<>+0(SB), Z1, Z1
+	VSUBPS    expRound<>+0(SB), Z1, Z1
+	VMULPS    expLn2High<>+0(SB), Z1, Z3
+	VSUBPS    Z3, Z2, Z2
+	VMULPS    expLn2Low<>+0(SB), Z1, Z3
+	VSUBPS    Z3, Z2, Z2
+	VMULPS    expPower7<>+0(SB), Z2, Z4
+	VADDPS    expPower6<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expPower5<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expPower4<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expPower3<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expPower2<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z2, Z3
+	VMULPS    Z3, Z4, Z4
+	VADDPS    Z2, Z4, Z4
+	VADDPS    expUnit<>+0(SB), Z4, Z4
+	VCVTPS2DQ Z1, Z2
+	VPSRAD    $0x01, Z2, Z1
+	VPSUBD    Z1, Z2, Z2
+	VPADDD    expBias<>+0(SB), Z1, Z1
+	VPSLLD    $0x17, Z1, Z1
+	VMULPS    Z1, Z4, Z4
+	VPADDD    expBias<>+0(SB), Z2, Z2
+	VPSLLD    $0x17, Z2, Z2
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expUnit<>+0(SB), Z4, Z4
+	VMOVUPS   expUnit<>+0(SB), Z1
+	VDIVPS    Z4, Z1, Z1
+	VMULPS    Z1, Z0, Z1
+	VMULPS    (DX), Z1, Z1
+	VCMPPS    $0x03, Z1, Z1, K1
+	VMOVDQU32 everyNaN<>+0(SB), K1, Z1
+	VMOVUPS   Z1, (AX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	ADDQ      $0x40, DX
+	SUBQ      $+16, SI
+	JMP       loop
+
+done:
+	MOVQ BX, done+72(FP)
+	VZEROUPPER
+	RET
+
+// func siluMulGradAVX512(dGate []float32, dUp []float32, d []float32, gate []float32, up []float32) (done int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·siluMulGradAVX512(SB), NOSPLIT, $0-128
+	MOVQ dGate_base+0(FP), AX
+	MOVQ dUp_base+24(FP), CX
+	MOVQ d_base+48(FP), DX
+	MOVQ gate_base+72(FP), BX
+	MOVQ up_base+96(FP), SI
+	MOVQ d_len+56(FP), DI
+	ANDQ $-16, DI
+	MOVQ DI, R8
+
+loop:
+	TESTQ     R8, R8
+	JE        done
+	VMOVUPS   (BX), Z0
+	VXORPS    signBit<>+0(SB), Z0, Z1
+	VMOVUPS   expMost<>+0(SB), Z2
+	VMINPS    Z1, Z2, Z2
+	VMOVUPS   expLeast<>+0(SB), Z1
+	VMAXPS    Z2, Z1, Z2
+	VMULPS    expLog2E<>+0(SB), Z2, Z1
+	VADDPS    expRound<>+0(SB), Z1, Z1
+	VSUBPS    expRound<>+0(SB), Z1, Z1
+	VMULPS    expLn2High<>+0(SB), Z1, Z3
+	VSUBPS    Z3, Z2, Z2
+	VMULPS    expLn2Low<>+0(SB), Z1, Z3
+	VSUBPS    Z3, Z2, Z2
+	VMULPS    expPower7<>+0(SB), Z2, Z4
+	VADDPS    expPower6<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expPower5<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expPower4<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expPower3<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expPower2<>+0(SB), Z4, Z4
+	VMULPS    Z2, Z2, Z3
+	VMULPS    Z3, Z4, Z4
+	VADDPS    Z2, Z4, Z4
+	VADDPS    expUnit<>+0(SB), Z4, Z4
+	VCVTPS2DQ Z1, Z2
+	VPSRAD    $0x01, Z2, Z1
+	VPSUBD    Z1, Z2, Z2
+	VPADDD    expBias<>+0(SB), Z1, Z1
+	VPSLLD    $0x17, Z1, Z1
+	VMULPS    Z1, Z4, Z4
+	VPADDD    expBias<>+0(SB), Z2, Z2
+	VPSLLD    $0x17, Z2, Z2
+	VMULPS    Z2, Z4, Z4
+	VADDPS    expUnit<>+0(SB), Z4, Z4
+	VMOVUPS   expUnit<>+0(SB), Z1
+	VDIVPS    Z4, Z1, Z1
+	VMOVUPS   expUnit<>+0(SB), Z2
+	VSUBPS    Z1, Z2, Z2
+	VMULPS    Z2, Z0, Z2
+	VADDPS    expUnit<>+0(SB), Z2, Z2
+	VMULPS    Z2, Z1, Z2
+	VMOVUPS   (DX), Z3
+	VMULPS    Z1, Z0, Z1
+	VMULPS    Z3, Z1, Z1
+	VMULPS    (SI), Z3, Z3
+	VMULPS    Z2, Z3, Z3
+	VCMPPS    $0x03, Z3, Z3, K1
+	VMOVDQU32 everyNaN<>+0(SB), K1, Z3
+	VCMPPS    $0x03, Z1, Z1, K1
+	VMOVDQU32 everyNaN<>+0(SB), K1, Z1
+	VMOVUPS   Z3, (AX)
+	VMOVUPS   Z1, (CX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	ADDQ      $0x40, DX
+	ADDQ      $0x40, BX
+	ADDQ      $0x40, SI
+	SUBQ      $+16, R8
+	JMP       loop
+
+done:
+	MOVQ DI, done+120(FP)
+	VZEROUPPER
+	RET
+
+// func addProductsAVX512(acc []float64, x []float32, y []float32) (done int)
+// Requires: AVX, AVX512F
+TEXT ·addProductsAVX512(SB), NOSPLIT, $0-80
+	MOVQ acc_base+0(FP), AX
+	MOVQ x_base+24(FP), CX
+	MOVQ y_base+48(FP), DX
+	MOVQ acc_len+8(FP), BX
+	ANDQ $-16, BX
+	MOVQ BX, SI
+
+loop:
+	TESTQ       SI, SI
+	JE          done
+	VMOVUPD     (AX), Z0
+	VCVTPS2PD   (CX), Z1
+	VCVTPS2PD   (DX), Z2
+	VFMADD231PD Z1, Z2, Z0
+	VCMPPD      $0x03, Z0, Z0, K1
+	VMOVDQU64   everyFloat64NaN<>+0(SB), K1, Z0
+	VMOVUPD     Z0, (AX)
+	VMOVUPD     64(AX), Z0
+	VCVTPS2PD   32(CX), Z1
+	VCVTPS2PD   32(DX), Z2
+	VFMADD231PD Z1, Z2, Z0
+	VCMPPD      $0x03, Z0, Z0, K1
+	VMOVDQU64   everyFloat64NaN<>+0(SB), K1, Z0
+	VMOVUPD     Z0, 64(AX)
+	ADDQ        $+128, AX
+	ADDQ        $0x40, CX
+	ADDQ        $0x40, DX
+	SUBQ        $+16, SI
+	JMP         loop
+
+done:
+	MOVQ BX, done+72(FP)
+	VZEROUPPER
+	RET
+
+DATA everyFloat64NaN<>+0(SB)/1, $0x01
+DATA everyFloat64NaN<>+1(SB)/1, $0x00
+DATA everyFloat64NaN<>+2(SB)/1, $0x00
+DATA everyFloat64NaN<>+3(SB)/1, $0x00
+DATA everyFloat64NaN<>+4(SB)/1, $0x00
+DATA everyFloat64NaN<>+5(SB)/1, $0x00
+DATA everyFloat64NaN<>+6(SB)/1, $0xf8
+DATA everyFloat64NaN<>+7(SB)/1, $0x7f
+DATA everyFloat64NaN<>+8(SB)/1, $0x01
+DATA everyFloat64NaN<>+9(SB)/1, $0x00
+DATA everyFloat64NaN<>+10(SB)/1, $0x00
+DATA everyFloat64NaN<>+11(SB)/1, $0x00
+DATA everyFloat64NaN<>+12(SB)/1, $0x00
+DATA everyFloat64NaN<>+13(SB)/1, $0x00
+DATA everyFloat64NaN<>+14(SB)/1, $0xf8
+DATA everyFloat64NaN<>+15(SB)/1, $0x7f
+DATA everyFloat64NaN<>+16(SB)/1, $0x01
+DATA everyFloat64NaN<>+17(SB)/1, $0x00
+DATA everyFloat64NaN<>+18(SB)/1, $0x00
+DATA everyFloat64NaN<>+19(SB)/1, $0x00
+DATA everyFloat64NaN<>+20(SB)/1, $0x00
+DATA everyFloat64NaN<>+21(SB)/1, $0x00
+DATA everyFloat64NaN<>+22(SB)/1, $0xf8
+DATA everyFloat64NaN<>+23(SB)/1, $0x7f
+DATA everyFloat64NaN<>+24(SB)/1, $0x01
+DATA everyFloat64NaN<>+25(SB)/1, $0x00
+DATA everyFloat64NaN<>+26(SB)/1, $0x00
+DATA everyFloat64NaN<>+27(SB)/1, $0x00
+DATA everyFloat64NaN<>+28(SB)/1, $0x00
+DATA everyFloat64NaN<>+29(SB)/1, $0x00
+DATA everyFloat64NaN<>+30(SB)/1, $0xf8
+DATA everyFloat64NaN<>+31(SB)/1, $0x7f
+DATA everyFloat64NaN<>+32(SB)/1, $0x01
+DATA everyFloat64NaN<>+33(SB)/1, $0x00
+DATA everyFloat64NaN<>+34(SB)/1, $0x00
+DATA everyFloat64NaN<>+35(SB)/1, $0x00
+DATA everyFloat64NaN<>+36(SB)/1, $0x00
+DATA everyFloat64NaN<>+37(SB)/1, $0x00
+DATA everyFloat64NaN<>+38(SB)/1, $0xf8
+DATA everyFloat64NaN<>+39(SB)/1, $0x7f
+DATA everyFloat64NaN<>+40(SB)/1, $0x01
+DATA everyFloat64NaN<>+41(SB)/1, $0x00
+DATA everyFloat64NaN<>+42(SB)/1, $0x00
+DATA everyFloat64NaN<>+43(SB)/1, $0x00
+DATA everyFloat64NaN<>+44(SB)/1, $0x00
+DATA everyFloat64NaN<>+45(SB)/1, $0x00
+DATA everyFloat64NaN<>+46(SB)/1, $0xf8
+DATA everyFloat64NaN<>+47(SB)/1, $0x7f
+DATA everyFloat64NaN<>+48(SB)/1, $0x01
+DATA everyFloat64NaN<>+49(SB)/1, $0x00
+DATA everyFloat64NaN<>+50(SB)/1, $0x00
+DATA everyFloat64NaN<>+51(SB)/1, $0x00
+DATA everyFloat64NaN<>+52(SB)/1, $0x00
+DATA everyFloat64NaN<>+53(SB)/1, $0x00
+DATA everyFloat64NaN<>+54(SB)/1, $0xf8
+DATA everyFloat64NaN<>+55(SB)/1, $0x7f
+DATA everyFloat64NaN<>+56(SB)/1, $0x01
+DATA everyFloat64NaN<>+57(SB)/1, $0x00
+DATA everyFloat64NaN<>+58(SB)/1, $0x00
+DATA everyFloat64NaN<>+59(SB)/1, $0x00
+DATA everyFloat64NaN<>+60(SB)/1, $0x00
+DATA everyFloat64NaN<>+61(SB)/1, $0x00
+DATA everyFloat64NaN<>+62(SB)/1, $0xf8
+DATA everyFloat64NaN<>+63(SB)/1, $0x7f
+GLOBL everyFloat64NaN<>(SB), RODATA|NOPTR, $64
+
+// func expAVX2(dst []float32, src []float32) (done int)
+// Requires: AVX, AVX2
+TEXT ·expAVX2(SB), NOSPLIT, $0-56
+	MOVQ dst_base+0(FP), AX
+	MOVQ src_base+24(FP), CX
+	MOVQ dst_len+8(FP), DX
+	ANDQ $-16, DX
+	MOVQ DX, BX
+
+loop:
+	TESTQ     BX, BX
+	JE        done
+	VMOVUPS   (CX), Y0
+	VMOVUPS   expMost<>+0(SB), Y1
+	VMINPS    Y0, Y1, Y1
+	VMOVUPS   expLeast<>+0(SB), Y0
+	VMAXPS    Y1, Y0, Y1
+	VMULPS    expLog2E<>+0(SB), Y1, Y0
+	VADDPS    expRound<>+0(SB), Y0, Y0
+	VSUBPS    expRound<>+0(SB), Y0, Y0
+	VMULPS    expLn2High<>+0(SB), Y0, Y2
+	VSUBPS    Y2, Y1, Y1
+	VMULPS    expLn2Low<>+0(SB), Y0, Y2
+	VSUBPS    Y2, Y1, Y1
+	VMULPS    expPower7<>+0(SB), Y1, Y3
+	VADDPS    expPower6<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower5<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower4<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower3<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower2<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y1, Y2
+	VMULPS    Y2, Y3, Y3
+	VADDPS    Y1, Y3, Y3
+	VADDPS    expUnit<>+0(SB), Y3, Y3
+	VCVTPS2DQ Y0, Y1
+	VPSRAD    $0x01, Y1, Y0
+	VPSUBD    Y0, Y1, Y1
+	VPADDD    expBias<>+0(SB), Y0, Y0
+	VPSLLD    $0x17, Y0, Y0
+	VMULPS    Y0, Y3, Y3
+	VPADDD    expBias<>+0(SB), Y1, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMULPS    Y1, Y3, Y3
+	VCMPPS    $0x03, Y3, Y3, Y0
+	VBLENDVPS Y0, everyNaN<>+0(SB), Y3, Y3
+	VMOVUPS   Y3, (AX)
+	VMOVUPS   32(CX), Y0
+	VMOVUPS   expMost<>+0(SB), Y1
+	VMINPS    Y0, Y1, Y1
+	VMOVUPS   expLeast<>+0(SB), Y0
+	VMAXPS    Y1, Y0, Y1
+	VMULPS    expLog2E<>+0(SB), Y1, Y0
+	VADDPS    expRound<>+0(SB), Y0, Y0
+	VSUBPS    expRound<>+0(SB), Y0, Y0
+	VMULPS    expLn2High<>+0(SB), Y0, Y2
+	VSUBPS    Y2, Y1, Y1
+	VMULPS    expLn2Low<>+0(SB), Y0, Y2
+	VSUBPS    Y2, Y1, Y1
+	VMULPS    expPower7<>+0(SB), Y1, Y3
+	VADDPS    expPower6<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower5<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower4<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower3<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower2<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y1, Y2
+	VMULPS    Y2, Y3, Y3
+	VADDPS    Y1, Y3, Y3
+	VADDPS    expUnit<>+0(SB), Y3, Y3
+	VCVTPS2DQ Y0, Y1
+	VPSRAD    $0x01, Y1, Y0
+	VPSUBD    Y0, Y1, Y1
+	VPADDD    expBias<>+0(SB), Y0, Y0
+	VPSLLD    $0x17, Y0, Y0
+	VMULPS    Y0, Y3, Y3
+	VPADDD    expBias<>+0(SB), Y1, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMULPS    Y1, Y3, Y3
+	VCMPPS    $0x03, Y3, Y3, Y0
+	VBLENDVPS Y0, everyNaN<>+0(SB), Y3, Y3
+	VMOVUPS   Y3, 32(AX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	SUBQ      $+16, BX
+	JMP       loop
+
+done:
+	MOVQ DX, done+48(FP)
+	VZEROUPPER
+	RET
+
+// func sigmoidAVX2(dst []float32, src []float32) (done int)
+// Requires: AVX, AVX2
+TEXT ·sigmoidAVX2(SB), NOSPLIT, $0-56
+	MOVQ dst_base+0(FP), AX
+	MOVQ src_base+24(FP), CX
+	MOVQ dst_len+8(FP), DX
+	ANDQ $-16, DX
+	MOVQ DX, BX
+
+loop:
+	TESTQ     BX, BX
+	JE        done
+	VMOVUPS   (CX), Y0
+	VXORPS    signBit<>+0(SB), Y0, Y0
+	VMOVUPS   expMost<>+0(SB), Y1
+	VMINPS    Y0, Y1, Y1
+	VMOVUPS   expLeast<>+0(SB), Y0
+	VMAXPS    Y1, Y0, Y1
+	VMULPS    expLog2E<>+0(SB), Y1, Y0
+	VADDPS    expRound<>+0(SB), Y0, Y0
+	VSUBPS    expRound<>+0(SB), Y0, Y0
+	VMULPS    expLn2High<>+0(SB), Y0, Y2
+	VSUBPS    Y2, Y1, Y1
+	VMULPS    expLn2Low<>+0(SB), Y0, Y2
+	VSUBPS    Y2, Y1, Y1
+	VMULPS    expPower7<>+0(SB), Y1, Y3
+	VADDPS    expPower6<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower5<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower4<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower3<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower2<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y1, Y2
+	VMULPS    Y2, Y3, Y3
+	VADDPS    Y1, Y3, Y3
+	VADDPS    expUnit<>+0(SB), Y3, Y3
+	VCVTPS2DQ Y0, Y1
+	VPSRAD    $0x01, Y1, Y0
+	VPSUBD    Y0, Y1, Y1
+	VPADDD    expBias<>+0(SB), Y0, Y0
+	VPSLLD    $0x17, Y0, Y0
+	VMULPS    Y0, Y3, Y3
+	VPADDD    expBias<>+0(SB), Y1, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expUnit<>+0(SB), Y3, Y3
+	VMOVUPS   expUnit<>+0(SB), Y0
+	VDIVPS    Y3, Y0, Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VBLENDVPS Y1, everyNaN<>+0(SB), Y0, Y0
+	VMOVUPS   Y0, (AX)
+	VMOVUPS   32(CX), Y0
+	VXORPS    signBit<>+0(SB), Y0, Y0
+	VMOVUPS   expMost<>+0(SB), Y1
+	VMINPS    Y0, Y1, Y1
+	VMOVUPS   expLeast<>+0(SB), Y0
+	VMAXPS    Y1, Y0, Y1
+	VMULPS    expLog2E<>+0(SB), Y1, Y0
+	VADDPS    expRound<>+0(SB), Y0, Y0
+	VSUBPS    expRound<>+0(SB), Y0, Y0
+	VMULPS    expLn2High<>+0(SB), Y0, Y2
+	VSUBPS    Y2, Y1, Y1
+	VMULPS    expLn2Low<>+0(SB), Y0, Y2
+	VSUBPS    Y2, Y1, Y1
+	VMULPS    expPower7<>+0(SB), Y1, Y3
+	VADDPS    expPower6<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower5<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower4<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower3<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expPower2<>+0(SB), Y3, Y3
+	VMULPS    Y1, Y1, Y2
+	VMULPS    Y2, Y3, Y3
+	VADDPS    Y1, Y3, Y3
+	VADDPS    expUnit<>+0(SB), Y3, Y3
+	VCVTPS2DQ Y0, Y1
+	VPSRAD    $0x01, Y1, Y0
+	VPSUBD    Y0, Y1, Y1
+	VPADDD    expBias<>+0(SB), Y0, Y0
+	VPSLLD    $0x17, Y0, Y0
+	VMULPS    Y0, Y3, Y3
+	VPADDD    expBias<>+0(SB), Y1, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMULPS    Y1, Y3, Y3
+	VADDPS    expUnit<>+0(SB), Y3, Y3
+	VMOVUPS   expUnit<>+0(SB), Y0
+	VDIVPS    Y3, Y0, Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VBLENDVPS Y1, everyNaN<>+0(SB), Y0, Y0
+	VMOVUPS   Y0, 32(AX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	SUBQ      $+16, BX
+	JMP       loop
+
+done:
+	MOVQ DX, done+48(FP)
+	VZEROUPPER
+	RET
+
+// func siluMulAVX2(dst []float32, gate []float32, up []float32) (done int)
+// Requires: AVX, AVX2
+TEXT ·siluMulAVX2(SB), NOSPLIT, $0-80
+	MOVQ dst_base+0(FP), AX
+	MOVQ gate_base+24(FP), CX
+	MOVQ up_base+48(FP), DX
+	MOVQ dst_len+8(FP), BX
+	ANDQ $-16, BX
+	MOVQ BX, SI
+
+loop:
+	TESTQ     SI, SI
+	JE        done
+	VMOVUPS   (CX), Y0
+	VXORPS    signBit<>+0(SB), Y0, Y1
+	VMOVUPS   expMost<>+0(SB), Y2
+	VMINPS    Y1, Y2, Y2
+	VMOVUPS   expLeast<>+0(SB), Y1
+	VMAXPS    Y2, Y1, Y2
+	VMULPS    expLog2E<>+0(SB), Y2, Y1
+	VADDPS    expRound<>+0(SB), Y1, Y1
+	VSUBPS    expRound<>+0(SB), Y1, Y1
+	VMULPS    expLn2High<>+0(SB), Y1, Y3
+	VSUBPS    Y3, Y2, Y2
+	VMULPS    expLn2Low<>+0(SB), Y1, Y3
+	VSUBPS    Y3, Y2, Y2
+	VMULPS    expPower7<>+0(SB), Y2, Y4
+	VADDPS    expPower6<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower5<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower4<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower3<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower2<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y2, Y3
+	VMULPS    Y3, Y4, Y4
+	VADDPS    Y2, Y4, Y4
+	VADDPS    expUnit<>+0(SB), Y4, Y4
+	VCVTPS2DQ Y1, Y2
+	VPSRAD    $0x01, Y2, Y1
+	VPSUBD    Y1, Y2, Y2
+	VPADDD    expBias<>+0(SB), Y1, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMULPS    Y1, Y4, Y4
+	VPADDD    expBias<>+0(SB), Y2, Y2
+	VPSLLD    $0x17, Y2, Y2
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expUnit<>+0(SB), Y4, Y4
+	VMOVUPS   expUnit<>+0(SB), Y1
+	VDIVPS    Y4, Y1, Y1
+	VMULPS    Y1, Y0, Y1
+	VMULPS    (DX), Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y0
+	VBLENDVPS Y0, everyNaN<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, (AX)
+	VMOVUPS   32(CX), Y0
+	VXORPS    signBit<>+0(SB), Y0, Y1
+	VMOVUPS   expMost<>+0(SB), Y2
+	VMINPS    Y1, Y2, Y2
+	VMOVUPS   expLeast<>+0(SB), Y1
+	VMAXPS    Y2, Y1, Y2
+	VMULPS    expLog2E<>+0(SB), Y2, Y1
+	VADDPS    expRound<>+0(SB), Y1, Y1
+	VSUBPS    expRound<>+0(SB), Y1, Y1
+	VMULPS    expLn2High<>+0(SB), Y1, Y3
+	VSUBPS    Y3, Y2, Y2
+	VMULPS    expLn2Low<>+0(SB), Y1, Y3
+	VSUBPS    Y3, Y2, Y2
+	VMULPS    expPower7<>+0(SB), Y2, Y4
+	VADDPS    expPower6<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower5<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower4<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower3<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower2<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y2, Y3
+	VMULPS    Y3, Y4, Y4
+	VADDPS    Y2, Y4, Y4
+	VADDPS    expUnit<>+0(SB), Y4, Y4
+	VCVTPS2DQ Y1, Y2
+	VPSRAD    $0x01, Y2, Y1
+	VPSUBD    Y1, Y2, Y2
+	VPADDD    expBias<>+0(SB), Y1, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMULPS    Y1, Y4, Y4
+	VPADDD    expBias<>+0(SB), Y2, Y2
+	VPSLLD    $0x17, Y2, Y2
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expUnit<>+0(SB), Y4, Y4
+	VMOVUPS   expUnit<>+0(SB), Y1
+	VDIVPS    Y4, Y1, Y1
+	VMULPS    Y1, Y0, Y1
+	VMULPS    32(DX), Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y0
+	VBLENDVPS Y0, everyNaN<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, 32(AX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	ADDQ      $0x40, DX
+	SUBQ      $+16, SI
+	JMP       loop
+
+done:
+	MOVQ BX, done+72(FP)
+	VZEROUPPER
+	RET
+
+// func siluMulGradAVX2(dGate []float32, dUp []float32, d []float32, gate []float32, up []float32) (done int)
+// Requires: AVX, AVX2
+TEXT ·siluMulGradAVX2(SB), NOSPLIT, $0-128
+	MOVQ dGate_base+0(FP), AX
+	MOVQ dUp_base+24(FP), CX
+	MOVQ d_base+48(FP), DX
+	MOVQ gate_base+72(FP), BX
+	MOVQ up_base+96(FP), SI
+	MOVQ d_len+56(FP), DI
+	ANDQ $-16, DI
+	MOVQ DI, R8
+
+loop:
+	TESTQ     R8, R8
+	JE        done
+	VMOVUPS   (BX), Y0
+	VXORPS    signBit<>+0(SB), Y0, Y1
+	VMOVUPS   expMost<>+0(SB), Y2
+	VMINPS    Y1, Y2, Y2
+	VMOVUPS   expLeast<>+0(SB), Y1
+	VMAXPS    Y2, Y1, Y2
+	VMULPS    expLog2E<>+0(SB), Y2, Y1
+	VADDPS    expRound<>+0(SB), Y1, Y1
+	VSUBPS    expRound<>+0(SB), Y1, Y1
+	VMULPS    expLn2High<>+0(SB), Y1, Y3
+	VSUBPS    Y3, Y2, Y2
+	VMULPS    expLn2Low<>+0(SB), Y1, Y3
+	VSUBPS    Y3, Y2, Y2
+	VMULPS    expPower7<>+0(SB), Y2, Y4
+	VADDPS    expPower6<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower5<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower4<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower3<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower2<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y2, Y3
+	VMULPS    Y3, Y4, Y4
+	VADDPS    Y2, Y4, Y4
+	VADDPS    expUnit<>+0(SB), Y4, Y4
+	VCVTPS2DQ Y1, Y2
+	VPSRAD    $0x01, Y2, Y1
+	VPSUBD    Y1, Y2, Y2
+	VPADDD    expBias<>+0(SB), Y1, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMULPS    Y1, Y4, Y4
+	VPADDD    expBias<>+0(SB), Y2, Y2
+	VPSLLD    $0x17, Y2, Y2
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expUnit<>+0(SB), Y4, Y4
+	VMOVUPS   expUnit<>+0(SB), Y1
+	VDIVPS    Y4, Y1, Y1
+	VMOVUPS   expUnit<>+0(SB), Y2
+	VSUBPS    Y1, Y2, Y2
+	VMULPS    Y2, Y0, Y2
+	VADDPS    expUnit<>+0(SB), Y2, Y2
+	VMULPS    Y2, Y1, Y2
+	VMOVUPS   (DX), Y3
+	VMULPS    Y1, Y0, Y1
+	VMULPS    Y3, Y1, Y1
+	VMULPS    (SI), Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCMPPS    $0x03, Y3, Y3, Y0
+	VBLENDVPS Y0, everyNaN<>+0(SB), Y3, Y3
+	VCMPPS    $0x03, Y1, Y1, Y0
+	VBLENDVPS Y0, everyNaN<>+0(SB), Y1, Y1
+	VMOVUPS   Y3, (AX)
+	VMOVUPS   Y1, (CX)
+	VMOVUPS   32(BX), Y0
+	VXORPS    signBit<>+0(SB), Y0, Y1
+	VMOVUPS   expMost<>+0(SB), Y2
+	VMINPS    Y1, Y2, Y2
+	VMOVUPS   expLeast<>+0(SB), Y1
+	VMAXPS    Y2, Y1, Y2
+	VMULPS    expLog2E<>+0(SB), Y2, Y1
+	VADDPS    expRound<>+0(SB), Y1, Y1
+	VSUBPS    expRound<>+0(SB), Y1, Y1
+	VMULPS    expLn2High<>+0(SB), Y1, Y3
+	VSUBPS    Y3, Y2, Y2
+	VMULPS    expLn2Low<>+0(SB), Y1, Y3
+	VSUBPS    Y3, Y2, Y2
+	VMULPS    expPower7<>+0(SB), Y2, Y4
+	VADDPS    expPower6<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower5<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower4<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower3<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expPower2<>+0(SB), Y4, Y4
+	VMULPS    Y2, Y2, Y3
+	VMULPS    Y3, Y4, Y4
+	VADDPS    Y2, Y4, Y4
+	VADDPS    expUnit<>+0(SB), Y4, Y4
+	VCVTPS2DQ Y1, Y2
+	VPSRAD    $0x01, Y2, Y1
+	VPSUBD    Y1, Y2, Y2
+	VPADDD    expBias<>+0(SB), Y1, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMULPS    Y1, Y4, Y4
+	VPADDD    expBias<>+0(SB), Y2, Y2
+	VPSLLD    $0x17, Y2, Y2
+	VMULPS    Y2, Y4, Y4
+	VADDPS    expUnit<>+0(SB), Y4, Y4
+	VMOVUPS   expUnit<>+0(SB), Y1
+	VDIVPS    Y4, Y1, Y1
+	VMOVUPS   expUnit<>+0(SB), Y2
+	VSUBPS    Y1, Y2, Y2
+	VMULPS    Y2, Y0, Y2
+	VADDPS    expUnit<>+0(SB), Y2, Y2
+	VMULPS    Y2, Y1, Y2
+	VMOVUPS   32(DX), Y3
+	VMULPS    Y1, Y0, Y1
+	VMULPS    Y3, Y1, Y1
+	VMULPS    32(SI), Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCMPPS    $0x03, Y3, Y3, Y0
+	VBLENDVPS Y0, everyNaN<>+0(SB), Y3, Y3
+	VCMPPS    $0x03, Y1, Y1, Y0
+	VBLENDVPS Y0, everyNaN<>+0(SB), Y1, Y1
+	VMOVUPS   Y3, 32(AX)
+	VMOVUPS   Y1, 32(CX)
+	ADDQ      $0x40, AX
+	ADDQ      $0x40, CX
+	ADDQ      $0x40, DX
+	ADDQ      $0x40, BX
+	ADDQ      $0x40, SI
+	SUBQ      $+16, R8
+	JMP       loop
+
+done:
+	MOVQ DI, done+120(FP)
+	VZEROUPPER
+	RET
+
+// func addProductsAVX2(acc []float64, x []float32, y []float32) (done int)
+// Requires: AVX, FMA3
+TEXT ·addProductsAVX2(SB), NOSPLIT, $0-80
+	MOVQ acc_base+0(FP), AX
+	MOVQ x_base+24(FP), CX
+	MOVQ y_base+48(FP), DX
+	MOVQ acc_len+8(FP), BX
+	ANDQ $-16, BX
+	MOVQ BX, SI
+
+loop:
+	TESTQ       SI, SI
+	JE          done
+	VMOVUPD     (AX), Y0
+	VCVTPS2PD   (CX), Y1
+	VCVTPS2PD   (DX), Y2
+	VFMADD231PD Y1, Y2, Y0
+	VCMPPD      $0x03, Y0, Y0, Y1
+	VBLENDVPD   Y1, everyFloat64NaN<>+0(SB), Y0, Y0
+	VMOVUPD     Y0, (AX)
+	VMOVUPD     32(AX), Y0
+	VCVTPS2PD   16(CX), Y1
+	VCVTPS2PD   16(DX), Y2
+	VFMADD231PD Y1, Y2, Y0
+	VCMPPD      $0x03, Y0, Y0, Y1
+	VBLENDVPD   Y1, everyFloat64NaN<>+0(SB), Y0, Y0
+	VMOVUPD     Y0, 32(AX)
+	VMOVUPD     64(AX), Y0
+	VCVTPS2PD   32(CX), Y1
+	VCVTPS2PD   32(DX), Y2
+	VFMADD231PD Y1, Y2, Y0
+	VCMPPD      $0x03, Y0, Y0, Y1
+	VBLENDVPD   Y1, everyFloat64NaN<>+0(SB), Y0, Y0
+	VMOVUPD     Y0, 64(AX)
+	VMOVUPD     96(AX), Y0
+	VCVTPS2PD   48(CX), Y1
+	VCVTPS2PD   48(DX), Y2
+	VFMADD231PD Y1, Y2, Y0
+	VCMPPD      $0x03, Y0, Y0, Y1
+	VBLENDVPD   Y1, everyFloat64NaN<>+0(SB), Y0, Y0
+	VMOVUPD     Y0, 96(AX)
+	ADDQ        $+128, AX
+	ADDQ        $0x40, CX
+	ADDQ        $0x40, DX
+	SUBQ        $+16, SI
+	JMP         loop
+
+done:
+	MOVQ BX, done+72(FP)
+	VZEROUPPER
+	RET

@@ -93,16 +93,8 @@ func MulAdd(c, a, b Mat) { active.MulAdd(c, a, b) }
 
 // MulAdd is the function MulAdd by this set.
 func (s *Set) MulAdd(c, a, b Mat) {
-	c.check()
-	a.check()
 	b.check()
-	if a.Rows != c.Rows || a.Cols != b.Rows || b.Cols != c.Cols {
-		panic(fmt.Sprintf("kernels: a product of %d x %d and %d x %d into %d x %d", a.Rows, a.Cols, b.Rows, b.Cols, c.Rows,
-			c.Cols))
-	}
-	if c.Cols > 1 && c.ColStride != 1 || c.Rows > 1 && c.RowStride < c.Cols {
-		panic(fmt.Sprintf("kernels: a product into strides %d and %d, of %d columns", c.RowStride, c.ColStride, c.Cols))
-	}
+	checkProduct(c, a, b.Rows, b.Cols)
 	if c.Rows == 0 || c.Cols == 0 || a.Cols == 0 {
 		return
 	}
@@ -116,6 +108,19 @@ func (s *Set) MulAdd(c, a, b Mat) {
 		return
 	}
 	s.tiles.mulAdd(c, a, b)
+}
+
+// checkProduct panics unless c can take the product of a and a matrix of rows and columns.
+func checkProduct(c, a Mat, rows, cols int) {
+	c.check()
+	a.check()
+	if a.Rows != c.Rows || a.Cols != rows || cols != c.Cols {
+		panic(fmt.Sprintf("kernels: a product of %d x %d and %d x %d into %d x %d", a.Rows, a.Cols, rows, cols, c.Rows,
+			c.Cols))
+	}
+	if c.Cols > 1 && c.ColStride != 1 || c.Rows > 1 && c.RowStride < c.Cols {
+		panic(fmt.Sprintf("kernels: a product into strides %d and %d, of %d columns", c.RowStride, c.ColStride, c.Cols))
+	}
 }
 
 // mulAdd is the twin of tiles.mulAdd: the plain rule, a row of b at a time in pieces that stay in the cache for all

@@ -82,7 +82,29 @@ func equalMulAdd(t require.TestingT, c, a, b []float32, m, k, n int, layoutA, la
 			}
 			require.Equal(t, float32(0.5), got[len(got)-1])
 		}
+		equalPanels(t, s, want, c, ma, mb)
 	}
+}
+
+// equalPanels holds products by panels, at once and by parts of the depth, against what MulAdd has to give.
+func equalPanels(t require.TestingT, s *Set, want, c []float32, a, b Mat) {
+	data := make([]float32, PanelsLen(b.Rows, b.Cols))
+	for i := range data {
+		data[i] = nan
+	}
+	p := s.NewPanels(data, b)
+	for i := range p.Blocks() {
+		p.Pack(i)
+	}
+	whole, parts := MatOf(slices.Clone(c), a.Rows, b.Cols), MatOf(slices.Clone(c), a.Rows, b.Cols)
+	p.MulAdd(whole, a)
+	require.True(t, slices.Equal(float32Bits(want), float32Bits(whole.Data)), "%s: panels of %d x %d", s.name, b.Rows,
+		b.Cols)
+	for k := 0; k < b.Rows; k += PanelsDepth {
+		p.MulAddFrom(parts, a.Slice(0, a.Rows, k, min(k+PanelsDepth, b.Rows)), k)
+	}
+	require.True(t, slices.Equal(float32Bits(want), float32Bits(parts.Data)), "%s: parts of panels of %d x %d", s.name,
+		b.Rows, b.Cols)
 }
 
 func TestMulAddShapes(t *testing.T) {
@@ -157,6 +179,58 @@ func TestMulAddAtOnce(t *testing.T) {
 	}
 	wait.Wait()
 	require.True(t, slices.Equal(float32Bits(want.Data), float32Bits(got.Data)))
+}
+
+// TestPanelsAtOnce packs blocks and then writes rows of one matrix in several goroutines.
+func TestPanelsAtOnce(t *testing.T) {
+	const m, k, n = 50, 600, 700
+	a, b := MatOf(random(m*k, 1), m, k), MatOf(random(k*n, 2), k, n)
+	want := NewMat(m, n)
+	MulAdd(want, a, b)
+	for _, s := range Sets() {
+		p, got := s.NewPanels(make([]float32, PanelsLen(k, n)), b), NewMat(m, n)
+		var wait sync.WaitGroup
+		for i := range p.Blocks() {
+			wait.Go(func() { p.Pack(i) })
+		}
+		wait.Wait()
+		for i := 0; i < m; i += 10 {
+			wait.Go(func() { p.MulAdd(got.Slice(i, i+10, 0, n), a.Slice(i, i+10, 0, k)) })
+		}
+		wait.Wait()
+		require.True(t, slices.Equal(float32Bits(want.Data), float32Bits(got.Data)), s.name)
+	}
+}
+
+// TestPanelsRefused: what does not fit is refused before anything is written.
+func TestPanelsRefused(t *testing.T) {
+	require.Equal(t, 0, NewPanels(nil, NewMat(0, 5)).Blocks())
+	require.Equal(t, 0, NewPanels(nil, NewMat(5, 0)).Blocks())
+	b := NewMat(600, 20)
+	for _, s := range Sets() {
+		p, c := s.NewPanels(make([]float32, PanelsLen(600, 20)), b), NewMat(8, 20)
+		for i := range p.Blocks() {
+			p.Pack(i)
+		}
+		for _, run := range []func(){
+			func() { s.NewPanels(make([]float32, 600*20), b) },
+			func() {
+				s.NewPanels(make([]float32, PanelsLen(600, 20)), Mat{Data: b.Data, Rows: 600, Cols: 20, RowStride: 21})
+			},
+			func() { p.Pack(p.Blocks()) },
+			func() { p.MulAdd(c, NewMat(8, 599)) },
+			func() { p.MulAdd(c, NewMat(7, 600)) },
+			func() { p.MulAdd(NewMat(8, 19), NewMat(8, 600)) },
+			func() { p.MulAdd(NewMat(20, 8).T(), NewMat(8, 600)) },
+			func() { p.MulAddFrom(c, NewMat(8, 256), 1) },
+			func() { p.MulAddFrom(c, NewMat(8, 256), -256) },
+			func() { p.MulAddFrom(c, NewMat(8, 100), 256) },
+			func() { p.MulAddFrom(c, NewMat(8, 256), 512) },
+		} {
+			require.Panics(t, run, s.name)
+		}
+		require.Equal(t, NewMat(8, 20), c)
+	}
 }
 
 // exactFMA is x*y + z by math/big.
@@ -296,4 +370,45 @@ func BenchmarkMulAdd(b *testing.B) {
 func flops(b *testing.B, operations float64, call func()) {
 	best := fastest(b, call)
 	b.ReportMetric(operations/best.Seconds()/1e9, "best-GFLOP/s")
+}
+
+// steps are the products of a training step, by a tile of a weight and by the factors of a low rank: m, k, n, and the
+// stride of a's rows, or of its columns where it is turned.
+var steps = []struct {
+	name    string
+	m, k, n int
+	stride  int
+	turned  bool
+}{
+	{"forward", 64, 2048, 256, 2048 + 16, false}, {"forward", 64, 5632, 256, 5632 + 16, false},
+	{"forward", 64, 2048, 512, 2048 + 16, false}, {"forward", 64, 2048, 2048, 2048 + 16, false},
+	{"backward", 2048, 256, 256, 2048 + 16, true}, {"backward", 5632, 256, 256, 5632 + 16, true},
+	{"backward", 2048, 256, 512, 2048 + 16, true}, {"backward", 2048, 256, 2048, 2048 + 16, true},
+	{"backward", 2048, 64, 256, 2048 + 16, true}, {"backward", 2048, 128, 256, 2048 + 16, true},
+	{"backward", 2048, 256, 256, 2048, true},
+	{"A", 8, 2048, 256, 2048, false}, {"B", 2048, 8, 256, 8, false}, {"gB", 2048, 256, 8, 256, false},
+	{"At", 2048, 8, 256, 2048, true}, {"Bt", 8, 2048, 256, 8, true}, {"gA", 8, 256, 2048, 256, false},
+}
+
+// BenchmarkPanels counts the multiplication and the addition of each step, without the packing.
+func BenchmarkPanels(b *testing.B) {
+	for _, p := range steps {
+		for _, s := range Sets()[:len(Sets())-1] {
+			b.Run(fmt.Sprintf("%s/%dx%dx%d+%d/%s", p.name, p.m, p.k, p.n, p.stride, s.name), func(b *testing.B) {
+				rows := p.m
+				if p.turned {
+					rows = p.k
+				}
+				x := Mat{Data: random(rows*p.stride, 1), Rows: p.m, Cols: p.k, RowStride: p.stride, ColStride: 1}
+				if p.turned {
+					x.RowStride, x.ColStride = 1, p.stride
+				}
+				y, z := s.NewPanels(make([]float32, PanelsLen(p.k, p.n)), MatOf(random(p.k*p.n, 2), p.k, p.n)), NewMat(p.m, p.n)
+				for i := range y.Blocks() {
+					y.Pack(i)
+				}
+				flops(b, 2*float64(p.m)*float64(p.k)*float64(p.n), func() { y.MulAdd(z, x) })
+			})
+		}
+	}
 }

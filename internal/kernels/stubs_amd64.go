@@ -237,3 +237,33 @@ func dotAVX512(x []float32, y []float32) (sums [16]float64, done int)
 
 //go:noescape
 func dotAVX2(x []float32, y []float32) (sums [16]float64, done int)
+
+//go:noescape
+func expAVX512(dst []float32, src []float32) (done int)
+
+//go:noescape
+func sigmoidAVX512(dst []float32, src []float32) (done int)
+
+//go:noescape
+func siluMulAVX512(dst []float32, gate []float32, up []float32) (done int)
+
+//go:noescape
+func siluMulGradAVX512(dGate []float32, dUp []float32, d []float32, gate []float32, up []float32) (done int)
+
+//go:noescape
+func addProductsAVX512(acc []float64, x []float32, y []float32) (done int)
+
+//go:noescape
+func expAVX2(dst []float32, src []float32) (done int)
+
+//go:noescape
+func sigmoidAVX2(dst []float32, src []float32) (done int)
+
+//go:noescape
+func siluMulAVX2(dst []float32, gate []float32, up []float32) (done int)
+
+//go:noescape
+func siluMulGradAVX2(dGate []float32, dUp []float32, d []float32, gate []float32, up []float32) (done int)
+
+//go:noescape
+func addProductsAVX2(acc []float64, x []float32, y []float32) (done int)

@@ -5,9 +5,10 @@ import "sync"
 // tiles multiplies matrices by assembly that keeps a tile of c, of tileRows rows and width columns, in registers for
 // many steps of k.
 //
-// The operands are copied so that the assembly reads them in order: b as panels of width columns, row after row, that
-// stay in the second-level cache for all rows of a; the last panel has as many columns as whole vectors need, filled
-// up with zeros. a as tiles of tileRows rows, column after column, that stay in the first-level cache for all panels.
+// b is copied so that the assembly reads it in order: as panels of width columns, row after row, that stay in the
+// second-level cache for all rows of a; the last panel has as many columns as whole vectors need, filled up with zeros.
+// Of a, tiles of tileRows rows stay in the first-level cache for all panels; they are read where they lie, which is no
+// slower than from a copy in order if their rows or their columns are contiguous.
 type tiles struct {
 	width int // of three vectors
 	full  multiplier
@@ -27,37 +28,48 @@ const (
 	// MiB.
 	depth  = 256
 	blockB = depth * 480
-	// narrow is how many columns b may have for a tile of a not to be copied: it is read too few times to repay that.
-	narrow = 192
 )
 
 type packed struct {
-	a [tileRows * depth]float32
+	a copied
 	b [blockB]float32
 }
 
-var packs = sync.Pool{New: func() any { return new(packed) }}
+// copied has a copy of a tile of a.
+type copied [tileRows * depth]float32
+
+var (
+	packs  = sync.Pool{New: func() any { return new(packed) }}
+	copies = sync.Pool{New: func() any { return new(copied) }}
+)
+
+// wide is the number of columns that a block has of a b of the given number of rows.
+func (t *tiles) wide(rows int) int { return blockB / min(depth, rows) / t.width * t.width }
 
 // mulAdd is Set.MulAdd. Each block of steps goes on from what c holds, so an element takes its products in order.
 func (t *tiles) mulAdd(c, a, b Mat) {
 	pack := packs.Get().(*packed)
 	defer packs.Put(pack)
-	wide := blockB / min(depth, a.Cols) / t.width * t.width
+	wide := t.wide(b.Rows)
 	for j := 0; j < b.Cols; j += wide {
 		n := min(wide, b.Cols-j)
-		for k := 0; k < a.Cols; k += depth {
-			steps := min(depth, a.Cols-k)
+		for k := 0; k < b.Rows; k += depth {
+			steps := min(depth, b.Rows-k)
 			t.packB(pack.b[:], b.Slice(k, k+steps, j, j+n))
-			for i := 0; i < a.Rows; i += tileRows {
-				rows := min(tileRows, a.Rows-i)
-				tile := a.Slice(i, i+rows, k, k+steps)
-				if b.Cols > narrow || a.RowStride != 1 && a.ColStride != 1 {
-					turn := t.packA(pack.a[:], tile)
-					tile = Mat{Data: turn, Rows: rows, Cols: steps, RowStride: 1, ColStride: tileRows}
-				}
-				t.mulTile(c.Slice(i, i+rows, j, j+n), tile, pack.b[:])
-			}
+			t.mulBlock(c.Slice(0, c.Rows, j, j+n), a.Slice(0, a.Rows, k, k+steps), pack.b[:], &pack.a)
 		}
+	}
+}
+
+// mulBlock adds the product of a and a packed block of b. memory is for tiles that are not read where they lie.
+func (t *tiles) mulBlock(c, a Mat, b []float32, memory *copied) {
+	for i := 0; i < a.Rows; i += tileRows {
+		rows := min(tileRows, a.Rows-i)
+		tile := a.Slice(i, i+rows, 0, a.Cols)
+		if a.RowStride != 1 && a.ColStride != 1 {
+			tile = memory.of(tile)
+		}
+		t.mulTile(c.Slice(i, i+rows, 0, c.Cols), tile, b)
 	}
 }
 
@@ -73,24 +85,14 @@ func (t *tiles) mulTile(c, a Mat, b []float32) {
 	}
 }
 
-// packA copies a tile, column after column, and returns the copy.
-func (t *tiles) packA(dst []float32, a Mat) []float32 {
-	dst = dst[:a.Cols*tileRows]
-	switch {
-	case a.Rows < tileRows:
-		for k := range a.Cols {
-			for i := range a.Rows {
-				dst[k*tileRows+i] = a.at(i, k)
-			}
+// of copies a tile, column after column.
+func (x *copied) of(tile Mat) Mat {
+	for k := range tile.Cols {
+		for i := range tile.Rows {
+			x[k*tileRows+i] = tile.at(i, k)
 		}
-	case a.RowStride == 1:
-		for k := range a.Cols {
-			*(*[tileRows]float32)(dst[k*tileRows:]) = [tileRows]float32(a.Data[k*a.ColStride:])
-		}
-	default:
-		t.turn(dst, a, tileRows)
 	}
-	return dst
+	return Mat{Data: x[:], Rows: tile.Rows, Cols: tile.Cols, RowStride: 1, ColStride: tileRows}
 }
 
 // turn stores the transpose of tileRows rows by rows of the given stride.

@@ -47,6 +47,7 @@ func partInfos(s spec, t tensor.Info, stateBytes int64) []tensor.Info {
 // fourBit decodes a 4-bit weight.
 type fourBit struct {
 	info   tensor.Info
+	values tensor.DType
 	spec   spec
 	offset float32
 	parts  []tensor.Info
@@ -63,8 +64,9 @@ func open4bit(name string, typ nf4.Type, s quant.Stored) (quant.Decoder, error) 
 			tensor.Quote(st.DType))
 	}
 	w := &fourBit{
-		info: tensor.Info{Name: name, DType: dtype, Shape: st.Shape},
-		spec: spec{Type: typ.String(), BlockSize: st.BlockSize, DoubleQuant: st.NestedOffset != nil},
+		info:   tensor.Info{Name: name, DType: dtype, Shape: st.Shape},
+		values: dtype,
+		spec:   spec{Type: typ.String(), BlockSize: st.BlockSize, DoubleQuant: st.NestedOffset != nil},
 	}
 	if _, err := w.info.Size(); err != nil {
 		return nil, fmt.Errorf("%w: the quant_state's %v", quant.ErrMalformed, err)
@@ -107,8 +109,15 @@ func (w *fourBit) Info() tensor.Info { return w.info }
 func (w *fourBit) Spec() quant.Spec  { return w.spec.public() }
 func (w *fourBit) Unit() int64       { return int64(w.spec.BlockSize) }
 
-// Values is the dtype of the quant_state, to which bitsandbytes rounds.
-func (w *fourBit) Values() tensor.DType { return w.info.DType }
+// Values is the dtype of the quant_state, to which bitsandbytes rounds, or F32.
+func (w *fourBit) Values() tensor.DType { return w.values }
+
+// Exact decodes to code * absmax in float32, what bitsandbytes' 4-bit product on a CPU multiplies by.
+func (w *fourBit) Exact() quant.Decoder {
+	exact := *w
+	exact.values = tensor.F32
+	return &exact
+}
 
 func (w *fourBit) Parts() []string { return partNames(w.parts) }
 
@@ -139,31 +148,29 @@ func (w *fourBit) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 	b0, b1 := w.blocks(lo, hi)
 	f := floats.Get().(*[]float32)
 	defer floats.Put(f)
-	absmax := grow(f, int(b1-b0)+256+int(ceilDiv(b1-b0, nf4.NestedBlockSize))+1)
-	nested := absmax[b1-b0:]
-	absmax = absmax[:b1-b0]
+	buf := grow(f, 16+int(b1-b0)+256+int(ceilDiv(b1-b0, nf4.NestedBlockSize))+1)
+	code, absmax, nested := (*[16]float32)(buf), buf[16:][:b1-b0], buf[16+b1-b0:]
 
 	if !w.spec.DoubleQuant {
 		getFloats(absmax, in[1])
 	} else {
-		code := (*[256]float32)(nested[:256])
-		getFloats(code[:], in[4])
+		nestedCode := (*[256]float32)(nested)
+		getFloats(nestedCode[:], in[4])
 		nested = nested[256:][:len(in[3])/4]
 		getFloats(nested, in[3])
 		// A tile may begin within a nested block: the first piece ends where that block does.
 		q := in[1]
 		first := min(len(q), int(nf4.NestedBlockSize-b0%nf4.NestedBlockSize))
-		nf4.DequantizeAbsmax(absmax[:first], q[:first], code, nested[:1], w.offset)
+		nf4.DequantizeAbsmax(absmax[:first], q[:first], nestedCode, nested[:1], w.offset)
 		if first < len(q) {
-			nf4.DequantizeAbsmax(absmax[first:], q[first:], code, nested[1:], w.offset)
+			nf4.DequantizeAbsmax(absmax[first:], q[first:], nestedCode, nested[1:], w.offset)
 		}
 	}
-	var code [16]float32
 	getFloats(code[:], in[2])
 	if w.spec.Type == "fp4" && code[8] == 0 {
 		code[8] = 0 // +0, also where the file has -0
 	}
-	nf4.Dequantize(dst, w.info.DType, in[0], absmax, &code, w.spec.BlockSize)
+	nf4.Dequantize(dst, w.values, in[0], absmax, code, w.spec.BlockSize)
 	return nil
 }
 
@@ -298,11 +305,8 @@ func grow(f *[]float32, n int) []float32 {
 	return (*f)[:n]
 }
 
-func getFloats(dst []float32, src []byte) {
-	for i := range dst {
-		dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
-	}
-}
+// getFloats reads len(dst) numbers, a copy of memory as a rule. Only lengths that differ could be an error.
+func getFloats(dst []float32, src []byte) { _ = tensor.ToFloats(dst, src[:4*len(dst)], tensor.F32) }
 
 func putFloats(dst []byte, src []float32) {
 	for i, x := range src {

@@ -98,6 +98,14 @@ func main() {
 	kept(avx2{}, "AVX2")
 	dot(avx512{}, "AVX512")
 	dot(avx2{}, "AVX2")
+	for set, s := range []wide{avx512{}, avx2{}} {
+		set := []string{"AVX512", "AVX2"}[set]
+		mapped(s, "exp"+set, exponential)
+		mapped(s, "sigmoid"+set, sigmoid)
+		siluMul(s, set)
+		siluMulGrad(s, set)
+		addProducts(s, set)
+	}
 	Generate()
 }
 

@@ -21,6 +21,8 @@ type wide interface {
 	half(v VecVirtual, upper bool) VecVirtual
 	// number makes a NaN the one.
 	number(v VecVirtual, replacement Op)
+	// wideNumber makes a NaN of float64 the one.
+	wideNumber(v VecVirtual, replacement Op)
 	// loadFloat widens a vector of elements.
 	loadFloat(f float, m Mem) VecVirtual
 	// storeFloat rounds a vector and stores it, and returns the float32 of what
