@@ -287,8 +287,8 @@ func (b *adapterBinder) tie() error {
 	return nil
 }
 
-// rowsAlone refuses rows that are trained of a matrix that is trained whole or has magnitudes. PEFT knows factors beside
-// them at a tied head only, which reads the rows and adds the factors' product to all of them.
+// rowsAlone refuses rows that are trained of a matrix that is trained whole or has magnitudes. PEFT knows factors
+// beside them at a tied head only, which reads the rows and adds the factors' product to all of them.
 func (b *adapterBinder) rowsAlone() error {
 	for _, name := range slices.Sorted(maps.Keys(b.adapter.params)) {
 		ad := b.adapter.params[name]

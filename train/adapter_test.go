@@ -457,8 +457,8 @@ func TestUntrainableAdapters(t *testing.T) {
 		require.NotContains(t, err.Error(), "\n")
 	}
 	c, params := openBase(t, fixtureBase("tiny-mixtral"))
-	_, err := openAdapter(t.Context(), filepath.Join(adapterFixtures, "tiny-mixtral/per-expert"), storage.Options{}, params,
-		c.Model)
+	apart := filepath.Join(adapterFixtures, "tiny-mixtral/per-expert")
+	_, err := openAdapter(t.Context(), apart, storage.Options{}, params, c.Model)
 	require.ErrorIs(t, err, lora.ErrUnsupported)
 	require.Equal(t, "Experts", hint.Of(err)[0].Option)
 }
@@ -553,7 +553,8 @@ func TestNotFinite(t *testing.T) {
 func FuzzAdapter(f *testing.F) {
 	f.Add("model.layers.0.self_attn.q_proj.lora_A.weight", int8(2), int8(32),
 		"model.layers.0.self_attn.q_proj.lora_B.weight", int8(32), int8(2), `"r": 2, "target_modules": ["q_proj"]`)
-	f.Add("model.embed_tokens.lora_embedding_A", int8(2), int8(64), "model.embed_tokens.lora_embedding_B", int8(32), int8(2),
+	f.Add("model.embed_tokens.lora_embedding_A", int8(2), int8(64),
+		"model.embed_tokens.lora_embedding_B", int8(32), int8(2),
 		`"r": 2, "ensure_weight_tying": true, "target_modules": ["embed_tokens"]`)
 	f.Add("model.norm.weight", int8(32), int8(0), "model.norm.original_module.weight", int8(32), int8(0),
 		`"modules_to_save": ["norm"]`)
@@ -576,7 +577,8 @@ func FuzzAdapter(f *testing.F) {
 		if err != nil {
 			return // a name that the format cannot hold
 		}
-		require.NoError(t, os.WriteFile(filepath.Join(dir, adapterConfig), []byte(`{"peft_type": "LORA", `+fields+`}`), 0o666))
+		config := []byte(`{"peft_type": "LORA", ` + fields + `}`)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, adapterConfig), config, 0o666))
 		a, err := openAdapter(t.Context(), dir, storage.Options{}, params, c.Model)
 		if err != nil {
 			require.NotContains(t, err.Error(), "\n")
