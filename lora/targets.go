@@ -184,7 +184,7 @@ func (c *Config) selects(name string) (bool, error) {
 	if ok, err := c.targeted(name); !ok || err != nil {
 		return false, err
 	}
-	if c.targets.exclude.have(name) || c.savesWhole(name) {
+	if c.targets.exclude.have(name) || c.SavesWhole(name) {
 		return false, nil
 	}
 	if c.targets.excluded != "" {
@@ -440,8 +440,8 @@ func (b *binder) checkReplaced(a Weighted) error {
 	return nil
 }
 
-// savesWhole reports whether modules_to_save means a module or one that it is in: it has no factors then.
-func (c *Config) savesWhole(name string) bool { return len(c.targets.saved.around(name)) > 0 }
+// SavesWhole reports whether modules_to_save means a module or one that it is in: it has no factors then.
+func (c *Config) SavesWhole(name string) bool { return len(c.targets.saved.around(name)) > 0 }
 
 // errNotMeant says that a config leaves out a module that has tensors.
 func (c *Config) errNotMeant(m *Module) error {

@@ -381,7 +381,7 @@ func (b *binder) valueEverywhere(c *Change) bool {
 // for one module alone: they keep what that was before.
 func (b *binder) untrained(c *Change) []string {
 	if c == nil || c.Value == nil || c.ValueOf.Module.Base ||
-		!b.adapters[c.ValueOf.Adapter].Config.savesWhole(c.ValueOf.Module.Name) {
+		!b.adapters[c.ValueOf.Adapter].Config.SavesWhole(c.ValueOf.Module.Name) {
 		return nil
 	}
 	var list []string

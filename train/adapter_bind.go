@@ -3,10 +3,12 @@ package train
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/models"
@@ -53,10 +55,12 @@ func (a *adapter) bind(params []param, model *models.Model) error {
 		}
 		a.params[targets[i].Name] = ad
 	}
-	if err := b.tie(); err != nil {
-		return fmt.Errorf("%s: %w", a.of.Path, err)
+	for _, step := range []func() error{b.tie, b.rowsAlone, b.finish} {
+		if err := step(); err != nil {
+			return fmt.Errorf("%s: %w", a.of.Path, err)
+		}
 	}
-	return b.finish()
+	return nil
 }
 
 // targets are the model's parameters, and others that an adapter may be for: the head of a tied model, which is a
@@ -161,7 +165,7 @@ func (b *adapterBinder) value(p param, ad *adaptation, m *lora.Module) error {
 			"needs a base that has grown with it", tensor.Quote(m.String()), lora.ErrBase, m.Value.Shape, tensor.Quote(p.name),
 			p.shape)
 	}
-	if !m.Base {
+	if b.trains(p, m) {
 		t, err := b.trainable(m.Value)
 		ad.value = t
 		return err
@@ -173,6 +177,18 @@ func (b *adapterBinder) value(p param, ad *adaptation, m *lora.Module) error {
 	}
 	b.stored[i].frozen = append(b.stored[i].frozen, ad)
 	return nil
+}
+
+// trains reports whether PEFT trains a value, or loads it and leaves it as it is: the base's own matrix beside factors,
+// or one that the file has and the config does not mean.
+func (b *adapterBinder) trains(p param, m *lora.Module) bool {
+	c := &b.of.Config
+	if !m.Base && c.EnsureTie && (p.name == b.embedding || p.name == b.head) {
+		return c.SavesWhole(strings.TrimSuffix(b.embedding, ".weight")) || c.SavesWhole(strings.TrimSuffix(b.head, ".weight"))
+	}
+	bias := strings.Contains(m.String(), "bias")
+	return !m.Base && (c.SavesWhole(m.Name) || bias && c.BiasMode == "all" ||
+		bias && c.BiasMode == "lora_only" && slices.Contains(b.of.Names(), m.Name))
 }
 
 // matrix adds a pair of factors.
@@ -187,9 +203,13 @@ func (b *adapterBinder) matrix(p param, ad *adaptation, u *lora.Update) error {
 			tensor.Quote(m.String()), lora.ErrUnsupported, tensor.Quote(p.name), p.shape)
 	}
 	if u.Rows != dims[0] || u.Cols != dims[1] || u.Col != 0 || u.Row%max(dims[0], 1) != 0 {
-		return fmt.Errorf("module %s: %w: it adapts %d x %d of the %d x %d elements of %s: one module for what the model "+
-			"computes in one product", tensor.Quote(m.String()), lora.ErrUnsupported, u.Rows, u.Cols, dims[0], dims[1],
-			tensor.Quote(p.name))
+		err := fmt.Errorf("module %s: %w: it adapts %d x %d of the %d x %d elements of %s: expected factors for the whole "+
+			"matrix", tensor.Quote(m.String()), lora.ErrUnsupported, u.Rows, u.Cols, dims[0], dims[1], tensor.Quote(p.name))
+		if experts > 0 {
+			return hint.With(err, hint.Hint{Function: "Convert", Option: "Experts", Value: "fused",
+				Effect: "makes such an adapter of it"})
+		}
+		return err
 	}
 	l := &lowRank{rank: int(u.Rank), scale: u.Scale}
 	left, right := u.Left, u.Right
@@ -247,12 +267,13 @@ func (b *adapterBinder) tie() error {
 	}
 	embedding, head := b.adapter.params[b.embedding], b.adapter.params[b.head]
 	b.shareCopy(embedding, head)
-	if embedding != nil && embedding.rows != nil && (head == nil || head.value == nil) {
-		switch {
-		case head == nil:
+	if embedding != nil && embedding.rows != nil {
+		head = b.adapter.params[b.head]
+		if head == nil {
 			head = &adaptation{}
 			b.adapter.params[b.head] = head
-			fallthrough
+		}
+		switch {
 		case head.rows == nil:
 			head.rows, head.indices = embedding.rows, embedding.indices
 		case head.rows != embedding.rows && slices.Equal(head.indices, embedding.indices):
@@ -262,6 +283,28 @@ func (b *adapterBinder) tie() error {
 	}
 	if b.of.Config.EnsureTie {
 		return b.ensureTie(cmp.Or(embedding, &adaptation{}), cmp.Or(head, &adaptation{}))
+	}
+	return nil
+}
+
+// rowsAlone refuses rows that are trained of a matrix that is trained whole or has magnitudes. PEFT knows factors
+// beside them at a tied head only, which reads the rows and adds the factors' product to all of them.
+func (b *adapterBinder) rowsAlone() error {
+	for _, name := range slices.Sorted(maps.Keys(b.adapter.params)) {
+		ad := b.adapter.params[name]
+		with := ""
+		switch {
+		case ad.rows == nil:
+			continue
+		case ad.value != nil:
+			with = "a new value of all of it"
+		case ad.plain != nil && ad.plain.magnitude != nil:
+			with = "a magnitude of DoRA"
+		default:
+			continue
+		}
+		return fmt.Errorf("tensor %s: %w: rows of %s, which has %s besides", tensor.Quote(ad.rows.name), lora.ErrUnsupported,
+			tensor.Quote(name), with)
 	}
 	return nil
 }
@@ -393,12 +436,6 @@ func equalMatrices(p, q kernels.Mat) bool {
 
 // finish lists the trainables in the order of the file, and refuses a tensor that none of them is and that is no copy.
 func (b *adapterBinder) finish() error {
-	copies := map[*formats.Tensor]bool{}
-	for _, m := range b.of.Modules {
-		if m.Base {
-			copies[m.Value] = true
-		}
-	}
 	for i := range b.stored {
 		s := &b.stored[i]
 		if o := b.of.Repeated(s.Tensor); o != nil && s.trainable == nil {
@@ -408,16 +445,15 @@ func (b *adapterBinder) finish() error {
 	seen := map[*trainable]bool{}
 	for _, s := range b.stored {
 		switch {
-		case s.trainable == nil && !copies[s.Tensor] && !strings.Contains(s.Name, ".original_module."):
-			return fmt.Errorf("%s: tensor %s: %w: no parameter of the model takes it", s.File, tensor.Quote(s.Name),
-				lora.ErrUnsupported)
+		case s.trainable == nil && s.frozen == nil && !strings.Contains(s.Name, ".original_module."):
+			return fmt.Errorf("tensor %s: %w: no parameter of the model takes it", tensor.Quote(s.Name), lora.ErrUnsupported)
 		case s.trainable != nil && !seen[s.trainable]:
 			seen[s.trainable] = true
 			b.trainables = append(b.trainables, s.trainable)
 		}
 	}
 	if len(b.trainables) == 0 {
-		return fmt.Errorf("%s: %w: it has nothing that is trained", b.of.Path, lora.ErrMalformed)
+		return fmt.Errorf("%w: it has nothing that is trained", lora.ErrMalformed)
 	}
 	return nil
 }
