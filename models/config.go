@@ -263,6 +263,30 @@ func (c *Config) value(path string) (jsontext.Value, bool) {
 	return v, true
 }
 
+// Members returns the members of the object at a dotted path, such as "text_config", or of the whole config at "". It
+// is false where there is no object.
+func (c *Config) Members(path string) (map[string]jsontext.Value, bool) {
+	v := c.root
+	if path != "" {
+		var ok bool
+		if v, ok = c.value(path); !ok {
+			return nil, false
+		}
+	}
+	if v.Kind() != '{' {
+		return nil, false
+	}
+	list, err := members(v, 0)
+	if err != nil {
+		return nil, false
+	}
+	found := make(map[string]jsontext.Value, len(list))
+	for _, m := range list {
+		found[m.name] = v[m.value.from:m.value.to]
+	}
+	return found, true
+}
+
 // span is a range of bytes.
 type span struct{ from, to int }
 
