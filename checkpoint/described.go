@@ -1,8 +1,7 @@
 package checkpoint
 
 import (
-	"errors"
-	"io"
+	"bytes"
 	"sync"
 
 	"github.com/lorakit/lorakit/formats"
@@ -21,7 +20,7 @@ func Described(path string, config *models.Config, tensors []tensor.Info) *Check
 	c.byParameter = sync.OnceValue(c.pieces)
 	c.Model, c.Known = models.Load(config)
 	for _, t := range tensors {
-		part := formats.Tensor{Info: t, File: path, Data: noData{}}
+		part := formats.Tensor{Info: t, File: path, Data: bytes.NewReader(nil)}
 		c.Weights = append(c.Weights, &Weight{
 			Info: t, Values: t.DType, Parts: []formats.Tensor{part}, Role: c.Model.Tensor(t.Name, t.Shape),
 		})
@@ -36,12 +35,3 @@ func (described) Tensors() []formats.Tensor  { return nil }
 func (described) Metadata() formats.Metadata { return nil }
 func (described) Files() []string            { return nil }
 func (described) Close() error               { return nil }
-
-// noData is where the bytes of its tensors would be.
-type noData struct{}
-
-var _ io.ReaderAt = noData{}
-
-func (noData) ReadAt([]byte, int64) (int, error) {
-	return 0, errors.New("only its shape is known, and no data")
-}
