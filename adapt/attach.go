@@ -139,21 +139,21 @@ func (o AttachOptions) choose(base *checkpoint.Checkpoint, s start) (*choice, st
 	return chosen, task, nil
 }
 
-// Modules lists the modules of the adapter that Attach would make for base, by its headers alone.
-func Modules(base *checkpoint.Checkpoint, o AttachOptions) ([]AttachedModule, error) {
+// Modules lists the modules of the adapter that Attach would make for base, by its headers alone. The notices say, in a
+// sentence each, what is not among them.
+func Modules(base *checkpoint.Checkpoint, o AttachOptions) (modules []AttachedModule, notices []string, err error) {
 	o, s, err := o.withDefaults()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	chosen, _, err := o.choose(base, s)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var list []AttachedModule
 	for _, m := range chosen.list {
-		list = append(list, m.attached())
+		modules = append(modules, m.attached())
 	}
-	return list, nil
+	return modules, chosen.notices, nil
 }
 
 // attached is the module as Attach tells of it.
