@@ -173,12 +173,13 @@ type Adapter struct {
 	Options OpenOptions
 
 	containers []formats.Container
-	tensors    []formats.Tensor // of the first of containers
-	beside     []besideFile     // further files of weights that lie in its folder
-	component  string           // that its modules are of, where they do not name it
-	settings   *Settings        // of one that was made by New
-	base       *models.Model    // see model
-	looked     bool             // base has been looked for
+	tensors    []formats.Tensor                    // of the first of containers
+	repeated   map[*formats.Tensor]*formats.Tensor // see Repeated
+	beside     []besideFile                        // further files of weights that lie in its folder
+	component  string                              // that its modules are of, where they do not name it
+	settings   *Settings                           // of one that was made by New
+	base       *models.Model                       // see model
+	looked     bool                                // base has been looked for
 }
 
 // Close closes the adapter's files.
@@ -208,6 +209,14 @@ func (a *Adapter) Multiplies() bool {
 		return m.Form == Transformed || m.Form == Scale || m.Magnitude != nil
 	})
 }
+
+// Stored lists the tensors of the adapter's own file, in its order. Those of Modules that are not computed, and do not
+// come from a file beside it, are these very ones.
+func (a *Adapter) Stored() []formats.Tensor { return a.tensors }
+
+// Repeated returns the tensor of a Module whose values a tensor of a PEFT file says once more, under a second name, and
+// nil for one that repeats none.
+func (a *Adapter) Repeated(t *formats.Tensor) *formats.Tensor { return a.repeated[t] }
 
 // Names lists the modules that have factors, each once, in order.
 func (a *Adapter) Names() []string { return adapted(a.Modules) }

@@ -368,6 +368,9 @@ func (c *Config) errRank(name string, have int64, config float64) error {
 		config, cmp.Or(c.place, configName))
 }
 
+// Bytes returns the file that a config was read from, as it is. The caller does not change them.
+func (c *Config) Bytes() []byte { return c.raw }
+
 // order is how the columns of a stack's B lie.
 func (c *Config) order() ExpertOrder {
 	if c.BLayout == groupedByExpert {
@@ -404,8 +407,8 @@ func (c *Config) setLayout(layout string) error {
 // residuals are the starts that take a part out of the base: PEFT computes it anew when it loads such an adapter.
 var residuals = []string{"pissa", "olora", "corda", "loftq", "lora_ga"}
 
-// residual is the start of an adapter whose deltas are not for the base as it is, else "".
-func (c *Config) residual() string {
+// Residual is the start of an adapter whose deltas are not for the base as it is, such as "pissa", else "".
+func (c *Config) Residual() string {
 	for _, start := range stringList(c.Init) {
 		// PEFT takes some of them in any case: "OLoRA".
 		if slices.ContainsFunc(residuals, func(r string) bool { return strings.HasPrefix(strings.ToLower(start), r) }) {
@@ -416,11 +419,11 @@ func (c *Config) residual() string {
 }
 
 // subtracts reports whether the start has been taken out of the base as it is. LoftQ's base is in four bits besides.
-func (c *Config) subtracts() bool { return !strings.HasPrefix(strings.ToLower(c.residual()), "loftq") }
+func (c *Config) subtracts() bool { return !strings.HasPrefix(strings.ToLower(c.Residual()), "loftq") }
 
 // plainBase refuses an adapter whose deltas are not for the base as it is.
 func (c *Config) plainBase() error {
-	start := c.residual()
+	start := c.Residual()
 	if start != "" && !c.subtracts() {
 		return fmt.Errorf("%w: init_lora_weights is %s, whose deltas are for the base that PEFT makes as it loads the "+
 			"adapter: in four bits, and without the part it started from", ErrUnsupported, tensor.Quote(start))

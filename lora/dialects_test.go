@@ -156,7 +156,7 @@ func TestEncode(t *testing.T) {
 		}
 		a, err := Open(dir, OpenOptions{})
 		require.NoError(t, err)
-		if made := everyWay(t, a, dir); a.Config.residual() == "" {
+		if made := everyWay(t, a, dir); a.Config.Residual() == "" {
 			require.GreaterOrEqual(t, made, 1, dir)
 		}
 		require.NoError(t, a.Close())

@@ -336,7 +336,7 @@ func (a *Adapter) componentConfigs(metadata formats.Metadata, byName map[string]
 				tensor.Quote(component)))
 			continue
 		}
-		if c.residual() != "" {
+		if c.Residual() != "" {
 			a.Config.Init = c.Init
 		}
 		a.Config.PeftVersion, a.Config.Base = c.PeftVersion, c.Base

@@ -104,9 +104,6 @@ func computedTensor(like *formats.Tensor, values computed, shape ...int64) *form
 
 // Floats reads a tensor of an adapter whole, as float32. A NaN or an infinity in it is an error.
 func Floats(t *formats.Tensor) ([]float32, error) {
-	if !t.DType.Float() && t.DType != tensor.F64 {
-		return nil, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), wrongType(t))
-	}
 	if c, ok := t.Data.(computed); ok {
 		v, err := c()
 		if err == nil {
@@ -114,27 +111,38 @@ func Floats(t *formats.Tensor) ([]float32, error) {
 		}
 		return v, err
 	}
+	if !t.DType.Float() && t.DType != tensor.F64 {
+		return nil, fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), wrongType(t))
+	}
+	out := make([]float32, t.Count())
+	return out, ReadFloats(out, t)
+}
+
+// ReadFloats is Floats for a tensor as it is stored, into a slice of as many elements.
+func ReadFloats(out []float32, t *formats.Tensor) error {
+	if !t.DType.Float() && t.DType != tensor.F64 {
+		return fmt.Errorf("%s: tensor %s: %w", t.File, tensor.Quote(t.Name), wrongType(t))
+	}
 	const piece = 64 << 10
 	width := t.DType.Bits() / 8
 	raw, b := make([]byte, min(piece, t.Count())*width), make([]byte, 4*min(piece, t.Count()))
-	out := make([]float32, t.Count())
 	for lo := int64(0); lo < int64(len(out)); lo += piece {
 		part := out[lo:min(lo+piece, int64(len(out)))]
 		n := int64(len(part))
 		if _, err := t.ReadAt(raw[:n*width], lo*width); err != nil {
-			return nil, err
+			return err
 		}
 		if err := tensor.Convert(b[:4*n], tensor.F32, raw[:n*width], t.DType); err != nil {
-			return nil, err
+			return err
 		}
 		for i := range part {
 			part[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
 		}
 		if err := checkFinite(t, part, lo); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return out, nil
+	return nil
 }
 
 func wrongType(t *formats.Tensor) error {

@@ -133,6 +133,7 @@ func (a *Adapter) readPEFT(tensors []formats.Tensor) error {
 					if err != nil {
 						return a.failed(t, err)
 					}
+					a.repeat(t, p.magnitude)
 					continue
 				}
 			}
@@ -211,10 +212,21 @@ func (a *Adapter) saidBefore(values map[string]*formats.Tensor, t *formats.Tenso
 		return false, nil
 	}
 	same, err := sameBytes(t, o)
+	if same {
+		a.repeat(t, o)
+	}
 	if err == nil && !same {
 		err = a.failed(t, fmt.Errorf("%w: it differs from %s", ErrMalformed, tensor.Quote(o.Name)))
 	}
 	return true, err
+}
+
+// repeat notes that t says once more what o says.
+func (a *Adapter) repeat(t, o *formats.Tensor) {
+	if a.repeated == nil {
+		a.repeated = map[*formats.Tensor]*formats.Tensor{}
+	}
+	a.repeated[t] = o
 }
 
 // addLora adds a pair of A and B.

@@ -189,7 +189,7 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 		return nil, fmt.Errorf("%w: experts %s; known are %s", ErrUnsupported, tensor.Quote(o.Experts),
 			choices(o.Experts, ExpertChoices()))
 	}
-	if start := a.Config.residual(); start != "" && (o.To != PEFT || a.Dialect == Diffusers) {
+	if start := a.Config.Residual(); start != "" && (o.To != PEFT || a.Dialect == Diffusers) {
 		return nil, fmt.Errorf("%s: %w: init_lora_weights is %s, whose deltas are for the base without the part it started "+
 			"from, which only PEFT works out", a.Path, ErrUnsupported, tensor.Quote(start))
 	}

@@ -55,3 +55,31 @@ func TestWriteWholeSparesOthers(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, entries, 3)
 }
+
+func TestCreateFolder(t *testing.T) {
+	above := t.TempDir()
+	path := filepath.Join(above, "a", "b")
+	make := func(content string, replace bool) error {
+		return CreateFolder(path, replace, func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, content), []byte(content), 0o666)
+		})
+	}
+	holds := func(want string) {
+		t.Helper()
+		entries, err := os.ReadDir(path)
+		require.NoError(t, err)
+		require.Len(t, entries, 1)
+		require.Equal(t, want, entries[0].Name())
+		entries, err = os.ReadDir(filepath.Dir(path))
+		require.NoError(t, err)
+		require.Len(t, entries, 1) // and nothing beside it
+	}
+	require.NoError(t, make("one", false))
+	holds("one")
+	require.ErrorIs(t, make("two", false), fs.ErrExist)
+	holds("one")
+	require.NoError(t, make("three", true))
+	holds("three")
+	require.Error(t, CreateFolder(path, true, func(string) error { return fs.ErrInvalid }))
+	holds("three")
+}

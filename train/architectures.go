@@ -15,9 +15,9 @@ import (
 // ErrArchitecture says that no training step is known for a model's architecture.
 var ErrArchitecture = errors.New("no training step for this architecture")
 
-// architectures are those with a step. Each function says what is particular to one, with the defaults of its
+// readers are for the architectures with a step. Each function says what is particular to one, with the defaults of its
 // configuration class in transformers; what it does not mention is as in Llama.
-var architectures = map[string]func(*fields) *spec{
+var readers = map[string]func(*fields) *spec{
 	"Cohere2ForCausalLM":             cohere2,
 	"GPT2LMHeadModel":                gpt2,
 	"Gemma2ForCausalLM":              gemma2,
@@ -40,10 +40,10 @@ var architectures = map[string]func(*fields) *spec{
 // readSpec reads what a config.json says of a model. An error names the member of the config, or is an
 // ErrArchitecture that lists the architectures with a step.
 func readSpec(c *models.Config) (*spec, error) {
-	read, ok := architectures[c.Architecture]
+	read, ok := readers[c.Architecture]
 	if !ok {
-		return nil, fmt.Errorf("config: %q of model type %q: %w; there is one for %s", c.Architecture, c.ModelType,
-			ErrArchitecture, strings.Join(slices.Sorted(maps.Keys(architectures)), ", "))
+		return nil, fmt.Errorf("config: %q of model type %q: %w; there is one for %s", clip(c.Architecture),
+			clip(c.ModelType), ErrArchitecture, strings.Join(slices.Sorted(maps.Keys(readers)), ", "))
 	}
 	members, _ := c.Members("")
 	var err error
@@ -57,7 +57,7 @@ func readSpec(c *models.Config) (*spec, error) {
 	model, _ := models.Load(c)
 	s.tied = model.Tensor(s.head.module+".weight", s.head.shape()).Tied != ""
 	if n := s.elements(); n > mostElements {
-		return nil, fmt.Errorf("config: describes a model of %.3g parameters, at most %.3g are read", n, float64(mostElements))
+		return nil, fmt.Errorf("config: describes %.3g parameters, at most %.3g are read", n, float64(mostElements))
 	}
 	return s, nil
 }
@@ -103,9 +103,9 @@ func qwen3(f *fields) *spec {
 
 // qwenWindows limits the attention of Qwen's upper layers, where the config switches that on.
 func (f *fields) qwenWindows(s *spec) {
-	window, from := f.countOrNone("sliding_window", 4096, mostPositions), f.count("max_window_layers", 28, 0, mostPositions)
-	if !f.flag("use_sliding_window", false) {
-		window = 0
+	window, from := 0, f.count("max_window_layers", 28, 0, mostPositions)
+	if f.flag("use_sliding_window", false) {
+		window = f.countOrNone("sliding_window", 4096, mostPositions)
 	}
 	f.layerTypes(s, window, func(i int) bool { return window > 0 && i >= from })
 }
@@ -127,17 +127,15 @@ func gemma2(f *fields) *spec {
 // gemma3 has norms of q and k, and frequencies of its own for each type of layer. Its class reads a soft cap of the
 // scores too and does not use it.
 func gemma3(f *fields) *spec {
-	d := defaults{
+	s := f.gemma(defaults{
 		vocab: 262208, hidden: 2304, width: 9216, layers: 26, heads: 8, keyHeads: 4, headDim: 256, pad: 0,
-		rope: ropeDefaults{positions: 131072},
-	}
-	s := f.gemma(d)
+	})
 	s.logitCap = float32(f.numberOrNone("final_logit_softcapping", 0))
 	s.normHeads("q_norm", "k_norm", s.finalNorm)
 	pattern := f.count("sliding_window_pattern", 6, 1, mostLayers)
 	slides := func(i int) bool { return (i+1)%pattern != 0 }
 	types := f.layerTypes(s, f.countOrNone("sliding_window", 4096, mostPositions), slides)
-	f.ropeByType(s, types, d.rope)
+	f.ropeByType(s, types, ropeDefaults{positions: 131072, layerwise: true})
 	return s
 }
 
@@ -156,7 +154,8 @@ func gemma3OfImages(f *fields) *spec {
 
 // gemma is what Gemma 2 and 3 have in common: norms before and after each branch, whose weight counts from one.
 func (f *fields) gemma(d defaults) *spec {
-	d.norm, d.activation, d.activationName = norm{kind: rmsNormPlusOne, eps: 1e-6}, "gelu_pytorch_tanh", "hidden_activation"
+	d.norm = norm{kind: rmsNormPlusOne, eps: 1e-6}
+	d.activation, d.activationName = "gelu_pytorch_tanh", "hidden_activation"
 	f.refuse("use_bidirectional_attention", "only causal attention is supported")
 	s := f.decoder(d)
 	s.embedScale = float32(math.Sqrt(float64(s.hidden)))
@@ -267,13 +266,13 @@ func qwen3Moe(f *fields) *spec {
 	})
 	s.bias(f.flag("attention_bias", false), f.flag("attention_bias", false), false)
 	s.normHeads("q_norm", "k_norm", s.finalNorm)
-	if window := f.countOrNone("sliding_window", 4096, mostPositions); f.flag("use_sliding_window", false) {
-		s.window(window)
+	if f.flag("use_sliding_window", false) {
+		s.window(f.countOrNone("sliding_window", 4096, mostPositions))
 	}
 	e := f.experts("num_experts", 128, 0, 8)
 	e.normalise = f.flag("norm_topk_prob", false)
 	width := f.count("moe_intermediate_size", 768, 1, mostFeatures)
-	step, dense := f.count("decoder_sparse_step", 1, 1, mostLayers), list[int](f, "mlp_only_layers", "whole numbers")
+	step, dense := f.count("decoder_sparse_step", 1, 1, mostLayers), listOf[int](f, "mlp_only_layers", "whole numbers")
 	for i := range s.layers {
 		if e.count > 0 && (i+1)%step == 0 && !slices.Contains(dense, i) {
 			s.layers[i].route(e, width)
@@ -289,7 +288,7 @@ func smolLM3(f *fields) *spec {
 		norm: norm{kind: rmsNorm, eps: 1e-6}, rope: ropeDefaults{positions: 32768, theta: 2e6},
 	})
 	s.bias(f.flag("attention_bias", false), f.flag("attention_bias", false), f.flag("mlp_bias", false))
-	every, rotated := f.count("no_rope_layer_interval", 4, 1, mostPositions), list[int](f, "no_rope_layers", "0 and 1")
+	every, rotated := f.count("no_rope_layer_interval", 4, 1, mostPositions), listOf[int](f, "no_rope_layers", "0 and 1")
 	if rotated != nil && len(rotated) < len(s.layers) {
 		f.fail("no_rope_layers has %d numbers, expected one for each of %d layers", len(rotated), len(s.layers))
 		return s

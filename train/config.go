@@ -123,8 +123,8 @@ func (f *fields) word(name, missing string) string {
 	return s
 }
 
-// list reads an array of what T is, "numbers" for one, or nil where it is missing or null.
-func list[T any](f *fields, name, what string) []T {
+// listOf reads an array, of what is called so in an error, or nil where it is missing or null.
+func listOf[T any](f *fields, name, what string) []T {
 	v, full, ok := f.get(name)
 	if !ok || v.Kind() == 'n' {
 		return nil
@@ -168,12 +168,16 @@ func (f *fields) refuse(name, why string) {
 	}
 }
 
-// short is a value for an error, on one line and not long.
+// short is a value for an error, on one line.
 func short(v jsontext.Value) string {
+	return clip(strings.Join(strings.Fields(strings.ToValidUTF8(string(v), "?")), " "))
+}
+
+// clip shortens what a config says, for an error.
+func clip(s string) string {
 	const most = 40
-	s := strings.Join(strings.Fields(strings.ToValidUTF8(string(v), "?")), " ")
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "…"
+	if len(s) <= most {
+		return s
 	}
-	return s
+	return strings.ToValidUTF8(s[:most], "") + "…"
 }

@@ -1,13 +1,11 @@
 package train
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/lorakit/lorakit/models"
-	"github.com/lorakit/lorakit/tensor"
 )
 
 // The types of layers in layer_types.
@@ -42,8 +40,10 @@ func (f *fields) decoder(d defaults) *spec {
 	if d.norm.kind == layerNorm {
 		eps = "layer_norm_eps"
 	}
-	hidden, width := f.count("hidden_size", d.hidden, 1, mostFeatures), f.count("intermediate_size", d.width, 1, mostFeatures)
-	layers, act := f.count("num_hidden_layers", d.layers, 1, mostLayers), f.activation(d.activationName, d.activation)
+	hidden := f.count("hidden_size", d.hidden, 1, mostFeatures)
+	width := f.count("intermediate_size", d.width, 1, mostFeatures)
+	layers := f.count("num_hidden_layers", d.layers, 1, mostLayers)
+	act := f.activation(d.activationName, d.activation)
 	heads, keyHeads, headDim := f.heads(d, hidden)
 	s := &spec{
 		vocab: f.count("vocab_size", d.vocab, 1, mostRows), hidden: hidden,
@@ -131,12 +131,8 @@ func (f *fields) activation(name, missing string) activation {
 	word := f.word(name, missing)
 	act, ok := activations[word]
 	if !ok {
-		known := make([]string, 0, len(activations))
-		for k := range activations {
-			known = append(known, k)
-		}
-		slices.Sort(known)
-		f.fail("%s%s is %q, supported are %s", f.path, name, word, strings.Join(known, ", "))
+		known := strings.Join(slices.Sorted(maps.Keys(activations)), ", ")
+		f.fail("%s%s is %q, supported are %s", f.path, name, clip(word), known)
 	}
 	return act
 }
@@ -144,7 +140,7 @@ func (f *fields) activation(name, missing string) activation {
 // layerTypes reads layer_types, or takes the layers that slide by default, and gives those the window. It returns the
 // type of each layer.
 func (f *fields) layerTypes(s *spec, window int, slides func(layer int) bool) []string {
-	types := list[string](f, "layer_types", "strings")
+	types := listOf[string](f, "layer_types", "strings")
 	if types == nil {
 		for i := range s.layers {
 			types = append(types, fullAttention)
@@ -170,7 +166,8 @@ func (f *fields) layerTypes(s *spec, window int, slides func(layer int) bool) []
 		case "attention": // an older name
 			types[i] = fullAttention
 		default:
-			f.fail("%slayer_types has %q for layer %d, supported are %s, %s", f.path, t, i, fullAttention, slidingAttention)
+			f.fail("%slayer_types has %q for layer %d, supported are %s, %s",
+				f.path, clip(t), i, fullAttention, slidingAttention)
 		}
 	}
 	return types
@@ -265,108 +262,4 @@ func (l *layer) route(e experts, width int) {
 	e.router = linear{module: l.name + ".mlp.gate", in: e.hidden, out: e.count}
 	e.gateUp, e.down = l.name+".mlp.experts.gate_up_proj", l.name+".mlp.experts.down_proj"
 	l.mlp, l.experts = nil, &e
-}
-
-// shape is that of the weight.
-func (l linear) shape() tensor.Shape {
-	if l.conv {
-		return tensor.Shape{int64(l.in), int64(l.out)}
-	}
-	return tensor.Shape{int64(l.out), int64(l.in)}
-}
-
-func (l linear) parameters() []param {
-	kind := models.Linear
-	if l.conv {
-		kind = models.Conv1D
-	}
-	list := []param{{l.module + ".weight", l.shape(), kind}}
-	if l.bias {
-		list = append(list, param{l.module + ".bias", tensor.Shape{int64(l.out)}, models.Other})
-	}
-	return list
-}
-
-// parameters lists those of a norm, for so many heads where each has its own.
-func (n *norm) parameters(heads int) []param {
-	if n == nil {
-		return nil
-	}
-	shape := tensor.Shape{int64(n.width)}
-	if n.perHead {
-		var list []param
-		for h := range heads {
-			one := norm{module: n.module + ".norms." + strconv.Itoa(h), width: n.width, bias: n.bias}
-			list = append(list, one.parameters(0)...)
-		}
-		return list
-	}
-	list := []param{{n.module + ".weight", shape, models.Other}}
-	if n.bias {
-		list = append(list, param{n.module + ".bias", shape, models.Other})
-	}
-	return list
-}
-
-// parameters lists every parameter of the running model once, in the order in which they are used. A tied head is
-// left out.
-func (s *spec) parameters() []param {
-	list := []param{{s.embedding + ".weight", tensor.Shape{int64(s.vocab), int64(s.hidden)}, models.Embedding}}
-	if s.positions != "" {
-		shape := tensor.Shape{int64(s.maxPositions), int64(s.hidden)}
-		list = append(list, param{s.positions + ".weight", shape, models.Embedding})
-	}
-	for i := range s.layers {
-		list = append(list, s.layers[i].parameters()...)
-	}
-	list = append(list, s.finalNorm.parameters(0)...)
-	for _, p := range s.head.parameters() {
-		if p.kind == models.Other || !s.tied {
-			list = append(list, p)
-		}
-	}
-	return list
-}
-
-func (l *layer) parameters() []param {
-	a := &l.attention
-	list := l.beforeAttention.parameters(0)
-	for _, m := range []*linear{a.q, a.k, a.v, a.fused} {
-		if m != nil {
-			list = append(list, m.parameters()...)
-		}
-	}
-	list = append(list, a.qNorm.parameters(a.heads)...)
-	list = append(list, a.kNorm.parameters(a.keyHeads)...)
-	list = append(list, a.out.parameters()...)
-	list = append(list, l.afterAttention.parameters(0)...)
-	list = append(list, l.beforeMLP.parameters(0)...)
-	if m := l.mlp; m != nil {
-		for _, m := range []*linear{m.gate, m.up, m.gateUp, &m.down} {
-			if m != nil {
-				list = append(list, m.parameters()...)
-			}
-		}
-	}
-	if e := l.experts; e != nil {
-		count, hidden, width := int64(e.count), int64(e.hidden), int64(e.width)
-		list = append(list,
-			param{e.router.module + ".weight", e.router.shape(), models.Router},
-			param{e.gateUp, tensor.Shape{count, 2 * width, hidden}, models.Expert},
-			param{e.down, tensor.Shape{count, hidden, width}, models.Expert})
-	}
-	return append(list, l.afterMLP.parameters(0)...)
-}
-
-// elements counts the numbers of all parameters, in floating point, where nothing overflows.
-func (s *spec) elements() float64 {
-	var n float64
-	for _, p := range s.parameters() {
-		elements := 1.0
-		for _, d := range p.shape {
-			elements *= float64(d)
-		}
-		n += elements
-	}
-	return n
 }

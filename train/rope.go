@@ -18,6 +18,8 @@ type ropeDefaults struct {
 	partial float64
 	// original is original_max_position_embeddings, where the class has one of its own, else 0.
 	original int
+	// layerwise says that the frequencies are one set of several, each for layers of a type.
+	layerwise bool
 	// older are names that the kinds of frequencies have in this architecture alone.
 	older map[string]string
 	// only are the kinds that the architecture has, where it has not all.
@@ -54,18 +56,20 @@ func (f *fields) rotary(above *fields, headDim int, d ropeDefaults, truncate boo
 		supported = d.only
 	}
 	if !slices.Contains(supported, kind) {
-		f.fail("%srope_type is %q, supported are %s", f.path, kind, strings.Join(supported, ", "))
+		f.fail("%srope_type is %q, supported are %s", f.path, clip(kind), strings.Join(supported, ", "))
 	}
-	partial := f.number("partial_rotary_factor", above.number("partial_rotary_factor", max(d.partial, 0)))
+	partial := f.numberOrNone("partial_rotary_factor", above.numberOrNone("partial_rotary_factor", d.partial))
 	if d.partial == 0 && kind == "default" || partial == 0 {
-		partial = 1 // the class does not look at it
+		partial = 1 // the class does not look at it, or it is null
 	}
-	if partial > 1 || d.partial == 0 && partial != 1 {
+	switch {
+	case d.partial == 0 && partial != 1:
 		f.fail("partial_rotary_factor is %g, expected 1: the architecture rotates whole heads", partial)
-		partial = 1
+	case partial > 1:
+		f.fail("partial_rotary_factor is %g, expected at most 1", partial)
 	}
 	t := turn{
-		dim:       int(float64(headDim) * partial),
+		dim:       int(float64(headDim) * min(partial, 1)),
 		base:      f.number("rope_theta", theta),
 		positions: above.count("max_position_embeddings", d.positions, 1, mostPositions),
 	}
@@ -118,18 +122,13 @@ func (f *fields) required(name string) float64 {
 func (f *fields) original(above *fields, d ropeDefaults, positions int) float64 {
 	const name = "original_max_position_embeddings"
 	n := f.count(name, positions, 2, mostPositions)
-	if !f.byLayerType() {
+	if !d.layerwise {
 		if d.original != 0 {
 			n = d.original
 		}
 		n = above.count(name, n, 2, mostPositions)
 	}
 	return float64(n)
-}
-
-// byLayerType reports whether the object is one of several, each for layers of a type.
-func (f *fields) byLayerType() bool {
-	return strings.HasSuffix(f.path, fullAttention+".") || strings.HasSuffix(f.path, slidingAttention+".")
 }
 
 // turn is what all kinds of frequencies begin with.
@@ -139,8 +138,8 @@ type turn struct {
 	positions int // max_position_embeddings
 }
 
-// inverse is 1 / base^(2i/dim) for i < dim/2. It is computed in float32, every step rounded, as torch does it: the
-// angle of position 10,000 would differ by 0.01 otherwise.
+// inverse is 1 / base^(2i/dim) for i < dim/2. It is computed in float32, every step rounded, as torch does it, so
+// that the angles of late positions are the same.
 func inverse(base float32, dim int) []float32 {
 	f := power(base, dim)
 	for i := range f {
@@ -265,7 +264,7 @@ func magnitude(factor, scale float64) float64 {
 	if factor <= 1 {
 		return 1
 	}
-	return 0.1*scale*math.Log(factor) + 1
+	return float64(0.1*scale*math.Log(factor)) + 1
 }
 
 // longrope divides each frequency by a factor of its own, one for rows of the original length, one for longer ones
@@ -281,7 +280,7 @@ func (f *fields) longrope(t turn, original float64) func(int) ([]float64, float6
 	}
 	freq := power(float32(t.base), t.dim)
 	read := func(name string) []float64 {
-		factors := list[float64](f, name, "numbers")
+		factors := listOf[float64](f, name, "numbers")
 		if len(factors) != len(freq) {
 			f.fail("%s%s has %d numbers, expected %d, half of the rotated features", f.path, name, len(factors), len(freq))
 			return nil

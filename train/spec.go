@@ -112,6 +112,7 @@ type rotary struct {
 	dim         int
 	interleaved bool // neighbours are pairs, else the halves
 	// frequencies returns, for a row of that many positions, the dim/2 angles a position and the factor of cos and sin.
+	// The angles are float32 numbers, not to be changed; torch multiplies them by the position in float32.
 	frequencies func(positions int) (angles []float64, factor float64)
 }
 

@@ -12,6 +12,10 @@ type trainable struct {
 	shape                   tensor.Shape
 	value                   []float32
 	gradient, first, second []float32
+	// shares, where not nil, is the factor of a tied embedding whose value this one has, which is the file's matrix the
+	// other way round; gradient and moments lie as the value does. So ensure_weight_tying works in PEFT: there are two
+	// parameters over one storage, with gradients and moments of their own, and each of them steps it.
+	shares *trainable
 }
 
 // factor is a view of a trainable as a matrix: element (i, j) is number offset + i*rowStride + j*colStride.
