@@ -79,18 +79,9 @@ func Attach(ctx context.Context, base *checkpoint.Checkpoint, out string, o Atta
 	if err != nil {
 		return nil, err
 	}
-	if _, foreign := base.ForeignScheme(); !foreign { // of one of those a layer that is plain may be meant
-		if err := base.CheckReadable(); err != nil {
-			return nil, err
-		}
-	}
-	task := lora.TaskType(base.Config, func(part string) bool {
-		has := func(w *checkpoint.Weight) bool { return strings.Contains(w.Name, part) }
-		return slices.ContainsFunc(base.Weights, has)
-	})
-	chosen, err := choose(base, o, s, task)
+	chosen, task, err := o.choose(base, s)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", base.Path, err)
+		return nil, err
 	}
 	for _, m := range chosen.list {
 		if err := s.check(m.Target); err != nil {
@@ -128,6 +119,46 @@ func Attach(ctx context.Context, base *checkpoint.Checkpoint, out string, o Atta
 		return nil, err
 	}
 	return r, w.Write(ctx, lora.EncodePEFT(a.modules, config))
+}
+
+// choose finds what a new adapter for base is attached to, and PEFT's task.
+func (o AttachOptions) choose(base *checkpoint.Checkpoint, s start) (*choice, string, error) {
+	if _, foreign := base.ForeignScheme(); !foreign { // of one of those a layer that is plain may be meant
+		if err := base.CheckReadable(); err != nil {
+			return nil, "", err
+		}
+	}
+	task := lora.TaskType(base.Config, func(part string) bool {
+		has := func(w *checkpoint.Weight) bool { return strings.Contains(w.Name, part) }
+		return slices.ContainsFunc(base.Weights, has)
+	})
+	chosen, err := choose(base, o, s, task)
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: %w", base.Path, err)
+	}
+	return chosen, task, nil
+}
+
+// Modules lists the modules of the adapter that Attach would make for base, by its headers alone. The notices say, in a
+// sentence each, what is not among them.
+func Modules(base *checkpoint.Checkpoint, o AttachOptions) (modules []AttachedModule, notices []string, err error) {
+	o, s, err := o.withDefaults()
+	if err != nil {
+		return nil, nil, err
+	}
+	chosen, _, err := o.choose(base, s)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, m := range chosen.list {
+		modules = append(modules, m.attached())
+	}
+	return modules, chosen.notices, nil
+}
+
+// attached is the module as Attach tells of it.
+func (m *module) attached() AttachedModule {
+	return AttachedModule{Name: m.String(), In: m.In, Out: m.Out, Rank: m.rank, Experts: m.Experts}
 }
 
 // Check refuses what is wrong whatever the base is.
@@ -188,7 +219,7 @@ func (a *attaching) startAll(ctx context.Context) error {
 // add takes up the adapter of a target.
 func (a *attaching) add(m *module, f *factorPair) error {
 	r := a.result
-	told := AttachedModule{Name: m.String(), In: m.In, Out: m.Out, Rank: m.rank, Experts: m.Experts}
+	told := m.attached()
 	if !math.IsNaN(f.errorBefore) {
 		told.Before, told.After = &f.errorBefore, &f.errorAfter
 	}

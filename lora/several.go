@@ -6,12 +6,20 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
+	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/storage"
 )
 
 // ErrOption says that an option has a value that is wrong whatever the files hold.
 var ErrOption = errors.New("wrong option")
+
+// UnknownOption is the error of an option whose value is none of those that are known: it names the nearest.
+func UnknownOption(what, value string, known ...string) error {
+	return fmt.Errorf("%w: %s %q is unknown; known are %s%s", ErrOption, what, value, strings.Join(known, ", "),
+		nearest.Suggestion(value, known))
+}
 
 // Source is an adapter in any dialect that is known (Dialects): a PEFT or an MLX folder, a kohya or a loralib file.
 type Source struct {

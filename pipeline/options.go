@@ -3,10 +3,8 @@ package pipeline
 import (
 	"fmt"
 	"math"
-	"strings"
 
 	"github.com/lorakit/lorakit/formats"
-	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -20,8 +18,7 @@ const DefaultShardSize = 5_000_000_000
 
 // Unknown is the error of an option whose value is none of those that are known: it names the nearest.
 func Unknown(what, value string, known ...string) error {
-	return fmt.Errorf("%w: %s %q is unknown; known are %s%s", ErrOption, what, value, strings.Join(known, ", "),
-		nearest.Suggestion(value, known))
+	return lora.UnknownOption(what, value, known...)
 }
 
 // CastType returns the type of that name that plain weights are cast to, 0 for "keep" (or nothing).
