@@ -64,4 +64,5 @@ fixtures:
 	  $$python fixtures/generate/others.py fixtures/adapters && $$python fixtures/generate/targets.py fixtures/adapters && \
 	  $$python fixtures/generate/beside.py fixtures/adapters && \
 	  $$python fixtures/generate/attach.py fixtures/attach && $$python fixtures/generate/analyze.py fixtures && \
-	  $$python fixtures/generate/pyregex.py fixtures/pyregex && $$python fixtures/generate/specs.py fixtures
+	  $$python fixtures/generate/pyregex.py fixtures/pyregex && $$python fixtures/generate/specs.py fixtures && \
+	  $$python fixtures/generate/steps.py fixtures/steps

@@ -21,6 +21,7 @@ import plain
 import pytorch
 import quantized
 import real
+import steps
 from command import Failure, Lorakit
 
 
@@ -29,7 +30,7 @@ def main(binary, wanted):
     with tempfile.TemporaryDirectory(prefix="lorakit-interop-") as work:
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
-        for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, files):
+        for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, steps, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
                     continue
