@@ -29,6 +29,7 @@ type Reader struct {
 	ranges, rowRanges         []quant.Range
 	views, rowViews           [][]byte
 	compute                   chan struct{}
+	column                    []float32
 }
 
 // NewReader makes a Reader. While it computes it holds a token in compute, so that readers that share the channel

@@ -162,7 +162,7 @@ func (p *Parameter) Turned() bool { return p.area(p.Pieces[0], 0).turned }
 // Matrix reads the parameter by rows: its first dimension by all others, a vector as one row. Of a stack of experts it
 // reads the matrix of one; expert is not looked at for others. A Matrix is for one goroutine at a time.
 func (p *Parameter) Matrix(expert int) *ParameterMatrix {
-	m := &ParameterMatrix{rows: int(p.matrix[0]), cols: int(p.matrix[1])}
+	m := &ParameterMatrix{rows: int(p.matrix[0]), cols: int(p.matrix[1]), r: new(Reader)}
 	for _, x := range p.Pieces {
 		if p.Experts == 0 || x.Place.Expert < 0 || x.Place.Expert == expert {
 			m.areas = append(m.areas, p.area(x, int64(expert)))
@@ -231,8 +231,15 @@ func (p *Parameter) area(x Piece, expert int64) area {
 type ParameterMatrix struct {
 	areas      []area
 	rows, cols int
-	r          Reader
-	row        []float32
+	r          *Reader
+}
+
+// By returns the same matrix, read with the memory of r. So many matrices are read by one goroutine in the memory of
+// the largest piece.
+func (m *ParameterMatrix) By(r *Reader) ParameterMatrix {
+	by := *m
+	by.r = r
+	return by
 }
 
 // Dims returns rows and columns.
@@ -285,10 +292,10 @@ func (m *ParameterMatrix) read(dst []float32, stride int64, a *area, r0, r1 int6
 		}
 		return nil
 	}
-	if int64(cap(m.row)) < r1-r0 {
-		m.row = make([]float32, r1-r0)
+	if int64(cap(m.r.column)) < r1-r0 {
+		m.r.column = make([]float32, r1-r0)
 	}
-	strip := m.row[:r1-r0] // a piece of a row of the file, which is a piece of a column here
+	strip := m.r.column[:r1-r0] // a piece of a row of the file, which is a piece of a column here
 	for c := range a.cols {
 		at := a.first + (a.fileRow+c)*a.width + a.fileCol + r0
 		if err := m.r.readFloats(a.w, strip, r1-r0, at, 1, r1-r0); err != nil {

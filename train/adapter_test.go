@@ -290,8 +290,9 @@ func TestSavedGradients(t *testing.T) {
 		}
 	}
 	file := filepath.Join(t.TempDir(), "gradients.safetensors")
-	require.NoError(t, a.saveGradients(t.Context(), file, false))
-	require.ErrorIs(t, a.saveGradients(t.Context(), file, false), fs.ErrExist)
+	write := func(w io.Writer) error { return a.writeGradients(t.Context(), w) }
+	require.NoError(t, storage.CreateWhole(file, false, write))
+	require.ErrorIs(t, storage.CreateWhole(file, false, write), fs.ErrExist)
 	saved := contents(t, file)
 	require.NotContains(t, saved, "base_model.model.lm_head.base_layer.weight")
 	require.Len(t, saved, len(a.trainables))

@@ -136,7 +136,7 @@ func eachNorm(list []normalised, x, y kernels.Mat, do func(n *normalised, x, y k
 }
 
 // output is the last product of a branch, which is left out where nothing needs it.
-func (s *step) output(a *application, y, x kernels.Mat, px panels, needed bool) error {
+func (s *step) output(a *application, y, x kernels.Mat, px *kernels.Panels, needed bool) error {
 	if needed || a.low != nil && a.low.magnitude != nil {
 		return s.forward(a, y, x, px)
 	}
@@ -287,7 +287,7 @@ func (h *headRun) probabilities(w *worker, p, slope kernels.Mat, q0, k0 int) {
 			x[i] -= float32(most[i])
 		}
 		if lo < hi {
-			exp(x[lo:hi])
+			kernels.Exp(x[lo:hi], x[lo:hi])
 		}
 		for i := lo; i < hi; i++ {
 			sums[i] += float64(x[i])
@@ -330,7 +330,7 @@ func (h *headRun) backward(w *worker) {
 		kernels.MulAdd(g, cols(h.v, k0, k1).T(), gOut)
 		sums := w.zeros(p.Cols)
 		for j := range p.Rows {
-			addProducts(sums, row(p, j), row(g, j))
+			kernels.AddProducts(sums, row(p, j), row(g, j))
 		}
 		for j := range p.Rows {
 			x, y := row(g, j), row(p, j)

@@ -82,11 +82,11 @@ func (c *crew) parts(n, grain int, do func(w *worker, lo, hi int)) error {
 	})
 }
 
-// panels are the right factor of products with many left ones.
-type panels struct{ kernels.Mat }
-
-func (c *crew) pack(_ []float32, b kernels.Mat) (panels, error) { return panels{b}, nil }
-
-func (p panels) mulAdd(c, a kernels.Mat) { kernels.MulAdd(c, a, p.Mat) }
-
-func panelsLen(rows, cols int) int { return 0 }
+// pack copies b in the order in which products read it, into memory for the largest.
+func (c *crew) pack(memory []float32, b kernels.Mat) (*kernels.Panels, error) {
+	p := kernels.NewPanels(memory[:kernels.PanelsLen(b.Rows, b.Cols)], b)
+	return p, c.each(p.Blocks(), func(_ *worker, i int) error {
+		p.Pack(i)
+		return nil
+	})
+}

@@ -33,8 +33,8 @@ func (s *step) hashFrozen() ([sha256.Size]byte, error) {
 	sums := make([][sha256.Size]byte, len(list))
 	err := s.each(len(list), func(w *worker, i int) error {
 		p := s.params[list[i].name]
-		rows, cols := p.Matrix(list[i].expert).Dims()
-		from := &decoded{p, list[i].expert, cols}
+		from := decoded{p.Matrix(list[i].expert)}
+		rows, cols := from.Dims()
 		hash := sha256.New()
 		size := tileRows(tileFloats, rows, cols)
 		var bytes [4 << 10]byte

@@ -104,7 +104,7 @@ func crossEntropy(
 		for t, v := range row(y, i) {
 			power[t] = v - float32(most[t])
 		}
-		exp(power)
+		kernels.Exp(power, power)
 		for t, v := range power {
 			sums[t] += float64(v)
 		}
@@ -123,7 +123,7 @@ func crossEntropy(
 		for t, v := range z {
 			power[t] = v - float32(most[t])
 		}
-		exp(power)
+		kernels.Exp(power, power)
 		for t, v := range z {
 			var g float64
 			if label := labels[t]; label != ignored {

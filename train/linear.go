@@ -48,14 +48,14 @@ func (s *slab) apply(p *projection, tokens int) application {
 }
 
 // forward sets y to the output for x, whose packed copy is px.
-func (s *step) forward(a *application, y, x kernels.Mat, px panels) error {
+func (s *step) forward(a *application, y, x kernels.Mat, px *kernels.Panels) error {
 	if err := s.down(a, x, px); err != nil {
 		return err
 	}
 	if err := s.parts(y.Rows, 1, func(_ *worker, lo, hi int) { clearRows(y, lo, hi) }); err != nil {
 		return err
 	}
-	var up panels
+	var up *kernels.Panels
 	var err error
 	if a.low != nil {
 		if up, err = s.pack(s.room.low, a.u); err != nil {
@@ -66,7 +66,7 @@ func (s *step) forward(a *application, y, x kernels.Mat, px panels) error {
 		out := y.Slice(lo, hi, 0, y.Cols)
 		if a.low != nil {
 			b := a.low.b.matrix()
-			up.mulAdd(out, b.Slice(lo, hi, 0, b.Cols))
+			up.MulAdd(out, b.Slice(lo, hi, 0, b.Cols))
 			if a.low.magnitude != nil {
 				copyMat(a.z.Slice(lo, hi, 0, y.Cols), out)
 				a.scaleByMagnitude(out, lo)
@@ -81,20 +81,20 @@ func (s *step) forward(a *application, y, x kernels.Mat, px panels) error {
 		return s.parts(y.Rows, 8, func(_ *worker, lo, hi int) { finish(lo, hi) })
 	}
 	return s.byRows(a.weight, a.out, a.in, func(_ *worker, tile kernels.Mat, lo int) {
-		px.mulAdd(y.Slice(lo, lo+tile.Rows, 0, y.Cols), tile)
+		px.MulAdd(y.Slice(lo, lo+tile.Rows, 0, y.Cols), tile)
 		finish(lo, lo+tile.Rows)
 	})
 }
 
 // down computes the adapter's inner values, all that the backward pass needs of a forward one whose output nothing
 // needs.
-func (s *step) down(a *application, x kernels.Mat, px panels) error {
+func (s *step) down(a *application, x kernels.Mat, px *kernels.Panels) error {
 	a.x = x
 	if a.low == nil {
 		return nil
 	}
 	clearRows(a.u, 0, a.u.Rows)
-	px.mulAdd(a.u, a.low.a.matrix())
+	px.MulAdd(a.u, a.low.a.matrix())
 	for i := range a.u.Rows {
 		scale(row(a.u, i), a.low.scale)
 	}
@@ -103,13 +103,21 @@ func (s *step) down(a *application, x kernels.Mat, px panels) error {
 
 // mulTransposed adds wᵀ·x to y, where w has rows x cols.
 func (s *step) mulTransposed(y kernels.Mat, w source, x kernels.Mat, rows, cols int) error {
-	return s.byTiles(&s.room.shared, w, rows, cols, func(_ *worker, tile kernels.Mat, lo, part, parts int) {
-		first, last := share(cols, part, parts)
-		if first < last {
-			kernels.MulAdd(y.Slice(first, last, 0, y.Cols), tile.Slice(0, tile.Rows, first, last).T(),
-				x.Slice(lo, lo+tile.Rows, 0, x.Cols))
+	var packed [2]*kernels.Panels
+	pack := func(t, lo, hi int) {
+		memory := s.room.shared.panels[t%2][:kernels.PanelsLen(hi-lo, x.Cols)]
+		p := kernels.NewPanels(memory, x.Slice(lo, hi, 0, x.Cols))
+		for i := range p.Blocks() {
+			p.Pack(i)
 		}
-	})
+		packed[t%2] = p
+	}
+	return s.byTiles(&s.room.shared, w, rows, cols, pack,
+		func(_ *worker, t int, tile kernels.Mat, _, part, parts int) {
+			if first, last := share(cols, part, parts); first < last {
+				packed[t%2].MulAdd(y.Slice(first, last, 0, y.Cols), tile.Slice(0, tile.Rows, first, last).T())
+			}
+		})
 }
 
 // share is the range of part among parts of n, of whole tiles of a product.
@@ -138,7 +146,7 @@ func (s *step) backward(a *application, gx, gy kernels.Mat) error {
 			return err
 		}
 		err = s.byRows(a.weight, a.in, a.out, func(_ *worker, tile kernels.Mat, lo int) {
-			py.mulAdd(gx.Slice(lo, lo+tile.Rows, 0, gx.Cols), tile)
+			py.MulAdd(gx.Slice(lo, lo+tile.Rows, 0, gx.Cols), tile)
 		})
 		if err != nil {
 			return err
@@ -178,7 +186,7 @@ func (s *step) lowRankGradient(a *application, gx, gy kernels.Mat) error {
 		return err
 	}
 	return s.parts(gx.Rows, 8, func(_ *worker, lo, hi int) {
-		pu.mulAdd(gx.Slice(lo, hi, 0, gx.Cols), wa.Slice(0, wa.Rows, lo, hi).T())
+		pu.MulAdd(gx.Slice(lo, hi, 0, gx.Cols), wa.Slice(0, wa.Rows, lo, hi).T())
 	})
 }
 
@@ -316,17 +324,18 @@ func (s *step) findNorms(p *projection) error {
 		})
 	}
 	sums := make([]float64, p.out)
-	err := s.byTiles(&s.room.shared, p.weight, p.in, p.out, func(w *worker, tile kernels.Mat, lo, part, parts int) {
-		first, last := share(p.out, part, parts)
-		if first == last {
-			return
-		}
-		own := tile.Slice(0, tile.Rows, first, last)
-		w.addDelta(own, p.low.scale, a.Slice(0, a.Rows, lo, lo+tile.Rows).T(), b.Slice(first, last, 0, b.Cols).T())
-		for i := range own.Rows {
-			addSquares(sums[first:last], row(own, i))
-		}
-	})
+	err := s.byTiles(&s.room.shared, p.weight, p.in, p.out, nothing,
+		func(w *worker, _ int, tile kernels.Mat, lo, part, parts int) {
+			first, last := share(p.out, part, parts)
+			if first == last {
+				return
+			}
+			own := tile.Slice(0, tile.Rows, first, last)
+			w.addDelta(own, p.low.scale, a.Slice(0, a.Rows, lo, lo+tile.Rows).T(), b.Slice(first, last, 0, b.Cols).T())
+			for i := range own.Rows {
+				kernels.AddProducts(sums[first:last], row(own, i), row(own, i))
+			}
+		})
 	for i, sum := range sums {
 		p.norms[i] = float32(math.Sqrt(sum))
 	}

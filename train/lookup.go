@@ -170,8 +170,8 @@ func (s *step) findLookupNorms(l *lookup) error {
 	}
 	a, b := l.low.a.matrix(), l.low.b.matrix()
 	sums := make([]float64, l.width)
-	err := s.byTiles(&s.room.shared, l.table, l.rows, l.width,
-		func(w *worker, tile kernels.Mat, lo, part, parts int) {
+	err := s.byTiles(&s.room.shared, l.table, l.rows, l.width, nothing,
+		func(w *worker, _ int, tile kernels.Mat, lo, part, parts int) {
 			first, last := share(l.width, part, parts)
 			if first == last {
 				return
@@ -179,7 +179,7 @@ func (s *step) findLookupNorms(l *lookup) error {
 			own := tile.Slice(0, tile.Rows, first, last)
 			w.addDelta(own, l.low.scale, a.Slice(0, a.Rows, lo, lo+tile.Rows).T(), b.Slice(first, last, 0, b.Cols).T())
 			for i := range own.Rows {
-				addSquares(sums[first:last], row(own, i))
+				kernels.AddProducts(sums[first:last], row(own, i), row(own, i))
 			}
 		})
 	for i, sum := range sums {

@@ -1,8 +1,6 @@
 package train
 
 import (
-	"math"
-
 	"github.com/lorakit/lorakit/internal/kernels"
 )
 
@@ -73,22 +71,20 @@ func (s *step) forwardMLP(r *mlpRun, y, x kernels.Mat, weights []float32, output
 	if err != nil {
 		return err
 	}
-	err = s.parts(r.inner.Rows, 1, func(_ *worker, lo, hi int) {
+	err = s.parts(r.inner.Rows, 1, func(w *worker, lo, hi int) {
 		for i := lo; i < hi; i++ {
 			h := row(r.inner, i)
-			if r.gate.Data != nil {
-				copy(h, row(r.gate, i))
-			} else {
-				copy(h, row(r.up, i))
+			switch {
+			case r.gate.Data == nil:
+				r.act.apply(w, h, row(r.up, i))
+			case r.act == silu:
+				kernels.SiLUMul(h, row(r.gate, i), row(r.up, i))
+			default:
+				r.act.apply(w, h, row(r.gate, i))
+				multiply(h, row(r.up, i))
 			}
-			r.act.apply(h)
-			if r.gate.Data != nil {
-				for t, v := range row(r.up, i) {
-					h[t] *= v
-				}
-			}
-			for t, v := range weights {
-				h[t] *= v
+			if weights != nil {
+				multiply(h, weights)
 			}
 		}
 	})
@@ -136,7 +132,7 @@ func (s *step) backwardMLP(r *mlpRun, gx, gy kernels.Mat, weights []float32, gWe
 // weightGradients are those of the weights of tokens, and makes of gIn the gradient of what they multiply.
 func (r *mlpRun) weightGradients(sums []float64, weights []float32, lo, hi int) {
 	for i := range r.gIn.Rows {
-		addProducts(sums[lo:hi], row(r.inner, i)[lo:hi], row(r.gIn, i)[lo:hi])
+		kernels.AddProducts(sums[lo:hi], row(r.inner, i)[lo:hi], row(r.gIn, i)[lo:hi])
 		g := row(r.gIn, i)[lo:hi]
 		for t, v := range weights[lo:hi] {
 			g[t] *= v
@@ -153,91 +149,19 @@ func (r *mlpRun) weightGradients(sums []float64, weights []float32, lo, hi int) 
 func (r *mlpRun) backwardRow(w *worker, i int) {
 	g := row(r.gIn, i)
 	if r.gate.Data == nil {
-		r.act.slope(row(r.up, i), g, nil)
+		r.act.slope(w, row(r.up, i), g)
 		return
 	}
-	value := w.scratch(0, 1, len(g)).Data
 	gate, up := row(r.gate, i), row(r.up, i)
-	copy(value, up)
+	if r.act == silu {
+		kernels.SiLUMulGrad(gate, up, g, gate, up)
+		return
+	}
+	value := w.scratch(1, 1, len(g)).Data
+	r.act.apply(w, value, gate)
+	multiply(up, g) // the gradient of act(gate)
+	r.act.slope(w, gate, up)
 	for t, v := range g {
-		value[t] *= v // the gradient of act(gate)
-	}
-	act := w.scratch(1, 1, len(g)).Data
-	r.act.slope(gate, value, act)
-	for t, v := range g {
-		up[t] = v * act[t]
-	}
-}
-
-// apply replaces x by the function of it.
-func (a activation) apply(x []float32) {
-	switch a {
-	case silu:
-		for i, v := range x {
-			x[i] = v * sigmoid(v)
-		}
-	case geluTanh:
-		for i, v := range x {
-			x[i] = 0.5 * v * (1 + tanhOf(v))
-		}
-	case geluErf:
-		for i, v := range x {
-			x[i] = 0.5 * v * float32(1+math.Erf(float64(v)/math.Sqrt2))
-		}
-	case relu:
-		for i, v := range x {
-			x[i] = max(v, 0)
-		}
-	}
-}
-
-// slope replaces x by the derivative of the function times g, and sets value, if any, to the function of x.
-func (a activation) slope(x, g, value []float32) {
-	if value != nil {
-		copy(value, x)
-		a.apply(value)
-	}
-	switch a {
-	case silu:
-		for i, v := range x {
-			s := sigmoid(v)
-			x[i] = g[i] * s * (1 + v*(1-s))
-		}
-	case geluTanh:
-		for i, v := range x {
-			t := tanhOf(v)
-			inner := float32(gelu0) * (1 + 3*gelu1*v*v)
-			x[i] = g[i] * (0.5*(1+t) + 0.5*v*(1-t*t)*inner)
-		}
-	case geluErf:
-		for i, v := range x {
-			y := float64(v)
-			x[i] = g[i] * float32(0.5*(1+math.Erf(y/math.Sqrt2))+y*math.Exp(-y*y/2)/math.Sqrt(2*math.Pi))
-		}
-	case relu:
-		for i, v := range x {
-			x[i] = 0
-			if v > 0 {
-				x[i] = g[i]
-			}
-		}
-	}
-}
-
-const (
-	gelu0 = 0.7978845608028654 // sqrt(2/π)
-	gelu1 = 0.044715
-)
-
-func tanhOf(v float32) float32 {
-	return float32(math.Tanh(gelu0 * (float64(v) + gelu1*float64(v)*float64(v)*float64(v))))
-}
-
-func sigmoid(v float32) float32 { return float32(1 / (1 + math.Exp(-float64(v)))) }
-
-// exp replaces x by e to the power of it.
-func exp(x []float32) {
-	for i, v := range x {
-		x[i] = float32(math.Exp(float64(v)))
+		up[t] = v * value[t]
 	}
 }

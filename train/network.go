@@ -41,7 +41,7 @@ func bind(c *checkpoint.Checkpoint, sp *spec) (*network, error) {
 			return nil, fmt.Errorf("%s: tensor %s: %w: the shape of parameter %s is %v, expected %v by config.json",
 				w.Parts[0].File, tensor.Quote(w.Name), checkpoint.ErrRefused, tensor.Quote(p.name), have.Shape, p.shape)
 		}
-		n.params[p.name] = have
+		n.params[p.name] = have.Exact()
 	}
 	for _, name := range names {
 		if !wanted[name] {
@@ -88,12 +88,9 @@ func (n *network) adaptation(param string) *adaptation {
 	return n.adapter.params[param]
 }
 
-// source is the matrix of a parameter as it is used, of rows of cols elements.
-func (n *network) source(param string, cols int) source {
-	var from source
-	if p := n.params[param]; p != nil {
-		from = &decoded{p, 0, cols}
-	}
+// source is the matrix of a parameter as it is used, whose values in the file are base. Its rows have cols elements.
+func (n *network) source(param string, base *checkpoint.Parameter, cols int) source {
+	from := source(decoded{base.Matrix(0)})
 	if a := n.adaptation(param); a != nil {
 		if a.value != nil || a.frozen != nil {
 			from = held{a, cols}
@@ -107,7 +104,7 @@ func (n *network) source(param string, cols int) source {
 
 func (n *network) lookup(module string, rows int, factor float32) *lookup {
 	param := module + ".weight"
-	l := &lookup{module: module, rows: rows, width: n.hidden, table: n.source(param, n.hidden), factor: factor}
+	l := &lookup{module: module, rows: rows, width: n.hidden, table: n.source(param, n.params[param], n.hidden), factor: factor}
 	if a := n.adaptation(param); a != nil {
 		l.whole, l.some, l.indices, l.low = a.value, a.rows, a.indices, a.plain
 		if a.plain != nil && a.plain.magnitude != nil {
@@ -131,20 +128,25 @@ func (n *network) projection(l *linear) (*projection, error) {
 	}
 	p := &projection{linear: *l, turned: l.conv}
 	param := l.module + ".weight"
+	base := n.params[param]
+	if l.module == n.spec.head.module && n.tied {
+		base = n.params[n.spec.embedding+".weight"]
+	}
+	a := n.adaptation(param)
+	if a == nil {
+		a = &adaptation{}
+	}
+	if base.Turned() && a.value == nil && a.frozen == nil && a.rows == nil {
+		base, p.turned = base.T(), !p.turned // it is read as it lies
+	}
 	cols := l.in
-	if l.conv {
+	if p.turned {
 		cols = l.out
 	}
-	from := param
-	if l.module == n.spec.head.module && n.tied {
-		from = n.spec.embedding + ".weight"
-	}
-	p.weight = n.headSource(param, from, cols)
-	if a := n.adaptation(param); a != nil {
-		p.whole, p.rows, p.indices, p.low = a.value, a.rows, a.indices, a.plain
-		if a.plain != nil && a.plain.magnitude != nil {
-			p.norms = make([]float32, l.out)
-		}
+	p.weight = n.source(param, base, cols)
+	p.whole, p.rows, p.indices, p.low = a.value, a.rows, a.indices, a.plain
+	if a.plain != nil && a.plain.magnitude != nil {
+		p.norms = make([]float32, l.out)
 	}
 	if a := n.adaptation(l.module + ".bias"); a != nil {
 		p.biasWhole, p.biasAdded, p.biasScale = a.value, a.bias, a.biasScale
@@ -155,16 +157,6 @@ func (n *network) projection(l *linear) (*projection, error) {
 	var err error
 	p.bias, err = n.vector(l.module + ".bias")
 	return p, err
-}
-
-// headSource is the source of a parameter that may be tied to another: that one's matrix in the file, with what the
-// adapter does to this one.
-func (n *network) headSource(param, from string, cols int) source {
-	if param != from {
-		n.params[param] = n.params[from]
-		defer delete(n.params, param)
-	}
-	return n.source(param, cols)
 }
 
 func (n *network) normal(o *norm) (*normal, error) {
@@ -258,11 +250,53 @@ func (n *network) block(l *layer, made map[*rotary]*turns, length int) (*block, 
 	return b, m.err
 }
 
+// adapted lists what is trained, as multiplyAdds counts it.
+func (n *network) adapted() []Adapted {
+	var list []Adapted
+	add := func(module string, in, out int, low *lowRank, whole *trainable) {
+		if low != nil {
+			list = append(list, Adapted{Name: module, In: in, Out: out, Rank: low.rank})
+		}
+		if whole != nil {
+			list = append(list, Adapted{Name: module, In: in, Out: out})
+		}
+	}
+	for p := range n.projections() {
+		add(p.module, p.in, p.out, p.low, p.whole)
+	}
+	add(n.embedding.module, n.vocab, n.hidden, n.embedding.low, nil)
+	for i := range n.layers {
+		e := n.layers[i].experts
+		if e == nil {
+			continue
+		}
+		for _, x := range []struct {
+			param   string
+			in, out int
+		}{{e.gateUp, e.hidden, 2 * e.width}, {e.down, e.width, e.hidden}} {
+			a := n.adaptation(x.param)
+			switch {
+			case a == nil:
+			case a.value != nil:
+				list = append(list, Adapted{Name: x.param, In: x.in, Out: x.out, Experts: e.count})
+			default:
+				for _, low := range a.experts {
+					if low != nil { // all have the same rank
+						list = append(list, Adapted{Name: x.param, In: x.in, Out: x.out, Rank: low.rank, Experts: e.count})
+						break
+					}
+				}
+			}
+		}
+	}
+	return list
+}
+
 // expert is one of a stack.
 func (n *network) expert(e *experts, i int) *feeding {
 	part := func(param string, in, out int) *projection {
 		p := &projection{linear: linear{module: fmt.Sprintf("%s[%d]", param, i), in: in, out: out}}
-		p.weight = &decoded{n.params[param], i, in}
+		p.weight = decoded{n.params[param].Matrix(i)}
 		if a := n.adaptation(param); a != nil {
 			switch {
 			case a.value != nil:

@@ -82,7 +82,7 @@ func (a *normalised) forward(w *worker, y, x kernels.Mat, group, lo, hi int) {
 		}
 	} else {
 		for i := range a.width {
-			addSquares(sums, row(x, first+i)[lo:hi])
+			kernels.AddProducts(sums, row(x, first+i)[lo:hi], row(x, first+i)[lo:hi])
 		}
 	}
 	factor := a.factor[group*x.Cols:][lo:hi]

@@ -37,12 +37,13 @@ const (
 
 // sizes are what a step has to have memory for, in floats.
 type sizes struct {
-	states, slab       int
-	largest            string // the part that takes most of the slab, and how much
-	largestFloats      int
-	wide, low, gu      int
-	tile, shared, each int // tile and scores of a thread
-	token              int // the logits of one token
+	states, slab   int
+	largest        string // the part that takes most of the slab, and how much
+	largestFloats  int
+	wide, low, gu  int
+	tile, each     int // tile and scores of a thread
+	shared, panels int
+	token          int // the logits of one token
 }
 
 // projections are all linear layers but those of experts, the head among them.
@@ -101,16 +102,17 @@ func (s *step) measure(backward bool) sizes {
 		if p.turned {
 			widest = max(p.in, p.out)
 		}
-		z.wide = max(z.wide, panelsLen(widest, tokens))
+		z.wide = max(z.wide, kernels.PanelsLen(widest, tokens))
 		if p.low != nil {
-			z.low, z.gu = max(z.low, panelsLen(p.low.rank, tokens)), max(z.gu, p.low.rank*tokens)
+			z.low, z.gu = max(z.low, kernels.PanelsLen(p.low.rank, tokens)), max(z.gu, p.low.rank*tokens)
 		}
 		rows, cols := p.out, p.in
 		if p.turned {
 			rows, cols = cols, rows
 		}
 		z.tile = max(z.tile, tileRows(tileFloats, rows, cols)*(cols+tilePad))
-		z.shared = max(z.shared, tileRows(sharedFloats, rows, cols)*(cols+tilePad))
+		at := tileRows(sharedFloats, rows, cols)
+		z.shared, z.panels = max(z.shared, at*(cols+tilePad)), max(z.panels, kernels.PanelsLen(at, tokens))
 	}
 	for p := range s.projections() {
 		add(p)
@@ -136,7 +138,7 @@ func (s *step) reserve(memory int64, backward bool) error {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	fixed := runtimeBytes + int64(m.HeapAlloc)
-	floats := z.states + z.slab + z.wide + z.low + z.gu + 2*z.shared + len(s.workers)*z.each
+	floats := z.states + z.slab + z.wide + z.low + z.gu + 2*(z.shared+z.panels) + len(s.workers)*z.each
 	tokens := len(s.batch.ids)
 	s.room.chunk = tokens
 	if memory > 0 {
@@ -162,15 +164,15 @@ func (s *step) reserve(memory int64, backward bool) error {
 	s.room.logits = make([]float32, z.token*s.room.chunk)
 	s.room.wide, s.room.low, s.room.gu = make([]float32, z.wide), make([]float32, z.low), make([]float32, z.gu)
 	s.room.normFactor, s.room.normMean = make([]float32, tokens), make([]float32, tokens)
-	for i := range s.room.shared {
-		s.room.shared[i] = make([]float32, z.shared)
+	for i := range s.room.shared.tiles {
+		s.room.shared.tiles[i], s.room.shared.panels[i] = make([]float32, z.shared), make([]float32, z.panels)
 	}
 	for _, w := range s.workers {
 		w.tile = make([]float32, z.tile)
 	}
 	s.bytes.Activations = 4 * int64(z.states+z.slab)
 	s.bytes.Logits = 4 * int64(len(s.room.logits))
-	s.bytes.Tiles = 4 * int64(z.wide+z.low+z.gu+2*z.shared+len(s.workers)*z.each)
+	s.bytes.Tiles = 4 * int64(z.wide+z.low+z.gu+2*(z.shared+z.panels)+len(s.workers)*z.each)
 	return nil
 }
 

@@ -14,22 +14,11 @@ type source interface {
 }
 
 // decoded is a matrix of the file. It is decoded whenever it is needed.
-type decoded struct {
-	param  *checkpoint.Parameter
-	expert int
-	cols   int
-}
+type decoded struct{ *checkpoint.ParameterMatrix }
 
-func (s *decoded) read(w *worker, dst []float32, stride, lo, hi int) error {
-	m := s.param.Matrix(s.expert)
-	rows := make([]float32, (hi-lo)*s.cols)
-	if err := m.ReadRows(rows, lo, hi); err != nil {
-		return err
-	}
-	for i := range hi - lo {
-		copy(dst[i*stride:][:s.cols], rows[i*s.cols:])
-	}
-	return nil
+func (d decoded) read(w *worker, dst []float32, stride, lo, hi int) error {
+	m := d.By(&w.reader)
+	return m.ReadInto(dst, stride, lo, hi)
 }
 
 // held is a matrix that the adapter brings, by rows.
@@ -71,7 +60,7 @@ func (p *patched) read(w *worker, dst []float32, stride, lo, hi int) error {
 // width that is a power of two do not all fall into the same lines of a cache.
 const (
 	tileFloats   = 128 << 10 // for one thread
-	sharedFloats = 256 << 10 // for all of them
+	sharedFloats = 512 << 10 // for all of them
 	tilePad      = 16
 )
 
@@ -104,29 +93,31 @@ func (c *crew) byRows(from source, rows, cols int, use func(w *worker, tile kern
 	})
 }
 
-// sharedTiles is the memory of byTiles: the tile that is used, and the one that is read meanwhile.
-type sharedTiles [2][]float32
+// shared is what all workers use at once: a tile, and the one that is read meanwhile, with a packed part of what they
+// are multiplied with.
+type shared struct {
+	tiles, panels [2][]float32
+}
 
 // byTiles hands the rows of a matrix to use in tiles, one after the other, each to all workers at once: part is the
-// worker's, of parts. The next tile is read meanwhile.
+// worker's, of parts. The next tile is read meanwhile, and ready called for it.
 func (c *crew) byTiles(
-	room *sharedTiles, from source, rows, cols int, use func(w *worker, tile kernels.Mat, lo, part, parts int),
+	room *shared, from source, rows, cols int, ready func(t, lo, hi int),
+	use func(w *worker, t int, tile kernels.Mat, lo, part, parts int),
 ) error {
 	size := tileRows(sharedFloats, rows, cols)
 	stride, n, parts := cols+tilePad, (rows+size-1)/size, len(c.workers)
-	for i := range room {
-		if len(room[i]) < size*stride {
-			room[i] = make([]float32, size*stride)
-		}
-	}
 	fill := func(w *worker, t, part int) error { // a part of the rows of a tile
 		lo, hi := t*size, min((t+1)*size, rows)
-		share := (hi - lo + parts - 1) / parts
-		first, last := min(lo+part*share, hi), min(lo+(part+1)*share, hi)
+		if part == parts-1 {
+			ready(t, lo, hi)
+		}
+		each := (hi - lo + parts - 1) / parts
+		first, last := min(lo+part*each, hi), min(lo+(part+1)*each, hi)
 		if first == last {
 			return nil
 		}
-		return from.read(w, room[t%2][(first-lo)*stride:], stride, first, last)
+		return from.read(w, room.tiles[t%2][(first-lo)*stride:], stride, first, last)
 	}
 	for t := -1; t < n; t++ {
 		err := c.each(parts, func(w *worker, part int) error {
@@ -137,8 +128,8 @@ func (c *crew) byTiles(
 			}
 			if t >= 0 {
 				lo, hi := t*size, min((t+1)*size, rows)
-				tile := kernels.Mat{Data: room[t%2], Rows: hi - lo, Cols: cols, RowStride: stride, ColStride: 1}
-				use(w, tile, lo, part, parts)
+				tile := kernels.Mat{Data: room.tiles[t%2], Rows: hi - lo, Cols: cols, RowStride: stride, ColStride: 1}
+				use(w, t, tile, lo, part, parts)
 			}
 			return nil
 		})
@@ -148,3 +139,6 @@ func (c *crew) byTiles(
 	}
 	return nil
 }
+
+// nothing is what is to be done for a tile where only its values count.
+func nothing(_, _, _ int) {}

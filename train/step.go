@@ -29,12 +29,12 @@ type step struct {
 
 // room is memory that all blocks use.
 type room struct {
-	chunk  int         // how many tokens' logits are computed at once
-	logits []float32   // chunk of them
-	wide   []float32   // the packed input of a projection
-	low    []float32   // the packed inner values of an adapter
-	gu     []float32   // their gradient
-	shared sharedTiles // of weights
+	chunk  int       // how many tokens' logits are computed at once
+	logits []float32 // chunk of them
+	wide   []float32 // the packed input of a projection
+	low    []float32 // the packed inner values of an adapter
+	gu     []float32 // their gradient
+	shared shared    // of weights
 	// Of the last norm, whose room outlives the head.
 	normFactor, normMean []float32
 }

@@ -151,7 +151,10 @@ func (s *step) conclude(r *Result) {
 	r.Bytes = s.bytes
 	r.PeakMemoryBytes = peakMemory()
 	r.Bytes.MeasuredPeak = r.PeakMemoryBytes
-	r.MultiplyAdds = s.countMultiplyAdds()
+	r.MultiplyAdds = s.multiplyAdds(s.batch.Rows, s.batch.Length, s.adapted())
+	if s.adapter == nil {
+		r.MultiplyAdds.Backward, r.MultiplyAdds.Recomputation = 0, 0
+	}
 }
 
 // validateAdapter takes the steps.

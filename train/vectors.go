@@ -29,20 +29,6 @@ func scale(x []float32, by float32) {
 	}
 }
 
-// addSquares adds the square of each element to a sum of its own.
-func addSquares(sums []float64, x []float32) {
-	for i, v := range x {
-		sums[i] += float64(v) * float64(v)
-	}
-}
-
-// addProducts adds the product of each two elements to a sum of its own.
-func addProducts(sums []float64, x, y []float32) {
-	for i, v := range x {
-		sums[i] += float64(v) * float64(y[i])
-	}
-}
-
 // add adds y, times by, to x.
 func add(x, y []float32, by float32) {
 	for i, v := range y {
