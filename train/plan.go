@@ -31,8 +31,10 @@ type Bytes struct {
 const (
 	// runtimeBytes is what a Go process of this kind takes before it does any work.
 	runtimeBytes = 24 << 20
-	// leastChunk is how many tokens' logits are computed at once at least.
+	// leastChunk is how many tokens' logits are computed at once at least; more, as far as there is memory, but no more
+	// than chunkBytes of them.
 	leastChunk = 16
+	chunkBytes = 64 << 20
 )
 
 // sizes are what a step has to have memory for, in floats.
@@ -69,7 +71,7 @@ func (n *network) projections() iter.Seq[*projection] {
 
 // measure finds the sizes of a step, with a backward pass or without one.
 func (s *step) measure(backward bool) sizes {
-	tokens := len(s.batch.ids)
+	tokens := s.batch.tokens()
 	z := sizes{token: s.network.head.out}
 	dry := &slab{}
 	take := func(name string) {
@@ -132,6 +134,12 @@ func (s *step) measure(backward bool) sizes {
 	return z
 }
 
+// activations are the bytes of what is kept of all blocks, and of all that one block computes.
+func (z sizes) activations() int64 { return 4 * int64(z.states+z.slab) }
+
+// chunkOf is how many tokens' logits are computed at once where memory does not bound them.
+func chunkOf(tokens, token int) int { return min(tokens, max(leastChunk, chunkBytes/(4*token))) }
+
 // reserve takes the memory of the steps, no more than memory for the whole process. The adapter's is taken already.
 func (s *step) reserve(memory int64, backward bool) error {
 	z := s.measure(backward)
@@ -139,8 +147,8 @@ func (s *step) reserve(memory int64, backward bool) error {
 	runtime.ReadMemStats(&m)
 	fixed := runtimeBytes + int64(m.HeapAlloc)
 	floats := z.states + z.slab + z.wide + z.low + z.gu + 2*(z.shared+z.panels) + len(s.workers)*z.each
-	tokens := len(s.batch.ids)
-	s.room.chunk = tokens
+	tokens := s.batch.tokens()
+	s.room.chunk = chunkOf(tokens, z.token)
 	if memory > 0 {
 		// A part is left to what is not counted: the collector, and what it has not collected.
 		free := memory - memory/8 - fixed - 4*int64(floats)
@@ -149,7 +157,7 @@ func (s *step) reserve(memory int64, backward bool) error {
 		if free < 4*int64(z.token*min(leastChunk, tokens)) {
 			return s.tooLittle(z, memory, least)
 		}
-		s.room.chunk = int(min(int64(tokens), free/int64(4*z.token)))
+		s.room.chunk = int(min(int64(s.room.chunk), free/int64(4*z.token)))
 	}
 	count := 2
 	if backward {
@@ -170,7 +178,7 @@ func (s *step) reserve(memory int64, backward bool) error {
 	for _, w := range s.workers {
 		w.tile = make([]float32, z.tile)
 	}
-	s.bytes.Activations = 4 * int64(z.states+z.slab)
+	s.bytes.Activations = z.activations()
 	s.bytes.Logits = 4 * int64(len(s.room.logits))
 	s.bytes.Tiles = 4 * int64(z.wide+z.low+z.gu+2*(z.shared+z.panels)+len(s.workers)*z.each)
 	return nil
@@ -179,7 +187,7 @@ func (s *step) reserve(memory int64, backward bool) error {
 // tooLittle names what does not fit: the block that takes most, or the head.
 func (s *step) tooLittle(z sizes, memory, least int64) error {
 	layer, takes := z.largest, 4*int64(z.largestFloats)
-	if head := 4 * int64(z.token*min(leastChunk, len(s.batch.ids))); head > takes {
+	if head := 4 * int64(z.token*min(leastChunk, s.batch.tokens())); head > takes {
 		layer, takes = s.network.head.module, head
 	}
 	size := func(n int64) string { return humanize.IBytes(uint64(n)) }
