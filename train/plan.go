@@ -140,38 +140,57 @@ func (z sizes) activations() int64 { return 4 * int64(z.states+z.slab) }
 // chunkOf is how many tokens' logits are computed at once where memory does not bound them.
 func chunkOf(tokens, token int) int { return min(tokens, max(leastChunk, chunkBytes/(4*token))) }
 
-// reserve takes the memory of the steps, no more than memory for the whole process. The adapter's is taken already.
-func (s *step) reserve(memory int64, backward bool) error {
-	z := s.measure(backward)
+// floats are all of them but the logits.
+func (z sizes) floats(threads int) int {
+	return z.states + z.slab + z.wide + z.low + z.gu + 2*(z.shared+z.panels) + threads*z.each
+}
+
+// reserve takes the memory of steps on one batch, no more than memory for the whole process; 0 is no bound. An adapter
+// has taken its own already.
+func reserve(memory int64, backward bool, steps ...*step) error {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	fixed := runtimeBytes + int64(m.HeapAlloc)
-	floats := z.states + z.slab + z.wide + z.low + z.gu + 2*(z.shared+z.panels) + len(s.workers)*z.each
-	tokens := s.batch.tokens()
-	s.room.chunk = chunkOf(tokens, z.token)
-	if memory > 0 {
-		// A part is left to what is not counted: the collector, and what it has not collected.
-		free := memory - memory/8 - fixed - 4*int64(floats)
-		least := fixed + 4*int64(floats) + 4*int64(min(leastChunk, tokens)*z.token)
-		least += least/7 + 1<<20
-		if free < 4*int64(z.token*min(leastChunk, tokens)) {
-			return s.tooLittle(z, memory, least)
-		}
-		s.room.chunk = int(min(int64(s.room.chunk), free/int64(4*z.token)))
+	needed := runtimeBytes + int64(m.HeapAlloc)
+	token, list := int64(0), make([]sizes, len(steps))
+	for i, s := range steps {
+		list[i] = s.measure(backward)
+		needed += 4 * int64(list[i].floats(len(s.workers)))
+		token += 4 * int64(list[i].token)
 	}
-	count := 2
+	tokens := steps[0].batch.tokens()
+	chunk := chunkOf(tokens, list[0].token)
+	if memory > 0 {
+		// A part is left to what is not counted: what the collector has not collected.
+		free := memory - memory/8 - needed
+		if least := token * int64(min(leastChunk, tokens)); free < least {
+			needed += least
+			return steps[0].tooLittle(list[0], memory, needed+needed/7+1<<20)
+		}
+		chunk = int(min(int64(chunk), free/token))
+	}
+	for i, s := range steps {
+		s.allocate(list[i], chunk, backward)
+	}
+	return nil
+}
+
+// allocate takes the memory of a step.
+func (s *step) allocate(z sizes, chunk int, backward bool) {
+	tokens, states := s.batch.tokens(), 2
 	if backward {
-		count = len(s.blocks) + 1
+		states = len(s.blocks) + 1
 		s.g = kernels.NewMat(s.hidden, tokens)
 	}
-	for range count {
+	for range states {
 		s.states = append(s.states, kernels.NewMat(s.hidden, tokens))
 	}
 	s.normed = kernels.NewMat(s.hidden, tokens)
 	s.slab = slab{data: make([]float32, z.slab)}
-	s.room.logits = make([]float32, z.token*s.room.chunk)
-	s.room.wide, s.room.low, s.room.gu = make([]float32, z.wide), make([]float32, z.low), make([]float32, z.gu)
-	s.room.normFactor, s.room.normMean = make([]float32, tokens), make([]float32, tokens)
+	s.room = room{
+		chunk: chunk, logits: make([]float32, z.token*chunk),
+		wide: make([]float32, z.wide), low: make([]float32, z.low), gu: make([]float32, z.gu),
+		normFactor: make([]float32, tokens), normMean: make([]float32, tokens),
+	}
 	for i := range s.room.shared.tiles {
 		s.room.shared.tiles[i], s.room.shared.panels[i] = make([]float32, z.shared), make([]float32, z.panels)
 	}
@@ -180,8 +199,7 @@ func (s *step) reserve(memory int64, backward bool) error {
 	}
 	s.bytes.Activations = z.activations()
 	s.bytes.Logits = 4 * int64(len(s.room.logits))
-	s.bytes.Tiles = 4 * int64(z.wide+z.low+z.gu+2*(z.shared+z.panels)+len(s.workers)*z.each)
-	return nil
+	s.bytes.Tiles = 4*int64(z.floats(len(s.workers))) - s.bytes.Activations
 }
 
 // tooLittle names what does not fit: the block that takes most, or the head.

@@ -132,7 +132,7 @@ func (s *step) validateBase(o Options) (*Result, error) {
 	if err := s.build(s.batch.Length); err != nil {
 		return nil, err
 	}
-	if err := s.reserve(o.Memory, false); err != nil {
+	if err := reserve(o.Memory, false, s); err != nil {
 		return nil, err
 	}
 	r := s.result()
@@ -176,7 +176,7 @@ func (s *step) validateAdapter(ctx context.Context, o Options) (*Result, error) 
 	if err := s.build(s.batch.Length); err != nil {
 		return nil, err
 	}
-	if err := s.reserve(o.Memory, true); err != nil {
+	if err := reserve(o.Memory, true, s); err != nil {
 		return nil, err
 	}
 	r := s.result()
