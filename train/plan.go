@@ -39,13 +39,14 @@ const (
 
 // sizes are what a step has to have memory for, in floats.
 type sizes struct {
-	states, slab   int
-	largest        string // the part that takes most of the slab, and how much
-	largestFloats  int
-	wide, low, gu  int
-	tile, each     int // tile and scores of a thread
-	shared, panels int
-	token          int // the logits of one token
+	states, slab     int
+	largest          string // the part that takes most of the slab, and how much
+	largestFloats    int
+	wide, low, gu    int
+	tile, each       int // of a thread
+	scores, matrices int // so many matrices of scores
+	shared, panels   int
+	token            int // the logits of one token
 }
 
 // projections are all linear layers but those of experts, the head among them.
@@ -129,8 +130,16 @@ func (s *step) measure(backward bool) sizes {
 			add(f.down)
 		}
 	}
-	// A thread has the tile, what it was decoded from, and the scores and their gradients of some queries.
-	z.each = 2*z.tile + 3*s.batch.Length*min(s.batch.Length, queryBlock)
+	// A thread has the tile, what it was decoded from, and the scores of some queries, their gradients and the slopes of
+	// their cap.
+	z.scores = max(s.batch.Length*min(s.batch.Length, queryBlock), tokens)
+	z.matrices = 2
+	for i := range s.layers {
+		if s.layers[i].attention.softCap != 0 {
+			z.matrices = 3
+		}
+	}
+	z.each = 2*z.tile + z.matrices*z.scores
 	return z
 }
 
@@ -196,6 +205,9 @@ func (s *step) allocate(z sizes, chunk int, backward bool) {
 	}
 	for _, w := range s.workers {
 		w.tile = make([]float32, z.tile)
+		for i := range z.matrices {
+			w.scores[i] = make([]float32, z.scores)
+		}
 	}
 	s.bytes.Activations = z.activations()
 	s.bytes.Logits = 4 * int64(len(s.room.logits))

@@ -91,6 +91,13 @@ func Validate(ctx context.Context, path string, o Options) (*Result, error) {
 
 // newStep opens what a step needs, without an adapter.
 func newStep(ctx context.Context, base *checkpoint.Checkpoint, data string, threads int) (*step, error) {
+	if err := base.CheckReadable(); err != nil {
+		return nil, err
+	}
+	if base.Config == nil {
+		return nil, fmt.Errorf("%s: %w: it has no %s, which says what is to be computed", base.Path, ErrArchitecture,
+			checkpoint.ConfigName)
+	}
 	sp, err := readSpec(base.Config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", base.Path, err)
