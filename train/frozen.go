@@ -49,6 +49,7 @@ func (s *step) hashFrozen() ([sha256.Size]byte, error) {
 			}
 		}
 		hash.Sum(sums[i][:0])
+		s.meter.add(float64(len(s.blocks)) / float64(len(list)))
 		return nil
 	})
 	all := sha256.New()

@@ -1,19 +1,19 @@
 package train
 
 import (
-	"errors"
 	"fmt"
 	"iter"
 	"runtime"
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
 )
 
 // ErrMemory says that a step needs more memory than it may have.
-var ErrMemory = errors.New("too little memory")
+var ErrMemory = checkpoint.ErrMemory
 
 // Bytes are what a step takes, by what it is for.
 type Bytes struct {
