@@ -27,7 +27,8 @@ func batchFile(t *testing.T) string {
 
 // TestValidateTellsHowFarItIs: stages in their order, numbers that only grow.
 func TestValidateTellsHowFarItIs(t *testing.T) {
-	base, adapter := filepath.Join("fixtures", "steps", "bases", "llama"), filepath.Join("fixtures", "steps", "llama", "all")
+	base := filepath.Join("fixtures", "steps", "bases", "llama")
+	adapter := filepath.Join("fixtures", "steps", "llama", "all")
 	other := filepath.Join("fixtures", "steps", "bases", "llama-nf4")
 	for want, o := range map[string]lorakit.ValidateOptions{
 		"[loss]":                         {},
