@@ -152,18 +152,18 @@ func printValidation(w io.Writer, r *lorakit.Validation, o *lorakit.ValidateOpti
 	b := &r.Bytes
 	fmt.Fprintln(w)
 	t := newTable(w, "MEMORY", "BYTES", "WHAT")
-	t.spare = []string{"WHAT"}
+	t.names, t.spare = []string{"MEMORY"}, []string{"WHAT"}
 	for _, part := range []struct {
 		name  string
 		bytes int64
 		what  string
 	}{
-		{"weights", b.Weights, "as they are stored; the base's are read by tiles, and never all in memory"},
+		{"weights", b.Weights, "as stored; the base's are never all in memory"},
 		{"gradients", b.Gradients, "of the adapter"},
 		{"moments", b.Moments, "of AdamW"},
 		{"activations", b.Activations, "inputs of the blocks, and the inside of one"},
 		{"logits", b.Logits, "of the tokens whose loss is computed at once"},
-		{"tiles", b.Tiles, "of weights in float32, and what the threads compute with"},
+		{"tiles", b.Tiles, "of weights in float32, and what threads work with"},
 		{"peak", b.MeasuredPeak, "of the whole process, measured"},
 	} {
 		if part.bytes > 0 {
