@@ -54,11 +54,7 @@ func (s *step) validateAgainst(ctx context.Context, o Options) (*Result, error) 
 			return nil, err
 		}
 	}
-	// Each takes half: what is the same for both is counted twice.
-	if err := s.reserve(o.Memory/2+o.Memory/8, false); err != nil {
-		return nil, err
-	}
-	if err := t.reserve(o.Memory, false); err != nil {
+	if err := reserve(o.Memory, false, s, t); err != nil {
 		return nil, err
 	}
 	r := s.result()

@@ -136,6 +136,13 @@ func open(ctx context.Context, path string, followLinks bool) (*checkpoint.Check
 
 // newStep opens what a step needs, without an adapter.
 func newStep(ctx context.Context, base *checkpoint.Checkpoint, o Options) (*step, error) {
+	if err := base.CheckReadable(); err != nil {
+		return nil, err
+	}
+	if base.Config == nil {
+		return nil, fmt.Errorf("%s: %w: it has no %s, which says what is to be computed", base.Path, ErrArchitecture,
+			checkpoint.ConfigName)
+	}
 	sp, err := readSpec(base.Config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", base.Path, err)
@@ -177,7 +184,7 @@ func (s *step) validateBase(o Options) (*Result, error) {
 	if err := s.build(s.batch.Length); err != nil {
 		return nil, err
 	}
-	if err := s.reserve(o.Memory, false); err != nil {
+	if err := reserve(o.Memory, false, s); err != nil {
 		return nil, err
 	}
 	r := s.result()
@@ -220,7 +227,7 @@ func (s *step) validateAdapter(ctx context.Context, o Options) (*Result, error) 
 	if err := s.build(s.batch.Length); err != nil {
 		return nil, err
 	}
-	if err := s.reserve(o.Memory, true); err != nil {
+	if err := reserve(o.Memory, true, s); err != nil {
 		return nil, err
 	}
 	r := s.result()
