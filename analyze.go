@@ -52,7 +52,7 @@ func Analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 	}
 	if o.HTML != "" {
 		for _, src := range []string{path, cmp.Or(tuned, path)} {
-			if err := checkPage(src, o.HTML, o.Force); err != nil {
+			if err := checkFile(src, o.HTML, o.Force); err != nil {
 				return nil, err
 			}
 		}

@@ -24,6 +24,7 @@ import (
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
 	"github.com/lorakit/lorakit/storage"
+	"github.com/lorakit/lorakit/train"
 
 	_ "github.com/lorakit/lorakit/formats/pytorch"     // registers the container
 	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
@@ -51,6 +52,12 @@ var (
 	ErrForeign     = formats.ErrForeign      // what was to be a checkpoint is recognised as something else
 	// ErrUnsupported says that an adapter has a part that is not known, or lacks what would tell what it is.
 	ErrUnsupported = lora.ErrUnsupported
+	// ErrData says that the batch of Validate is malformed or does not fit the model.
+	ErrData = train.ErrData
+	// ErrArchitecture says that no training step is known for a model's architecture.
+	ErrArchitecture = train.ErrArchitecture
+	// ErrNotFinite says that Validate has met a weight, an activation, a loss or a gradient that is NaN or infinite.
+	ErrNotFinite = train.ErrNotFinite
 )
 
 // Hint is one thing that can be done about an error: an option to set, or a function to call.

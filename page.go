@@ -13,8 +13,8 @@ import (
 	"github.com/lorakit/lorakit/storage"
 )
 
-// checkPage refuses a page that may not be written, before any work is done.
-func checkPage(src, file string, force bool) error {
+// checkFile refuses a file that may not be written, before any work is done.
+func checkFile(src, file string, force bool) error {
 	if err := pipeline.CheckDestination(src, file, pipeline.RunOptions{Force: force}); err != nil {
 		return err
 	}

@@ -28,6 +28,8 @@ var (
 	ErrInterrupted = errors.New("interrupted")
 	// ErrRefused says that what was asked for cannot be done with this checkpoint.
 	ErrRefused = errors.New("refused")
+	// ErrMemory says that the memory allowed is less than a run needs.
+	ErrMemory = errors.New("too little memory")
 )
 
 // ConfigName is the file that says what a checkpoint is.

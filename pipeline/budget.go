@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 
@@ -13,7 +12,7 @@ import (
 )
 
 // ErrMemory says that the memory allowed is less than a run needs.
-var ErrMemory = errors.New("too little memory")
+var ErrMemory = checkpoint.ErrMemory
 
 const (
 	// largestTile and smallestTile bound the bytes of values a tile has: large enough that a system call and a hand-over

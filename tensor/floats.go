@@ -25,18 +25,31 @@ func FillFloats(dst []float32, fill func(b []byte) error) error {
 	if err := fill(bytesOf(dst)); err != nil || littleEndian {
 		return err
 	}
-	for i := range dst {
-		dst[i] = math.Float32frombits(bits.ReverseBytes32(math.Float32bits(dst[i])))
-	}
+	reverse(dst)
 	return nil
 }
 
 // FromFloats converts numbers to stored elements of type d, with one rounding to nearest even. It may change x.
 func FromFloats(dst []byte, d DType, x []float32) error {
 	if !littleEndian {
-		for i := range x {
-			x[i] = math.Float32frombits(bits.ReverseBytes32(math.Float32bits(x[i])))
-		}
+		reverse(x)
 	}
 	return Convert(dst, d, bytesOf(x), F32)
+}
+
+// WithBytes hands the little-endian bytes of x to use. Where numbers lie otherwise in memory, x is turned round for that
+// time.
+func WithBytes(x []float32, use func(b []byte)) {
+	if !littleEndian {
+		reverse(x)
+		defer reverse(x)
+	}
+	use(bytesOf(x))
+}
+
+// reverse turns the bytes of each number round.
+func reverse(x []float32) {
+	for i := range x {
+		x[i] = math.Float32frombits(bits.ReverseBytes32(math.Float32bits(x[i])))
+	}
 }

@@ -1,34 +1,28 @@
 package train
 
-// logitsChunk is how many tokens' logits there are at once.
-const logitsChunk = 64
-
-// activationBytes counts what a step keeps, in float32, that recomputes block by block: the input of each block, one
-// block's activations with their gradients, and a chunk of logits. The batch is one row.
-func (s *spec) activationBytes(tokens int) (activations, logits int64) {
-	t := int64(tokens)
-	var block int64
-	for i := range s.layers {
-		block = max(block, s.layers[i].activations(t))
-	}
-	activations = 4 * (t*int64(s.hidden)*int64(len(s.layers)) + block)
-	return activations, 4 * min(t, logitsChunk) * int64(s.vocab)
-}
-
-// activations counts the numbers of one block for its backward pass: what its norms and the attention give, its middle
-// and the MLP's inside, the gradients of the block's output and of the MLP's inside, and one head's scores.
-func (l *layer) activations(tokens int64) int64 {
-	hidden := int64(l.attention.out.out)
-	heads := int64(l.attention.heads+l.attention.keyHeads) * int64(l.attention.headDim)
-	var inside int64 // of the MLP: gate, up and their product
-	if m := l.mlp; m != nil {
-		inside = 3 * int64(m.down.in)
-		if m.gate == nil && m.gateUp == nil {
-			inside = 2 * int64(m.down.in)
+// activationBytes is what a step of one row of so many tokens keeps, beside the weights and what is trained: the inputs
+// of all blocks with what one block computes, and a chunk of logits. It is what validate reserves where --memory does
+// not bound the chunk further.
+func (s *spec) activationBytes(tokens int, adapters []Adapted) (activations, logits int64, err error) {
+	n := &network{spec: s, adapter: &adapter{params: map[string]*adaptation{}}}
+	for _, a := range adapters {
+		low := &lowRank{rank: a.Rank, a: factor{rows: a.Rank, cols: a.In}, b: factor{rows: a.Out, cols: a.Rank}}
+		switch {
+		case a.Rank == 0: // trained itself: it takes no room beside its own
+		case a.Experts == 0:
+			n.adapter.params[a.Name+".weight"] = &adaptation{plain: low}
+		default:
+			each := make([]*lowRank, a.Experts)
+			for i := range each {
+				each[i] = low
+			}
+			n.adapter.params[a.Name] = &adaptation{experts: each}
 		}
 	}
-	if e := l.experts; e != nil {
-		inside = 3 * int64(e.width) * int64(e.topK)
+	if err := n.build(tokens); err != nil {
+		return 0, 0, err
 	}
-	return tokens*(4*hidden+2*heads+2*inside) + tokens*tokens
+	step := &step{crew: &crew{}, network: n, batch: &Batch{Rows: 1, Length: tokens}}
+	z := step.measure(true)
+	return z.activations(), 4 * int64(chunkOf(tokens, z.token)*z.token), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/internal/kernels"
@@ -29,12 +30,12 @@ type LayerError struct {
 
 // validateAgainst runs the batch through two checkpoints, block by block.
 func (s *step) validateAgainst(ctx context.Context, o Options) (*Result, error) {
-	other, err := checkpoint.Open(ctx, o.Against)
+	other, err := open(ctx, o.Against, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer other.Close()
-	t, err := newStep(ctx, other, o.Data, o.Threads)
+	t, err := newStep(ctx, other, o)
 	if err != nil {
 		return nil, err
 	}
@@ -53,19 +54,20 @@ func (s *step) validateAgainst(ctx context.Context, o Options) (*Result, error) 
 			return nil, err
 		}
 	}
-	// Each takes half: what is the same for both is counted twice.
-	if err := s.reserve(o.Memory/2+o.Memory/8, false); err != nil {
-		return nil, err
-	}
-	if err := t.reserve(o.Memory, false); err != nil {
+	if err := reserve(o.Memory, false, s, t); err != nil {
 		return nil, err
 	}
 	r := s.result()
 	r.Against = &Comparison{}
+	s.meter = newMeter(o.Progress, 2*len(s.blocks))
+	t.meter = s.meter
+	s.meter.begin("comparison")
+	began := time.Now()
 	if err := s.compare(t, r.Against); err != nil {
 		return nil, err
 	}
 	r.LossBefore = r.Against.Loss
+	r.TokensPerSecond = float64(len(s.batch.ids)) / time.Since(began).Seconds()
 	s.bytes.Activations += t.bytes.Activations
 	s.bytes.Logits += t.bytes.Logits
 	s.bytes.Tiles += t.bytes.Tiles

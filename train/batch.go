@@ -141,6 +141,9 @@ func integers(name string, v jsontext.Value) ([]int, error) {
 	return list, nil
 }
 
+// tokens is how many there are.
+func (b *Batch) tokens() int { return b.Rows * b.Length }
+
 // positions are those of the ids, from 0 in each row.
 func (b *Batch) positions() []int {
 	p := make([]int, len(b.ids))

@@ -228,7 +228,9 @@ func Estimate(s *Subject, adapter []Adapted, o EstimateOptions) (*Estimation, er
 		if err := s.spec.checkTokens(o.Tokens); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.Path, err)
 		}
-		activations, logits = s.spec.activationBytes(o.Tokens)
+		if activations, logits, err = s.spec.activationBytes(o.Tokens, adapter); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.Path, err)
+		}
 		r.MultiplyAdds = s.spec.multiplyAdds(1, o.Tokens, adapter)
 	}
 	for i := range r.Rows {

@@ -2,9 +2,7 @@ package train
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -37,7 +35,6 @@ func (s *step) hashFrozen() ([sha256.Size]byte, error) {
 		rows, cols := from.Dims()
 		hash := sha256.New()
 		size := tileRows(tileFloats, rows, cols)
-		var bytes [4 << 10]byte
 		for lo := 0; lo < rows; lo += size {
 			tile, err := w.rowTile(from, cols, lo, min(lo+size, rows))
 			if err != nil {
@@ -45,20 +42,14 @@ func (s *step) hashFrozen() ([sha256.Size]byte, error) {
 			}
 			for r := range tile.Rows {
 				x := row(tile, r)
-				for len(x) > 0 {
-					n := min(len(x), len(bytes)/4)
-					for k, v := range x[:n] {
-						if v-v != 0 {
-							return s.weightNotFinite(list[i].name, v)
-						}
-						binary.LittleEndian.PutUint32(bytes[4*k:], math.Float32bits(v))
-					}
-					hash.Write(bytes[:4*n])
-					x = x[n:]
+				if k := firstNotFinite(x); k >= 0 {
+					return s.weightNotFinite(list[i].name, x[k])
 				}
+				tensor.WithBytes(x, func(b []byte) { hash.Write(b) })
 			}
 		}
 		hash.Sum(sums[i][:0])
+		s.meter.add(float64(len(s.blocks)) / float64(len(list)))
 		return nil
 	})
 	all := sha256.New()

@@ -11,8 +11,8 @@ import (
 // network is a model whose parameters are bound: to a checkpoint, and to what an adapter does to them.
 type network struct {
 	*spec
-	base      *checkpoint.Checkpoint
-	adapter   *adapter // nil where there is none
+	base      *checkpoint.Checkpoint // nil where only sizes count
+	adapter   *adapter               // nil where there is none
 	params    map[string]*checkpoint.Parameter
 	embedding *lookup
 	positions *lookup // of learned positions, or nil
@@ -104,7 +104,10 @@ func (n *network) source(param string, base *checkpoint.Parameter, cols int) sou
 
 func (n *network) lookup(module string, rows int, factor float32) *lookup {
 	param := module + ".weight"
-	l := &lookup{module: module, rows: rows, width: n.hidden, table: n.source(param, n.params[param], n.hidden), factor: factor}
+	l := &lookup{module: module, rows: rows, width: n.hidden, factor: factor}
+	if n.base != nil {
+		l.table = n.source(param, n.params[param], n.hidden)
+	}
 	if a := n.adaptation(param); a != nil {
 		l.whole, l.some, l.indices, l.low = a.value, a.rows, a.indices, a.plain
 		if a.plain != nil && a.plain.magnitude != nil {
@@ -116,6 +119,9 @@ func (n *network) lookup(module string, rows int, factor float32) *lookup {
 
 // vector reads a parameter that is small, which is kept.
 func (n *network) vector(param string) ([]float32, error) {
+	if n.base == nil {
+		return nil, nil
+	}
 	p := n.params[param]
 	rows, cols := p.Matrix(0).Dims()
 	v := make([]float32, rows*cols)
@@ -136,14 +142,16 @@ func (n *network) projection(l *linear) (*projection, error) {
 	if a == nil {
 		a = &adaptation{}
 	}
-	if base.Turned() && a.value == nil && a.frozen == nil && a.rows == nil {
+	if n.base != nil && base.Turned() && a.value == nil && a.frozen == nil && a.rows == nil {
 		base, p.turned = base.T(), !p.turned // it is read as it lies
 	}
 	cols := l.in
 	if p.turned {
 		cols = l.out
 	}
-	p.weight = n.source(param, base, cols)
+	if n.base != nil {
+		p.weight = n.source(param, base, cols)
+	}
 	p.whole, p.rows, p.indices, p.low = a.value, a.rows, a.indices, a.plain
 	if a.plain != nil && a.plain.magnitude != nil {
 		p.norms = make([]float32, l.out)
@@ -235,7 +243,10 @@ func (n *network) block(l *layer, made map[*rotary]*turns, length int) (*block, 
 	}
 	if a.rotary != nil {
 		if made[a.rotary] == nil {
-			made[a.rotary] = turnsOf(a.rotary, length)
+			made[a.rotary] = &turns{}
+			if n.base != nil {
+				made[a.rotary] = turnsOf(a.rotary, length)
+			}
 		}
 		b.attending.turns = made[a.rotary]
 	}
@@ -296,7 +307,9 @@ func (n *network) adapted() []Adapted {
 func (n *network) expert(e *experts, i int) *feeding {
 	part := func(param string, in, out int) *projection {
 		p := &projection{linear: linear{module: fmt.Sprintf("%s[%d]", param, i), in: in, out: out}}
-		p.weight = decoded{n.params[param].Matrix(i)}
+		if n.base != nil {
+			p.weight = decoded{n.params[param].Matrix(i)}
+		}
 		if a := n.adaptation(param); a != nil {
 			switch {
 			case a.value != nil:

@@ -25,6 +25,7 @@ type step struct {
 	g      kernels.Mat // the gradient that goes backward through the blocks
 	bytes  Bytes
 	held   int64 // bytes of the adapter's values, gradients and moments
+	meter  *meter
 }
 
 // room is memory that all blocks use.
@@ -97,6 +98,7 @@ func (s *step) forwardAndBackward() (float64, error) {
 		if at := notFinite(s.g); at >= 0 {
 			return 0, fmt.Errorf("%s: %w: the gradient of its input is, at token %d", s.layers[i].name, ErrNotFinite, at)
 		}
+		s.meter.add(backwardPasses)
 	}
 	if err := s.backwardEmbedding(); err != nil {
 		return 0, err
@@ -177,6 +179,7 @@ func (s *step) forwardOne(i int) error {
 	if at := notFinite(y); at >= 0 {
 		return fmt.Errorf("%s: %w: what it gives for token %d", s.layers[i].name, ErrNotFinite, at)
 	}
+	s.meter.add(1)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -135,7 +136,7 @@ func printAnalysis(w io.Writer, r *lorakit.Analysis) {
 			row = append(row, figure(m.Norm))
 		}
 		if s != nil {
-			row[0] = sparkline(s.Values)
+			row[0] = sparkline(s.Values, 12)
 			row = append(row, effectiveRank(s.EffectiveRank, s.Complete), needed(s, 0.5), needed(s, 0.9))
 		}
 		if s != nil && r.Of != "weights" {
@@ -221,18 +222,21 @@ func kept(list []lorakit.RankShare, rank int) string {
 	return "-"
 }
 
-// sparkline draws singular values, from the largest on, as a share of it: one character each, or a mean of neighbours
-// where they are many.
-func sparkline(values []float64) string {
-	const most = 12
+// sparkline draws numbers that are not negative as shares of the largest: one character each, or a mean of neighbours
+// where they are more than most.
+func sparkline(values []float64, most int) string {
 	blocks := []rune("▁▂▃▄▅▆▇█")
 	n := min(len(values), most)
 	line := make([]rune, n)
+	largest := 0.0
+	for _, v := range values {
+		largest = max(largest, v)
+	}
 	for i := range line {
 		part := values[i*len(values)/n : (i+1)*len(values)/n]
 		mean := 0.0
 		for _, v := range part {
-			mean += v / values[0] / float64(len(part))
+			mean += v / cmp.Or(largest, 1) / float64(len(part))
 		}
 		line[i] = blocks[min(int(math.Round(mean*float64(len(blocks)-1))), len(blocks)-1)]
 	}

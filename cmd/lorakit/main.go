@@ -44,7 +44,7 @@ func limitMemory(bytes int64) { debug.SetMemoryLimit(bytes - bytes/8) }
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // writers are the commands that have a stage to put away when they are interrupted; the others just end.
-var writers = []string{"convert", "merge", "unmerge", "attach", "extract", "resize", "combine"}
+var writers = []string{"convert", "merge", "unmerge", "attach", "extract", "resize", "combine", "validate"}
 
 // run carries out one command line and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
@@ -87,6 +87,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintln(stderr, "lorakit: "+shorten(escape(strings.Join(strings.Fields(withHints(err)), " ")), 4000))
 	switch {
+	case errors.Is(err, lorakit.ErrNotFinite):
+		return exitFound
 	case errors.Is(err, lorakit.ErrInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &usage), errors.Is(err, lorakit.ErrOption):
@@ -101,7 +103,8 @@ func newRoot() *cobra.Command {
 		Short: "Turn model checkpoints into what their users need next",
 		Long: `lorakit turns model checkpoints into what their users need next: another type,
 4 bits (NF4 with double quantisation) or 8, and plain weights again; LoRA adapters
-merged, extracted, combined, resized, begun or converted.
+merged, extracted, combined, resized, begun or converted; and the training step that
+shows that the result still computes and learns.
 
 It needs no Python and no GPU, its memory is bounded by --memory and not by the
 model, and a destination appears whole or not at all.`,
