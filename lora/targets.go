@@ -443,6 +443,23 @@ func (b *binder) checkReplaced(a Weighted) error {
 // SavesWhole reports whether modules_to_save means a module or one that it is in: it has no factors then.
 func (c *Config) SavesWhole(name string) bool { return len(c.targets.saved.around(name)) > 0 }
 
+// TrainsWhole reports whether PEFT trains a copy of a module or of one that it is in, by modules_to_save. It looks at
+// the ends of names and not at their parts: norm means input_layernorm too.
+func (c *Config) TrainsWhole(name string) bool {
+	for {
+		for _, saved := range stringList(c.ToSave) {
+			if saved != "" && strings.HasSuffix(name, saved) {
+				return true
+			}
+		}
+		i := strings.LastIndexByte(name, '.')
+		if i < 0 {
+			return false
+		}
+		name = name[:i]
+	}
+}
+
 // errNotMeant says that a config leaves out a module that has tensors.
 func (c *Config) errNotMeant(m *Module) error {
 	meant := slices.Concat(c.targets.list, stringList(c.Parameters))

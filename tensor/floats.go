@@ -37,8 +37,8 @@ func FromFloats(dst []byte, d DType, x []float32) error {
 	return Convert(dst, d, bytesOf(x), F32)
 }
 
-// WithBytes hands the little-endian bytes of x to use. Where numbers lie otherwise in memory, x is turned round for that
-// time.
+// WithBytes hands the little-endian bytes of x to use. Where numbers lie otherwise in memory, those of x are turned
+// round for that time.
 func WithBytes(x []float32, use func(b []byte)) {
 	if !littleEndian {
 		reverse(x)

@@ -100,11 +100,13 @@ func (a *adapter) trained() error {
 	return nil
 }
 
-// parameters is the number of elements that are trained.
+// parameters is the number of elements that are trained, those that two trainables share counted once.
 func (a *adapter) parameters() int64 {
 	n := int64(0)
 	for _, t := range a.trainables {
-		n += t.count()
+		if t.shares == nil {
+			n += t.count()
+		}
 	}
 	return n
 }

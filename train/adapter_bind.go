@@ -184,10 +184,11 @@ func (b *adapterBinder) value(p param, ad *adaptation, m *lora.Module) error {
 func (b *adapterBinder) trains(p param, m *lora.Module) bool {
 	c := &b.of.Config
 	if !m.Base && c.EnsureTie && (p.name == b.embedding || p.name == b.head) {
-		return c.SavesWhole(strings.TrimSuffix(b.embedding, ".weight")) || c.SavesWhole(strings.TrimSuffix(b.head, ".weight"))
+		return c.TrainsWhole(strings.TrimSuffix(b.embedding, ".weight")) ||
+			c.TrainsWhole(strings.TrimSuffix(b.head, ".weight"))
 	}
 	bias := strings.Contains(m.String(), "bias")
-	return !m.Base && (c.SavesWhole(m.Name) || bias && c.BiasMode == "all" ||
+	return !m.Base && (c.TrainsWhole(m.Name) || bias && c.BiasMode == "all" ||
 		bias && c.BiasMode == "lora_only" && slices.Contains(b.of.Names(), m.Name))
 }
 

@@ -89,7 +89,7 @@ func (s *step) backwardLookup(l *lookup, gy kernels.Mat, ids []int) error {
 			if l.whole != nil {
 				addColumn(l.whole.gradient[id*l.width:], gy, t, lo, hi)
 			}
-			if k, ok := slices.BinarySearch(l.indices, id); ok {
+			if k := slices.Index(l.indices, id); k >= 0 {
 				addColumn(l.some.gradient[k*l.width:], gy, t, lo, hi)
 			}
 		}

@@ -117,10 +117,13 @@ func (n *network) lookup(module string, rows int, factor float32) *lookup {
 	return l
 }
 
-// vector reads a parameter that is small, which is kept.
+// vector reads a parameter that is small, which is kept, unless the adapter brings another value.
 func (n *network) vector(param string) ([]float32, error) {
 	if n.base == nil {
 		return nil, nil
+	}
+	if a := n.adaptation(param); a != nil && a.frozen != nil {
+		return a.frozen, nil
 	}
 	p := n.params[param]
 	rows, cols := p.Matrix(0).Dims()
@@ -160,6 +163,9 @@ func (n *network) projection(l *linear) (*projection, error) {
 		p.biasWhole, p.biasAdded, p.biasScale = a.value, a.bias, a.biasScale
 	}
 	if !l.bias {
+		if a := n.adaptation(l.module + ".bias"); a != nil {
+			p.bias = a.frozen
+		}
 		return p, nil
 	}
 	var err error

@@ -1,8 +1,6 @@
 package train
 
 import (
-	"slices"
-
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/internal/kernels"
 )
@@ -49,9 +47,10 @@ func (p *patched) read(w *worker, dst []float32, stride, lo, hi int) error {
 	if err := p.source.read(w, dst, stride, lo, hi); err != nil {
 		return err
 	}
-	first, _ := slices.BinarySearch(p.indices, lo)
-	for k := first; k < len(p.indices) && p.indices[k] < hi; k++ {
-		copy(dst[(p.indices[k]-lo)*stride:][:p.cols], p.rows.value[k*p.cols:])
+	for k, i := range p.indices {
+		if lo <= i && i < hi {
+			copy(dst[(i-lo)*stride:][:p.cols], p.rows.value[k*p.cols:])
+		}
 	}
 	return nil
 }

@@ -37,9 +37,11 @@ type lowRank struct {
 type adaptation struct {
 	// value stands for the base's own; it is trained, or frozen where it is the base's matrix that the adapter brings.
 	value *trainable
-	// frozen is such a matrix, in the shape of the parameter.
+	// frozen is such a matrix, in the shape of the parameter, or another value that the adapter brings and PEFT does not
+	// train.
 	frozen []float32
-	// rows are new values of the rows indices; the trainable is (len(indices), width).
+	// rows are new values of the rows indices, in the order of the adapter's config; the trainable is (len(indices),
+	// width).
 	rows    *trainable
 	indices []int
 	// plain is the pair of factors of a matrix; experts has one an expert, nil where an expert has none.

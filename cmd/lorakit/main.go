@@ -114,8 +114,8 @@ model, and a destination appears whole or not at all.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{orFlag(c, err)} })
 	root.AddCommand(convertCommand(), mergeCommand(), unmergeCommand(), attachCommand(), extractCommand(), resizeCommand(),
-		combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), estimateCommand(), validateCommand(),
-		formatsCommand(), versionCommand())
+		combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), estimateCommand(),
+		validateCommand(), formatsCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	wrongArgumentsAreUsage(root)
