@@ -21,6 +21,11 @@ func WriteWhole(path string, data []byte, replace bool) error {
 
 // CreateWhole is WriteWhole of what fill writes.
 func CreateWhole(path string, replace bool, fill func(io.Writer) error) (err error) {
+	if !replace { // before the work
+		if err := Absent(path); err != nil {
+			return err
+		}
+	}
 	beside := besideOf(path)
 	if err := os.Remove(beside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -42,7 +47,7 @@ func CreateWhole(path string, replace bool, fill func(io.Writer) error) (err err
 		return err
 	}
 	if !replace {
-		if err := absent(path); err != nil {
+		if err := Absent(path); err != nil {
 			return err
 		}
 	}
@@ -58,7 +63,7 @@ func CreateWhole(path string, replace bool, fill func(io.Writer) error) (err err
 func CreateFolder(path string, replace bool, fill func(dir string) error) (err error) {
 	path = filepath.Clean(path)
 	if !replace {
-		if err := absent(path); err != nil {
+		if err := Absent(path); err != nil {
 			return err
 		}
 	}
@@ -88,7 +93,7 @@ func CreateFolder(path string, replace bool, fill func(dir string) error) (err e
 
 // publish renames a folder to path, where another may be that is replaced.
 func publish(dir, path string, replace bool) error {
-	err := absent(path)
+	err := Absent(path)
 	switch {
 	case err == nil:
 		return os.Rename(dir, path)
@@ -113,8 +118,8 @@ func publish(dir, path string, replace bool) error {
 // besideOf is the name, beside a path, of what is to take its place: only this process has it.
 func besideOf(path string) string { return fmt.Sprintf("%s.%d.partial", path, os.Getpid()) }
 
-// absent refuses a path at which something is.
-func absent(path string) error {
+// Absent refuses a path at which something is: an error of kind fs.ErrExist.
+func Absent(path string) error {
 	_, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -93,10 +93,10 @@ func (s *step) compare(t *step, c *Comparison) error {
 		}
 		c.Layers = append(c.Layers, LayerError{i, relativeError(s.state(i+1), t.state(i+1))})
 	}
-	if err := s.finish(); err != nil {
+	if _, err := s.finish(); err != nil {
 		return err
 	}
-	if err := t.finish(); err != nil {
+	if _, err := t.finish(); err != nil {
 		return err
 	}
 	return s.compareHeads(t, c)

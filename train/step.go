@@ -73,9 +73,8 @@ func (s *step) forwardAndBackward() (float64, error) {
 		return 0, err
 	}
 	// The head: the loss, and its gradient by what the last block gives.
-	last := s.states[len(s.blocks)]
-	norm := s.finalNormRun()
-	if err := s.forwardNorm(&norm, s.normed, last); err != nil {
+	norm, err := s.finish()
+	if err != nil {
 		return 0, err
 	}
 	sum, err := s.forwardLoss(s.head, s.normed, s.normed, s.batch.labels, s.batch.count)
@@ -111,26 +110,24 @@ func (s *step) loss() (float64, error) {
 	if err := s.forwardBlocks(); err != nil {
 		return 0, err
 	}
-	if err := s.finish(); err != nil {
+	if _, err := s.finish(); err != nil {
 		return 0, err
 	}
 	sum, err := s.forwardLoss(s.head, s.normed, kernels.Mat{}, s.batch.labels, s.batch.count)
 	return sum / float64(s.batch.count), err
 }
 
-// finish normalises what the last block gives.
-func (s *step) finish() error {
-	norm := s.finalNormRun()
-	return s.forwardNorm(&norm, s.normed, s.state(len(s.blocks)))
-}
-
-// finalNormRun is a pass through the last norm.
-func (s *step) finalNormRun() normalised {
+// finish normalises what the last block gives, and returns that pass through the last norm.
+func (s *step) finish() (normalised, error) {
 	n := normalised{normal: s.network.finalNorm, factor: s.room.normFactor[:s.normed.Cols]}
 	if n.kind == layerNorm {
 		n.mean = s.room.normMean[:s.normed.Cols]
 	}
-	return n
+	err := s.forwardNorm(&n, s.normed, s.state(len(s.blocks)))
+	if at := notFinite(s.normed); err == nil && at >= 0 {
+		err = fmt.Errorf("%s: %w: what it gives for token %d", n.module, ErrNotFinite, at)
+	}
+	return n, err
 }
 
 // state is the input of block i, or what the last block gives.

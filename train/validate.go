@@ -223,6 +223,11 @@ func (s *step) validateAdapter(ctx context.Context, o Options) (*Result, error) 
 	if err := s.loadAdapter(ctx, o.Memory); err != nil {
 		return nil, err
 	}
+	if o.Save != "" && !o.Force { // before the steps
+		if err := storage.Absent(o.Save); err != nil {
+			return nil, err
+		}
+	}
 	n := s.adapter.parameters()
 	if err := s.build(s.batch.Length); err != nil {
 		return nil, err
