@@ -31,7 +31,8 @@ type Options struct {
 	// Against, where not empty, is another checkpoint that the batch goes through, and that the first is compared with.
 	// It is for checkpoints as they are: with it there is no Adapter.
 	Against string
-	// Steps is how many are taken and Rate the learning rate, both above 0. They, Save and SaveGradients need an Adapter.
+	// Steps is how many are taken and Rate the learning rate, both above 0. They have no meaning without an Adapter; Save
+	// and SaveGradients need one.
 	Steps int
 	Rate  float64
 	// Save is a folder for the adapter after the last step, and SaveGradients a file for the gradients of the first.
