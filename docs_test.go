@@ -61,6 +61,7 @@ func TestJSONFieldsAreDocumented(t *testing.T) {
 		"combine, resize":         lorakit.Combination{},
 		"analyze":                 lorakit.Analysis{},
 		"estimate":                lorakit.Estimation{},
+		"validate":                lorakit.Validation{},
 		"inspect":                 lorakit.Inspection{},
 		"inspect of an adapter":   lorakit.AdapterInspection{},
 		"diff":                    lorakit.Comparison{},

@@ -76,3 +76,31 @@ func ExampleMerge() {
 	// Output:
 	// 1.000 of it is kept in 8 modules
 }
+
+// A training step through a 4-bit checkpoint: the loss falls, and no weight of the base changes.
+func ExampleValidate() {
+	dir, err := os.MkdirTemp("", "lorakit")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	batch := filepath.Join(dir, "batch.jsonl")
+	ids := `{"input_ids": [34, 41, 34, 1, 14, 65, 10, 41, 26]}`
+	if err := os.WriteFile(batch, []byte(ids), 0o666); err != nil {
+		panic(err)
+	}
+
+	r, err := lorakit.Validate(context.Background(), "fixtures/steps/bases/llama-nf4", lorakit.ValidateOptions{
+		Data: batch, Adapter: "fixtures/steps/llama-nf4/all", Steps: 2, Rate: 1e-3,
+	})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Printf("%d of %d parameters are trained\n", r.TrainableParameters, r.TotalParameters)
+	fmt.Println("the loss falls:", *r.LossAfter < r.LossBefore)
+	fmt.Println("the base is as it was:", *r.FrozenUnchanged)
+	// Output:
+	// 688 of 12796 parameters are trained
+	// the loss falls: true
+	// the base is as it was: true
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -151,18 +152,18 @@ func printValidation(w io.Writer, r *lorakit.Validation, o *lorakit.ValidateOpti
 	b := &r.Bytes
 	fmt.Fprintln(w)
 	t := newTable(w, "MEMORY", "BYTES", "WHAT")
-	t.spare = []string{"WHAT"}
+	t.names, t.spare = []string{"MEMORY"}, []string{"WHAT"}
 	for _, part := range []struct {
 		name  string
 		bytes int64
 		what  string
 	}{
-		{"weights", b.Weights, "as they are stored; the base's are read by tiles, and never all in memory"},
+		{"weights", b.Weights, "as stored; the base's are never all in memory"},
 		{"gradients", b.Gradients, "of the adapter"},
 		{"moments", b.Moments, "of AdamW"},
 		{"activations", b.Activations, "inputs of the blocks, and the inside of one"},
 		{"logits", b.Logits, "of the tokens whose loss is computed at once"},
-		{"tiles", b.Tiles, "of weights in float32, and what the threads compute with"},
+		{"tiles", b.Tiles, "of weights in float32, and what threads work with"},
 		{"peak", b.MeasuredPeak, "of the whole process, measured"},
 	} {
 		if part.bytes > 0 {
@@ -235,17 +236,15 @@ func printAgainst(w io.Writer, c *lorakit.BatchComparison) {
 	for i, l := range c.Layers {
 		values[i] = l.RelativeError
 	}
-	// Errors mostly add up from layer to layer: where one stands out is where the most comes in.
-	step, at := values[0], 0
-	for i := 1; i < len(values); i++ {
-		if d := values[i] - values[i-1]; d > step {
-			step, at = d, i
-		}
-	}
 	fmt.Fprintf(w, "error by layer  %s\n", sparkline(values, most))
+	first := slices.IndexFunc(values, func(v float64) bool { return v != 0 })
+	if first < 0 {
+		fmt.Fprintln(w, "no layer differs")
+		return
+	}
 	last := len(values) - 1
-	fmt.Fprintf(w, "relative error of layer 0 %.4g, of layer %d %.4g; the largest rise, %.4g, is in layer %d\n", values[0],
-		last, values[last], step, at)
+	fmt.Fprintf(w, "relative error of layer %d, the first that differs, %.4g; of layer %d, the last, %.4g\n", first,
+		values[first], last, values[last])
 }
 
 // duration is a time to three digits or so.
