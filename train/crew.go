@@ -40,23 +40,32 @@ func (w *worker) scratch(which, rows, cols int) kernels.Mat {
 	return kernels.MatOf(w.scores[which][:rows*cols], rows, cols)
 }
 
-// each calls do for the numbers below n, each by some worker. What a number computes must not depend on which.
+// each calls do for the numbers below n, each by some worker. What a number computes must not depend on which. Of
+// several errors that of the lowest number is returned: numbers begin in order, so it does not depend on the threads.
 func (c *crew) each(n int, do func(w *worker, i int) error) error {
-	var next atomic.Int64
-	var failed atomic.Pointer[error]
+	var next, failed atomic.Int64
+	failed.Store(int64(n))
+	var mu sync.Mutex
+	var first error
 	run := func(w *worker) {
-		for failed.Load() == nil {
-			i := int(next.Add(1)) - 1
-			if i >= n {
+		for {
+			i := next.Add(1) - 1
+			if i >= failed.Load() {
 				return
 			}
 			err := c.ctx.Err()
 			if err == nil {
-				err = do(w, i)
+				err = do(w, int(i))
 			}
-			if err != nil {
-				failed.CompareAndSwap(nil, &err)
+			if err == nil {
+				continue
 			}
+			mu.Lock()
+			if i < failed.Load() {
+				failed.Store(i)
+				first = err
+			}
+			mu.Unlock()
 		}
 	}
 	var others sync.WaitGroup
@@ -65,10 +74,7 @@ func (c *crew) each(n int, do func(w *worker, i int) error) error {
 	}
 	run(c.workers[0])
 	others.Wait()
-	if err := failed.Load(); err != nil {
-		return *err
-	}
-	return nil
+	return first
 }
 
 // parts calls do for ranges that make up n, a multiple of grain each but the last, several a worker.

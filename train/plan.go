@@ -34,7 +34,7 @@ const (
 	// leastChunk is how many tokens' logits are computed at once at least; more, as far as there is memory, but no more
 	// than chunkBytes of them.
 	leastChunk = 16
-	chunkBytes = 64 << 20
+	chunkBytes = 32 << 20
 )
 
 // sizes are what a step has to have memory for, in floats.
