@@ -31,10 +31,10 @@ type Bytes struct {
 const (
 	// runtimeBytes is what a Go process of this kind takes before it does any work.
 	runtimeBytes = 24 << 20
-	// leastChunk is how many tokens' logits are computed at once at least; more, as far as there is memory, but no more
-	// than chunkBytes of them.
+	// mostChunk is how many tokens' logits are computed at once: so many that the head's weights are used often enough
+	// to repay that they are decoded. leastChunk is what it may come down to where there is less memory.
+	mostChunk  = 64
 	leastChunk = 16
-	chunkBytes = 32 << 20
 )
 
 // sizes are what a step has to have memory for, in floats.
@@ -146,9 +146,6 @@ func (s *step) measure(backward bool) sizes {
 // activations are the bytes of what is kept of all blocks, and of all that one block computes.
 func (z sizes) activations() int64 { return 4 * int64(z.states+z.slab) }
 
-// chunkOf is how many tokens' logits are computed at once where memory does not bound them.
-func chunkOf(tokens, token int) int { return min(tokens, max(leastChunk, chunkBytes/(4*token))) }
-
 // activationBytes is what a step of one row of so many tokens keeps, beside the weights and what is trained: the inputs
 // of all blocks with what one block computes, and a chunk of logits. It is what validate reserves where --memory does
 // not bound the chunk further.
@@ -173,7 +170,7 @@ func (s *spec) activationBytes(tokens int, adapters []Adapted) (activations, log
 	}
 	step := &step{crew: &crew{}, network: n, batch: &Batch{Rows: 1, Length: tokens}}
 	z := step.measure(true)
-	return z.activations(), 4 * int64(chunkOf(tokens, z.token)*z.token), nil
+	return z.activations(), 4 * int64(min(tokens, mostChunk)*z.token), nil
 }
 
 // floats are all of them but the logits.
@@ -194,7 +191,7 @@ func reserve(memory int64, backward bool, steps ...*step) error {
 		token += 4 * int64(list[i].token)
 	}
 	tokens := steps[0].batch.tokens()
-	chunk := chunkOf(tokens, list[0].token)
+	chunk := min(tokens, mostChunk)
 	if memory > 0 {
 		// A part is left to what is not counted: what the collector has not collected.
 		free := memory - memory/8 - needed
