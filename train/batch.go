@@ -138,6 +138,9 @@ func integers(name string, v jsontext.Value) ([]int, error) {
 	if err := json.Unmarshal(v, &list); err != nil {
 		return nil, fmt.Errorf("%s is no list of integers: %w", name, err)
 	}
+	if bytes.Contains(v, []byte("null")) { // which Unmarshal takes for 0
+		return nil, fmt.Errorf("%s is no list of integers: it has a null", name)
+	}
 	return list, nil
 }
 
