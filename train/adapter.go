@@ -3,6 +3,7 @@ package train
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/lora"
@@ -81,6 +82,8 @@ func (a *adapter) trained() error {
 		return a.refused(lora.ErrUnsupported, "init_lora_weights is %s, whose deltas are for the base without the part it "+
 			"started from: expected the base that unmerge makes by taking that part out, and an adapter whose "+
 			"init_lora_weights is true", tensor.Quote(start))
+	case strings.EqualFold(string(c.Init), `"mica"`):
+		return a.refused(lora.ErrUnsupported, "init_lora_weights is mica, with which PEFT trains A and leaves B as it is")
 	case c.LoraBias && c.DoRA:
 		return a.refused(lora.ErrUnsupported, "lora_bias and use_dora are both true, which PEFT refuses")
 	case c.LoraBias && len(c.Init) > 0 && c.Init.Kind() != 't' && c.Init.Kind() != 'f':

@@ -342,6 +342,9 @@ func (b *adapterBinder) shareCopy(embedding, head *adaptation) {
 // factors the head has those of the embedding, the other way round (see trainable.shares).
 func (b *adapterBinder) ensureTie(embedding, head *adaptation) error {
 	switch {
+	case (head.plain != nil || head.value != nil) && !strings.HasSuffix(b.embedding, "embed_tokens.weight"):
+		return fmt.Errorf("%s: %w: ensure_weight_tying is true, and PEFT does not tie an embedding of the name %s, expected "+
+			"embed_tokens", tensor.Quote(b.head), lora.ErrUnsupported, tensor.Quote(b.embedding))
 	case embedding.value != nil && head.value != nil:
 		return b.oneValue(embedding, head)
 	case embedding.value != nil || head.value != nil:

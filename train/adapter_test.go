@@ -464,7 +464,7 @@ func TestUntrainableAdapters(t *testing.T) {
 	require.Equal(t, "Experts", hint.Of(err)[0].Option)
 }
 
-// TestWhatPEFTRefuses is refused here too: what would be trained is in none of its models.
+// TestWhatPEFTRefuses is refused here too: what would be trained is not what its models train.
 func TestWhatPEFTRefuses(t *testing.T) {
 	embedding := map[string]tensor.Shape{"model.embed_tokens.lora_embedding_A": {2, 64},
 		"model.embed_tokens.lora_embedding_B": {32, 2}}
@@ -483,6 +483,8 @@ func TestWhatPEFTRefuses(t *testing.T) {
 	}{
 		"lora_bias on an embedding": {`"target_modules": ["embed_tokens"], "lora_bias": true`, embedding,
 			lora.ErrUnsupported, "lora_bias on an embedding"},
+		"MiCA, whose B is frozen": {`"target_modules": ["embed_tokens"], "init_lora_weights": "MiCA"`, embedding,
+			lora.ErrUnsupported, "init_lora_weights is mica"},
 		"lora_bias with DoRA": {`"target_modules": ["embed_tokens"], "lora_bias": true, "use_dora": true`,
 			with("model.embed_tokens.lora_magnitude_vector", tensor.Shape{32}), lora.ErrUnsupported, "both true"},
 		"rows and factors": {`"target_modules": ["embed_tokens"], "trainable_token_indices": [1]`,

@@ -143,14 +143,19 @@ func (s *step) compareHeads(t *step, c *Comparison) error {
 			return err
 		}
 	}
+	same := 0
 	for _, p := range found {
-		c.Loss += p.loss / float64(s.batch.count)
-		c.OtherLoss += p.otherLoss / float64(s.batch.count)
-		c.KL += p.kl / float64(n)
+		c.Loss += p.loss
+		c.OtherLoss += p.otherLoss
+		c.KL += p.kl
 		if p.same {
-			c.Top1 += 1 / float64(n)
+			same++
 		}
 	}
+	c.Loss /= float64(s.batch.count)
+	c.OtherLoss /= float64(s.batch.count)
+	c.KL /= float64(n)
+	c.Top1 = float64(same) / float64(n)
 	if v := c.Loss + c.OtherLoss + c.KL; math.IsNaN(v) || math.IsInf(v, 0) {
 		return fmt.Errorf("%s: %w: the losses are %v and %v", s.network.head.module, ErrNotFinite, c.Loss, c.OtherLoss)
 	}

@@ -196,6 +196,7 @@ func gpt2(f *fields) *spec {
 	f.alias = map[string]string{"n_embd": "hidden_size", "n_positions": "max_position_embeddings",
 		"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 	f.refuse("add_cross_attention", "attention to an encoder is not supported")
+	f.causal()
 	hidden, heads := f.count("n_embd", 768, 1, mostFeatures), f.count("n_head", 12, 1, mostHeads)
 	layers := f.count("n_layer", 12, 1, mostLayers)
 	width := f.countOrNone("n_inner", 0, mostFeatures)

@@ -70,6 +70,7 @@ func (b *Batch) add(line []byte, vocab, maxPositions int) error {
 		IDs    jsontext.Value `json:"input_ids"`
 		Labels jsontext.Value `json:"labels"`
 		Mask   jsontext.Value `json:"attention_mask"`
+		Places jsontext.Value `json:"position_ids"`
 	}
 	if err := json.Unmarshal(line, &row); err != nil {
 		return fmt.Errorf("it is no JSON object: %w", err)
@@ -95,6 +96,15 @@ func (b *Batch) add(line []byte, vocab, maxPositions int) error {
 	for i, m := range mask {
 		if m != 1 {
 			return fmt.Errorf("attention_mask[%d] is %d, expected 1: every id is attended to, so padding has no place", i, m)
+		}
+	}
+	places, err := integers("position_ids", row.Places)
+	if err != nil {
+		return err
+	}
+	for i, p := range places {
+		if p != i {
+			return fmt.Errorf("position_ids[%d] is %d, expected %d: positions are counted from 0 in each row", i, p, i)
 		}
 	}
 	switch {
@@ -137,6 +147,9 @@ func integers(name string, v jsontext.Value) ([]int, error) {
 	list := []int{}
 	if err := json.Unmarshal(v, &list); err != nil {
 		return nil, fmt.Errorf("%s is no list of integers: %w", name, err)
+	}
+	if bytes.Contains(v, []byte("null")) { // which Unmarshal takes for 0
+		return nil, fmt.Errorf("%s is no list of integers: it has a null", name)
 	}
 	return list, nil
 }

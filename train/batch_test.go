@@ -45,6 +45,10 @@ func TestBatchRefused(t *testing.T) {
 		`{"input_ids": [[1, 2], [3, 4]]}`:                 "input_ids is no list of integers",
 		`{"input_ids": [1, 2, 3, 4, 5, 6]}`:               "input_ids has 6 tokens, expected at most 5",
 		`{"input_ids": [1, 2], "attention_mask": [0, 1]}`: "attention_mask[0] is 0, expected 1",
+		`{"input_ids": [1, 2], "position_ids": [5, 6]}`:   "position_ids[0] is 5, expected 0",
+		`{"input_ids": [3, null, 5]}`:                     "input_ids is no list of integers: it has a null",
+		`{"input_ids": [3, 4], "labels": [3, null]}`:      "labels is no list of integers: it has a null",
+		`{"input_ids": [3, 4], "attention_mask": [null]}`: "attention_mask is no list of integers: it has a null",
 	} {
 		_, err := ReadBatch(writeData(t, content), 67, 5)
 		require.ErrorIs(t, err, ErrData, content)

@@ -36,6 +36,7 @@ func (f *fields) decoder(d defaults) *spec {
 	if d.activationName == "" {
 		d.activationName = "hidden_act"
 	}
+	f.causal()
 	eps := "rms_norm_eps"
 	if d.norm.kind == layerNorm {
 		eps = "layer_norm_eps"
@@ -83,6 +84,14 @@ func (f *fields) decoder(d defaults) *spec {
 		})
 	}
 	return s
+}
+
+// causal refuses a model whose tokens see those after them, which any config can say (create_causal_mask in
+// transformers).
+func (f *fields) causal() {
+	if !f.flag("is_causal", true) {
+		f.fail("%sis_causal is false: only causal attention is supported", f.path)
+	}
 }
 
 // heads reads how attention is divided.

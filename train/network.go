@@ -159,6 +159,9 @@ func (n *network) projection(l *linear) (*projection, error) {
 	if a.plain != nil && a.plain.magnitude != nil {
 		p.norms = make([]float32, l.out)
 	}
+	if a.rows != nil {
+		return p, nil // PEFT's layer of trained tokens multiplies by the matrix and leaves out the bias
+	}
 	if a := n.adaptation(l.module + ".bias"); a != nil {
 		p.biasWhole, p.biasAdded, p.biasScale = a.value, a.bias, a.biasScale
 	}

@@ -35,6 +35,8 @@ const (
 	// to repay that they are decoded. leastChunk is what it may come down to where there is less memory.
 	mostChunk  = 64
 	leastChunk = 16
+	// slack is by how much the heap of one run may differ from that of the next.
+	slack = 4 << 20
 )
 
 // sizes are what a step has to have memory for, in floats.
@@ -197,7 +199,7 @@ func reserve(memory int64, backward bool, steps ...*step) error {
 		free := memory - memory/8 - needed
 		if least := token * int64(min(leastChunk, tokens)); free < least {
 			needed += least
-			return steps[0].tooLittle(list[0], memory, needed+needed/7+1<<20)
+			return steps[0].tooLittle(list[0], memory, needed+needed/7+slack)
 		}
 		chunk = int(min(int64(chunk), free/token))
 	}

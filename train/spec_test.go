@@ -318,8 +318,10 @@ func TestSpecRefuses(t *testing.T) {
 		`"architectures":["MixtralForCausalLM"],"model_type":"mixtral","num_experts_per_tok":9`:                                                                            `config: num_experts_per_tok is 9 of 8 experts`,
 		`"architectures":["StableLmForCausalLM"],"model_type":"stablelm","qk_layernorm":true,"num_attention_heads":320,"num_key_value_heads":320,"num_hidden_layers":2000`: `config: qk_layernorm asks for 1280000 norms of heads, at most 262144 are read`,
 		`"architectures":["SmolLM3ForCausalLM"],"model_type":"smollm3","no_rope_layers":[1,0]`:                                                                             `config: no_rope_layers has 2 numbers, expected one for each of 36 layers`,
-		`"architectures":["GPT2LMHeadModel"],"model_type":"gpt2","add_cross_attention":true`:                                                                               `config: add_cross_attention is true: attention to an encoder is not supported`,
-		llama + `"hidden_size":2097152,"intermediate_size":2097152,"num_hidden_layers":2048`:                                                                               `config: describes 6.31e+16 parameters, at most 1.13e+15 are read`,
+		llama + `"is_causal":false`: `config: is_causal is false: only causal attention is supported`,
+		`"architectures":["GPT2LMHeadModel"],"model_type":"gpt2","is_causal":null`:           `config: is_causal is null, expected true or false`,
+		`"architectures":["GPT2LMHeadModel"],"model_type":"gpt2","add_cross_attention":true`: `config: add_cross_attention is true: attention to an encoder is not supported`,
+		llama + `"hidden_size":2097152,"intermediate_size":2097152,"num_hidden_layers":2048`: `config: describes 6.31e+16 parameters, at most 1.13e+15 are read`,
 	} {
 		_, err := specOf(t, "{"+config+"}")
 		assert.EqualError(t, err, want)

@@ -64,9 +64,14 @@ func (o *Options) Check() error {
 		return wrong("the learning rate is %v, expected a number above 0", o.Rate)
 	case o.Memory < 0 || o.Threads < 0:
 		return wrong("memory is %d and threads %d, expected no negative numbers", o.Memory, o.Threads)
+	case o.Threads > maxThreads:
+		return wrong("%d threads, expected at most %d", o.Threads, maxThreads)
 	}
 	return nil
 }
+
+// maxThreads is more than a machine has processors: each thread has memory of its own.
+const maxThreads = 1024
 
 // Result is what Validate found.
 type Result struct {
@@ -314,7 +319,7 @@ func (s *step) loadAdapter(ctx context.Context, memory int64) error {
 	s.bytes.Gradients, s.bytes.Moments = by[gradientBytes], by[momentBytes]
 	s.held = by[weightBytes] + by[gradientBytes] + by[momentBytes]
 	if least := runtimeBytes + s.held; memory > 0 && least > memory-memory/8 {
-		least += least/7 + 1<<20
+		least += least/7 + slack
 		err := fmt.Errorf("%s: %w: the adapter with gradients and moments takes %s; %s allowed, more than %s needed",
 			s.adapter.of.Path, ErrMemory, humanize.IBytes(uint64(s.held)), humanize.IBytes(uint64(memory)),
 			humanize.IBytes(uint64(least)))

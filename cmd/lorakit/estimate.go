@@ -102,7 +102,7 @@ func (p *modelSize) Set(text string) error {
 	}
 	n, err := strconv.ParseFloat(m[1], 64)
 	n = math.Round(n * map[string]float64{"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[m[2]])
-	if err != nil || n < 1 || n > 1e15 {
+	if err != nil || n < 1 || n > 1e15 || m[2] == "" && strings.Contains(m[1], ".") {
 		return wrong
 	}
 	*p = modelSize(n)
