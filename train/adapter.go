@@ -141,7 +141,7 @@ func (a *adapter) each(ask func(category string, count int64)) {
 		ask(momentBytes, 2*t.count())
 	}
 	for _, s := range a.stored {
-		if len(s.frozen) > 0 {
+		if len(s.frozen) > 0 && len(s.Shape) < 2 {
 			ask(weightBytes, s.Count())
 		}
 	}
@@ -156,6 +156,12 @@ func (a *adapter) load(ctx context.Context, alloc func(category string, n int) [
 		}
 		t := s.trainable
 		if t == nil && len(s.frozen) == 0 || t != nil && (t.value != nil || t.shares != nil) {
+			continue
+		}
+		if t == nil && len(s.Shape) > 1 {
+			for _, f := range s.frozen {
+				f.copied = s.Tensor
+			}
 			continue
 		}
 		n := int(s.Count())

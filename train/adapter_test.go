@@ -103,6 +103,11 @@ func (ad *adaptation) adapted(p param, base []float32) []float32 {
 		w = slices.Clone(ad.value.value)
 	case ad.frozen != nil:
 		w = slices.Clone(ad.frozen)
+	case ad.copied != nil:
+		var err error
+		if w, err = lora.Floats(ad.copied); err != nil {
+			panic(err)
+		}
 	}
 	width := int(p.shape[len(p.shape)-1])
 	for i, row := range ad.indices {
@@ -341,7 +346,8 @@ func TestTiedEnds(t *testing.T) {
 	_, embedding, head = ends("tiny-qwen3/tied-embedding")
 	require.NotNil(t, embedding.plain)
 	require.Nil(t, head.plain)
-	require.Equal(t, embedding.frozen, head.frozen) // PEFT loads its copy of the base's matrix into both
+	require.NotNil(t, embedding.copied)
+	require.Same(t, embedding.copied, head.copied) // PEFT loads its copy of the base's matrix into both
 
 	_, embedding, head = ends("tiny-qwen3/tied-head")
 	require.Nil(t, embedding.plain)

@@ -20,6 +20,7 @@ type worker struct {
 	number int
 	reader checkpoint.Reader
 	tile   []float32 // rows of a weight
+	raw    []byte    // what rows of an adapter's matrix are made of
 	scores [3][]float32
 	sums   []float64
 }

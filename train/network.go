@@ -92,8 +92,11 @@ func (n *network) adaptation(param string) *adaptation {
 func (n *network) source(param string, base *checkpoint.Parameter, cols int) source {
 	from := source(decoded{base.Matrix(0)})
 	if a := n.adaptation(param); a != nil {
-		if a.value != nil || a.frozen != nil {
-			from = held{a, cols}
+		switch {
+		case a.value != nil:
+			from = held{a.value, cols}
+		case a.copied != nil:
+			from = brought{a.copied, cols, 0}
 		}
 		if a.rows != nil {
 			from = &patched{from, a, cols}
@@ -145,7 +148,7 @@ func (n *network) projection(l *linear) (*projection, error) {
 	if a == nil {
 		a = &adaptation{}
 	}
-	if n.base != nil && base.Turned() && a.value == nil && a.frozen == nil && a.rows == nil {
+	if n.base != nil && base.Turned() && a.value == nil && a.copied == nil && a.rows == nil {
 		base, p.turned = base.T(), !p.turned // it is read as it lies
 	}
 	cols := l.in
@@ -323,8 +326,11 @@ func (n *network) expert(e *experts, i int) *feeding {
 			switch {
 			case a.value != nil:
 				p.whole = a.value.expert(i, in*out)
-				p.weight = held{&adaptation{value: p.whole}, in}
-			case a.experts != nil:
+				p.weight = held{p.whole, in}
+			case a.copied != nil:
+				p.weight = brought{a.copied, in, i * out}
+			}
+			if a.experts != nil {
 				p.low = a.experts[i]
 			}
 		}

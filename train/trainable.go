@@ -1,6 +1,7 @@
 package train
 
 import (
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -37,8 +38,9 @@ type lowRank struct {
 type adaptation struct {
 	// value stands for the base's own; it is trained, or frozen where it is the base's matrix that the adapter brings.
 	value *trainable
-	// frozen is such a matrix, in the shape of the parameter, or another value that the adapter brings and PEFT does not
-	// train.
+	// copied is such a matrix, in the shape of the parameter: a tensor of the adapter's file that is read by tiles as the
+	// base's own are. frozen is a vector that the adapter brings and PEFT does not train.
+	copied *formats.Tensor
 	frozen []float32
 	// rows are new values of the rows indices, in the order of the adapter's config; the trainable is (len(indices),
 	// width).
