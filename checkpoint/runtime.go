@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -44,6 +45,17 @@ func (c *Checkpoint) Runtime(param string) (*Parameter, error) {
 		return nil, fmt.Errorf("%s: parameter %s: %w", c.Path, tensor.Quote(param), err)
 	}
 	return p, nil
+}
+
+// ParameterOf takes a plain tensor for the whole of a parameter; one of three dimensions is a stack of experts.
+func ParameterOf(t *formats.Tensor) *Parameter {
+	w := &Weight{Info: t.Info, Values: t.DType, Parts: []formats.Tensor{*t}}
+	place := models.Slice{Param: t.Name, Expert: -1, Parts: 1, FileParts: 1}
+	p := &Parameter{Name: t.Name, Shape: t.Shape, Pieces: []Piece{{w, place}}, matrix: flat(t.Shape)}
+	if len(t.Shape) == 3 {
+		p.Experts, p.matrix = int(t.Shape[0]), flat(t.Shape[1:])
+	}
+	return p
 }
 
 // Parameters lists the run-time names of all parameters, in the order in which the file first has a part of them.

@@ -29,8 +29,8 @@ type adapter struct {
 // stored is a tensor of the adapter's file: the values of a trainable, or a copy of what the base has.
 type stored struct {
 	*formats.Tensor
-	trainable *trainable    // nil for a copy
-	frozen    []*adaptation // those that use the copy
+	trainable *trainable // nil for what is not trained
+	copied    bool       // it stands for a value of the base
 }
 
 // openAdapter reads the headers of an adapter of PEFT and finds what each of its tensors is for. The base is the files
@@ -140,11 +140,6 @@ func (a *adapter) each(ask func(category string, count int64)) {
 		ask(gradientBytes, t.count())
 		ask(momentBytes, 2*t.count())
 	}
-	for _, s := range a.stored {
-		if len(s.frozen) > 0 && len(s.Shape) < 2 {
-			ask(weightBytes, s.Count())
-		}
-	}
 }
 
 // load reads the values, as float32 whatever their type is in the file, into slices that alloc makes, of zeros; the
@@ -155,25 +150,12 @@ func (a *adapter) load(ctx context.Context, alloc func(category string, n int) [
 			return err
 		}
 		t := s.trainable
-		if t == nil && len(s.frozen) == 0 || t != nil && (t.value != nil || t.shares != nil) {
+		if t == nil || t.value != nil || t.shares != nil {
 			continue
 		}
-		if t == nil && len(s.Shape) > 1 {
-			for _, f := range s.frozen {
-				f.copied = s.Tensor
-			}
-			continue
-		}
-		n := int(s.Count())
-		value := alloc(weightBytes, n)
-		if err := lora.ReadFloats(value, s.Tensor); err != nil {
+		t.value = alloc(weightBytes, int(s.Count()))
+		if err := lora.ReadFloats(t.value, s.Tensor); err != nil {
 			return err
-		}
-		for _, f := range s.frozen {
-			f.frozen = value
-		}
-		if t != nil {
-			t.value = value
 		}
 	}
 	for _, t := range a.trainables {

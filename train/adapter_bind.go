@@ -175,7 +175,12 @@ func (b *adapterBinder) value(p param, ad *adaptation, m *lora.Module) error {
 		return fmt.Errorf("module %s: %w: a matrix of the base from another file than the adapter's",
 			tensor.Quote(m.String()), lora.ErrUnsupported)
 	}
-	b.stored[i].frozen = append(b.stored[i].frozen, ad)
+	if d := m.Value.DType; !d.Float() && d != tensor.F64 {
+		return fmt.Errorf("tensor %s: %w: its type is %v, expected floating-point numbers", tensor.Quote(m.Value.Name),
+			lora.ErrUnsupported, d)
+	}
+	b.stored[i].copied = true
+	ad.copied = b.stored[i].Tensor
 	return nil
 }
 
@@ -313,21 +318,19 @@ func (b *adapterBinder) rowsAlone() error {
 // shareCopy gives a copy of the base's matrix that the file has for one end of a tie to the other: PEFT loads it into
 // the one matrix of both.
 func (b *adapterBinder) shareCopy(embedding, head *adaptation) {
-	of := func(ad *adaptation) *stored {
-		for i := range b.stored {
-			if ad != nil && slices.Contains(b.stored[i].frozen, ad) {
-				return &b.stored[i]
-			}
+	of := func(ad *adaptation) *formats.Tensor {
+		if ad == nil {
+			return nil
 		}
-		return nil
+		return ad.copied
 	}
-	give := func(from *stored, name string, to *adaptation) {
+	give := func(from *formats.Tensor, name string, to *adaptation) {
 		if to == nil {
 			to = &adaptation{}
 			b.adapter.params[name] = to
 		}
 		if to.value == nil {
-			from.frozen = append(from.frozen, to)
+			to.copied = from
 		}
 	}
 	switch e, h := of(embedding), of(head); {
@@ -449,7 +452,7 @@ func (b *adapterBinder) finish() error {
 	seen := map[*trainable]bool{}
 	for _, s := range b.stored {
 		switch {
-		case s.trainable == nil && s.frozen == nil && !strings.Contains(s.Name, ".original_module."):
+		case s.trainable == nil && !s.copied && !strings.Contains(s.Name, ".original_module."):
 			return fmt.Errorf("tensor %s: %w: no parameter of the model takes it", tensor.Quote(s.Name), lora.ErrUnsupported)
 		case s.trainable != nil && !seen[s.trainable]:
 			seen[s.trainable] = true

@@ -101,8 +101,6 @@ func (ad *adaptation) adapted(p param, base []float32) []float32 {
 	switch {
 	case ad.value != nil:
 		w = slices.Clone(ad.value.value)
-	case ad.frozen != nil:
-		w = slices.Clone(ad.frozen)
 	case ad.copied != nil:
 		var err error
 		if w, err = lora.Floats(ad.copied); err != nil {
@@ -419,7 +417,7 @@ func TestValuesThatPEFTLeavesFrozen(t *testing.T) {
 		require.NoError(t, a.load(t.Context(), func(_ string, n int) []float32 { return make([]float32, n) }))
 		for name, n := range map[string]int{"transformer.ln_f.bias": 40, "transformer.h.0.attn.c_attn.bias": 120} {
 			ad := a.params[name]
-			require.True(t, len(ad.frozen) == n || ad.value != nil && len(ad.value.value) == n, "%s %s", mode, name)
+			require.True(t, ad.copied != nil && ad.copied.Shape[0] == int64(n) || ad.value != nil && len(ad.value.value) == n, "%s %s", mode, name)
 		}
 	}
 }
@@ -596,7 +594,7 @@ func FuzzAdapter(f *testing.F) {
 		defer a.Close()
 		require.NoError(t, a.load(t.Context(), func(_ string, n int) []float32 { return make([]float32, n) }))
 		for _, s := range a.stored {
-			require.True(t, s.trainable != nil || len(s.frozen) > 0 || strings.Contains(s.Name, ".original_module."), s.Name)
+			require.True(t, s.trainable != nil || s.copied || strings.Contains(s.Name, ".original_module."), s.Name)
 		}
 		for _, ad := range a.params { // every view lies in its tensor
 			for _, l := range append(ad.experts, ad.plain) {

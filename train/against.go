@@ -126,11 +126,11 @@ func (s *step) compareHeads(t *step, c *Comparison) error {
 	found := make([]position, n)
 	for lo := 0; lo < n; lo += chunk {
 		hi := min(lo+chunk, n)
-		x, err := s.logitsOf(lo, hi)
+		_, x, err := s.logits(s.normed, lo, hi)
 		if err != nil {
 			return err
 		}
-		y, err := t.logitsOf(lo, hi)
+		_, y, err := t.logits(t.normed, lo, hi)
 		if err != nil {
 			return err
 		}
@@ -160,16 +160,6 @@ func (s *step) compareHeads(t *step, c *Comparison) error {
 		return fmt.Errorf("%s: %w: the losses are %v and %v", s.network.head.module, ErrNotFinite, c.Loss, c.OtherLoss)
 	}
 	return nil
-}
-
-// logitsOf computes those of the tokens from lo to hi.
-func (s *step) logitsOf(lo, hi int) (kernels.Mat, error) {
-	s.slab.reset()
-	x := s.slab.mat(s.hidden, hi-lo)
-	copyMat(x, cols(s.normed, lo, hi))
-	a := s.slab.apply(s.network.head.projection, hi-lo)
-	y := kernels.MatOf(s.room.logits[:s.network.head.out*(hi-lo)], s.network.head.out, hi-lo)
-	return y, s.logits(s.network.head, &a, y, x)
 }
 
 // position is what a position of the batch shows.

@@ -17,10 +17,8 @@ type crew struct {
 
 // worker is a thread and the memory that is its own.
 type worker struct {
-	number int
 	reader checkpoint.Reader
 	tile   []float32 // rows of a weight
-	raw    []byte    // what rows of an adapter's matrix are made of
 	scores [3][]float32
 	sums   []float64
 }
@@ -28,7 +26,7 @@ type worker struct {
 func newCrew(ctx context.Context, threads int) *crew {
 	c := &crew{ctx: ctx, workers: make([]*worker, threads)}
 	for i := range c.workers {
-		c.workers[i] = &worker{number: i}
+		c.workers[i] = &worker{}
 	}
 	return c
 }

@@ -3,9 +3,10 @@ package train
 import (
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -14,23 +15,28 @@ import (
 func (s *step) hashFrozen() ([sha256.Size]byte, error) {
 	type matrix struct {
 		name   string
+		of     *checkpoint.Parameter
 		expert int
 	}
-	var list []matrix
-	for name, p := range s.params {
-		for e := range max(1, p.Experts) {
-			list = append(list, matrix{name, e})
+	names := slices.Collect(maps.Keys(s.params))
+	if s.adapter != nil {
+		for name, a := range s.adapter.params {
+			if a.copied != nil && s.params[name] == nil {
+				names = append(names, name) // one end of a tie
+			}
 		}
 	}
-	slices.SortFunc(list, func(a, b matrix) int {
-		if c := strings.Compare(a.name, b.name); c != 0 {
-			return c
+	slices.Sort(names)
+	var list []matrix
+	for _, name := range names {
+		p := s.parameter(name)
+		for e := range max(1, p.Experts) {
+			list = append(list, matrix{name, p, e})
 		}
-		return a.expert - b.expert
-	})
+	}
 	sums := make([][sha256.Size]byte, len(list))
 	err := s.each(len(list), func(w *worker, i int) error {
-		p := s.params[list[i].name]
+		p := list[i].of
 		from := decoded{p.Matrix(list[i].expert)}
 		rows, cols := from.Dims()
 		hash := sha256.New()
@@ -43,7 +49,7 @@ func (s *step) hashFrozen() ([sha256.Size]byte, error) {
 			for r := range tile.Rows {
 				x := row(tile, r)
 				if k := firstNotFinite(x); k >= 0 {
-					return s.weightNotFinite(list[i].name, x[k])
+					return weightNotFinite(p, x[k])
 				}
 				tensor.WithBytes(x, func(b []byte) { hash.Write(b) })
 			}
@@ -59,7 +65,6 @@ func (s *step) hashFrozen() ([sha256.Size]byte, error) {
 	return [sha256.Size]byte(all.Sum(nil)), err
 }
 
-func (s *step) weightNotFinite(param string, v float32) error {
-	w := s.params[param].Pieces[0].Weight
-	return fmt.Errorf("%s: tensor %s: %w: it holds %v", w.Parts[0].File, tensor.Quote(w.Name), ErrNotFinite, v)
+func weightNotFinite(p *checkpoint.Parameter, v float32) error {
+	return p.Pieces[0].Weight.Failed(fmt.Errorf("%w: it holds %v", ErrNotFinite, v))
 }

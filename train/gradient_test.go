@@ -315,7 +315,7 @@ func (s *step) checkHead(t *testing.T) {
 	d := &differences{numbers: numbersOf("head")}
 	d.fill(x.Data, 1)
 	d.f = func() float64 {
-		sum, err := s.forwardLoss(s.network.head, x, kernels.Mat{}, s.batch.labels, s.batch.count)
+		sum, err := s.forwardLoss(x, kernels.Mat{}, s.batch.labels, s.batch.count)
 		require.NoError(t, err)
 		return sum / float64(s.batch.count)
 	}
@@ -323,7 +323,7 @@ func (s *step) checkHead(t *testing.T) {
 	for _, p := range s.adapter.trainables {
 		clear(p.gradient)
 	}
-	_, err := s.forwardLoss(s.network.head, x, g, s.batch.labels, s.batch.count)
+	_, err := s.forwardLoss(x, g, s.batch.labels, s.batch.count)
 	require.NoError(t, err)
 	d.check(t, "the head's input", x.Data, g.Data)
 	for _, p := range s.ofModule(s.network.head.module) {

@@ -16,19 +16,22 @@ type heading struct {
 	scale, softCap float32
 }
 
-// logits computes those of some tokens.
-func (s *step) logits(h *heading, a *application, y, x kernels.Mat) error {
-	px, err := s.pack(s.room.wide, x)
-	if err != nil {
-		return err
+// logits computes those of the tokens from lo to hi, in the room for a chunk.
+func (s *step) logits(x kernels.Mat, lo, hi int) (application, kernels.Mat, error) {
+	h := s.network.head
+	s.slab.reset()
+	part := s.slab.mat(x.Rows, hi-lo)
+	copyMat(part, cols(x, lo, hi))
+	a := s.slab.apply(h.projection, hi-lo)
+	y := kernels.MatOf(s.room.logits[:h.out*(hi-lo)], h.out, hi-lo)
+	px, err := s.pack(s.room.wide, part)
+	if err == nil {
+		err = s.forward(&a, y, part, px)
 	}
-	if err := s.forward(a, y, x, px); err != nil {
-		return err
+	if err != nil || h.scale == 1 && h.softCap == 0 {
+		return a, y, err
 	}
-	if h.scale == 1 && h.softCap == 0 {
-		return nil
-	}
-	return s.parts(y.Rows, 8, func(_ *worker, lo, hi int) {
+	return a, y, s.parts(y.Rows, 8, func(_ *worker, lo, hi int) {
 		for i := lo; i < hi; i++ {
 			z := row(y, i)
 			for t, v := range z {
@@ -44,20 +47,17 @@ func (s *step) logits(h *heading, a *application, y, x kernels.Mat) error {
 
 // forwardLoss returns the sum of the cross-entropy over the tokens whose label counts, a chunk of tokens at a time.
 // Where g has data, it becomes the gradient of x of that sum over count, and the gradients of the head are added to.
-func (s *step) forwardLoss(h *heading, x, g kernels.Mat, labels []int, count int) (float64, error) {
+func (s *step) forwardLoss(x, g kernels.Mat, labels []int, count int) (float64, error) {
+	h := s.network.head
 	losses := make([]float64, x.Cols)
 	for lo := 0; lo < x.Cols; lo += s.room.chunk {
 		hi := min(lo+s.room.chunk, x.Cols)
-		s.slab.reset()
-		part := s.slab.mat(x.Rows, hi-lo)
-		copyMat(part, cols(x, lo, hi))
-		a := s.slab.apply(h.projection, hi-lo)
-		y := kernels.MatOf(s.room.logits[:h.out*(hi-lo)], h.out, hi-lo)
-		if err := s.logits(h, &a, y, part); err != nil {
+		a, y, err := s.logits(x, lo, hi)
+		if err != nil {
 			return 0, err
 		}
 		gradient := g.Data != nil
-		err := s.parts(hi-lo, 16, func(w *worker, first, last int) {
+		err = s.parts(hi-lo, 16, func(w *worker, first, last int) {
 			crossEntropy(w, cols(y, first, last), labels[lo+first:lo+last], losses[lo+first:lo+last], gradient, count, h)
 		})
 		if err != nil {

@@ -263,7 +263,10 @@ func (p *projection) biasGradient(gy kernels.Mat, lo, hi int) {
 	}
 	for i := lo; i < hi; i++ {
 		if p.biasWhole != nil {
-			p.biasWhole.gradient[i] = sumFrom(p.biasWhole.gradient[i], row(gy, i))
+			g := &p.biasWhole.gradient[i]
+			for _, v := range row(gy, i) {
+				*g += v
+			}
 		}
 		if p.biasAdded != nil {
 			// The factor is taken out of the sum, which goes on over chunks of tokens.
@@ -275,14 +278,6 @@ func (p *projection) biasGradient(gy kernels.Mat, lo, hi int) {
 	}
 }
 
-// sumFrom adds values to sum in order.
-func sumFrom(sum float32, values []float32) float32 {
-	for _, v := range values {
-		sum += v
-	}
-	return sum
-}
-
 // scaleByMagnitude multiplies rows of the output from lo on by m/n.
 func (p *projection) scaleByMagnitude(y kernels.Mat, lo int) {
 	for i := range y.Rows {
@@ -291,10 +286,7 @@ func (p *projection) scaleByMagnitude(y kernels.Mat, lo int) {
 }
 
 // magnitudeOver is m/n of an output.
-func (p *projection) magnitudeOver(i int) float32 {
-	m := p.low.magnitude
-	return m.of.value[m.offset+i*m.rowStride] / p.norms[i]
-}
+func (p *projection) magnitudeOver(i int) float32 { return p.low.magnitude.at(i, 0) / p.norms[i] }
 
 // magnitudeGradient is that of m, and makes of the gradients of the outputs those of W·x + scale·B·(A·x).
 func (a *application) magnitudeGradient(gy kernels.Mat, lo, hi int) {
@@ -323,21 +315,27 @@ func (s *step) findNorms(p *projection) error {
 			}
 		})
 	}
-	sums := make([]float64, p.out)
-	err := s.byTiles(&s.room.shared, p.weight, p.in, p.out, nothing,
+	return s.columnNorms(p.norms, p.weight, p.in, p.low)
+}
+
+// columnNorms computes the norms of the columns of a matrix of so many rows with scale·(B·A)ᵀ added.
+func (s *step) columnNorms(norms []float32, from source, rows int, low *lowRank) error {
+	a, b := low.a.matrix(), low.b.matrix()
+	sums := make([]float64, len(norms))
+	err := s.byTiles(&s.room.shared, from, rows, len(norms), nothing,
 		func(w *worker, _ int, tile kernels.Mat, lo, part, parts int) {
-			first, last := share(p.out, part, parts)
+			first, last := share(len(norms), part, parts)
 			if first == last {
 				return
 			}
-			own := tile.Slice(0, tile.Rows, first, last)
-			w.addDelta(own, p.low.scale, a.Slice(0, a.Rows, lo, lo+tile.Rows).T(), b.Slice(first, last, 0, b.Cols).T())
+			own := cols(tile, first, last)
+			w.addDelta(own, low.scale, cols(a, lo, lo+tile.Rows).T(), b.Slice(first, last, 0, b.Cols).T())
 			for i := range own.Rows {
 				kernels.AddProducts(sums[first:last], row(own, i), row(own, i))
 			}
 		})
 	for i, sum := range sums {
-		p.norms[i] = float32(math.Sqrt(sum))
+		norms[i] = float32(math.Sqrt(sum))
 	}
 	return err
 }

@@ -1,7 +1,6 @@
 package train
 
 import (
-	"math"
 	"slices"
 
 	"github.com/lorakit/lorakit/internal/kernels"
@@ -55,9 +54,6 @@ func (l *lookup) addColumn(w *worker, v []float32, id int) {
 }
 
 func (l *lookup) magnitudeOver(i int) float32 { return l.low.magnitude.at(i, 0) / l.norms[i] }
-
-// at is an element of the values.
-func (f factor) at(i, j int) float32 { return f.of.value[f.offset+i*f.rowStride+j*f.colStride] }
 
 // backwardLookup adds to the gradients of what is trained, by the gradient of y, which it multiplies by
 // the factor.
@@ -168,22 +164,5 @@ func (s *step) findLookupNorms(l *lookup) error {
 	if l.low == nil || l.low.magnitude == nil {
 		return nil
 	}
-	a, b := l.low.a.matrix(), l.low.b.matrix()
-	sums := make([]float64, l.width)
-	err := s.byTiles(&s.room.shared, l.table, l.rows, l.width, nothing,
-		func(w *worker, _ int, tile kernels.Mat, lo, part, parts int) {
-			first, last := share(l.width, part, parts)
-			if first == last {
-				return
-			}
-			own := tile.Slice(0, tile.Rows, first, last)
-			w.addDelta(own, l.low.scale, a.Slice(0, a.Rows, lo, lo+tile.Rows).T(), b.Slice(first, last, 0, b.Cols).T())
-			for i := range own.Rows {
-				kernels.AddProducts(sums[first:last], row(own, i), row(own, i))
-			}
-		})
-	for i, sum := range sums {
-		l.norms[i] = float32(math.Sqrt(sum))
-	}
-	return err
+	return s.columnNorms(l.norms, l.table, l.rows, l.low)
 }

@@ -88,15 +88,24 @@ func (n *network) adaptation(param string) *adaptation {
 	return n.adapter.params[param]
 }
 
-// source is the matrix of a parameter as it is used, whose values in the file are base. Its rows have cols elements.
+// parameter is a parameter as it is used: that of the base, or of two ends of a tie the one that the base has, unless
+// the adapter brings another value.
+func (n *network) parameter(name string) *checkpoint.Parameter {
+	if a := n.adaptation(name); a != nil && a.copied != nil {
+		return checkpoint.ParameterOf(a.copied)
+	}
+	if name == n.spec.head.module+".weight" && n.tied {
+		name = n.spec.embedding + ".weight"
+	}
+	return n.params[name]
+}
+
+// source is the matrix of a parameter as it is used, whose frozen values are base. Its rows have cols elements.
 func (n *network) source(param string, base *checkpoint.Parameter, cols int) source {
 	from := source(decoded{base.Matrix(0)})
 	if a := n.adaptation(param); a != nil {
-		switch {
-		case a.value != nil:
+		if a.value != nil {
 			from = held{a.value, cols}
-		case a.copied != nil:
-			from = brought{a.copied, cols, 0}
 		}
 		if a.rows != nil {
 			from = &patched{from, a, cols}
@@ -109,7 +118,7 @@ func (n *network) lookup(module string, rows int, factor float32) *lookup {
 	param := module + ".weight"
 	l := &lookup{module: module, rows: rows, width: n.hidden, factor: factor}
 	if n.base != nil {
-		l.table = n.source(param, n.params[param], n.hidden)
+		l.table = n.source(param, n.parameter(param), n.hidden)
 	}
 	if a := n.adaptation(param); a != nil {
 		l.whole, l.some, l.indices, l.low = a.value, a.rows, a.indices, a.plain
@@ -120,18 +129,15 @@ func (n *network) lookup(module string, rows int, factor float32) *lookup {
 	return l
 }
 
-// vector reads a parameter that is small, which is kept, unless the adapter brings another value.
+// vector reads a parameter that is small, which is kept.
 func (n *network) vector(param string) ([]float32, error) {
 	if n.base == nil {
 		return nil, nil
 	}
-	if a := n.adaptation(param); a != nil && a.frozen != nil {
-		return a.frozen, nil
-	}
-	p := n.params[param]
-	rows, cols := p.Matrix(0).Dims()
+	m := n.parameter(param).Matrix(0)
+	rows, cols := m.Dims()
 	v := make([]float32, rows*cols)
-	return v, p.Matrix(0).ReadRows(v, 0, rows)
+	return v, m.ReadRows(v, 0, rows)
 }
 
 func (n *network) projection(l *linear) (*projection, error) {
@@ -140,15 +146,12 @@ func (n *network) projection(l *linear) (*projection, error) {
 	}
 	p := &projection{linear: *l, turned: l.conv}
 	param := l.module + ".weight"
-	base := n.params[param]
-	if l.module == n.spec.head.module && n.tied {
-		base = n.params[n.spec.embedding+".weight"]
-	}
+	base := n.parameter(param)
 	a := n.adaptation(param)
 	if a == nil {
 		a = &adaptation{}
 	}
-	if n.base != nil && base.Turned() && a.value == nil && a.copied == nil && a.rows == nil {
+	if n.base != nil && base.Turned() && a.value == nil && a.rows == nil {
 		base, p.turned = base.T(), !p.turned // it is read as it lies
 	}
 	cols := l.in
@@ -169,9 +172,6 @@ func (n *network) projection(l *linear) (*projection, error) {
 		p.biasWhole, p.biasAdded, p.biasScale = a.value, a.bias, a.biasScale
 	}
 	if !l.bias {
-		if a := n.adaptation(l.module + ".bias"); a != nil {
-			p.bias = a.frozen
-		}
 		return p, nil
 	}
 	var err error
@@ -320,15 +320,12 @@ func (n *network) expert(e *experts, i int) *feeding {
 	part := func(param string, in, out int) *projection {
 		p := &projection{linear: linear{module: fmt.Sprintf("%s[%d]", param, i), in: in, out: out}}
 		if n.base != nil {
-			p.weight = decoded{n.params[param].Matrix(i)}
+			p.weight = decoded{n.parameter(param).Matrix(i)}
 		}
 		if a := n.adaptation(param); a != nil {
-			switch {
-			case a.value != nil:
+			if a.value != nil {
 				p.whole = a.value.expert(i, in*out)
 				p.weight = held{p.whole, in}
-			case a.copied != nil:
-				p.weight = brought{a.copied, in, i * out}
 			}
 			if a.experts != nil {
 				p.low = a.experts[i]

@@ -78,7 +78,7 @@ func (s *step) measure(backward bool) sizes {
 	z := sizes{token: s.network.head.out}
 	dry := &slab{}
 	take := func(name string) {
-		if dry.used > z.largestFloats || dry.most > z.largestFloats {
+		if dry.most > z.largestFloats {
 			z.largest, z.largestFloats = name, dry.most
 		}
 		dry.reset()

@@ -1,12 +1,8 @@
 package train
 
 import (
-	"fmt"
-
 	"github.com/lorakit/lorakit/checkpoint"
-	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/kernels"
-	"github.com/lorakit/lorakit/tensor"
 )
 
 // source gives the rows of a matrix as they are used.
@@ -32,33 +28,6 @@ type held struct {
 func (h held) read(_ *worker, dst []float32, stride, lo, hi int) error {
 	for i := lo; i < hi; i++ {
 		copy(dst[(i-lo)*stride:][:h.cols], h.value[i*h.cols:])
-	}
-	return nil
-}
-
-// brought is a matrix of the adapter's file that stands for the base's own, or one of a stack that begins at row first.
-type brought struct {
-	*formats.Tensor
-	cols, first int
-}
-
-func (b brought) read(w *worker, dst []float32, stride, lo, hi int) error {
-	row := b.DType.Bits() / 8 * int64(b.cols)
-	if n := row * int64(hi-lo); int64(len(w.raw)) < n {
-		w.raw = make([]byte, n)
-	}
-	raw := w.raw[:row*int64(hi-lo)]
-	if err := checkpoint.ReadPart(b.Tensor, raw, int64(b.first+lo)*row); err != nil {
-		return fmt.Errorf("tensor %s: %w", tensor.Quote(b.Name), err)
-	}
-	for i := range hi - lo {
-		values := dst[i*stride:][:b.cols]
-		if err := tensor.ToFloats(values, raw[int64(i)*row:][:row], b.DType); err != nil {
-			return fmt.Errorf("%s: tensor %s: %w", b.File, tensor.Quote(b.Name), err)
-		}
-		if k := firstNotFinite(values); k >= 0 {
-			return fmt.Errorf("%s: tensor %s: %w: it holds %v", b.File, tensor.Quote(b.Name), ErrNotFinite, values[k])
-		}
 	}
 	return nil
 }

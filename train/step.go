@@ -77,7 +77,7 @@ func (s *step) forwardAndBackward() (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	sum, err := s.forwardLoss(s.head, s.normed, s.normed, s.batch.labels, s.batch.count)
+	sum, err := s.forwardLoss(s.normed, s.normed, s.batch.labels, s.batch.count)
 	if err != nil {
 		return 0, err
 	}
@@ -113,7 +113,7 @@ func (s *step) loss() (float64, error) {
 	if _, err := s.finish(); err != nil {
 		return 0, err
 	}
-	sum, err := s.forwardLoss(s.head, s.normed, kernels.Mat{}, s.batch.labels, s.batch.count)
+	sum, err := s.forwardLoss(s.normed, kernels.Mat{}, s.batch.labels, s.batch.count)
 	return sum / float64(s.batch.count), err
 }
 

@@ -38,10 +38,9 @@ type lowRank struct {
 type adaptation struct {
 	// value stands for the base's own; it is trained, or frozen where it is the base's matrix that the adapter brings.
 	value *trainable
-	// copied is such a matrix, in the shape of the parameter: a tensor of the adapter's file that is read by tiles as the
-	// base's own are. frozen is a vector that the adapter brings and PEFT does not train.
+	// copied is such a matrix, or another value that the adapter brings and PEFT does not train. It is read where it lies,
+	// as the base's own is.
 	copied *formats.Tensor
-	frozen []float32
 	// rows are new values of the rows indices, in the order of the adapter's config; the trainable is (len(indices),
 	// width).
 	rows    *trainable
@@ -56,6 +55,9 @@ type adaptation struct {
 
 // matrix is a view of the values.
 func (f factor) matrix() kernels.Mat { return f.in(f.of.value) }
+
+// at is an element of the values.
+func (f factor) at(i, j int) float32 { return f.of.value[f.offset+i*f.rowStride+j*f.colStride] }
 
 // slope is a view of the gradient.
 func (f factor) slope() kernels.Mat { return f.in(f.of.gradient) }
