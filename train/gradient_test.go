@@ -13,7 +13,6 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/internal/kernels"
-	"github.com/lorakit/lorakit/internal/kernels/race"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -227,9 +226,6 @@ func (s *step) ofModule(module string) (list []*trainable) {
 // head to finite differences: of the input, and of all parameters, by LoRA, DoRA and new values. The norms of DoRA are
 // what they were, for they are constants.
 func TestGradientsAreDifferences(t *testing.T) {
-	if race.Enabled {
-		t.Skip("one thread, and slow")
-	}
 	bases, err := filepath.Glob(baseOf("*"))
 	require.NoError(t, err)
 	require.Greater(t, len(bases), 30)

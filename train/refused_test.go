@@ -59,6 +59,7 @@ func changedAdapter(t testing.TB, name string, tensors func(map[string]rawTensor
 // TestValidateRefuses what cannot be computed. The error is a line that names what is wrong, and nothing is written.
 func TestValidateRefuses(t *testing.T) {
 	const up = "model.layers.1.mlp.up_proj.weight"
+	const copied = "base_model.model.model.embed_tokens.base_layer.weight"
 	nan, infinity := float32(math.NaN()), float32(math.Inf(-1))
 	with := func(v float32, names ...string) string { // an element of these tensors is v
 		return changed(t, "llama", func(all map[string]rawTensor) {
@@ -99,6 +100,9 @@ func TestValidateRefuses(t *testing.T) {
 		"NaN in the last norm": {with(nan, "model.norm.weight"), "", ErrNotFinite, []string{"model.norm: "}},
 		"an activation too large": {with(1e30, "model.layers.0.mlp.gate_proj.bias", "model.layers.0.mlp.up_proj.bias"),
 			adapter, ErrNotFinite, []string{"model.layers.0: "}},
+		"NaN in the copy of the base": {llama, changedAdapter(t, "llama/dora-embedding", func(all map[string]rawTensor) {
+			all[copied] = all[copied].with(t, 5, nan)
+		}, nil), ErrNotFinite, []string{copied}},
 		"NaN in the adapter": {llama, changedAdapter(t, "llama/b-zero", func(all map[string]rawTensor) {
 			for name := range all {
 				all[name] = all[name].with(t, 1, nan)

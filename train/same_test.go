@@ -15,7 +15,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lorakit/lorakit/internal/kernels"
-	"github.com/lorakit/lorakit/internal/kernels/race"
 )
 
 func TestMain(m *testing.M) {
@@ -77,9 +76,6 @@ func TestStepsAreTheSame(t *testing.T) {
 
 // The kernels are chosen as a program starts, so a process for each set.
 func TestStepsAreTheSameForAllKernels(t *testing.T) {
-	if race.Enabled {
-		t.Skip("pure Go is all there is")
-	}
 	const mark = "traces: "
 	var list []string
 	for _, base := range []string{"gemma2", "qwen3-moe", "gpt2", "llama-32-nf4-dq"} {
