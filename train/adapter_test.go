@@ -417,7 +417,8 @@ func TestValuesThatPEFTLeavesFrozen(t *testing.T) {
 		require.NoError(t, a.load(t.Context(), func(_ string, n int) []float32 { return make([]float32, n) }))
 		for name, n := range map[string]int{"transformer.ln_f.bias": 40, "transformer.h.0.attn.c_attn.bias": 120} {
 			ad := a.params[name]
-			require.True(t, ad.copied != nil && ad.copied.Shape[0] == int64(n) || ad.value != nil && len(ad.value.value) == n, "%s %s", mode, name)
+			copied := ad.copied != nil && ad.copied.Shape[0] == int64(n)
+			require.True(t, copied || ad.value != nil && len(ad.value.value) == n, "%s %s", mode, name)
 		}
 	}
 }
