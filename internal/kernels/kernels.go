@@ -64,11 +64,11 @@ type Set struct {
 	dequantize8 [floats]func(dst, q []byte, scale float32) (done int)
 	// convert casts the first done elements; the index is [to][from].
 	convert [floats][floats]func(dst, src []byte) (done int)
-	// mergeRow, addScaled, kept and dot work on the first done elements, a multiple of 16, and return the lanes of their
+	// mergeRow, addScaled, kept and dot work on the first done elements, a multiple of 16, and give the lanes of their
 	// sums; the index is [to][from].
-	mergeRow  [floats][floats]func(dst, src []byte, delta []float32, scale float32) (share [2]sums, done int)
+	mergeRow  [floats][floats]func(dst, src []byte, delta []float32, scale float32, share *[2]sums) (done int)
 	addScaled func(dst, src, delta []float32, scale float32) (done int)
-	kept      func(out, base, total, delta []float32) (share [2]sums, done int)
+	kept      func(out, base, total, delta []float32, share *[2]sums) (done int)
 	dot       func(x, y []float32) (sum sums, done int)
 	// exp, sigmoid, siluMul, siluMulGrad and addProducts do the first done elements, a multiple of 16.
 	exp, sigmoid func(dst, src []float32) (done int)

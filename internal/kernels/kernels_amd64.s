@@ -5719,9 +5719,9 @@ done:
 	VZEROUPPER
 	RET
 
-// func mergeRowF32ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF32ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowF32ToF32AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF32ToF32AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -5767,11 +5767,12 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
@@ -6039,9 +6040,9 @@ DATA everyNaN<>+62(SB)/1, $0xc0
 DATA everyNaN<>+63(SB)/1, $0x7f
 GLOBL everyNaN<>(SB), RODATA|NOPTR, $64
 
-// func mergeRowF32ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF32ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, FMA3
-TEXT ·mergeRowF32ToF32AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF32ToF32AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6114,21 +6115,22 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowF16ToF32AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF16ToF32AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6174,17 +6176,18 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, F16C, FMA3
-TEXT ·mergeRowF16ToF32AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF16ToF32AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6257,21 +6260,22 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowBF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowBF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowBF16ToF32AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowBF16ToF32AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6318,17 +6322,18 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowBF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowBF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·mergeRowBF16ToF32AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowBF16ToF32AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6403,21 +6408,22 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF32ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF32ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowF32ToF16AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF32ToF16AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6465,17 +6471,18 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF32ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF32ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, F16C, FMA3
-TEXT ·mergeRowF32ToF16AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF32ToF16AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6552,21 +6559,22 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowF16ToF16AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF16ToF16AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6614,17 +6622,18 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, F16C, FMA3
-TEXT ·mergeRowF16ToF16AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF16ToF16AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6701,21 +6710,22 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowBF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowBF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowBF16ToF16AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowBF16ToF16AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6764,17 +6774,18 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowBF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowBF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX2, F16C, FMA3
-TEXT ·mergeRowBF16ToF16AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowBF16ToF16AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6853,21 +6864,22 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF32ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF32ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowF32ToBF16AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF32ToBF16AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -6919,17 +6931,18 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF32ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF32ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·mergeRowF32ToBF16AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF32ToBF16AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -7018,21 +7031,22 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowF16ToBF16AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF16ToBF16AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -7084,17 +7098,18 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX2, F16C, FMA3
-TEXT ·mergeRowF16ToBF16AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowF16ToBF16AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -7183,21 +7198,22 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowBF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowBF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·mergeRowBF16ToBF16AVX512(SB), NOSPLIT, $0-344
+TEXT ·mergeRowBF16ToBF16AVX512(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -7250,17 +7266,18 @@ loop:
 	JMP           loop
 
 done:
-	VMOVUPD Z1, sums_0_0+80(FP)
-	VMOVUPD Z2, sums_0_8+144(FP)
-	VMOVUPD Z3, sums_1_0+208(FP)
-	VMOVUPD Z4, sums_1_8+272(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Z1, (AX)
+	VMOVUPD Z2, 64(AX)
+	VMOVUPD Z3, 128(AX)
+	VMOVUPD Z4, 192(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
-// func mergeRowBF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+// func mergeRowBF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·mergeRowBF16ToBF16AVX2(SB), NOSPLIT, $0-344
+TEXT ·mergeRowBF16ToBF16AVX2(SB), NOSPLIT, $0-96
 	MOVQ         dst_base+0(FP), AX
 	MOVQ         src_base+24(FP), CX
 	MOVQ         delta_base+48(FP), DX
@@ -7351,15 +7368,16 @@ loop:
 	JMP          loop
 
 done:
-	VMOVUPD Y1, sums_0_0+80(FP)
-	VMOVUPD Y2, sums_0_4+112(FP)
-	VMOVUPD Y3, sums_0_8+144(FP)
-	VMOVUPD Y4, sums_0_12+176(FP)
-	VMOVUPD Y5, sums_1_0+208(FP)
-	VMOVUPD Y6, sums_1_4+240(FP)
-	VMOVUPD Y7, sums_1_8+272(FP)
-	VMOVUPD Y8, sums_1_12+304(FP)
-	MOVQ    BX, done+336(FP)
+	MOVQ    share+80(FP), AX
+	VMOVUPD Y1, (AX)
+	VMOVUPD Y2, 32(AX)
+	VMOVUPD Y3, 64(AX)
+	VMOVUPD Y4, 96(AX)
+	VMOVUPD Y5, 128(AX)
+	VMOVUPD Y6, 160(AX)
+	VMOVUPD Y7, 192(AX)
+	VMOVUPD Y8, 224(AX)
+	MOVQ    BX, done+88(FP)
 	VZEROUPPER
 	RET
 
@@ -7428,9 +7446,15 @@ done:
 	VZEROUPPER
 	RET
 
-// func keptAVX512(out []float32, base []float32, total []float32, delta []float32) (sums [2][16]float64, done int)
+// func hide(share *[2][16]float64) (same *[2][16]float64)
+TEXT ·hide(SB), NOSPLIT, $0-16
+	MOVQ share+0(FP), AX
+	MOVQ AX, same+8(FP)
+	RET
+
+// func keptAVX512(out []float32, base []float32, total []float32, delta []float32, share *[2][16]float64) (done int)
 // Requires: AVX, AVX512DQ, AVX512F
-TEXT ·keptAVX512(SB), NOSPLIT, $0-360
+TEXT ·keptAVX512(SB), NOSPLIT, $0-112
 	MOVQ   out_base+0(FP), AX
 	MOVQ   base_base+24(FP), CX
 	MOVQ   total_base+48(FP), DX
@@ -7470,17 +7494,18 @@ loop:
 	JMP         loop
 
 done:
-	VMOVUPD Z0, sums_0_0+96(FP)
-	VMOVUPD Z1, sums_0_8+160(FP)
-	VMOVUPD Z2, sums_1_0+224(FP)
-	VMOVUPD Z3, sums_1_8+288(FP)
-	MOVQ    SI, done+352(FP)
+	MOVQ    share+96(FP), AX
+	VMOVUPD Z0, (AX)
+	VMOVUPD Z1, 64(AX)
+	VMOVUPD Z2, 128(AX)
+	VMOVUPD Z3, 192(AX)
+	MOVQ    SI, done+104(FP)
 	VZEROUPPER
 	RET
 
-// func keptAVX2(out []float32, base []float32, total []float32, delta []float32) (sums [2][16]float64, done int)
+// func keptAVX2(out []float32, base []float32, total []float32, delta []float32, share *[2][16]float64) (done int)
 // Requires: AVX, FMA3
-TEXT ·keptAVX2(SB), NOSPLIT, $0-360
+TEXT ·keptAVX2(SB), NOSPLIT, $0-112
 	MOVQ   out_base+0(FP), AX
 	MOVQ   base_base+24(FP), CX
 	MOVQ   total_base+48(FP), DX
@@ -7540,15 +7565,16 @@ loop:
 	JMP         loop
 
 done:
-	VMOVUPD Y0, sums_0_0+96(FP)
-	VMOVUPD Y1, sums_0_4+128(FP)
-	VMOVUPD Y2, sums_0_8+160(FP)
-	VMOVUPD Y3, sums_0_12+192(FP)
-	VMOVUPD Y4, sums_1_0+224(FP)
-	VMOVUPD Y5, sums_1_4+256(FP)
-	VMOVUPD Y6, sums_1_8+288(FP)
-	VMOVUPD Y7, sums_1_12+320(FP)
-	MOVQ    SI, done+352(FP)
+	MOVQ    share+96(FP), AX
+	VMOVUPD Y0, (AX)
+	VMOVUPD Y1, 32(AX)
+	VMOVUPD Y2, 64(AX)
+	VMOVUPD Y3, 96(AX)
+	VMOVUPD Y4, 128(AX)
+	VMOVUPD Y5, 160(AX)
+	VMOVUPD Y6, 192(AX)
+	VMOVUPD Y7, 224(AX)
+	MOVQ    SI, done+104(FP)
 	VZEROUPPER
 	RET
 

@@ -46,7 +46,7 @@ func (s *Set) MergeRow(dst []byte, to Float, src []byte, from Float, delta []flo
 	var share [2]sums
 	done := 0
 	if f := s.mergeRow[to][from]; f != nil {
-		share, done = f(dst, src, delta, scale)
+		done = f(dst, src, delta, scale, hide(&share))
 	}
 	mergeRow(&share, dst[done*to.Size():], to, src[done*from.Size():], from, delta[done:], scale)
 	return total(&share[0]), total(&share[1])
@@ -90,7 +90,7 @@ func (s *Set) Kept(out, base, all, delta []float32) (ed, dd float64) {
 	var share [2]sums
 	done := 0
 	if s.kept != nil {
-		share, done = s.kept(out, base, all, delta)
+		done = s.kept(out, base, all, delta, hide(&share))
 	}
 	kept(&share, out[done:], base[done:], all[done:], delta[done:])
 	return total(&share[0]), total(&share[1])

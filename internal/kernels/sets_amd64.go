@@ -79,5 +79,5 @@ type (
 	magnitudes   = [floats]func(src []byte) (uint32, int)
 	rows         = [floats]func(dst, src []byte, scale float32) int
 	casts        = [floats]func(dst, src []byte) int
-	merges       = [floats]func(dst, src []byte, delta []float32, scale float32) ([2]sums, int)
+	merges       = [floats]func(dst, src []byte, delta []float32, scale float32, share *[2]sums) int
 )

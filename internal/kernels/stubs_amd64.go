@@ -167,58 +167,58 @@ func mulAddAVX2(c []float32, a []float32, b []float32, cRow int, aRow int, aCol 
 func transposeAVX2(dst []float32, src []float32, dstRow int, srcRow int, k int) (done int)
 
 //go:noescape
-func mergeRowF32ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF32ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF32ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF32ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowBF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowBF16ToF32AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowBF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowBF16ToF32AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF32ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF32ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF32ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF32ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowBF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowBF16ToF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowBF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowBF16ToF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF32ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF32ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF32ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF32ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowBF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowBF16ToBF16AVX512(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
-func mergeRowBF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32) (sums [2][16]float64, done int)
+func mergeRowBF16ToBF16AVX2(dst []byte, src []byte, delta []float32, scale float32, share *[2][16]float64) (done int)
 
 //go:noescape
 func addScaledAVX512(dst []float32, src []float32, delta []float32, scale float32) (done int)
@@ -227,10 +227,13 @@ func addScaledAVX512(dst []float32, src []float32, delta []float32, scale float3
 func addScaledAVX2(dst []float32, src []float32, delta []float32, scale float32) (done int)
 
 //go:noescape
-func keptAVX512(out []float32, base []float32, total []float32, delta []float32) (sums [2][16]float64, done int)
+func hide(share *[2][16]float64) (same *[2][16]float64)
 
 //go:noescape
-func keptAVX2(out []float32, base []float32, total []float32, delta []float32) (sums [2][16]float64, done int)
+func keptAVX512(out []float32, base []float32, total []float32, delta []float32, share *[2][16]float64) (done int)
+
+//go:noescape
+func keptAVX2(out []float32, base []float32, total []float32, delta []float32, share *[2][16]float64) (done int)
 
 //go:noescape
 func dotAVX512(x []float32, y []float32) (sums [16]float64, done int)

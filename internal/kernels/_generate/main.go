@@ -94,6 +94,7 @@ func main() {
 	}
 	addScaled(avx512{}, "AVX512")
 	addScaled(avx2{}, "AVX2")
+	hide()
 	kept(avx512{}, "AVX512")
 	kept(avx2{}, "AVX2")
 	dot(avx512{}, "AVX512")
