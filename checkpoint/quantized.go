@@ -102,7 +102,7 @@ func (r *Reader) Quantized(
 		}
 		var deferred []float32
 		if m := e.Deferred(lo, hi); m > 0 {
-			deferred = kept[lo/e.Unit():][:m]
+			deferred = kept[e.Deferred(0, lo):][:m]
 		}
 		return e.Encode(views, deferred, lo, hi, values)
 	})

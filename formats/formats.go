@@ -6,8 +6,9 @@
 // A container knows nothing of what the arrays mean. That several of them make up one quantised weight is the business
 // of package quant.
 //
-// A format reads files of a storage.Folder and writes none: Layout says where each byte goes. All that goes in and out
-// of its methods are values, so that it can live in another process; Failure is an error on its way.
+// A format reads files of a storage.Folder and writes none: Layout says where each byte goes. Only a Streamer, whose
+// bytes are not known beforehand, writes its files itself. All that goes in and out of the methods of a format are
+// values, so that it can live in another process; Failure is an error on its way.
 package formats
 
 import (
@@ -30,6 +31,9 @@ var (
 	ErrUnsupported = errors.New("not supported")
 	// ErrUnknown says that no registered format reads what is there.
 	ErrUnknown = errors.New("unknown format")
+	// ErrFailed says that a format, or a scheme, that lives in another process has failed there: the process is gone,
+	// hangs, or does not keep to what was agreed. What was done before stands, so that going on from it may help.
+	ErrFailed = errors.New("the other process has failed")
 	// ErrOutside says that a checkpoint points to a file outside of its folder.
 	ErrOutside = storage.ErrOutside
 )
@@ -75,7 +79,7 @@ type Layout struct {
 // Shard is one file of tensors.
 type Shard struct {
 	Name string `json:"name"`
-	Size int64  `json:"size"` // of the whole file
+	Size int64  `json:"size"` // of the whole file, or UnknownSize
 	Frame
 	// Tensors holds indices into the slice that was laid out, and for each the absolute offset of its bytes in the file.
 	Tensors []int   `json:"tensors"`

@@ -39,10 +39,15 @@ func (e *foreignError) Unwrap() []error { return e.kinds }
 // Foreign looks at what a file is that could not be read as what its name, or its place, promises, by its content or
 // the first kilobyte of it. It returns an ErrForeign that does not name the file, or nil where nothing is known of
 // it. JSON of that name is what it promises, whatever is wrong with it, but for an error that a server has answered.
-func Foreign(content []byte, name string) error {
+func Foreign(content []byte, name string) error { return foreignTo("", content, name) }
+
+// foreignTo is Foreign for a file that a format should read.
+func foreignTo(format string, content []byte, name string) error {
 	b := content[:min(len(content), sniffed)]
 	k := kindOf(b, name)
-	if k == nil || k != &answerKind && strings.HasSuffix(name, ".json") && (startsWith(b, "{") || jsonStart().Match(b)) {
+	switch {
+	case k == nil, format != "" && k.format == format,
+		k != &answerKind && strings.HasSuffix(name, ".json") && (startsWith(b, "{") || jsonStart().Match(b)):
 		return nil
 	}
 	return k.error(b, "", ErrMalformed)
@@ -83,8 +88,9 @@ type foreignKind struct {
 	ends []string
 	// about tells more, from the first bytes, or nothing.
 	about func(b []byte) string
-	// weights says that it is a checkpoint in a format that is not read.
+	// weights says that it is a checkpoint in a format that is not read, but where there is one of the name format.
 	weights bool
+	format  string
 }
 
 func (k *foreignKind) is(b []byte, name string) bool {
@@ -213,20 +219,21 @@ var foreignKinds = []*foreignKind{
 	},
 	{what: "an array of NumPy (.npy)", weights: true, starts: []string{"\x93NUMPY"}},
 	{
-		what: "a model of Keras", weights: true, ends: []string{".keras"},
+		what: "a model of Keras", weights: true, format: "keras", ends: []string{".keras"},
 		looks: func(b []byte) bool {
 			name := firstEntry(b)
 			return name == "metadata.json" || strings.HasSuffix(name, ".weights.h5")
 		},
 	},
-	{what: "HDF5, in which Keras saves", weights: true, starts: []string{"\x89HDF\r\n\x1a\n"},
+	{what: "HDF5, in which Keras saves", weights: true, format: "keras", starts: []string{"\x89HDF\r\n\x1a\n"},
 		ends: []string{".h5", ".hdf5"}},
 	{what: "a model of TensorFlow Lite", weights: true, at: 4, starts: []string{"TFL3"}, ends: []string{".tflite"}},
 	{what: "a model of ExecuTorch", weights: true, looks: func(b []byte) bool { return executorch().Match(b) },
 		ends: []string{".pte"}},
 	{what: "ONNX", weights: true, looks: onnx, ends: []string{".onnx", ".onnx_data", ".onnx.data", ".ort"}},
 	{what: "a plan of TensorRT", weights: true, starts: []string{"ptrt", "ftrt"}, ends: []string{".engine", ".trt"}},
-	{what: "MessagePack, in which Flax saves", weights: true, looks: messagePack, ends: []string{".msgpack"}},
+	{what: "MessagePack, in which Flax saves", weights: true, format: "flax", looks: messagePack,
+		ends: []string{".msgpack"}},
 	{what: "a model of TensorFlow", weights: true, looks: savedModel, ends: []string{".pb", ".ckpt.index", ".ckpt.meta"}},
 	{what: "a model of Core ML", weights: true, ends: []string{".mlmodel", ".mlpackage"}},
 	{what: "a checkpoint of PaddlePaddle", weights: true, ends: []string{".pdparams", ".pdiparams"}},

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/lorakit/lorakit/formats"
 	_ "github.com/lorakit/lorakit/formats/pytorch"
 	_ "github.com/lorakit/lorakit/formats/safetensors"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/storage/storagetest"
 )
 
@@ -209,6 +211,35 @@ func TestForeignFormat(t *testing.T) {
 	assert.ErrorContains(t, err, "it is a pytorch file by its content: give it a name that ends in .bin")
 	_, err = formats.Default.Open(t.Context(), storagetest.Memory{"pytorch_model.bin": file("{}")}, "")
 	assert.ErrorContains(t, err, "it is a safetensors file by its content: give it a name that ends in .safetensors")
+}
+
+// knows is a reader of a format that finds fault with all files, and may know that they are its own.
+type knows struct{ formats.FileReader }
+
+func (knows) Name() string        { return "toy" }
+func (knows) IsIndex(string) bool { return false }
+
+func (knows) ReadFile(storage.File, *formats.Contents) error {
+	return fmt.Errorf("found its own fault: %w", formats.ErrMalformed)
+}
+
+type recognizes struct {
+	knows
+	yes bool
+}
+
+func (r recognizes) Recognizes(storage.File) bool { return r.yes }
+
+// A reader that has recognised a file keeps its own words, whatever others take the file for.
+func TestRecognized(t *testing.T) {
+	folder := storagetest.Memory{"x.toy": file("{}")}
+	for _, r := range []formats.FileReader{knows{}, recognizes{}} {
+		_, err := formats.OpenFiles(t.Context(), folder, "x.toy", r)
+		assert.ErrorContains(t, err, "it is a safetensors file by its content")
+	}
+	_, err := formats.OpenFiles(t.Context(), folder, "x.toy", recognizes{yes: true})
+	assert.ErrorContains(t, err, "x.toy: found its own fault")
+	assert.NotErrorIs(t, err, formats.ErrForeign)
 }
 
 // What is only broken, and nothing else, keeps the words of its format.

@@ -31,6 +31,12 @@ type FileReader interface {
 	ReadFile(f storage.File, c *Contents) error
 }
 
+// Recognizer is a FileReader that can say that a file is of its format, whatever is wrong with it: its own error stands
+// then, and what else the file may be is not guessed.
+type Recognizer interface {
+	Recognizes(f storage.File) bool
+}
+
 // Index says which file has which tensor.
 type Index struct {
 	Files []string
@@ -219,6 +225,9 @@ func (o *opener) explain(err error, f storage.File, name string) error {
 	if !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrLimit) && !errors.Is(err, ErrUnsupported) {
 		return err
 	}
+	if r, ok := o.FileReader.(Recognizer); ok && r.Recognizes(f) {
+		return err
+	}
 	for _, other := range Default.All() {
 		if ok, failed := other.Detect(o.ctx, nameless{f}, "file"); other.Name() != o.Name() && ok && failed == nil {
 			return foreignf(ErrMalformed, "%v: it is a %s file by its content: give it a name that ends in %s",
@@ -226,7 +235,7 @@ func (o *opener) explain(err error, f storage.File, name string) error {
 		}
 	}
 	b := start(f)
-	if is := Foreign(b, name); is != nil && b != nil {
+	if is := foreignTo(o.Name(), b, name); is != nil && b != nil {
 		return is
 	}
 	return err

@@ -35,3 +35,17 @@ func IsWeights(name string) bool {
 	}
 	return false
 }
+
+// IsWeights reports whether IsWeights does, or a format of r has an IsWeights method of its own that does: one whose
+// files have names that are not known here.
+func (r *Registry) IsWeights(name string) bool {
+	if IsWeights(name) {
+		return true
+	}
+	for _, f := range r.formats {
+		if x, ok := f.(interface{ IsWeights(name string) bool }); ok && x.IsWeights(name) {
+			return true
+		}
+	}
+	return false
+}

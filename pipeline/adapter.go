@@ -80,7 +80,7 @@ func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.
 	if err != nil {
 		return err
 	}
-	m := &Merged{Base: &checkpoint.Checkpoint{Path: e.Dialect}}
+	m := &Merged{Base: &checkpoint.Checkpoint{Path: e.Dialect, Formats: formats.Default}}
 	var jobs []Job
 	var values lora.Writer
 	for _, o := range e.Tensors {

@@ -78,6 +78,16 @@ func tooLittle(memory, least int64) error {
 type needs struct {
 	tiles   map[int64]scratchSize // of the largest tiles, for each size of tile
 	factors int64                 // of the adapters' factors for one weight, while it is merged
+	users   []user
+}
+
+// hosting is what formats and schemes need beside the tiles of so many workers.
+func (n *needs) hosting(workers int) int64 {
+	var bytes int64
+	for _, u := range n.users {
+		bytes += u.memory(workers)
+	}
+	return bytes
 }
 
 func newNeeds() *needs {
@@ -117,7 +127,10 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 		b.factors = min(mostFactors, memory/8)
 		free -= b.factors
 	}
+	all := free
 	for {
+		hosting := n.hosting(b.workers)
+		free = all - hosting
 		// One weight more than there are workers may have its factors in memory.
 		need := n.tiles[b.tile].total()*int64(b.workers) + n.factors*int64(b.workers+1)
 		if need <= free/2 {
@@ -133,7 +146,7 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 			b.deferred = free / 8
 			return b, nil
 		default:
-			least := fixed + b.factors + need*4/3 + 1<<20
+			least := fixed + hosting + b.factors + need*4/3 + 1<<20
 			return b, tooLittle(memory, least)
 		}
 	}

@@ -94,6 +94,9 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 		jobs = append(jobs, arranged...)
 	}
 	b.group(jobs)
+	if n, ok := b.scheme.(interface{ Notices() []string }); ok { // a scheme's own word on what it writes
+		b.p.Notices = append(b.p.Notices, n.Notices()...)
+	}
 	if b.scheme != nil && len(b.quantised) == 0 {
 		err := fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s",
 			b.Path, ErrRefused, len(b.from.Weights), b.Quantize)

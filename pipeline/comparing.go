@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -9,14 +10,16 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
 // comparing is a Sink that writes nothing: what would be written is compared with what stands at dst.
 type comparing struct {
-	dst    string
-	single bool // dst is the one file
+	dst     string
+	single  bool   // dst is the one file
+	scratch string // a folder for what a format has to write before it can be compared
 }
 
 // different is what a comparing Sink finds.
@@ -26,6 +29,15 @@ func (d *different) Error() string { return tensor.Quote(d.name) + " " + d.how }
 
 // Create opens the file that is there, which must have the size.
 func (c comparing) Create(name string, size int64) (File, error) {
+	f, err := c.open(name, size)
+	if err != nil {
+		return nil, err
+	}
+	return comparedFile{f, name}, nil
+}
+
+// open opens the file that is there, which must have the size, if that is known.
+func (c comparing) open(name string, size int64) (*os.File, error) {
 	path := c.dst
 	if !c.single {
 		path = filepath.Join(c.dst, filepath.FromSlash(name))
@@ -38,15 +50,42 @@ func (c comparing) Create(name string, size int64) (File, error) {
 		return nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && info.Size() != size {
+	if err == nil && size != formats.UnknownSize && info.Size() != size {
 		err = &different{name, "has another size"}
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return comparedFile{f, name}, nil
+	return f, nil
 }
+
+// Folder makes a folder beside dst, unless there is nothing to compare with.
+func (c comparing) Folder(name string) (string, error) {
+	f, err := c.open(name, formats.UnknownSize)
+	if err != nil {
+		return "", err
+	}
+	f.Close()
+	return os.MkdirTemp(c.scratch, scratchPattern)
+}
+
+// Adopt compares what has been written with the file that is there, by their digests.
+func (c comparing) Adopt(ctx context.Context, _ string, s Streamed) error {
+	f, err := c.open(s.Name, s.Size)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum, n, err := digestOf(ctx, f)
+	if err == nil && (sum != s.SHA256 || n != s.Size) {
+		err = &different{s.Name, "has other content"}
+	}
+	return err
+}
+
+// Streamed reports that nothing is.
+func (comparing) Streamed(context.Context, string) (Streamed, bool) { return Streamed{}, false }
 
 // Finished reports that nothing is: an earlier run's files are compared like all.
 func (comparing) Finished(string, int64) (FinishedFile, bool) { return nil, false }

@@ -18,8 +18,8 @@ const maxCopied = 10_000
 // filesToCopy lists the files of the folder that go along with the tensors as they are: tokenizer, generation config,
 // licence, chat template. Files in written are made anew; weights in other formats would contradict the result, so
 // they stay, and are returned in skipped.
-func filesToCopy(ctx context.Context, dir storage.Folder, written map[string]bool) (files []InputFile, skipped []string,
-	err error) {
+func filesToCopy(ctx context.Context, dir storage.Folder, known *formats.Registry, written map[string]bool) (
+	files []InputFile, skipped []string, err error) {
 	folders := 0
 	var walk func(below string) error
 	walk = func(below string) error {
@@ -32,7 +32,7 @@ func filesToCopy(ctx context.Context, dir storage.Folder, written map[string]boo
 			switch {
 			case e.Folder && (e.Name == ".git" || e.Name == ".cache"), !e.Folder && written[name]:
 			case !utf8.ValidString(name) || strings.Contains(name, `\`), // no name on every system
-				!e.Folder && formats.IsWeights(name):
+				!e.Folder && known.IsWeights(name):
 				skipped = append(skipped, name)
 			case len(files) == maxCopied || folders == maxCopied:
 				return fmt.Errorf("%s: %w: more than %d files", dir.Path(""), formats.ErrLimit, maxCopied)

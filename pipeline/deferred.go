@@ -33,17 +33,26 @@ func newDeferred(ctx context.Context, n int64, memory *semaphore.Weighted, share
 		}
 		return &deferred{floats: make([]float32, n), release: sync.OnceFunc(func() { memory.Release(bytes) })}, nil
 	}
-	f, err := os.CreateTemp(dir, scratchPattern)
+	f, remove, err := createScratch(dir)
 	if err != nil {
 		return nil, err
 	}
-	gone := os.Remove(f.Name()) == nil // so that nothing is left of it after a kill; Windows cannot
-	return &deferred{file: f, release: sync.OnceFunc(func() {
+	return &deferred{file: f, release: sync.OnceFunc(remove)}, nil
+}
+
+// createScratch makes a file in dir that remove closes. It has no name, where the system can, so that nothing is left
+// of it after a kill.
+func createScratch(dir string) (f *os.File, remove func(), err error) {
+	if f, err = os.CreateTemp(dir, scratchPattern); err != nil {
+		return nil, nil, err
+	}
+	gone := os.Remove(f.Name()) == nil // Windows cannot
+	return f, func() {
 		f.Close()
 		if !gone {
 			os.Remove(f.Name())
 		}
-	})}, nil
+	}, nil
 }
 
 // tile is where the numbers of a tile go, n from index first on.

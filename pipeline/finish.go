@@ -2,11 +2,13 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/storage"
 )
@@ -27,6 +29,9 @@ func (r *run) finishJob(ctx context.Context, s *scratch, g *errgroup.Group, j *j
 		if err := r.finishMerge(ctx, s, j); err != nil {
 			return err
 		}
+	}
+	if sh.stream != nil {
+		sh.stream.complete <- j.Job
 	}
 	if sh.remaining.Add(-1) == 0 {
 		g.Go(func() error { return r.finishShard(sh) })
@@ -146,7 +151,7 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 		err = ErrInterrupted
 	}
 	n := r.finished.Load()
-	keep := !r.spooled && n > 0 && (interrupted || storage.IsDiskError(err))
+	keep := !r.spooled && n > 0 && (interrupted || storage.IsDiskError(err) || errors.Is(err, formats.ErrFailed))
 	if failed := r.sink.Abort(keep); failed != nil {
 		return fmt.Errorf("%w; and %s could not be removed: %v", err, r.sink, failed)
 	}

@@ -78,7 +78,13 @@ func (p *Plan) place(ctx context.Context, f formats.Format, jobs []Job, o format
 	}
 	p.Format, p.Files = f.Name(), layout.Extra
 	p.Notices = append(p.Notices, layout.Notices...)
+	names := map[string]bool{}
 	for _, s := range layout.Shards {
+		if names[s.Name] || !filepath.IsLocal(s.Name) {
+			return fmt.Errorf("format %s: found the shard %s, expected one with a name of its own in the folder: %w", f.Name(),
+				tensor.Quote(s.Name), formats.ErrMalformed)
+		}
+		names[s.Name] = true
 		shard := Shard{Name: s.Name, Size: s.Size, Frame: s.Frame}
 		var members []int
 		for i, t := range s.Tensors {
@@ -91,7 +97,7 @@ func (p *Plan) place(ctx context.Context, f formats.Format, jobs []Job, o format
 		}
 		p.Shards = append(p.Shards, shard)
 	}
-	return nil
+	return p.checkStreamed(f, o.Metadata)
 }
 
 // editedConfig is config.json with what the plan changes in it.
@@ -212,7 +218,7 @@ func (b *planner) outputFormat(dst string) (formats.Format, error) {
 		if near = near && len(meant) >= longExtension; near {
 			did = nearest.Hint(meant)
 		}
-		if near || formats.IsWeights(filepath.Base(dst)) {
+		if near || b.Formats.IsWeights(filepath.Base(dst)) {
 			return nil, fmt.Errorf("%s: %w: no format that is written has this extension; known are %s%s",
 				dst, ErrRefused, strings.Join(extensions, ", "), did)
 		}

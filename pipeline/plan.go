@@ -57,12 +57,16 @@ type Plan struct {
 	Adapters []AdapterInput `json:"adapters,omitempty"` // what is merged, in this order
 	Format   string         `json:"format"`
 	// SingleFile says that the destination is one file and no folder.
-	SingleFile bool           `json:"single_file,omitempty"`
-	Shards     []Shard        `json:"shards"`
-	Files      []formats.File `json:"files,omitempty"`     // small, written whole
-	Copied     []InputFile    `json:"carried,omitempty"`   // copied as they are
-	Quantized  int            `json:"quantized,omitempty"` // weights that are in the scheme asked for
-	Notices    []string       `json:"notices,omitempty"`   // what the user should know of the choices made
+	SingleFile bool `json:"single_file,omitempty"`
+	// Versions are those of the formats and schemes that have one, and that read or make bytes of the result.
+	Versions map[string]string `json:"versions,omitempty"`
+	// Metadata are what a format gets that writes its files itself; else they are in the files' headers.
+	Metadata  []Metadatum    `json:"metadata,omitempty"`
+	Shards    []Shard        `json:"shards"`
+	Files     []formats.File `json:"files,omitempty"`     // small, written whole
+	Copied    []InputFile    `json:"carried,omitempty"`   // copied as they are
+	Quantized int            `json:"quantized,omitempty"` // weights that are in the scheme asked for
+	Notices   []string       `json:"notices,omitempty"`   // what the user should know of the choices made
 }
 
 // planVersion is the Version of the plans made here.
@@ -91,7 +95,7 @@ func inputFileIn(ctx context.Context, dir storage.Folder, name string) (InputFil
 // Shard is one output file, and the unit of work and of resumption.
 type Shard struct {
 	Name string `json:"name"`
-	Size int64  `json:"size"`
+	Size int64  `json:"size"` // formats.UnknownSize where the format writes the file itself
 	formats.Frame
 	Jobs []Job `json:"jobs"`
 }
@@ -116,7 +120,7 @@ type Job struct {
 // Output is one tensor of the result and where its bytes begin in the shard.
 type Output struct {
 	tensor.Info
-	Offset int64 `json:"offset"`
+	Offset int64 `json:"offset"` // in the scratch file, where the format writes the shard itself
 }
 
 // Digest identifies the plan: a stage is gone on with only by the plan that began it. How the paths of the source and
@@ -135,11 +139,37 @@ func (p *Plan) Digest() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// OutputBytes is the size of all shards.
+// OutputBytes is the size of all shards. Of one whose size is unknown it is that of its tensors.
 func (p *Plan) OutputBytes() int64 {
 	var n int64
-	for _, s := range p.Shards {
-		n += s.Size
+	for i := range p.Shards {
+		if s := &p.Shards[i]; s.streamed() {
+			n += s.scratchBytes()
+		} else {
+			n += s.Size
+		}
+	}
+	return n
+}
+
+// ScratchBytes is the most space that shards take while their formats write them, besides their files.
+func (p *Plan) ScratchBytes() int64 {
+	var most int64
+	for i := range p.Shards {
+		if s := &p.Shards[i]; s.streamed() {
+			most = max(most, s.scratchBytes())
+		}
+	}
+	return most
+}
+
+// StreamedShards is the number of shards whose sizes are unknown, since their format writes them itself.
+func (p *Plan) StreamedShards() int {
+	n := 0
+	for i := range p.Shards {
+		if p.Shards[i].streamed() {
+			n++
+		}
 	}
 	return n
 }
@@ -167,6 +197,11 @@ func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, erro
 	if err := b.layOut(ctx, dst, jobs, small.claimed); err != nil {
 		return nil, err
 	}
-	b.putBeside(small)
+	if err := b.p.putVersions(m); err != nil {
+		return nil, err
+	}
+	if err := b.putBeside(small); err != nil {
+		return nil, err
+	}
 	return b.p, nil
 }

@@ -63,7 +63,8 @@ func (r *run) tidy(dst string) string {
 // ErrExists.
 func (r *run) matches(ctx context.Context, dst string) error {
 	again := &run{plan: r.plan, from: r.from, opts: r.opts, compute: r.compute}
-	again.sink, again.scratch = comparing{dst, r.plan.SingleFile}, filepath.Dir(dst)
+	again.scratch = filepath.Dir(dst)
+	again.sink = comparing{dst: dst, single: r.plan.SingleFile, scratch: again.scratch}
 	again.opts.Progress = nil // it counts the work that is left, and this is none
 	err := again.prepare(ctx)
 	if err == nil {
@@ -94,11 +95,11 @@ func (s *stage) takeUp(digest string, resume bool) error {
 		return err
 	}
 	for _, e := range entries {
-		if scratch, _ := filepath.Match(scratchPattern, e.Name()); !scratch {
-			continue
-		}
-		if err := os.Remove(filepath.Join(s.dir, e.Name())); err != nil {
-			return err
+		scratch, _ := filepath.Match(scratchPattern, e.Name())
+		if scratch || e.Name() == streamName || e.Name() == shardsName+partSuffix {
+			if err := os.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
+				return err
+			}
 		}
 	}
 	earlier, known := parseBegun(b)
@@ -111,11 +112,14 @@ func (s *stage) takeUp(digest string, resume bool) error {
 		// holds the DST that it replaced.
 		s.begun = earlier
 		if earlier.Result == "" || s.published() || modified(s.result()) == earlier.Result {
+			if s.adopted, err = s.readShards(); err != nil {
+				return err
+			}
 			return os.MkdirAll(s.out(), 0o777)
 		}
 		s.begun.Result = ""
 	}
-	for _, dir := range []string{s.out(), s.old()} {
+	for _, dir := range []string{s.out(), s.old(), filepath.Join(s.dir, shardsName)} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
@@ -172,7 +173,9 @@ type run struct {
 	done, written atomic.Int64
 	finished      atomic.Int64 // shards, those of an earlier run included
 	resumed       int
-	overflows     atomic.Bool // a cast has made an infinity, or kept one
+	overflows     atomic.Bool      // a cast has made an infinity, or kept one
+	streamer      formats.Streamer // of the shards that their format writes itself, else nil
+	chunk         []byte           // of a tensor on its way to it
 }
 
 // shardRun is a shard being written.
@@ -180,6 +183,7 @@ type shardRun struct {
 	*Shard
 	jobs      []*jobRun // while it is being written
 	file      File
+	stream    *stream       // the file too, where the format writes the shard itself, else nil
 	remaining atomic.Int64  // jobs that are not done
 	done      chan struct{} // closed when it has its name
 }
@@ -242,7 +246,17 @@ func (r *run) prepare(ctx context.Context) error {
 	for _, w := range r.from.Weights {
 		r.weights[w.Name] = w
 	}
+	var err error
+	if r.streamer, err = r.plan.streamer(r.from.Base.Formats); err != nil {
+		return err
+	}
 	needs := newNeeds()
+	if needs.users, err = r.plan.users(r.from); err != nil {
+		return err
+	}
+	if r.streamer != nil {
+		r.chunk = make([]byte, streamChunk)
+	}
 	for i := range r.plan.Shards {
 		sh := &shardRun{Shard: &r.plan.Shards[i], done: make(chan struct{})}
 		r.work = append(r.work, sh)
@@ -255,7 +269,6 @@ func (r *run) prepare(ctx context.Context) error {
 			r.total += j.sourceBytes()
 		}
 	}
-	var err error
 	r.budget, err = newBudget(needs, r.opts.Memory, r.opts.Threads)
 	r.factors.limit = r.budget.factors
 	return err
@@ -315,12 +328,11 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 		return nil
 	}
 	for i, sh := range r.work {
-		if f, ok := r.sink.Finished(sh.Name, sh.Size); ok {
-			err := r.remeasure(ctx, sh, f)
-			f.Close()
-			if err != nil {
-				return err
-			}
+		finished, err := r.takeUp(ctx, sh)
+		if err != nil {
+			return err
+		}
+		if finished {
 			for _, j := range sh.Jobs {
 				r.done.Add(r.weights[j.Weight].StoredBytes())
 			}
@@ -329,7 +341,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 			close(sh.done)
 			continue
 		}
-		if err := r.begin(i); err != nil {
+		if err := r.begin(ctx, g, i); err != nil {
 			// A disk with no room for this shard may have had it for those before: finished, they need not be made again.
 			for _, before := range r.work[:i] {
 				select {
@@ -368,14 +380,37 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 	return nil
 }
 
+// takeUp takes a shard that an earlier run has finished, and reports whether there is one.
+func (r *run) takeUp(ctx context.Context, sh *shardRun) (bool, error) {
+	if sh.streamed() {
+		f, ok := r.sink.Streamed(ctx, sh.Name)
+		if !ok {
+			return false, nil
+		}
+		return r.recall(ctx, sh, f)
+	}
+	f, ok := r.sink.Finished(sh.Name, sh.Size)
+	if !ok {
+		return false, nil
+	}
+	defer f.Close()
+	return true, r.remeasure(ctx, sh, f)
+}
+
 // begin creates the file of shard i, and that of the next, which takes its space while this one is written. No shard
-// but the first is begun before it has its space.
-func (r *run) begin(i int) error {
+// but the first is begun before it has its space. Of those that their format writes itself one at a time has a file.
+func (r *run) begin(ctx context.Context, g *errgroup.Group, i int) error {
 	for k, sh := range r.work[i:min(i+2, len(r.work))] {
-		if sh.file != nil || k > 0 && r.opts.Resume { // it may be finished
+		if sh.file != nil || k > 0 && (r.opts.Resume || sh.streamed()) { // it may be finished, or is not to have one
 			continue
 		}
 		sh.remaining.Store(int64(len(sh.Jobs)))
+		if sh.streamed() {
+			if err := r.beginStream(ctx, g, i); err != nil {
+				return err
+			}
+			continue
+		}
 		file, err := r.sink.Create(sh.Name, sh.Size)
 		if err != nil && k == 0 {
 			return err

@@ -1,13 +1,16 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // maxClaimedBytes bounds a file that a format takes into its own: a tokenizer has some ten megabytes.
@@ -54,7 +57,7 @@ func (b *planner) smallFiles(ctx context.Context) (*smallFiles, error) {
 			there[name] = true
 		}
 		var err error
-		if s.copied, s.skipped, err = filesToCopy(ctx, b.Dir, there); err != nil {
+		if s.copied, s.skipped, err = filesToCopy(ctx, b.Dir, b.Formats, there); err != nil {
 			return nil, err
 		}
 		for _, f := range s.copied {
@@ -111,26 +114,44 @@ func (b *planner) claim(ctx context.Context, c formats.Claimer, s *smallFiles) e
 	return nil
 }
 
-// putBeside puts the small files beside the weights, but for those whose names these have now.
-func (b *planner) putBeside(s *smallFiles) {
+// putBeside puts the small files beside the weights, but for those that the format has written anew. One whose weights
+// would take the place of such a file, or that has a config.json of its own, is refused; some file systems do not tell
+// the case of letters either.
+func (b *planner) putBeside(s *smallFiles) error {
 	if b.p.SingleFile {
-		return
+		return nil
 	}
-	written := map[string]bool{}
+	written, shards, extra := map[string]bool{}, map[string]string{}, map[string]string{}
 	for _, f := range b.p.Files {
 		written[f.Name] = true
+		extra[strings.ToLower(f.Name)] = f.Name
 	}
 	for _, sh := range b.p.Shards {
 		written[sh.Name] = true
+		shards[strings.ToLower(sh.Name)] = sh.Name
 	}
 	for _, f := range s.made {
-		if !written[f.Name] {
-			b.p.Files = append(b.p.Files, f)
+		folded := strings.ToLower(f.Name)
+		if taken := cmp.Or(shards[folded], extra[folded]); taken != "" {
+			return b.inThePlaceOf(taken, f.Name)
 		}
 	}
+	for _, f := range s.copied {
+		if taken := shards[strings.ToLower(f.Name)]; taken != "" {
+			return b.inThePlaceOf(taken, f.Name)
+		}
+	}
+	b.p.Files = append(b.p.Files, s.made...)
 	b.p.Copied = slices.DeleteFunc(s.copied, func(f InputFile) bool { return written[f.Name] })
 	skipped := slices.DeleteFunc(s.skipped, func(name string) bool { return written[name] })
 	if len(skipped) > 0 {
 		b.notice("not carried along: %s", list(skipped, 4))
 	}
+	return nil
+}
+
+// inThePlaceOf is the error of a format whose file has the name of another file of the checkpoint.
+func (b *planner) inThePlaceOf(written, name string) error {
+	return fmt.Errorf("%s: %w: format %s would write %s in the place of its %s", b.Path, ErrRefused, b.format.Name(),
+		tensor.Quote(written), tensor.Quote(name))
 }

@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
@@ -30,18 +32,23 @@ var (
 //
 //	plan.json   which plan is at work; locked by the process that is
 //	out/        what becomes DST by one rename; a shard that is not finished has the ending .part
+//	stream/     what a format writes itself, until it is complete
+//	shards.json those of it that are, by name, size and SHA-256
 //	old/        the DST that was replaced, where the two cannot be swapped in one step
 //	scratch*    what did not fit in memory
 //
 // The result has a folder of its own in the stage, so that the one rename that publishes it needs nothing to be tidied
 // before: whenever a run is killed, DST is whole or not there, and what is left can be gone on with.
 type stage struct {
-	dst    string
-	dir    string
-	single bool
-	force  bool     // DST may be replaced
-	lock   *os.File // plan.json
-	begun  begun
+	dst     string
+	dir     string
+	single  bool
+	force   bool     // DST may be replaced
+	lock    *os.File // plan.json
+	begun   begun
+	mu      sync.Mutex
+	adopted []Streamed      // the content of shards.json
+	names   map[string]bool // files of the result
 	// parents are the folders above dst that were made for it, the deepest first.
 	parents []string
 }
@@ -121,7 +128,8 @@ func (s *stage) recognise() error {
 		switch scratch, _ := filepath.Match(scratchPattern, e.Name()); {
 		case e.Name() == beginName && e.Type().IsRegular():
 			marked = true
-		case e.IsDir() && (e.Name() == "out" || e.Name() == "old"), scratch && e.Type().IsRegular():
+		case e.IsDir() && (e.Name() == "out" || e.Name() == "old" || e.Name() == streamName),
+			e.Type().IsRegular() && (scratch || e.Name() == shardsName || e.Name() == shardsName+partSuffix):
 		default:
 			return foreign("it holds " + tensor.Quote(e.Name()))
 		}
@@ -224,6 +232,15 @@ func (s *stage) result() string {
 
 // Publish makes the result DST. The stage is left for the caller to remove, with what stood at DST before in it.
 func (s *stage) Publish() error {
+	if len(s.adopted) > 0 { // a format has written files itself
+		switch name, err := s.unknown(); {
+		case err != nil:
+			return err
+		case name != "":
+			return fmt.Errorf("%s: found %s, expected only what was written there: %w", s.out(), tensor.Quote(name),
+				formats.ErrMalformed)
+		}
+	}
 	if err := syncTree(s.out()); err != nil {
 		return err
 	}

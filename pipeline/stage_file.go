@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 // stageFile is a file that is written in a stage. It has the ending .part until it is committed.
 type stageFile struct {
 	*os.File
+	scratch   bool          // it is soon gone, and need not be on the disk
 	dirty     atomic.Int64  // bytes written since the last write-back was started
 	allocated chan struct{} // closed when its space is taken, or cannot be
 	full      error         // why it cannot, once allocated is closed
@@ -26,6 +28,7 @@ const allocatedAtOnce = 2 << 20
 
 // Create begins a file of the stage. All its space is taken meanwhile, so that a full disk is known early.
 func (s *stage) Create(name string, size int64) (File, error) {
+	s.owns(name)
 	path := filepath.Join(s.out(), filepath.FromSlash(name)+partSuffix)
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return nil, err
@@ -38,13 +41,18 @@ func (s *stage) Create(name string, size int64) (File, error) {
 		file.Close()
 		return nil, err
 	}
+	return newStageFile(file, size), nil
+}
+
+// newStageFile takes the space of a file that has its size.
+func newStageFile(file *os.File, size int64) *stageFile {
 	f := &stageFile{File: file, allocated: make(chan struct{})}
 	if size <= allocatedAtOnce {
 		f.allocate(size)
 	} else {
 		go f.allocate(size)
 	}
-	return f, nil
+	return f
 }
 
 // allocate takes the space of the file, step by step.
@@ -69,6 +77,7 @@ func (s *stage) Finished(name string, size int64) (FinishedFile, bool) {
 		return nil, false
 	}
 	f, err := os.Open(path)
+	s.owns(name)
 	return f, err == nil
 }
 
@@ -105,7 +114,7 @@ func (f *stageFile) CopyAt(to int64, src io.ReaderAt, from, n int64) error {
 const writeBack = 16 << 20
 
 func (f *stageFile) wrote(n int64) {
-	if f.dirty.Add(n) >= writeBack {
+	if f.dirty.Add(n) >= writeBack && !f.scratch {
 		f.dirty.Store(0)
 		storage.StartWriteback(f.File)
 	}
@@ -137,8 +146,11 @@ func (f *stageFile) Commit() error {
 }
 
 // inPieces reads n bytes of src, from its byte from on, and hands them on piece by piece, each with its distance from
-// the first.
+// the first. A RangeReader is asked once.
 func inPieces(src io.ReaderAt, from, n int64, use func(p []byte, at int64) error) error {
+	if r, ok := src.(formats.RangeReader); ok {
+		return inOneRange(r, from, n, use)
+	}
 	b := buffers.Get().(*[pieceBytes]byte)
 	defer buffers.Put(b)
 	for at := int64(0); at < n; at += pieceBytes {
@@ -151,4 +163,21 @@ func inPieces(src io.ReaderAt, from, n int64, use func(p []byte, at int64) error
 		}
 	}
 	return nil
+}
+
+// inOneRange is inPieces of a RangeReader, which is held to its word: it may be another process.
+func inOneRange(src formats.RangeReader, from, n int64, use func(p []byte, at int64) error) error {
+	next := int64(0)
+	err := src.ReadRange(from, n, func(p []byte, at int64) error {
+		if at != next || int64(len(p)) > n-next {
+			return fmt.Errorf("found bytes %d to %d of a range of %d, expected those from %d on: %w", at, at+int64(len(p)), n,
+				next, formats.ErrMalformed)
+		}
+		next += int64(len(p))
+		return use(p, at)
+	})
+	if err == nil && next < n {
+		err = fmt.Errorf("read %d of %d bytes at offset %d: %w", next, n, from, io.ErrUnexpectedEOF)
+	}
+	return err
 }

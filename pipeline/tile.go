@@ -73,7 +73,7 @@ func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) err
 		if err := j.shard.file.CopyAt(j.Outputs[t.part].Offset+t.lo, part.Data, part.Offset+t.lo, n); err != nil {
 			return err
 		}
-		r.written.Add(n)
+		r.wrote(j.shard, n)
 		r.done.Add(t.hi - t.lo)
 	} else {
 		err := j.measured(ctx)
@@ -181,15 +181,15 @@ func (r *run) change(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) e
 		s.views = append(s.views, out[:x.Length:x.Length])
 		out = out[x.Length:]
 	}
-	unit := lo / j.encoder.Unit()
-	deferred := j.deferred.tile(s, unit, j.encoder.Deferred(lo, hi))
+	kept := j.encoder.Deferred(0, lo) // by the tiles before
+	deferred := j.deferred.tile(s, kept, j.encoder.Deferred(lo, hi))
 	s.Begin()
 	err = j.encoder.Encode(s.views, deferred, lo, hi, values)
 	s.End()
 	if err != nil {
 		return j.locate(err)
 	}
-	if err := j.deferred.keep(s, deferred, unit); err != nil {
+	if err := j.deferred.keep(s, deferred, kept); err != nil {
 		return err
 	}
 	for i, x := range s.ranges {
@@ -247,8 +247,15 @@ func (j *jobRun) locate(err error) error {
 
 func (r *run) write(sh *shardRun, p []byte, off int64) error {
 	n, err := sh.file.WriteAt(p, off)
-	r.written.Add(int64(n))
+	r.wrote(sh, int64(n))
 	return err
+}
+
+// wrote counts what has been written of a shard, but for a scratch file.
+func (r *run) wrote(sh *shardRun, n int64) {
+	if !sh.streamed() {
+		r.written.Add(n)
+	}
 }
 
 // hasInfinity reports whether any of the float16 in b is infinite, eight bytes at a time.

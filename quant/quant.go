@@ -99,8 +99,8 @@ type Encoder interface {
 	Outputs() []tensor.Info
 	// Unit is the number of elements at whose multiples a tile may begin.
 	Unit() int64
-	// Deferred is how many float32 numbers Finish needs of the elements [lo, hi); they stand at index lo/Unit and on.
-	// Zero where it needs none.
+	// Deferred is how many float32 numbers Finish needs of the elements [lo, hi), the same number of each unit; they stand
+	// at index Deferred(0, lo) and on, with the bits that they were given. Zero where it needs none.
 	Deferred(lo, hi int64) int64
 	// Tiles appends to r the ranges of the outputs that the elements [lo, hi) fill. What no tile fills is written by
 	// Finish.

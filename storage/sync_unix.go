@@ -45,8 +45,13 @@ func IsMountPoint(path string) bool {
 
 // Lock takes the file for this process alone, and reports false where another has it. It ends with the process, or
 // when f is closed.
-func Lock(f *os.File) (bool, error) {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+func Lock(f *os.File) (bool, error) { return lock(f, unix.LOCK_EX) }
+
+// LockShared is Lock for several at once: they keep out who would have the file alone, and the other way round.
+func LockShared(f *os.File) (bool, error) { return lock(f, unix.LOCK_SH) }
+
+func lock(f *os.File, how int) (bool, error) {
+	err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return false, nil
 	}

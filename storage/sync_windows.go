@@ -27,10 +27,15 @@ func IsMountPoint(string) bool { return false }
 
 // Lock takes the file for this process alone, and reports false where another has it. It ends with the process, or
 // when f is closed.
-func Lock(f *os.File) (bool, error) {
+func Lock(f *os.File) (bool, error) { return lock(f, windows.LOCKFILE_EXCLUSIVE_LOCK) }
+
+// LockShared is Lock for several at once: they keep out who would have the file alone, and the other way round.
+func LockShared(f *os.File) (bool, error) { return lock(f, 0) }
+
+func lock(f *os.File, how uint32) (bool, error) {
 	// far past the end: the lock bars others from reading what it covers
-	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0,
-		1, 0, &windows.Overlapped{OffsetHigh: 0x7fffffff})
+	err := windows.LockFileEx(windows.Handle(f.Fd()), how|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0,
+		&windows.Overlapped{OffsetHigh: 0x7fffffff})
 	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
 		return false, nil
 	}
