@@ -47,6 +47,11 @@ type (
 // Analyze looks at the singular values of an adapter's deltas, of a checkpoint's linear layers, or where tuned is not
 // empty of the change from one checkpoint to the other. Of a checkpoint it also says what error NF4 would make.
 func Analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analysis, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	if err := (adapt.AnalyzeOptions{Rank: o.Rank}).Check(); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,11 @@ type (
 // what it was; with pissa and olora it is so in PEFT, which takes the adapter's part out of the base as it loads the
 // adapter.
 func Attach(ctx context.Context, base, out string, o AttachOptions) (*Attachment, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	if err := o.Check(); err != nil {
 		return nil, err
 	}

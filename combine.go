@@ -40,6 +40,11 @@ func CombineTypes() []string { return lora.CombineTypes() }
 // the first adapter is one file of kohya or diffusers also such a file. It has alpha = rank and no rsLoRA, so
 // that its delta is the product of its factors.
 func Combine(ctx context.Context, out string, adapters []Adapter, o CombineOptions) (*Combination, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	if len(adapters) == 0 {
 		return nil, fmt.Errorf("%w: no adapter is given", ErrOption)
 	}
@@ -75,6 +80,11 @@ type ResizeOptions struct {
 
 // Resize writes an adapter of another rank. It works on the factors alone.
 func Resize(ctx context.Context, adapter Adapter, out string, o ResizeOptions) (*Combination, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	if err := adapt.CheckResize(o.Rank, o.Energy); err != nil {
 		return nil, err
 	}

@@ -1,7 +1,9 @@
 package lorakit
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -23,6 +25,8 @@ type ConvertResult struct {
 	Rounding []pipeline.Rounding `json:"rounding,omitempty"`
 	Seconds  float64             `json:"seconds"`
 	Notices  []string            `json:"notices"`
+	// Plugins are those that were started, with what they have used.
+	Plugins []PluginUse `json:"plugins,omitempty"`
 	// Plan is, with DryRun, what would be carried out.
 	Plan *Plan `json:"plan,omitempty"`
 }
@@ -30,6 +34,22 @@ type ConvertResult struct {
 // Convert reads the checkpoint src, a folder or a file, and writes it to dst as o says. An option that is wrong
 // whatever the checkpoint is an ErrOption.
 func Convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertResult, error) {
+	end, err := usePlugins(cmp.Or(o.Memory, pipeline.DefaultMemory))
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	r, err := convert(ctx, src, dst, o)
+	switch {
+	case err == nil:
+		r.Plugins = end()
+	case ctx.Err() != nil && !errors.Is(err, ErrInterrupted): // wherever it was met
+		err = ErrInterrupted
+	}
+	return r, err
+}
+
+func convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertResult, error) {
 	po, err := o.plan()
 	if err != nil {
 		return nil, err

@@ -43,6 +43,11 @@ func ExpertChoices() []string { return lora.ExpertChoices() }
 // ConvertAdapter writes an adapter in another dialect, or with its experts laid out in another way. Its
 // delta stays what it is; what a dialect has no place for is an error.
 func ConvertAdapter(ctx context.Context, src Adapter, dst string, o AdapterOptions) (*AdapterConversion, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	cast, err := pipeline.CastType(o.DType)
 	if err != nil {
 		return nil, err

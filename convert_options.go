@@ -59,8 +59,8 @@ func (o *ConvertOptions) plan() (pipeline.Options, error) {
 		PerExpert: o.PerExpert, Include: o.Include, Exclude: o.Exclude,
 		MaxShardSize: cmp.Or(o.MaxShardSize, pipeline.DefaultShardSize), AllowNonFinite: o.AllowNonFinite,
 	}
-	seen, err := nf4Spec(po.Params) // also where no type is asked for that has them
-	if err != nil {
+	seen, err := nf4Spec(po.Params)
+	if err != nil && (o.Base == "dequantized" || !otherScheme(po.Quantize)) { // also where no type has them
 		return po, err
 	}
 	switch {
@@ -83,6 +83,16 @@ func (o *ConvertOptions) params() quant.Params {
 	return quant.Params{
 		{Name: "block_size", Value: int64(cmp.Or(o.BlockSize, 64))}, {Name: "double_quant", Value: o.DoubleQuant},
 	}
+}
+
+// otherScheme reports whether a type is of another scheme than nf4, whose parameters may have other values.
+func otherScheme(typ string) bool {
+	nf4, err := quant.ForType("nf4")
+	if err != nil {
+		return false
+	}
+	s, err := quant.ForType(typ)
+	return err == nil && s.Name() != nf4.Name()
 }
 
 // nf4Spec is NF4 as it is asked for: what QLoRA has seen.

@@ -66,6 +66,9 @@ func TestJSONFieldsAreDocumented(t *testing.T) {
 		"inspect of an adapter":   lorakit.AdapterInspection{},
 		"diff":                    lorakit.Comparison{},
 		"formats, version":        lorakit.Known{},
+		"plugin list":             lorakit.PluginList{},
+		"plugin install":          lorakit.PluginInstallation{},
+		"plugin verify":           lorakit.PluginVerification{},
 	} {
 		want := map[string]bool{}
 		fields(reflect.TypeOf(v), "", want)

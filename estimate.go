@@ -26,6 +26,11 @@ type (
 // the multiply-adds of a step. path is a checkpoint or a config.json; with Parameters, the size of a model of which
 // nothing else is known, it is empty. No tensor is read.
 func Estimate(ctx context.Context, path string, o EstimateOptions) (*Estimation, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	if err := o.Check(); err != nil {
 		return nil, err
 	}

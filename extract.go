@@ -18,6 +18,11 @@ type (
 // Extract writes the adapter that leads from base to tuned: the truncated singular value decomposition of the
 // difference of every linear layer, router, expert and embedding. A module that does not differ is left out.
 func Extract(ctx context.Context, base, tuned, out string, o ExtractOptions) (*Extraction, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	if err := o.Check(); err != nil {
 		return nil, err
 	}

@@ -38,6 +38,11 @@ type InspectedTensor struct {
 
 // Inspect opens a checkpoint and says what is in it. No tensor is read.
 func Inspect(ctx context.Context, path string, o ReadOptions) (*Inspection, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	c, err := open(ctx, path, o.FollowLinks)
 	if err != nil {
 		return nil, err

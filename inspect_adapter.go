@@ -18,6 +18,11 @@ type (
 // InspectAdapter opens an adapter, whose Weight plays no part, and says what is in it. Its values are read, for
 // the norms.
 func InspectAdapter(ctx context.Context, adapter Adapter, o ReadOptions) (*AdapterInspection, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	list, err := openWithoutBase(ctx, []Adapter{adapter}, o.FollowLinks)
 	if err != nil {
 		return nil, err

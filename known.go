@@ -27,9 +27,30 @@ type KnownScheme struct {
 	Types []string `json:"types"`
 }
 
-// Formats lists the formats, quantisation schemes and architectures that are known.
-func Formats() Known {
+// HasParameter reports whether a type of ConvertOptions.Quantize has a parameter, "block_size" or "double_quant". A
+// type that is not known has all: it is refused by name.
+func HasParameter(typ, parameter string) (bool, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return false, err
+	}
+	defer end()
+	s, err := quant.ForType(typ)
+	if err != nil {
+		return true, nil
+	}
+	spec, err := s.Spec(typ, quant.Params{{Name: "block_size", Value: int64(64)}, {Name: "double_quant", Value: true}})
+	return err != nil || spec.Params.Get(parameter) != nil, nil
+}
+
+// Formats lists the formats, quantisation schemes and architectures that are known, those of plugins among them.
+func Formats() (Known, error) {
 	var k Known
+	end, err := usePlugins(0)
+	if err != nil {
+		return k, err
+	}
+	defer end()
 	for _, f := range formats.Default.All() {
 		k.Formats = append(k.Formats, KnownFormat{f.Name(), f.Extensions(), f.ReadOnly()})
 	}
@@ -41,5 +62,5 @@ func Formats() Known {
 		k.Schemes = append(k.Schemes, known)
 	}
 	k.Architectures = models.All()
-	return k
+	return k, nil
 }

@@ -32,6 +32,11 @@ type (
 // Errors wrap ErrOption, ErrData, ErrArchitecture, ErrMemory and, for a weight, activation, loss or gradient that is
 // not finite, ErrNotFinite. The last names the layer or tensor where it began.
 func Validate(ctx context.Context, path string, o ValidateOptions) (*Validation, error) {
+	end, err := usePlugins(o.Memory)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	if err := o.Check(); err != nil {
 		return nil, err
 	}

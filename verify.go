@@ -10,6 +10,11 @@ import (
 // Verify reads a checkpoint whole and looks for what would keep it from being used. A checkpoint that cannot be opened
 // at all is an error.
 func Verify(ctx context.Context, path string, o ReadOptions) (*Verification, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	c, err := open(ctx, path, o.FollowLinks)
 	if err != nil {
 		return nil, err
@@ -23,6 +28,11 @@ func Verify(ctx context.Context, path string, o ReadOptions) (*Verification, err
 func VerifyMerge(
 	ctx context.Context, merged, base string, adapters []Adapter, o ReadOptions,
 ) (*MergeVerification, error) {
+	end, err := usePlugins(0)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	out, err := open(ctx, merged, o.FollowLinks)
 	if err != nil {
 		return nil, err

@@ -91,6 +91,15 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 				return err
 			}
 		}
+		for flag, parameter := range map[string]string{"block-size": "block_size", "double-quant": "double_quant"} {
+			has, err := lorakit.HasParameter(o.Quantize, parameter)
+			if err == nil && !has {
+				err = useless(c, "is nothing that "+o.Quantize+" has", flag)
+			}
+			if err != nil {
+				return err
+			}
+		}
 		if o.BlockSize == 0 {
 			return usageError{errors.New("--block-size is 0, expected 32, 64, … 4096")}
 		}
@@ -135,7 +144,8 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.StringVar(&o.To, "to", "", "format to write; lorakit formats lists them (default: that of SRC, or of DST's "+
 		"extension)")
 	f.StringVar(&o.DType, "dtype", "keep", "cast plain weights: keep, f32, f16 or bf16")
-	f.StringVar(&o.Quantize, "quantize", "keep", "keep, none (plain weights), nf4, fp4 or int8")
+	f.StringVar(&o.Quantize, "quantize", "keep", "keep, none (plain weights), nf4, fp4, int8, or a type of a "+
+		"plugin; lorakit formats lists them")
 	f.IntVar(&o.BlockSize, "block-size", 64, "elements that share one scale in nf4 and fp4: 32, 64, … 4096")
 	f.BoolVar(&o.DoubleQuant, "double-quant", true, "quantise the scales of nf4 and fp4 as well")
 	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for "+
@@ -255,7 +265,16 @@ func printPlan(w io.Writer, r *lorakit.ConvertResult) error {
 	for _, n := range r.Notices {
 		fmt.Fprintln(w, "note: "+escape(n))
 	}
-	fmt.Fprintf(w, "%s, %s; nothing was written\n", count(len(r.Plan.Shards), "shard"),
-		humanize.IBytes(uint64(r.Plan.OutputBytes())))
+	fmt.Fprintf(w, "%s, %s; nothing was written\n", count(len(r.Plan.Shards), "shard"), planSize(r.Plan))
 	return nil
+}
+
+// planSize says how large the shards of a plan are, and what space they take besides while they are written.
+func planSize(p *lorakit.Plan) string {
+	size := humanize.IBytes(uint64(p.OutputBytes()))
+	if p.StreamedShards() == 0 {
+		return size
+	}
+	return fmt.Sprintf("%s of tensors, in files whose size is known when %s has written them; until then at most %s "+
+		"of scratch space beside them", size, p.Format, humanize.IBytes(uint64(p.ScratchBytes())))
 }

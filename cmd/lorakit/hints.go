@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"strings"
 	"unicode"
 
@@ -20,11 +21,16 @@ func withHints(err error) string {
 // otherFlags are the options whose flags are not called as they are.
 var otherFlags = map[string]string{"PerExpert": "--experts per-expert"}
 
+// commands are the functions whose commands are not called as they are.
+var commands = map[string]string{
+	"InstallPlugin": "plugin install", "RemovePlugin": "plugin remove", "VerifyPlugin": "plugin verify",
+}
+
 // typed says a hint as one types it: "--force replaces it", "lorakit verify tells a base that does".
 func typed(h lorakit.Hint) string {
 	var words []string
 	if h.Function != "" {
-		words = append(words, "lorakit", flagName(h.Function))
+		words = append(words, "lorakit", cmp.Or(commands[h.Function], flagName(h.Function)))
 	}
 	if h.Option != "" {
 		flag, ok := otherFlags[h.Option]

@@ -20,7 +20,11 @@ func TestHints(t *testing.T) {
 		"lorakit verify tells a base that does": {Function: "Verify", Effect: "tells a base that does"},
 		"lorakit convert --to mlx makes it":     {Function: "Convert", Option: "To", Value: "mlx", Effect: "makes it"},
 		"--allow-non-finite encodes it":         {Option: "AllowNonFinite", Effect: "encodes it"},
-		"--max-shard-size 50GB makes fewer":     {Option: "MaxShardSize", Value: "50GB", Effect: "makes fewer"},
+		"lorakit plugin verify --accept toy pins it": {Function: "VerifyPlugin", Option: "Accept", Value: "toy",
+			Effect: "pins it"},
+		"lorakit plugin remove toy makes room": {Function: "RemovePlugin", Value: "toy", Effect: "makes room"},
+		"--no-mtls starts it without":          {Option: "NoMTLS", Effect: "starts it without"},
+		"--max-shard-size 50GB makes fewer":    {Option: "MaxShardSize", Value: "50GB", Effect: "makes fewer"},
 	} {
 		require.Equal(t, want, typed(h))
 	}

@@ -43,8 +43,9 @@ func limitMemory(bytes int64) { debug.SetMemoryLimit(bytes - bytes/8) }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
-// writers are the commands that have a stage to put away when they are interrupted; the others just end.
-var writers = []string{"convert", "merge", "unmerge", "attach", "extract", "resize", "combine", "validate"}
+// writers are the commands that have a stage or a plugin to put away when they are interrupted; the others just end.
+var writers = []string{"convert", "merge", "unmerge", "attach", "extract", "resize", "combine", "validate",
+	"install", "test"}
 
 // run carries out one command line and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
@@ -68,7 +69,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 			})
 		}
 		limitMemory(defaultMemory)
-		_, err := lorakit.Kernels()
+		if _, err := lorakit.Kernels(); err != nil || !usesPlugins(c) {
+			return err
+		}
+		notices, err := lorakit.LoadPlugins()
+		for _, n := range notices {
+			fmt.Fprintln(stderr, "note: "+escape(n))
+		}
 		return err
 	}
 	err := root.ExecuteContext(ctx)
@@ -97,6 +104,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitFailed
 }
 
+// usesPlugins reports whether a command reads or writes, so that it looks for plugins.
+func usesPlugins(c *cobra.Command) bool {
+	if !c.HasParent() { // which shows its help
+		return false
+	}
+	for ; c != nil; c = c.Parent() {
+		if slices.Contains([]string{"version", "completion", "help", "plugin"}, c.Name()) {
+			return false
+		}
+	}
+	return true
+}
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "lorakit",
@@ -115,7 +135,8 @@ model, and a destination appears whole or not at all.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{orFlag(c, err)} })
 	root.AddCommand(convertCommand(), mergeCommand(), unmergeCommand(), attachCommand(), extractCommand(), resizeCommand(),
 		combineCommand(), inspectCommand(), diffCommand(), verifyCommand(), analyzeCommand(), estimateCommand(),
-		validateCommand(), formatsCommand(), versionCommand())
+		validateCommand(), formatsCommand(), pluginCommand(),
+		versionCommand())
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	wrongArgumentsAreUsage(root)

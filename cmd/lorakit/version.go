@@ -44,7 +44,10 @@ func formatsCommand() *cobra.Command {
 		Example: `  lorakit formats`,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			r := lorakit.Formats()
+			r, err := lorakit.Formats()
+			if err != nil {
+				return err
+			}
 			w := c.OutOrStdout()
 			if asJSON {
 				return printJSON(w, r)
