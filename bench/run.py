@@ -383,6 +383,50 @@ def step_rows(table, lorakit, source, runs):
     table.row("speed of it", "PEFT " + shares[0], shares[1], f"{rates[1] / rates[0]:.2f} x", "")
 
 
+def plugin_rows(table, lorakit, source, target, runs):
+    """What plugins cost: bytes that lorakit reads by itself where a plugin says that they are, bytes that go over the
+    connection, and the start of a process."""
+    programs, plugins, raw = (os.path.join(WORK, name) for name in ("bin", "plugins", "model-raw"))
+    what = "a copy of 2.2 GB by a plugin's extents"
+    before = {**QUIET, "LORAKIT_PLUGIN_DIR": plugins}
+    try:
+        os.makedirs(programs, exist_ok=True)
+        for package in ("plugins/examples/raw", "bench/plugins/served", "bench/plugins"):
+            output("go", "build", "-trimpath", "-o", os.path.join(programs, os.path.basename(package)), "./" + package,
+                   env={**os.environ, "CGO_ENABLED": "0"})
+        shutil.rmtree(plugins, ignore_errors=True)
+        output(lorakit, "plugin", "install", os.path.join(programs, "raw"), env=before)
+        environment = ["env", "LORAKIT_PLUGIN_DIR=" + plugins]
+        quiet = ["--progress", "none"]
+        shutil.rmtree(raw, ignore_errors=True)
+        output(lorakit, "convert", source, raw, "--to", "raw", *quiet, env=before)
+        ways = {"raw": Command([*environment, lorakit, "convert", raw, target, *quiet]),
+                "safetensors": Command([lorakit, "convert", source, target, *quiet])}
+        for number in range(runs):
+            say(f"plugins, run {number + 1} of {runs}")
+            for command in ways.values():
+                command.run(target)
+        ours, built_in = ways["raw"].time(), ways["safetensors"].time()
+        table.row(what, f"safetensors {built_in:.2f} s", f"{ours:.2f} s", f"{ours / built_in:.2f} x", "<= 1.1 x", ours <= 1.1 * built_in)
+        peak = ways["raw"].peak()
+        table.row("peak memory of it", "", f"{peak / MIB:.0f} MiB", "", "<= 256 MiB", peak <= 256 * MIB)
+        found = [kernels(os.path.join(programs, "plugins"), os.path.join(programs, "served")) for _ in range(max(1, runs // 2))]
+        of = {key: statistics.median(run[key] for run in found) for key in found[0]}
+        socket = f"plain socket {of['socket_gbps']:.1f} GB/s, {of['socket_cpu']:.2f} s a GB"
+        for way, kind, goal in (("read", "plain", 1.0), ("read", "mtls", None), ("write", "plain", None), ("write", "mtls", None)):
+            key = f"{way}_{kind}"
+            table.row(f"{way} over a plugin's connection{', mTLS' if kind == 'mtls' else ''}", socket,
+                      f"{of[key + '_gbps']:.2f} GB/s; host {of[key + '_host_cpu']:.2f}, plugin {of[key + '_plugin_cpu']:.2f} s a GB", "",
+                      ">= 1 GB/s" if goal else "", of[key + "_gbps"] >= goal if goal else None)
+        table.row("start of a Go plugin, to its first answer", "", f"{of['start_plain_ms']:.0f} ms", "", "<= 50 ms", of["start_plain_ms"] <= 50)
+        table.row("start of a Go plugin, mTLS", "", f"{of['start_mtls_ms']:.0f} ms", "", "")
+    except NotRun as why:
+        table.absent(what, str(why), "<= 1.1 x")
+    finally:
+        shutil.rmtree(raw, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+
+
 def start_rows(table, lorakit, amn):
     ours = start_up(lorakit, "version")
     said = f"{ours * 1e3:.1f} ms"
@@ -440,6 +484,7 @@ def main():
     convert_rows(table, fast["lorakit"], fast["lorakit, one thread"], slow, {name: fast[name] for name in ("cp -r + sync", "cp -r")})
     memory_rows(table, lorakit, source, options.runs)
     start_rows(table, lorakit, amn)
+    plugin_rows(table, lorakit, source, target, options.runs)
     adapter_rows(table, lorakit, source, target, options.runs)
     step_rows(table, lorakit, source, max(1, options.runs // 2))
     print(f"{platform.machine()}, {cpu()}, {os.cpu_count()} processors; medians of {options.runs} runs, of {max(1, options.runs // 2)} for transformers and anamnesis\n")

@@ -18,6 +18,7 @@ import encoders
 import files
 import others
 import plain
+import plugins
 import pytorch
 import quantized
 import real
@@ -30,7 +31,7 @@ def main(binary, wanted):
     with tempfile.TemporaryDirectory(prefix="lorakit-interop-") as work:
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
-        for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, steps, files):
+        for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, plugins, steps, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
                     continue
