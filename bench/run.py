@@ -383,6 +383,19 @@ def step_rows(table, lorakit, source, runs):
     table.row("speed of it", "PEFT " + shares[0], shares[1], f"{rates[1] / rates[0]:.2f} x", "")
 
 
+def python_plugin(lorakit, environment):
+    """Seconds of inspect through the plugin keras, most of which its interpreter takes to start."""
+    package = os.path.join(WORK, "keras")
+    shutil.rmtree(package, ignore_errors=True)
+    ignored = shutil.ignore_patterns("tests", "__pycache__")
+    shutil.copytree(os.path.join(ROOT, "plugins", "examples", "keras"), package, ignore=ignored)
+    shutil.copytree(os.path.join(ROOT, "plugins", "python", "lorakit_plugin"), os.path.join(package, "lorakit_plugin"), ignore=ignored)
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    output(lorakit, "plugin", "install", package, env={**environment, "PATH": path})
+    folder, file = environment["LORAKIT_PLUGIN_DIR"], os.path.join(ROOT, "fixtures", "keras", "keras3.weights.h5")
+    return [measure("env", "LORAKIT_PLUGIN_DIR=" + folder, lorakit, "inspect", file)[0] for _ in range(5)]
+
+
 def plugin_rows(table, lorakit, source, target, runs):
     """What plugins cost: bytes that lorakit reads by itself where a plugin says that they are, bytes that go over the
     connection, and the start of a process."""
@@ -420,6 +433,8 @@ def plugin_rows(table, lorakit, source, target, runs):
                       ">= 1 GB/s" if goal else "", of[key + "_gbps"] >= goal if goal else None)
         table.row("start of a Go plugin, to its first answer", "", f"{of['start_plain_ms']:.0f} ms", "", "<= 50 ms", of["start_plain_ms"] <= 50)
         table.row("start of a Go plugin, mTLS", "", f"{of['start_mtls_ms']:.0f} ms", "", "")
+        python = python_plugin(lorakit, before)
+        table.row("inspect by a plugin in Python (keras)", "", f"{statistics.median(python) * 1e3:.0f} ms", "", "")
     except NotRun as why:
         table.absent(what, str(why), "<= 1.1 x")
     finally:
