@@ -316,9 +316,14 @@ func TestKrylovIsWellFormed(t *testing.T) {
 		if len(d.S) < min(o.Rank, inner, rows) {
 			t.Fatalf("%d values of a matrix of rank %d", len(d.S), min(inner, rows))
 		}
-		// A process that is cut short holds no less than the values say.
+		// A process that is cut short holds no less than the values say. One vector at a time is late to part values that
+		// lie close together.
+		tolerance := 1e-4
+		if o.Block == 1 {
+			tolerance = 1e-3
+		}
 		if got := captured(data, rows, cols, d); sum2(d.S)-got > 1e-4*d.Energy || o.Iterations == 0 &&
-			math.Abs(got-sum2(d.S)) > 1e-4*d.Energy || got > d.Energy*(1+1e-5) {
+			math.Abs(got-sum2(d.S)) > tolerance*d.Energy || got > d.Energy*(1+1e-5) {
 			t.Fatalf("values hold %v, vectors %v, of %v", sum2(d.S), got, d.Energy)
 		}
 	})
