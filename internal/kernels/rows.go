@@ -44,10 +44,7 @@ func (s *Set) MergeRow(dst []byte, to Float, src []byte, from Float, delta []flo
 	race.ReadSlice(delta)
 	race.WriteSlice(dst)
 	var share [2]sums
-	done := 0
-	if f := s.mergeRow[to][from]; f != nil {
-		done = f(dst, src, delta, scale, hide(&share))
-	}
+	done := s.mergeRowFast(dst, to, src, from, delta, scale, &share)
 	mergeRow(&share, dst[done*to.Size():], to, src[done*from.Size():], from, delta[done:], scale)
 	return total(&share[0]), total(&share[1])
 }
@@ -88,10 +85,7 @@ func (s *Set) Kept(out, base, all, delta []float32) (ed, dd float64) {
 	race.ReadSlice(all)
 	race.ReadSlice(delta)
 	var share [2]sums
-	done := 0
-	if s.kept != nil {
-		done = s.kept(out, base, all, delta, hide(&share))
-	}
+	done := s.keptFast(out, base, all, delta, &share)
 	kept(&share, out[done:], base[done:], all[done:], delta[done:])
 	return total(&share[0]), total(&share[1])
 }

@@ -81,3 +81,21 @@ type (
 	casts        = [floats]func(dst, src []byte) int
 	merges       = [floats]func(dst, src []byte, delta []float32, scale float32, share *[2]sums) int
 )
+
+// mergeRowFast does the first done elements, if the set has a function for them. share does not move to the heap: the
+// compiler does not see that it is handed to a function that is not known.
+func (s *Set) mergeRowFast(dst []byte, to Float, src []byte, from Float, delta []float32, scale float32,
+	share *[2]sums) (done int) {
+	if f := s.mergeRow[to][from]; f != nil {
+		done = f(dst, src, delta, scale, hide(share))
+	}
+	return done
+}
+
+// keptFast does the first done elements, if the set has a function for them.
+func (s *Set) keptFast(out, base, all, delta []float32, share *[2]sums) (done int) {
+	if s.kept != nil {
+		done = s.kept(out, base, all, delta, hide(share))
+	}
+	return done
+}
