@@ -1,3 +1,5 @@
+//go:build unix
+
 // Command plugins measures what goes over the connection to a plugin. Usage: plugins SERVED
 //
 // It prints a name and a number a line: GB/s and seconds of processor time a GB, of this process and of the plugin, for
