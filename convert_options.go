@@ -36,6 +36,8 @@ type ConvertOptions struct {
 	MinKept float64
 	// MaxShardSize is the most bytes of tensors in a file; 0 is 5 GB.
 	MaxShardSize int64
+	// MaxTensors is the most tensors in a file of a folder; 0 is no limit.
+	MaxTensors int
 	// AllowNonFinite encodes NaN and infinity as bitsandbytes does. Else they are an error.
 	AllowNonFinite bool
 
@@ -57,7 +59,8 @@ func (o *ConvertOptions) plan() (pipeline.Options, error) {
 	po := pipeline.Options{
 		To: o.To, Quantize: cmp.Or(o.Quantize, "keep"), Params: o.params(),
 		PerExpert: o.PerExpert, Include: o.Include, Exclude: o.Exclude,
-		MaxShardSize: cmp.Or(o.MaxShardSize, pipeline.DefaultShardSize), AllowNonFinite: o.AllowNonFinite,
+		MaxShardSize: cmp.Or(o.MaxShardSize, pipeline.DefaultShardSize), MaxTensors: o.MaxTensors,
+		AllowNonFinite: o.AllowNonFinite,
 	}
 	seen, err := nf4Spec(po.Params)
 	if err != nil && (o.Base == "dequantized" || !otherScheme(po.Quantize)) { // also where no type has them

@@ -97,6 +97,8 @@ type Options struct {
 	// MaxShardSize is the most bytes of tensors a shard may hold; a larger tensor gets a shard of its own. Zero means no
 	// limit.
 	MaxShardSize int64
+	// MaxTensors is the most tensors a shard may hold; a larger group gets a shard of its own. Zero means no limit.
+	MaxTensors int
 	// SingleFile, where not empty, is the name of the one file to write.
 	SingleFile string
 	Metadata   Metadata

@@ -17,6 +17,9 @@ import (
 type Naming struct {
 	Stem      string
 	Extension string // with the dot
+	// InOrder keeps the tensors in the order given over all files, and writes no index: for files that have what they
+	// need of one another in their own.
+	InOrder bool
 }
 
 // frameRoom is more than the bytes of all files beside their tensors': with it no file size overflows.
@@ -27,8 +30,8 @@ const frameRoom = 1 << 40
 // of each tensor.
 //
 // The tensors are split in the order given, as huggingface_hub does: a shard is filled until the next tensor (or
-// group) would make it larger than o.MaxShardSize; a tensor (or group) that alone is larger becomes a shard of its
-// own, placed before the one being filled.
+// group) would make it larger than o.MaxShardSize, or have more tensors than o.MaxTensors; a tensor (or group) that
+// alone is larger becomes a shard of its own, placed before the one being filled, or behind it with n.InOrder.
 //
 // The index is what transformers writes. It states total_size, the bytes of all tensors, and total_parameters:
 // o.Parameters, or where that is zero the elements of all tensors, which is right where nothing is quantised and no
@@ -41,7 +44,7 @@ func LayOut(tensors []tensor.Info, o Options, n Naming,
 	if err != nil {
 		return Layout{}, err
 	}
-	shards := split(sizes, o)
+	shards := split(sizes, o, n.InOrder)
 	n.Stem = cmp.Or(o.Stem, n.Stem)
 	var l Layout
 	for i, members := range shards {
@@ -58,7 +61,7 @@ func LayOut(tensors []tensor.Info, o Options, n Naming,
 		}
 		l.Shards = append(l.Shards, s)
 	}
-	if len(l.Shards) > 1 {
+	if len(l.Shards) > 1 && !n.InOrder {
 		l.Extra = []File{{Name: n.Stem + n.Extension + ".index.json", Data: writeIndex(tensors, sizes, l.Shards, o)}}
 	}
 	return l, nil
@@ -68,6 +71,9 @@ func LayOut(tensors []tensor.Info, o Options, n Naming,
 func check(tensors []tensor.Info, o Options) ([]int64, error) {
 	if o.MaxShardSize < 0 {
 		return nil, fmt.Errorf("found a shard size of %d, expected 0 or more", o.MaxShardSize)
+	}
+	if o.MaxTensors < 0 {
+		return nil, fmt.Errorf("found %d as the most tensors of a file, expected 0 or more", o.MaxTensors)
 	}
 	if err := o.Metadata.Check(); err != nil {
 		return nil, err
@@ -101,10 +107,13 @@ func check(tensors []tensor.Info, o Options) ([]int64, error) {
 }
 
 // split assigns tensors, by their position, to shards.
-func split(sizes []int64, o Options) [][]int {
-	most := o.MaxShardSize
+func split(sizes []int64, o Options, inOrder bool) [][]int {
+	most, tensors := o.MaxShardSize, o.MaxTensors
 	if most == 0 || o.SingleFile != "" {
 		most = math.MaxInt64
+	}
+	if tensors == 0 || o.SingleFile != "" {
+		tensors = math.MaxInt
 	}
 	var shards [][]int
 	var current []int
@@ -114,11 +123,11 @@ func split(sizes []int64, o Options) [][]int {
 		for _, i := range unit {
 			size += sizes[i]
 		}
-		if size > most {
+		if size > most && !inOrder {
 			shards = append(shards, unit)
 			continue
 		}
-		if filled > most-size {
+		if len(current) > 0 && (filled > most-size || len(current)+len(unit) > tensors) {
 			shards = append(shards, current)
 			current, filled = nil, 0
 		}

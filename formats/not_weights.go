@@ -207,7 +207,7 @@ var foreignKinds = []*foreignKind{
 	// Weights in other formats.
 	{
 		what: "GGUF, the format of llama.cpp", help: "take the checkpoint that it was made from",
-		starts: []string{"GGUF"}, ends: []string{".gguf"}, weights: true,
+		starts: []string{"GGUF"}, ends: []string{".gguf"}, weights: true, format: "gguf",
 	},
 	{
 		what: "GGML, the old format of llama.cpp", help: "take the checkpoint that it was made from",

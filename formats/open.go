@@ -37,6 +37,15 @@ type Recognizer interface {
 	Recognizes(f storage.File) bool
 }
 
+// PartsReader is a FileReader of files that may be several which make up one container without an index, since the name
+// of each tells those of all.
+type PartsReader interface {
+	FileReader
+	// Parts returns the names of all files that the file of this name is one of, in their order, or none where it is one
+	// by itself.
+	Parts(name string) ([]string, error)
+}
+
 // Index says which file has which tensor.
 type Index struct {
 	Files []string
@@ -48,6 +57,8 @@ type Index struct {
 type Contents struct {
 	// Data is the file being read, as it can be read until the container is closed.
 	Data io.ReaderAt
+	// File is the name of the file being read.
+	File string
 
 	file int32            // the place of the file being read in c.files
 	seen map[string]int32 // from a tensor's name to the place of its file
@@ -83,7 +94,7 @@ func (c *Contents) Add(tensors []Tensor, metadata Metadata) {
 }
 
 // OpenFiles opens a container: the file of that name in a folder, the files that it names where it is an index, which
-// stand beside it, or with no name the folder that has either. A tensor that is in two files, or not where the index
+// stand beside it, all parts where it is one of several, or with no name the folder that has either. A tensor that is in two files, or not where the index
 // says, is ErrMalformed. Other errors are the reader's, ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the
 // system says.
 func OpenFiles(ctx context.Context, dir storage.Folder, name string, r FileReader) (Container, error) {
@@ -94,16 +105,7 @@ func OpenFiles(ctx context.Context, dir storage.Folder, name string, r FileReade
 		}
 	}
 	o := opener{FileReader: r, ctx: ctx, dir: dir, Contents: Contents{seen: map[string]int32{}, said: map[string]bool{}}}
-	f, err := dir.Open(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	if r.IsIndex(name) {
-		err = o.index(f, name)
-	} else {
-		err = o.weights(f, name)
-	}
-	if err != nil {
+	if err := o.read(name); err != nil {
 		o.c.Close()
 		return nil, err
 	}
@@ -139,6 +141,51 @@ type opener struct {
 	Contents
 }
 
+// read opens the file of that name and those that belong to it.
+func (o *opener) read(name string) error {
+	if p, ok := o.FileReader.(PartsReader); ok {
+		parts, err := p.Parts(name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", Display(o.dir.Path(name)), err)
+		}
+		for _, part := range parts {
+			if err := o.shard(part, Display(o.dir.Path(name))); err != nil {
+				return err
+			}
+		}
+		if len(parts) > 0 {
+			return nil
+		}
+	}
+	f, err := o.dir.Open(o.ctx, name)
+	if err != nil {
+		return err
+	}
+	if o.IsIndex(name) {
+		return o.index(f, name)
+	}
+	return o.weights(f, name)
+}
+
+// shard reads a file that another, shown so, is to have beside it.
+func (o *opener) shard(name, shown string) error {
+	f, err := o.dir.Open(o.ctx, name)
+	system, isSystem := errors.AsType[*fs.PathError](err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if partial := unfinished(o.ctx, o.dir); partial != "" {
+			return fmt.Errorf("%s: found no shard %s beside it, expected one: %w: %s is a download that has not been finished",
+				shown, tensor.Quote(name), fs.ErrNotExist, partial)
+		}
+		return fmt.Errorf("%s: found no shard %s beside it, expected one: %w", shown, tensor.Quote(name), fs.ErrNotExist)
+	case isSystem:
+		return fmt.Errorf("%s: shard %s: %w", shown, tensor.Quote(name), system.Err)
+	case err != nil:
+		return fmt.Errorf("%s: %w", shown, err)
+	}
+	return o.weights(f, name)
+}
+
 // index opens the files that an index names, in the order of their names.
 func (o *opener) index(f storage.File, name string) error {
 	shown := Display(o.dir.Path(name))
@@ -155,21 +202,7 @@ func (o *opener) index(f storage.File, name string) error {
 			return fmt.Errorf("%s: %w", shown, malformedf("found the file name %s, expected one without a folder",
 				tensor.Quote(shard)))
 		}
-		f, err := o.dir.Open(o.ctx, shard)
-		system, isSystem := errors.AsType[*fs.PathError](err)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			if name := unfinished(o.ctx, o.dir); name != "" {
-				return fmt.Errorf("%s: found no shard %s beside it, expected one: %w: %s is a download that has not been finished",
-					shown, tensor.Quote(shard), fs.ErrNotExist, name)
-			}
-			return fmt.Errorf("%s: found no shard %s beside it, expected one: %w", shown, tensor.Quote(shard), fs.ErrNotExist)
-		case isSystem:
-			return fmt.Errorf("%s: shard %s: %w", shown, tensor.Quote(shard), system.Err)
-		case err != nil:
-			return fmt.Errorf("%s: %w", shown, err)
-		}
-		if err := o.weights(f, shard); err != nil {
+		if err := o.shard(shard, shown); err != nil {
 			return err
 		}
 	}
@@ -201,7 +234,7 @@ func (o *opener) compare(x Index) error {
 
 // weights reads one file of tensors, known as name in its folder.
 func (o *opener) weights(f storage.File, name string) error {
-	o.Data = f
+	o.Data, o.File = f, name
 	if len(o.c.open) < maxOpen {
 		o.c.open = append(o.c.open, f)
 	} else {

@@ -33,8 +33,12 @@ func (b *planner) layOut(ctx context.Context, dst string, jobs []Job, claimed []
 	for i := range jobs {
 		params += elements[jobs[i].Weight]
 	}
-	opts := formats.Options{MaxShardSize: b.MaxShardSize, Metadata: b.Metadata(), Parameters: params, Files: claimed}
+	opts := formats.Options{MaxShardSize: b.MaxShardSize, MaxTensors: b.MaxTensors, Metadata: b.Metadata(),
+		Parameters: params, Files: claimed}
 	if b.p.SingleFile {
+		if b.MaxTensors > 0 {
+			return fmt.Errorf("%s: %w: it is one file, and max tensors is for the files of a folder", dst, ErrRefused)
+		}
 		opts.SingleFile = filepath.Base(dst)
 	}
 	if slices.ContainsFunc(b.Files(), func(name string) bool { return strings.HasPrefix(name, diffusersStem) }) {

@@ -57,6 +57,9 @@ func (o *Options) Check() error {
 	if o.MaxShardSize < 0 {
 		return fmt.Errorf("%w: max shard size is %d, expected no negative number", ErrOption, o.MaxShardSize)
 	}
+	if o.MaxTensors < 0 {
+		return fmt.Errorf("%w: max tensors is %d, expected no negative number", ErrOption, o.MaxTensors)
+	}
 	return nil
 }
 

@@ -43,6 +43,8 @@ type Options struct {
 	Arrange func(w *checkpoint.Weight) []models.Arrangement
 	// MaxShardSize is the most bytes a shard may have; 0 is no limit.
 	MaxShardSize int64
+	// MaxTensors is the most tensors a shard may have; 0 is no limit.
+	MaxTensors int
 	// AllowNonFinite quantises NaN and infinity as the scheme does, instead of refusing them.
 	AllowNonFinite bool
 }

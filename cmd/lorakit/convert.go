@@ -158,6 +158,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 		"seen it)")
 	f.Float64Var(&minKept, "min-kept", 0.5, "fail where a module keeps less than this share of an adapter; 0 never fails")
 	f.Var(&shard, "max-shard-size", "most bytes of tensors in a file, such as 5GB or 500MiB")
+	f.IntVar(&o.MaxTensors, "max-tensors", 0, "most tensors in a file of a folder (default: no limit)")
 	f.Var(&memory, "memory", "most memory the whole process uses")
 	f.IntVar(&o.Threads, "threads", 0, "threads that compute (default: one a processor)")
 	f.BoolVar(&o.Resume, "resume", false, "go on with what an interrupted run has left")

@@ -54,6 +54,9 @@ func (f *format) fits(infos []tensor.Info, o formats.Options) error {
 	if len(o.Files) > 0 {
 		return fmt.Errorf("format %s: %w: files within others", f.Name(), formats.ErrUnsupported)
 	}
+	if o.MaxTensors > 0 {
+		return fmt.Errorf("format %s: %w: a limit to the tensors of a file", f.Name(), formats.ErrUnsupported)
+	}
 	for _, t := range infos {
 		if err := f.Holds(t); err != nil {
 			return err
