@@ -26,6 +26,7 @@ import (
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/train"
 
+	_ "github.com/lorakit/lorakit/formats/gguf"        // registers the container
 	_ "github.com/lorakit/lorakit/formats/pytorch"     // registers the container
 	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
 	_ "github.com/lorakit/lorakit/quant/bnb"           // registers the scheme
