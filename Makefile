@@ -90,4 +90,4 @@ fixtures:
 	  $$python fixtures/generate/beside.py fixtures/adapters && \
 	  $$python fixtures/generate/attach.py fixtures/attach && $$python fixtures/generate/analyze.py fixtures && \
 	  $$python fixtures/generate/pyregex.py fixtures/pyregex && $$python fixtures/generate/specs.py fixtures && \
-	  $$python fixtures/generate/steps.py fixtures/steps
+	  $$python fixtures/generate/steps.py fixtures/steps && $$python fixtures/generate/ggufs.py fixtures/gguf

@@ -94,9 +94,9 @@ func (c *Contents) Add(tensors []Tensor, metadata Metadata) {
 }
 
 // OpenFiles opens a container: the file of that name in a folder, the files that it names where it is an index, which
-// stand beside it, all parts where it is one of several, or with no name the folder that has either. A tensor that is in two files, or not where the index
-// says, is ErrMalformed. Other errors are the reader's, ErrOutside, storage.ErrNotRegular, fs.ErrNotExist or what the
-// system says.
+// stand beside it, all parts where it is one of several, or with no name the folder that has either. A tensor that is
+// in two files, or not where the index says, is ErrMalformed. Other errors are the reader's, ErrOutside,
+// storage.ErrNotRegular, fs.ErrNotExist or what the system says.
 func OpenFiles(ctx context.Context, dir storage.Folder, name string, r FileReader) (Container, error) {
 	if name == "" {
 		var err error

@@ -82,8 +82,7 @@ func keysOf(m formats.Metadata) (keys formats.Metadata, alignment int64, notices
 	alignment = defaultAlignment
 	if m.Get(architectureKey) == nil {
 		keys = append(keys, formats.Pair{Name: architectureKey, Value: "none"})
-		notices = append(notices, fmt.Sprintf("the result has no architecture: %s is \"none\", and llama.cpp does not load it",
-			architectureKey))
+		notices = append(notices, architectureKey+" is \"none\": llama.cpp does not load the result as a model")
 	}
 	for _, p := range m {
 		switch {

@@ -3,7 +3,6 @@ package gguf
 import (
 	"encoding/binary"
 	"io"
-	"slices"
 
 	"github.com/lorakit/lorakit/formats"
 )
@@ -32,7 +31,8 @@ type source struct {
 }
 
 func newSource(in io.ReaderAt, size, most int64) *source {
-	return &source{in: in, size: size, most: most, order: binary.LittleEndian, window: make([]byte, min(size, windowBytes))}
+	window := make([]byte, min(size, windowBytes))
+	return &source{in: in, size: size, most: most, order: binary.LittleEndian, window: window}
 }
 
 // swap has all numbers from here on read as those of a big-endian machine.
@@ -54,7 +54,7 @@ func (s *source) fill(n int) error {
 	}
 	copy(s.window, s.window[s.pos:s.end])
 	s.pos, s.end = 0, s.end-s.pos
-	more := s.window[s.end:min(int64(len(s.window)), int64(s.end)+s.size-s.at)]
+	more := s.window[s.end:min(int64(len(s.window)), int64(s.end)+min(s.size, s.most)-s.at)]
 	if err := formats.ReadFull(s.in, more, s.at); err != nil {
 		return err
 	}
@@ -113,10 +113,7 @@ func (s *source) bytes(to []byte, n int64) ([]byte, error) {
 				return nil, err
 			}
 		}
-		k := min(n, int64(s.end-s.pos), s.most-s.offset())
-		if k <= 0 {
-			return nil, s.fill(1) // says why not
-		}
+		k := min(n, int64(s.end-s.pos))
 		to = append(to, s.window[s.pos:s.pos+int(k)]...)
 		s.pos += int(k)
 		n -= k
@@ -137,35 +134,61 @@ func (s *source) string() (string, error) {
 	return string(b), err
 }
 
-// strings reads n strings. Their bytes stand in one piece of memory: a vocabulary has hundreds of thousands.
+// strings reads n strings. Those that lie in one window stand in one piece of memory: a vocabulary has hundreds of
+// thousands.
 func (s *source) strings(n int64) ([]string, error) {
-	var text []byte
-	var ends []int
-	for range n {
-		if b := s.window[s.pos:s.end]; len(b) >= lengthBytes && !s.big {
-			if k := binary.LittleEndian.Uint64(b); k <= uint64(len(b)-lengthBytes) { // the usual case
-				text = append(text, b[lengthBytes:lengthBytes+k]...)
-				ends = append(ends, len(text))
-				s.pos += lengthBytes + int(k)
-				continue
+	list := []string{}
+	for int64(len(list)) < n {
+		end, whole := s.pos, 0 // of the strings that the window has whole
+		for ; int64(len(list)+whole) < n; whole++ {
+			k, ok := s.stringAt(end)
+			if !ok {
+				break
 			}
+			end += lengthBytes + k
 		}
-		length, err := s.length()
-		if err != nil {
-			return nil, err
+		if whole == 0 { // then one with what comes behind the window
+			x, err := s.string()
+			if err != nil {
+				return nil, err
+			}
+			list = append(grown(list, 1, n), x)
+			continue
 		}
-		if text, err = s.bytes(text, length); err != nil {
-			return nil, err
+		list = grown(list, whole, n)
+		text, at := string(s.window[s.pos:end]), 0
+		for range whole {
+			k, _ := s.stringAt(s.pos + at)
+			at += lengthBytes
+			list = append(list, text[at:at+k])
+			at += k
 		}
-		ends = append(ends, len(text))
-	}
-	all, at := string(text), 0
-	list := make([]string, len(ends))
-	for i, end := range ends {
-		list[i] = all[at:end]
-		at = end
+		s.pos = end
 	}
 	return list, nil
+}
+
+// stringAt is the length of the string that begins at a place of the window, if the window has all of it.
+func (s *source) stringAt(at int) (int, bool) {
+	b := s.window[at:s.end]
+	if len(b) < lengthBytes {
+		return 0, false
+	}
+	n := binary.LittleEndian.Uint64(b)
+	if s.big {
+		n = binary.BigEndian.Uint64(b)
+	}
+	return int(n), n <= uint64(len(b)-lengthBytes)
+}
+
+// grown makes room for more values of a list that is to have n: twice as much as there is, so that memory follows what
+// has been read.
+func grown[T any](list []T, more int, n int64) []T {
+	if len(list)+more <= cap(list) {
+		return list
+	}
+	room := min(int64(2*(len(list)+more)), n)
+	return append(make([]T, 0, room), list...)
 }
 
 // numbers reads n numbers of so many bytes.
@@ -177,7 +200,7 @@ func numbers[T any](s *source, n, bytes int64) ([]T, error) {
 		if err != nil {
 			return nil, err
 		}
-		list = slices.Grow(list, k)[:len(list)+k]
+		list = grown(list, k, n)[:len(list)+k]
 		if _, err := binary.Decode(b, s.order, list[len(list)-k:]); err != nil {
 			return nil, err
 		}

@@ -23,9 +23,6 @@ func blocks(name string, elements, bytes int64) kind {
 // known reports whether the type is one that files have.
 func (k kind) known() bool { return k != kind{} }
 
-// block is the number of elements that are stored together.
-func (k kind) block() int64 { return max(k.encoding.Elements, 1) }
-
 // kinds has the types by their numbers in files, as ggml.h has them in version 0.25.3. Those that are missing have been
 // removed.
 var kinds = [...]kind{

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/formats"
+	_ "github.com/lorakit/lorakit/formats/gguf"
 	"github.com/lorakit/lorakit/formats/pytorch"
 	_ "github.com/lorakit/lorakit/formats/safetensors"
 	"github.com/lorakit/lorakit/plugins/kit"
