@@ -19,7 +19,9 @@ import (
 // Layout places the tensors in files as the reference's serialize does, byte for byte: by alignment of the dtype, the
 // widest first, then by name, behind a header in compact JSON that is padded with spaces to 8 bytes. Metadata, which
 // the reference writes in no fixed order, is sorted, and values are written as text, since the format has strings
-// alone; Metadata that is empty and not nil gives an empty object, as there.
+// alone; Metadata that is empty and not nil gives an empty object, as there. A list
+// of strings that are not all UTF-8, as a vocabulary may be, would come out as other text: it is left out with a
+// notice.
 //
 // One file is named model.safetensors; of several the first is model-00001-of-00003.safetensors, and there is an
 // index. See formats.LayOut.
@@ -32,7 +34,14 @@ func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Optio
 			return formats.Layout{}, fmt.Errorf("metadata %s: found invalid UTF-8, expected text", quote(p.Name))
 		}
 	}
-	o.Metadata = slices.Clone(o.Metadata)
+	var left []string
+	o.Metadata = slices.DeleteFunc(slices.Clone(o.Metadata), func(p formats.Pair) bool {
+		if list, _ := p.Value.([]string); !slices.ContainsFunc(list, func(s string) bool { return !utf8.ValidString(s) }) {
+			return false
+		}
+		left = append(left, p.Name)
+		return true
+	})
 	slices.SortFunc(o.Metadata, func(a, b formats.Pair) int { return strings.Compare(a.Name, b.Name) })
 	for _, t := range tensors {
 		if err := f.Holds(t); err != nil {
@@ -43,10 +52,15 @@ func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Optio
 				quote(t.Name))
 		}
 	}
-	return formats.LayOut(tensors, o, formats.Naming{Stem: "model", Extension: extension},
+	l, err := formats.LayOut(tensors, o, formats.Naming{Stem: "model", Extension: extension},
 		func(name string, members []int, sizes []int64) (formats.Shard, error) {
 			return layShard(name, tensors, sizes, members, o.Metadata)
 		})
+	if err == nil && len(left) > 0 {
+		l.Notices = append(l.Notices, "metadata is left out, since it is a list with a string that is no UTF-8: "+
+			formats.List(left))
+	}
+	return l, err
 }
 
 // Holds says of an encoding that there is no place for it.

@@ -116,6 +116,14 @@ func genInfos(t *rapid.T) []tensor.Info {
 	return all
 }
 
+// TestListThatIsNoText is left out, and told of.
+func TestListThatIsNoText(t *testing.T) {
+	l := layout(t, nil, formats.Options{Metadata: formats.Metadata{{Name: "b", Value: []string{"x", "ö"}},
+		{Name: "c", Value: []string{"", "\xc3"}}}})
+	assert.Equal(t, []string{`metadata is left out, since it is a list with a string that is no UTF-8: "c"`}, l.Notices)
+	assert.Contains(t, string(l.Shards[0].Header), `{"__metadata__":{"b":"[\"x\", \"ö\"]"}}`)
+}
+
 // TestRoundTrip writes what Layout says and opens it: the same tensors come back, each with its own bytes, and the
 // rules of the split hold.
 func TestRoundTrip(t *testing.T) {
@@ -123,6 +131,7 @@ func TestRoundTrip(t *testing.T) {
 		tensors := genInfos(rt)
 		o := formats.Options{
 			MaxShardSize: rapid.Int64Range(0, 500).Draw(rt, "max"),
+			MaxTensors:   rapid.IntRange(0, 5).Draw(rt, "max tensors"),
 		}
 		metadata := map[string]string{}
 		for k, v := range rapid.MapOfN(rapid.String(), rapid.String(), 0, 3).Draw(rt, "metadata") {
@@ -163,6 +172,9 @@ func TestRoundTrip(t *testing.T) {
 			require.Equal(rt, s.Size, int64(len(data)))
 			if o.MaxShardSize > 0 && sum > o.MaxShardSize {
 				require.Len(rt, units, 1, "a shard of %d bytes has more than one unit", sum)
+			}
+			if o.MaxTensors > 0 && len(s.Tensors) > o.MaxTensors {
+				require.Len(rt, units, 1, "a shard of %d tensors has more than one unit", len(s.Tensors))
 			}
 			require.NoError(rt, os.WriteFile(filepath.Join(dir, s.Name), data, 0o644))
 		}
