@@ -108,7 +108,7 @@ type Job struct {
 	Weight    string       `json:"weight"`
 	Name      string       `json:"name,omitempty"` // in the result, empty where it is the same
 	Copy      bool         `json:"copy,omitempty"`
-	DType     tensor.DType `json:"dtype"`             // of the values that are written, or quantised
+	DType     tensor.DType `json:"dtype,omitzero"`    // of the values that are written; 0 of copied blocks
 	Finite    bool         `json:"finite,omitempty"`  // a value that is not finite is an error
 	RoundTrip *quant.Spec  `json:"through,omitempty"` // quantised so, and dequantised, before anything is added
 	Encode    *quant.Spec  `json:"encode,omitempty"`  // nil writes plain values
