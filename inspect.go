@@ -3,7 +3,11 @@ package lorakit
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"reflect"
+	"strings"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -20,9 +24,62 @@ type Inspection struct {
 	Parameters int64  `json:"parameters"` // elements of floating-point weights, as they were before quantisation
 	Bytes      int64  `json:"bytes"`      // of all tensors as they are stored
 	// Files hold the tensors, an index included.
-	Files    []string          `json:"files"`
+	Files []string `json:"files"`
+	// Metadata are the values that are stored with the tensors, by their names, of a list the first few. Values are the
+	// same in the order of the file, with their types.
 	Metadata map[string]any    `json:"metadata"`
+	Values   []InspectedValue  `json:"values"`
 	Tensors  []InspectedTensor `json:"tensors"`
+}
+
+// InspectedValue is a named value that is stored with the tensors.
+type InspectedValue struct {
+	Name string `json:"name"`
+	Type string `json:"type"` // as Go has it: "string", "uint32", "[]float32"
+	// Value is a string, a bool or a number, and of a list the first few.
+	Value  any `json:"value"`
+	Length int `json:"length,omitzero"` // of a list
+}
+
+// shownValues is how many values of a list are shown: a vocabulary has hundreds of thousands.
+const shownValues = 8
+
+func inspectedValue(p formats.Pair) InspectedValue {
+	v := InspectedValue{Name: p.Name, Type: fmt.Sprintf("%T", p.Value), Value: p.Value}
+	if list := reflect.ValueOf(p.Value); list.Kind() == reflect.Slice {
+		v.Length = list.Len()
+		few := make([]any, min(v.Length, shownValues))
+		for i := range few {
+			few[i] = list.Index(i).Interface()
+		}
+		v.Value = few
+	}
+	return v
+}
+
+// String is the value in one line, of a list its length and the first few.
+func (v InspectedValue) String() string {
+	list, ok := v.Value.([]any)
+	if !ok {
+		return formats.Pair{Value: v.Value}.Text()
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d:", v.Length)
+	for i, x := range list {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteByte(' ')
+		if s, ok := x.(string); ok {
+			b.WriteString(tensor.Quote(s))
+		} else {
+			b.WriteString(formats.Pair{Value: x}.Text())
+		}
+	}
+	if len(list) < v.Length {
+		b.WriteString(", …")
+	}
+	return b.String()
 }
 
 // InspectedTensor is one logical weight.
@@ -50,10 +107,13 @@ func Inspect(ctx context.Context, path string, o ReadOptions) (*Inspection, erro
 	defer c.Close()
 	r := &Inspection{
 		Path: path, Format: c.Format.Name(), Known: c.Known, Files: c.Files(), Metadata: map[string]any{},
+		Values:  []InspectedValue{},
 		Tensors: []InspectedTensor{},
 	}
 	for _, p := range c.Metadata() {
-		r.Metadata[p.Name] = p.Value
+		v := inspectedValue(p)
+		r.Metadata[v.Name] = v.Value
+		r.Values = append(r.Values, v)
 	}
 	if c.Config != nil {
 		r.ModelType, r.Architecture, r.DType = c.Config.ModelType, c.Config.Architecture, c.Config.DType

@@ -252,7 +252,7 @@ func printPlan(w io.Writer, r *lorakit.ConvertResult) error {
 				how = "cast or dequantised"
 			}
 			for _, out := range j.Outputs {
-				t.row(s.Name, out.Name, out.DType.String(), out.Shape.String(), how)
+				t.row(s.Name, out.Name, out.Type(), out.Shape.String(), how)
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -33,6 +34,7 @@ of what they add, and says what its config does.`,
   lorakit inspect my-lora`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			debug.SetGCPercent(400) // it ends soon, and what it reads it holds
 			w := c.OutOrStdout()
 			if lorakit.IsAdapter(args[0]) {
 				shown, err := inspectAdapter(c, args[0], parse, o, asJSON)
@@ -53,6 +55,7 @@ of what they add, and says what its config does.`,
 			case tree:
 				printTree(w, r)
 			default:
+				printMetadata(w, r)
 				printTensors(w, r)
 			}
 			printSummary(w, r)
@@ -96,17 +99,35 @@ func inspectAdapter(c *cobra.Command, path string, parse func([]string) ([]lorak
 	return true, nil
 }
 
+// printMetadata lists what is stored with the tensors, but for a mere note of who has saved them.
+func printMetadata(w io.Writer, r *lorakit.Inspection) {
+	t := newTable(w, "KEY", "TYPE", "VALUE")
+	for _, v := range r.Values {
+		if v.Name != "format" {
+			t.row(v.Name, v.Type, v.String())
+		}
+	}
+	if len(t.rows) > 1 {
+		t.flush()
+		fmt.Fprintln(w)
+	}
+}
+
 func printTensors(w io.Writer, r *lorakit.Inspection) {
 	t := newTable(w, "DTYPE", "TENSOR", "SHAPE", "SIZE", "STORED AS", "KIND")
 	t.names, t.spare = []string{"TENSOR"}, []string{"KIND", "SIZE", "DTYPE"}
 	for _, x := range r.Tensors {
-		dtype := "-"
-		if x.DType.Valid() {
-			dtype = x.DType.String()
-		}
-		t.row(dtype, x.Name, x.Shape.String(), humanize.IBytes(uint64(x.Bytes)), cmp.Or(x.Scheme, "plain"), x.Kind)
+		t.row(dtypeOf(&x), x.Name, x.Shape.String(), humanize.IBytes(uint64(x.Bytes)), cmp.Or(x.Scheme, "plain"), x.Kind)
 	}
 	t.flush()
+}
+
+// dtypeOf is the type of a tensor's values, where it can be read.
+func dtypeOf(t *lorakit.InspectedTensor) string {
+	if !t.DType.Valid() {
+		return "-"
+	}
+	return t.DType.String()
 }
 
 func printSummary(w io.Writer, r *lorakit.Inspection) {
@@ -119,7 +140,13 @@ func printSummary(w io.Writer, r *lorakit.Inspection) {
 		fmt.Fprintf(w, "architecture  %s%s\n", escape(cmp.Or(r.Architecture, r.ModelType)), known)
 	}
 	fmt.Fprintf(w, "format        %s, %s\n", r.Format, count(len(r.Files), "file"))
-	fmt.Fprintf(w, "stored as     %s\n", cmp.Or(r.Scheme, "plain"))
+	var stored []string
+	for _, x := range r.Tensors {
+		if x.Scheme != "" && !slices.Contains(stored, x.Scheme) {
+			stored = append(stored, x.Scheme)
+		}
+	}
+	fmt.Fprintf(w, "stored as     %s\n", cmp.Or(strings.Join(stored, "; "), "plain"))
 	fmt.Fprintf(w, "parameters    %s in %d tensors\n", humanize.Comma(r.Parameters), len(r.Tensors))
 	fmt.Fprintf(w, "size          %s\n", humanize.IBytes(uint64(r.Bytes)))
 }
@@ -212,7 +239,7 @@ func (n *node) print(w io.Writer, indent string) {
 		}
 		line := indent + branch + name
 		if c.tensor != nil {
-			line += fmt.Sprintf("  %v %v %s", c.tensor.DType, c.tensor.Shape, c.tensor.Scheme)
+			line += fmt.Sprintf("  %s %v %s", dtypeOf(c.tensor), c.tensor.Shape, c.tensor.Scheme)
 		} else {
 			line += "  " + humanize.IBytes(uint64(c.bytes))
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -215,7 +216,7 @@ func escape(s string) string {
 // overflowed, is null, since JSON has no number for it.
 func printJSON(w io.Writer, v any) error {
 	b, err := json.Marshal(v, jsontext.WithIndent("  "), jsontext.AllowInvalidUTF8(true), json.Deterministic(true),
-		json.WithMarshalers(json.MarshalToFunc(finiteOrNull)))
+		json.WithMarshalers(json.JoinMarshalers(json.MarshalToFunc(finiteOrNull), json.MarshalToFunc(finite32OrNull))))
 	if err != nil {
 		return err
 	}
@@ -228,4 +229,11 @@ func finiteOrNull(e *jsontext.Encoder, x float64) error {
 		return e.WriteToken(jsontext.Null)
 	}
 	return e.WriteToken(jsontext.Float(x))
+}
+
+func finite32OrNull(e *jsontext.Encoder, x float32) error {
+	if y := float64(x); math.IsNaN(y) || math.IsInf(y, 0) {
+		return e.WriteToken(jsontext.Null)
+	}
+	return errors.ErrUnsupported // it has fewer digits than a float64: the usual way
 }
