@@ -25,14 +25,14 @@ type Format struct {
 // Limits bound what Open is willing to read, and Layout to write: past one of them they fail with formats.ErrLimit. A
 // field that is zero has its default, which is far above any model known.
 type Limits struct {
-	HeaderBytes int64 // of one file, all before the data; default 2^27
+	HeaderBytes int64 // of one file, all before the data; default 2^26
 	Tensors     int   // in all files together; default 2^20
 	Files       int   // of one model; default 10,000
 }
 
 func (l Limits) withDefaults() Limits {
 	return Limits{
-		HeaderBytes: cmp.Or(l.HeaderBytes, 1<<27),
+		HeaderBytes: cmp.Or(l.HeaderBytes, 1<<26),
 		Tensors:     cmp.Or(l.Tensors, 1<<20),
 		Files:       cmp.Or(l.Files, 10_000),
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math"
 	"runtime"
@@ -282,8 +283,29 @@ func TestSplitRefused(t *testing.T) {
 	}
 }
 
+// FuzzParts opens any bytes as the second of three files.
+func FuzzParts(f *testing.F) {
+	names := models(f)["split.gguf"].Files
+	dir := files(f, names...)
+	for _, b := range dir {
+		f.Add(b)
+	}
+	first, third := dir[names[0]], dir[names[2]]
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m := storagetest.Memory{names[0]: first, names[1]: data, names[2]: third}
+		c, err := gguf.Format{}.Open(context.Background(), m, names[1])
+		if err != nil {
+			assertKind(t, err)
+			return
+		}
+		defer c.Close()
+		require.Len(t, c.Tensors(), 8)
+		require.Len(t, c.Files(), 3)
+	})
+}
+
 // FuzzOpen opens any bytes as a file. What is accepted must hold what a container promises, and what is refused must
-// say why in one line.
+// say why in one line. What is accepted and written again is read as the same.
 func FuzzOpen(f *testing.F) {
 	for _, x := range models(f) {
 		for _, b := range files(f, x.Files...) {
@@ -312,5 +334,17 @@ func FuzzOpen(f *testing.F) {
 			_, err = x.ReadAt(p, 0)
 			require.NoError(t, err)
 		}
+		infos, bytes := contents(t, c)
+		l, err := gguf.Format{}.Layout(context.Background(), infos, formats.Options{Metadata: c.Metadata()})
+		if err != nil || len(l.Notices) > 0 { // a name that is no UTF-8, or no architecture
+			return
+		}
+		again, err := gguf.Format{}.Open(context.Background(), write(t, l, bytes), "model.gguf")
+		require.NoError(t, err)
+		defer again.Close()
+		gotInfos, gotBytes := contents(t, again)
+		require.Equal(t, infos, gotInfos)
+		require.Equal(t, bytes, gotBytes)
+		require.Equal(t, fmt.Sprintf("%#v", c.Metadata()), fmt.Sprintf("%#v", again.Metadata())) // NaN is NaN
 	})
 }
