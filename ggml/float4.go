@@ -1,0 +1,119 @@
+package ggml
+
+import "math"
+
+// The types whose codes are floats of 4 bits, E2M1: MXFP4 with a power of two as a block's scale (OCP Microscaling
+// Formats, 1.0) and NVFP4 with a float of 8 bits, UE4M3, as that of 16 elements.
+
+// doubled are twice the values of the codes, so that they are whole numbers.
+var doubled = [16]float32{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
+
+// nearest4 returns the first code with the least error. No code of the other sign can have a lesser one than 0 has.
+func nearest4(x, scale float32) (code byte) {
+	least := abs(0 - x)
+	first := byte(1)
+	if x < 0 {
+		first = 9
+	}
+	for q := first; q < first+7; q++ {
+		if e := abs(float32(doubled[q]*scale) - x); e < least {
+			least, code = e, q
+		}
+	}
+	return code
+}
+
+// powerOfTwo is 2^(e-128), half of what e stands for.
+func powerOfTwo(e byte) float32 {
+	if e < 2 {
+		return math.Float32frombits(0x00200000 << e)
+	}
+	return math.Float32frombits(uint32(e-1) << 23)
+}
+
+// floorLog2 is the floor of the logarithm as a float32, which close below a power of two is rounded up to it.
+func floorLog2(x float32) int {
+	b := math.Float32bits(x)
+	if exponent, rest := b>>23, b&0x7fffff; exponent > 0 && rest < 0x7fff00 {
+		return int(exponent) - 127
+	}
+	return int(math.Floor(float64(float32(math.Log2(float64(x))))))
+}
+
+func encodeMXFP4(p []byte, x []float32) {
+	p[0] = 0
+	if m := largest(x); m > 0 {
+		p[0] = byte(floorLog2(m) - 2 + 127)
+	}
+	scale := powerOfTwo(p[0])
+	for j := range p[1:] {
+		p[1+j] = nearest4(x[j], scale) | nearest4(x[j+16], scale)<<4
+	}
+}
+
+func decodeMXFP4(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[32:], src[17:] {
+		d := powerOfTwo(src[0])
+		for j, b := range src[1:17] {
+			dst[j] = doubled[b&15] * d
+			dst[j+16] = doubled[b>>4] * d
+		}
+	}
+}
+
+// toUE4M3 rounds to a float of 4 bits of exponent and 3 of mantissa, halves up; negative numbers become 0.
+func toUE4M3(x float32) byte {
+	if !(x > 0) {
+		return 0
+	}
+	x = min(x, 448)
+	b := math.Float32bits(x)
+	exponent := int32(b>>23) - 127 + 7
+	if exponent <= 0 {
+		return byte(min(7, truncate(float32(x*512)+0.5)))
+	}
+	mantissa := int32(b>>20&7) + int32(b>>19&1)
+	if mantissa > 7 {
+		mantissa = 0
+		exponent++
+	}
+	if exponent >= 15 {
+		return 0x7e
+	}
+	return byte(exponent<<3 | mantissa)
+}
+
+// halfUE4M3 is half of a float's value. NaN is read as 0.
+func halfUE4M3(b byte) float32 {
+	exponent, mantissa := b>>3&15, float32(b&7)
+	switch {
+	case b == 0 || b == 0x7f:
+		return 0
+	case exponent == 0:
+		return mantissa * (1.0 / 1024)
+	}
+	return (1 + mantissa/8) * math.Float32frombits(uint32(127-8+int(exponent))<<23)
+}
+
+func encodeNVFP4(p []byte, x []float32) {
+	for s := range 4 {
+		group := x[16*s:][:16]
+		p[s] = toUE4M3(largest(group) / 6)
+		scale := halfUE4M3(p[s])
+		for j := range 8 {
+			p[4+8*s+j] = nearest4(group[j], scale) | nearest4(group[j+8], scale)<<4
+		}
+	}
+}
+
+func decodeNVFP4(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[64:], src[36:] {
+		for s, u := range src[:4] {
+			d, group := halfUE4M3(u), dst[16*s:][:16]
+			for j, b := range src[4+8*s:][:8] {
+				group[j] = doubled[b&15] * d
+				group[j+8] = doubled[b>>4] * d
+			}
+		}
+	}
+}

@@ -1,0 +1,444 @@
+package ggml
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/lorakit/lorakit/internal/kernels"
+)
+
+// The K types: blocks of 256 in groups of 16 or 32, whose scales, and minima for Q2_K, Q4_K and Q5_K, are codes by
+// themselves. To quantise, each group gets the scale and minimum that fit it best; the block's scale follows from them;
+// then all codes are made again from what is stored.
+
+// sideBySide puts the elements of groups next to one another, as the searches of package kernels take them.
+func sideBySide(dst, x []float32) {
+	n := len(x) / kernels.Lanes
+	dst = dst[:len(x)]
+	for g := range kernels.Lanes {
+		for i, v := range x[g*n:][:n] {
+			dst[kernels.Lanes*i+g] = v
+		}
+	}
+}
+
+// minGroups are the groups of a block of Q2_K, Q4_K or Q5_K, and their codes.
+type minGroups struct {
+	scale, min   [16]float32
+	found        [2]kernels.MinFound
+	codes        [256]byte
+	greatest     [2]float32 // scale, minimum
+	count, width int        // of groups, of elements in one
+}
+
+// search finds the scales and minima of groups of so many elements. The weight of an element is its magnitude, to
+// which in Q4_K and Q5_K the root of the group's mean square is added.
+func (g *minGroups) search(x []float32, width int, r kernels.MinRule) {
+	var side, weights [256]float32
+	g.width, g.count = width, len(x)/width
+	part := kernels.Lanes * width
+	for k := range len(x) / part {
+		x, side := x[k*part:][:part], side[:part]
+		sideBySide(side, x)
+		var base [kernels.Lanes]float32
+		if !r.Absolute {
+			for i := range base {
+				var sum float32
+				for _, v := range x[i*width:][:width] {
+					sum += float32(v * v)
+				}
+				base[i] = float32(math.Sqrt(float64(sum / float32(width))))
+			}
+		}
+		for i, v := range side {
+			weights[i] = base[i%kernels.Lanes] + abs(v)
+		}
+		kernels.SearchMin(&g.found[k], side, weights[:part], r)
+		copy(g.scale[k*kernels.Lanes:], g.found[k].Scale[:])
+		copy(g.min[k*kernels.Lanes:], g.found[k].Min[:])
+	}
+	for i := range g.count {
+		if g.scale[i] > g.greatest[0] {
+			g.greatest[0] = g.scale[i]
+		}
+		if g.min[i] > g.greatest[1] {
+			g.greatest[1] = g.min[i]
+		}
+	}
+}
+
+// encode sets the codes of a group from what is stored of it.
+func (g *minGroups) encode(i int, x []float32, scale, least float32, most int32) {
+	codes, x := g.codes[i*g.width:][:g.width], x[i*g.width:][:g.width]
+	if scale == 0 { // the codes that the search found
+		f, lane := &g.found[i/kernels.Lanes], i%kernels.Lanes
+		for j, v := range x {
+			codes[j] = byte(clip(kernels.RoundCode(float32(f.Inverse[lane]*(v-f.Low[lane]))), 0, most))
+		}
+		return
+	}
+	for j, v := range x {
+		codes[j] = byte(clip(kernels.RoundCode((v+least)/scale), 0, most))
+	}
+}
+
+// reciprocal is a over the greatest of what is above zero, else 0.
+func reciprocal(a, greatest float32) float32 {
+	if greatest > 0 {
+		return a / greatest
+	}
+	return 0
+}
+
+func encodeQ2K(p []byte, x []float32) {
+	var g minGroups
+	g.search(x, 16, kernels.MinRule{Largest: 3, Start: -0.5, Steps: 15, Absolute: true})
+	d, m := putHalf(p[80:], g.greatest[0]/15), putHalf(p[82:], g.greatest[1]/15)
+	scales, mins := reciprocal(15, g.greatest[0]), reciprocal(15, g.greatest[1])
+	for i := range 16 {
+		p[i] = byte(kernels.RoundCode(float32(scales*g.scale[i]))) |
+			byte(kernels.RoundCode(float32(mins*g.min[i]))<<4)
+		g.encode(i, x, d*float32(p[i]&15), m*float32(p[i]>>4), 3)
+	}
+	pack2(p[16:80], &g.codes)
+}
+
+func decodeQ2K(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[256:], src[84:] {
+		d, m := half(src[80:]), half(src[82:])
+		for g, s := range src[:16] {
+			scale, least, y := d*float32(s&15), m*float32(s>>4), (*[16]float32)(dst[16*g:])
+			q, shift := (*[16]byte)(src[16+g/8*32+g%2*16:]), 2*(g%8/2)
+			for j, b := range q {
+				y[j] = float32(scale*float32(b>>shift&3)) - least
+			}
+		}
+	}
+}
+
+// packScales packs 8 scales and 8 minima of 6 bits, those of the first four groups apart from the others, whose upper
+// bits stand above them.
+func packScales(p *[12]byte, scales, mins *[8]byte) {
+	for g := range 4 {
+		p[g] = scales[g] | scales[g+4]>>4<<6
+		p[g+4] = mins[g] | mins[g+4]>>4<<6
+		p[g+8] = scales[g+4]&15 | mins[g+4]<<4
+	}
+}
+
+func unpackScales(p *[12]byte, scales, mins *[8]byte) {
+	for g := range 4 {
+		scales[g], mins[g] = p[g]&63, p[g+4]&63
+		scales[g+4] = p[g+8]&15 | p[g]>>6<<4
+		mins[g+4] = p[g+8]>>4 | p[g+4]>>6<<4
+	}
+}
+
+// encode6 fills the 16 bytes that Q4_K and Q5_K begin with, and sets the codes.
+func (g *minGroups) encode6(p []byte, x []float32, most int32) {
+	d, m := putHalf(p, g.greatest[0]/63), putHalf(p[2:], g.greatest[1]/63)
+	toScale, toMin := reciprocal(63, g.greatest[0]), reciprocal(63, g.greatest[1])
+	var scales, mins [8]byte
+	for i := range 8 {
+		scales[i] = min(63, byte(kernels.RoundCode(float32(toScale*g.scale[i]))))
+		mins[i] = min(63, byte(kernels.RoundCode(float32(toMin*g.min[i]))))
+		g.encode(i, x, d*float32(scales[i]), m*float32(mins[i]), most)
+	}
+	packScales((*[12]byte)(p[4:]), &scales, &mins)
+}
+
+// pack4 packs 256 codes of 4 bits: of each run of 64, byte r has those of elements r and r+32.
+func pack4(p []byte, codes *[256]byte) {
+	for c := range 4 {
+		for r := range 32 {
+			p[32*c+r] = codes[64*c+r]&15 | codes[64*c+r+32]<<4
+		}
+	}
+}
+
+func encodeQ4K(p []byte, x []float32) {
+	var g minGroups
+	g.search(x, 32, kernels.MinRule{Largest: 15, Start: -1, Steps: 20})
+	g.encode6(p, x, 15)
+	pack4(p[16:], &g.codes)
+}
+
+func decodeQ4K(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[256:], src[144:] {
+		d, m := half(src), half(src[2:])
+		var scales, mins [8]byte
+		unpackScales((*[12]byte)(src[4:]), &scales, &mins)
+		for c := range 4 {
+			q, y := (*[32]byte)(src[16+32*c:]), (*[64]float32)(dst[64*c:])
+			scale, least := d*float32(scales[2*c]), m*float32(mins[2*c])
+			upperScale, upperLeast := d*float32(scales[2*c+1]), m*float32(mins[2*c+1])
+			for r, b := range q {
+				y[r] = float32(scale*float32(b&15)) - least
+				y[r+32] = float32(upperScale*float32(b>>4)) - upperLeast
+			}
+		}
+	}
+}
+
+func encodeQ5K(p []byte, x []float32) {
+	var g minGroups
+	g.search(x, 32, kernels.MinRule{Largest: 31, Start: -0.5, Steps: 15})
+	g.encode6(p, x, 31)
+	clear(p[16:48])
+	for i, q := range g.codes {
+		p[16+i%32] |= q >> 4 << (i / 32)
+	}
+	pack4(p[48:], &g.codes)
+}
+
+func decodeQ5K(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[256:], src[176:] {
+		d, m := half(src), half(src[2:])
+		var scales, mins [8]byte
+		unpackScales((*[12]byte)(src[4:]), &scales, &mins)
+		high := (*[32]byte)(src[16:])
+		for c := range 4 {
+			q, y := (*[32]byte)(src[48+32*c:]), (*[64]float32)(dst[64*c:])
+			scale, least := d*float32(scales[2*c]), m*float32(mins[2*c])
+			upperScale, upperLeast := d*float32(scales[2*c+1]), m*float32(mins[2*c+1])
+			for r, b := range q {
+				h := high[r] >> (2 * c)
+				y[r] = float32(scale*float32(b&15|h<<4&16)) - least
+				y[r+32] = float32(upperScale*float32(b>>4|h<<3&16)) - upperLeast
+			}
+		}
+	}
+}
+
+func encodeQ6K(p []byte, x []float32) {
+	var side [128]float32
+	var scales, inverses [16]float32
+	for k := range 2 {
+		var found kernels.SymFound
+		sideBySide(side[:], x[128*k:][:128])
+		kernels.SearchSym(&found, side[:])
+		copy(scales[8*k:], found.Scale[:])
+		copy(inverses[8*k:], found.Inverse[:])
+	}
+	clear(p)
+	m := kernels.LargestSigned(scales[:])
+	if abs(m) < 1e-15 {
+		return
+	}
+	toCode := -128 / m
+	d := putHalf(p[208:], 1/toCode)
+	var codes [256]byte
+	for g := range 16 {
+		s := int8(min(127, kernels.RoundCode(float32(toCode*scales[g]))))
+		p[192+g] = byte(s)
+		scale := d * float32(s)
+		codes, x := codes[16*g:][:16], x[16*g:][:16]
+		switch {
+		case scale != 0:
+			for j, v := range x {
+				codes[j] = byte(clip(kernels.RoundCode(v/scale), -32, 31) + 32)
+			}
+		case inverses[g] != 0: // the codes that the search found
+			for j, v := range x {
+				codes[j] = byte(clip(kernels.RoundCode(float32(inverses[g]*v)), -32, 31) + 32)
+			}
+		}
+	}
+	for h := range 2 {
+		c, low, high := codes[128*h:], p[64*h:], p[128+32*h:]
+		for l := range 32 {
+			a, b, e, f := c[l], c[l+32], c[l+64], c[l+96]
+			low[l], low[l+32] = a&15|e<<4, b&15|f<<4
+			high[l] = a>>4 | b>>4<<2 | e>>4<<4 | f>>4<<6
+		}
+	}
+}
+
+func decodeQ6K(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[256:], src[210:] {
+		d := half(src[208:])
+		for h := range 2 {
+			low, high := (*[64]byte)(src[64*h:]), (*[32]byte)(src[128+32*h:])
+			y := (*[128]float32)(dst[128*h:])
+			var scales [8]float32
+			for i, s := range src[192+8*h:][:8] {
+				scales[i] = d * float32(int8(s))
+			}
+			for l, b := range high {
+				a, e, s := low[l], low[l+32], scales[l/16:]
+				y[l] = s[0] * float32(int32(a&15|b<<4&48)-32)
+				y[l+32] = s[2] * float32(int32(e&15|b<<2&48)-32)
+				y[l+64] = s[4] * float32(int32(a>>4|b&48)-32)
+				y[l+96] = s[6] * float32(int32(e>>4|b>>2&48)-32)
+			}
+		}
+	}
+}
+
+// search3 finds the scale of a group of Q3_K and its codes, from 0 to 7. It takes the codes nearest to four steps for
+// the largest element, and then moves single codes as long as that helps.
+func search3(codes []byte, x []float32) (scale float32) {
+	m := kernels.LargestSigned(x)
+	if abs(m) < 1e-15 {
+		clear(codes)
+		return 0
+	}
+	inv := -4 / m
+	var c, weights [16]float32
+	var a, b float32
+	for i, v := range x {
+		l := float32(clip(kernels.RoundCode(float32(inv*v)), -4, 3))
+		w := float32(v * v)
+		c[i], weights[i] = l, w
+		a += float32(float32(w*v) * l)
+		b += float32(float32(w*l) * l)
+	}
+	for range 5 {
+		changed := false
+		for i, v := range x {
+			w, l := weights[i], c[i]
+			a1 := a - float32(float32(w*v)*l)
+			if !(a1 > 0) {
+				continue
+			}
+			b1 := b - float32(float32(w*l)*l)
+			next := float32(clip(kernels.RoundCode(float32(v*b1)/a1), -4, 3))
+			if next == l {
+				continue
+			}
+			a1 += float32(float32(w*v) * next)
+			b1 += float32(float32(w*next) * next)
+			if b1 > 0 && float32(float32(a1*a1)*b) > float32(float32(a*a)*b1) {
+				c[i], a, b = next, a1, b1
+				changed = true
+			}
+		}
+		if !changed {
+			break
+		}
+	}
+	for i := range x {
+		codes[i] = byte(int32(c[i]) + 4)
+	}
+	if b > 0 {
+		scale = a / b
+	}
+	return scale
+}
+
+func encodeQ3K(p []byte, x []float32) {
+	var codes [256]byte
+	var scales [16]float32
+	for g := range scales {
+		scales[g] = search3(codes[16*g:][:16], x[16*g:][:16])
+	}
+	clear(p)
+	m := kernels.LargestSigned(scales[:])
+	var d, toCode float32
+	if m != 0 {
+		toCode = -32 / m
+		d = putHalf(p[108:], 1/toCode)
+	}
+	for g := range 16 {
+		s := int32(-32)
+		if m != 0 {
+			s = clip(kernels.RoundCode(float32(toCode*scales[g])), -32, 31)
+			stored := byte(s + 32)
+			p[96+g%8] |= stored & 15 << (g / 8 * 4)
+			p[104+g%4] |= stored >> 4 << (g / 4 * 2)
+		}
+		scale := d * float32(s)
+		if scale == 0 { // the codes that the search found
+			continue
+		}
+		for j, v := range x[16*g:][:16] {
+			codes[16*g+j] = byte(clip(kernels.RoundCode(v/scale), -4, 3) + 4)
+		}
+	}
+	for i, q := range codes {
+		p[i%32] |= q >> 2 << (i / 32)
+	}
+	pack2(p[32:96], &codes)
+}
+
+func decodeQ3K(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[256:], src[110:] {
+		d, high := half(src[108:]), src[:32]
+		for g := range 16 {
+			s := src[96+g%8]>>(g/8*4)&15 | src[104+g%4]>>(g/4*2)&3<<4
+			scale, y := d*float32(int32(s)-32), (*[16]float32)(dst[16*g:])
+			q, h, shift := (*[16]byte)(src[32+g/8*32+g%2*16:]), (*[16]byte)(high[g%2*16:]), 2*(g%8/2)
+			for j, b := range q {
+				y[j] = scale * float32(int32(b>>shift&3|h[j]>>(g/2)&1<<2)-4)
+			}
+		}
+	}
+}
+
+// The IQ4 types: codes of 4 bits stand for values that are closer to each other near zero.
+
+func encodeIQ4NL(dst []byte, x []float32) {
+	const width = 32 * kernels.Lanes
+	var side, padded [width]float32
+	for ; len(x) > 0; dst, x = dst[min(18*kernels.Lanes, len(dst)):], x[min(width, len(x)):] {
+		n := copy(padded[:], x)
+		clear(padded[n:])
+		sideBySide(side[:], padded[:])
+		var scales [kernels.Lanes]float32
+		kernels.SearchNonLinear(&scales, side[:])
+		for g := range n / 32 {
+			p := dst[18*g:][:18]
+			putHalf(p, scales[g])
+			nonLinear(p[2:], x[32*g:], inverse(scales[g]))
+		}
+	}
+}
+
+// nonLinear packs the codes of 32 elements.
+func nonLinear(p []byte, x []float32, inv float32) {
+	for j := range 16 {
+		p[j] = byte(kernels.NearestNonLinear(float32(inv*x[j])) | kernels.NearestNonLinear(float32(inv*x[j+16]))<<4)
+	}
+}
+
+func encodeIQ4XS(p []byte, x []float32) {
+	var side [256]float32
+	sideBySide(side[:], x)
+	var scales [kernels.Lanes]float32
+	kernels.SearchNonLinear(&scales, side[:])
+	d := -kernels.LargestSigned(scales[:]) / 32
+	putHalf(p, d)
+	inv, high := inverse(d), uint16(0)
+	clear(p[4:8])
+	for g, s := range scales {
+		l := clip(kernels.RoundCode(float32(inv*s)), -32, 31)
+		nonLinear(p[8+16*g:], x[32*g:], inverse(d*float32(l)))
+		p[4+g/2] |= byte(l+32) & 15 << (g % 2 * 4)
+		high |= uint16(l+32) >> 4 << (2 * g)
+	}
+	binary.LittleEndian.PutUint16(p[2:], high)
+}
+
+func decodeIQ4NL(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[32:], src[18:] {
+		decodeNonLinear(dst, src[2:], half(src))
+	}
+}
+
+func decodeNonLinear(dst []float32, src []byte, scale float32) {
+	y := (*[32]float32)(dst)
+	for j, b := range (*[16]byte)(src) {
+		y[j] = scale * kernels.NonLinear[b&15]
+		y[j+16] = scale * kernels.NonLinear[b>>4]
+	}
+}
+
+func decodeIQ4XS(dst []float32, src []byte) {
+	for ; len(src) > 0; dst, src = dst[256:], src[136:] {
+		d, high := half(src), binary.LittleEndian.Uint16(src[2:])
+		for g := range 8 {
+			l := uint16(src[4+g/2]>>(g%2*4)&15) | high>>(2*g)&3<<4
+			decodeNonLinear(dst[32*g:], src[8+16*g:], d*float32(int32(l)-32))
+		}
+	}
+}

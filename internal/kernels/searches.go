@@ -1,0 +1,307 @@
+package kernels
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/lorakit/lorakit/internal/kernels/race"
+)
+
+// Lanes is the number of groups that a search for scales takes side by side: element i of group g is at index
+// Lanes*i + g. Within a group everything is computed in order, so that the bytes are those of a search by itself.
+const Lanes = 8
+
+// longestGroup is the number of elements in the longest group.
+const longestGroup = 32
+
+// MinRule is how SearchMin looks for the scale and the minimum of groups.
+type MinRule struct {
+	Largest  float32 // code
+	Start    float32 // the first trial has Largest + Start steps between the minimum and the maximum
+	Steps    int     // how many more trials there are, each a tenth of a step from the one before
+	Absolute bool    // the error of an element is its magnitude, not its square
+}
+
+// MinFound is what SearchMin finds. The code of an element x is RoundCode(Inverse * (x - Low)) within the range of
+// codes; both are zero where all elements are the same.
+type MinFound struct{ Scale, Min, Inverse, Low [Lanes]float32 }
+
+// SearchMin finds, for each group of x, the scale s and the minimum m for which the codes q have the least weighted
+// error between s*q - m and x, as ggml's make_qkx2_quants does.
+func SearchMin(found *MinFound, x, w []float32, r MinRule) { active.SearchMin(found, x, w, r) }
+
+// SearchMin is the function SearchMin by this set.
+func (s *Set) SearchMin(found *MinFound, x, w []float32, r MinRule) {
+	n := checkGroups(x)
+	if len(w) != len(x) {
+		panic(fmt.Sprintf("kernels: %d weights for %d elements", len(w), len(x)))
+	}
+	race.ReadSlice(x)
+	race.ReadSlice(w)
+	var xs, ws [longestGroup]float32
+	for g := range Lanes {
+		for i := range n {
+			xs[i], ws[i] = x[Lanes*i+g], w[Lanes*i+g]
+		}
+		searchMin(found, g, xs[:n], ws[:n], r)
+	}
+}
+
+// tenth is by how much the trials of a search differ.
+const tenth = float32(0.1)
+
+// searchMin is the twin of Set.searchMin, for one group.
+func searchMin(found *MinFound, g int, x, w []float32, r MinRule) {
+	w = w[:len(x)]
+	low, high := x[0], x[0]
+	sumW, sumX := w[0], float32(w[0]*x[0])
+	for i := 1; i < len(x); i++ {
+		if x[i] < low {
+			low = x[i]
+		}
+		if x[i] > high {
+			high = x[i]
+		}
+		sumW += w[i]
+		sumX += float32(w[i] * x[i])
+	}
+	if low > 0 {
+		low = 0
+	}
+	found.Scale[g], found.Min[g], found.Inverse[g], found.Low[g] = 0, -low, 0, 0
+	if high == low {
+		return
+	}
+	var codes [longestGroup]float32
+	inverse := r.Largest / (high - low)
+	for i, v := range x {
+		codes[i] = code(float32(inverse*(v-low)), r.Largest)
+	}
+	scale := 1 / inverse
+	best := codesError(codes[:len(x)], x, w, scale, low, r.Absolute)
+	found.Scale[g], found.Inverse[g], found.Low[g] = scale, inverse, low
+	for k := range r.Steps + 1 {
+		inverse = (float32(r.Start+float32(tenth*float32(k))) + r.Largest) / (high - low)
+		var sumL, sumL2, sumXL float32
+		for i, v := range x {
+			l := code(float32(inverse*(v-low)), r.Largest)
+			codes[i] = l
+			wl := float32(w[i] * l)
+			sumL += wl
+			sumL2 += float32(wl * l)
+			sumXL += float32(wl * v)
+		}
+		det := float32(sumW*sumL2) - float32(sumL*sumL)
+		if !(det > 0) {
+			continue
+		}
+		scale = (float32(sumW*sumXL) - float32(sumX*sumL)) / det
+		least := (float32(sumL2*sumX) - float32(sumL*sumXL)) / det
+		if least > 0 {
+			least, scale = 0, sumXL/sumL2
+		}
+		if e := codesError(codes[:len(x)], x, w, scale, least, r.Absolute); e < best {
+			best = e
+			found.Scale[g], found.Min[g], found.Inverse[g], found.Low[g] = scale, -least, inverse, low
+			low = least
+		}
+	}
+}
+
+// codesError is the weighted error of codes.
+func codesError(codes, x, w []float32, scale, low float32, absolute bool) (sum float32) {
+	x, w = x[:len(codes)], w[:len(codes)]
+	for i, l := range codes {
+		diff := float32(float32(scale*l)+low) - x[i]
+		if absolute {
+			diff = abs32(diff)
+		} else {
+			diff *= diff
+		}
+		sum += float32(w[i] * diff)
+	}
+	return sum
+}
+
+// code returns the code nearest to v, from 0 to largest.
+func code(v, largest float32) float32 { return max(0, min(largest, float32(RoundCode(v)))) }
+
+// RoundCode rounds a number below 2^22 to the nearest integer, to even where two are as near. Of a greater one, of an
+// infinity and of a NaN it returns what ggml makes of them, which has no meaning.
+func RoundCode(v float32) int32 {
+	return int32(math.Float32bits(v+12582912)&0x7fffff) - 0x400000
+}
+
+func abs32(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ (1 << 31)) }
+
+// SymFound is what SearchSym finds. The code of an element x is RoundCode(Inverse * x) within the range of codes.
+// Inverse is 0 for a group of zeros.
+type SymFound struct{ Scale, Inverse [Lanes]float32 }
+
+// symLargest is how many codes of SearchSym are negative.
+const symLargest = float32(32)
+
+// tinyGroup is the least magnitude that makes a group's scale.
+const tinyGroup = float32(1e-15)
+
+// SearchSym finds, for each group of x, the scale for which codes from -32 to 31 have the least error, weighted by the
+// squares of the elements, as ggml's make_qx_quants does. The largest element of a group has the code -32 at first.
+func SearchSym(found *SymFound, x []float32) { active.SearchSym(found, x) }
+
+// SearchSym is the function SearchSym by this set.
+func (s *Set) SearchSym(found *SymFound, x []float32) {
+	n := checkGroups(x)
+	race.ReadSlice(x)
+	var xs [longestGroup]float32
+	for g := range Lanes {
+		for i := range n {
+			xs[i] = x[Lanes*i+g]
+		}
+		found.Scale[g], found.Inverse[g] = searchSym(xs[:n])
+	}
+}
+
+// searchSym is the twin of Set.searchSym, for one group.
+func searchSym(x []float32) (scale, inverse float32) {
+	m := LargestSigned(x)
+	if abs32(m) < tinyGroup {
+		return 0, 0
+	}
+	inverse = -symLargest / m
+	a, b := symSums(x, inverse)
+	if b != 0 {
+		scale = a / b
+	}
+	best := float32(scale * a)
+	for i := -9; i <= 9; i++ {
+		if i == 0 {
+			continue
+		}
+		trial := -float32(symLargest+float32(tenth*float32(i))) / m
+		if a, b = symSums(x, trial); b > 0 && float32(a*a) > float32(best*b) {
+			inverse, scale = trial, a/b
+			best = float32(scale * a)
+		}
+	}
+	return scale, inverse
+}
+
+func symSums(x []float32, inverse float32) (a, b float32) {
+	for _, v := range x {
+		l := float32(max(-symLargest, min(symLargest-1, float32(RoundCode(float32(inverse*v))))))
+		w := float32(v * v)
+		a += float32(float32(w*v) * l)
+		b += float32(float32(w*l) * l)
+	}
+	return a, b
+}
+
+// LargestSigned returns the first element of the greatest magnitude, +0 where all are zero.
+func LargestSigned(x []float32) (largest float32) {
+	var magnitude float32
+	for _, v := range x {
+		if a := abs32(v); a > magnitude {
+			magnitude, largest = a, v
+		}
+	}
+	return largest
+}
+
+// NonLinear are the values that the codes of ggml's IQ4 types stand for.
+var NonLinear = [16]float32{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
+
+// nonLinearMiddles are the least numbers that are no nearer to the value below than to the one above.
+var nonLinearMiddles = [15]float32{-115.5, -93.5, -74, -57, -42, -28.5, -16, -4.5, 7, 19, 31.5, 45.5, 61, 79, 101}
+
+// NearestNonLinear returns the code whose value is nearest to v, the upper one where two are as near.
+func NearestNonLinear(v float32) (code int) {
+	if v >= nonLinearMiddles[7] {
+		code = 8
+	}
+	if v >= nonLinearMiddles[code+3] {
+		code += 4
+	}
+	if v >= nonLinearMiddles[code+1] {
+		code += 2
+	}
+	if v >= nonLinearMiddles[code] {
+		code++
+	}
+	return code
+}
+
+// SearchNonLinear finds, for each group of x, the scale for which the values NonLinear have the least error, weighted
+// by the squares of the elements, as ggml does for its IQ4 types. A group of zeros has the scale 0.
+func SearchNonLinear(scales *[Lanes]float32, x []float32) { active.SearchNonLinear(scales, x) }
+
+// SearchNonLinear is the function SearchNonLinear by this set.
+func (s *Set) SearchNonLinear(scales *[Lanes]float32, x []float32) {
+	n := checkGroups(x)
+	race.ReadSlice(x)
+	var xs [longestGroup]float32
+	for g := range Lanes {
+		for i := range n {
+			xs[i] = x[Lanes*i+g]
+		}
+		scales[g] = searchNonLinear(xs[:n])
+	}
+}
+
+// searchNonLinear is the twin of Set.searchNonLinear, for one group.
+func searchNonLinear(x []float32) (scale float32) {
+	m := LargestSigned(x)
+	if abs32(m) < tinyGroup {
+		return 0
+	}
+	a, b := nonLinearSums(x, 1/(-m/NonLinear[0]))
+	if b != 0 {
+		scale = a / b
+	}
+	best := float32(scale * a)
+	for i := -7; i <= 7; i++ {
+		if a, b = nonLinearSums(x, (float32(i)+NonLinear[0])/m); b > 0 && float32(a*a) > float32(best*b) {
+			scale = a / b
+			best = float32(scale * a)
+		}
+	}
+	return scale
+}
+
+func nonLinearSums(x []float32, inverse float32) (a, b float32) {
+	for _, v := range x {
+		k := NonLinear[NearestNonLinear(float32(inverse*v))]
+		wk := float32(float32(v*v) * k)
+		a += float32(wk * v)
+		b += float32(wk * k)
+	}
+	return a, b
+}
+
+// checkGroups panics unless x holds groups side by side, and returns how long they are.
+func checkGroups(x []float32) int {
+	n := len(x) / Lanes
+	if n == 0 || n > longestGroup || len(x)%Lanes != 0 {
+		panic(fmt.Sprintf("kernels: %d elements, expected %d groups of up to %d", len(x), Lanes, longestGroup))
+	}
+	return n
+}
+
+// ToHalf rounds x to a float16, to nearest even. A NaN keeps its sign.
+func ToHalf(x float32) uint16 { return f16FromF32(x) }
+
+// FromHalf returns the value of a float16.
+func FromHalf(h uint16) float32 { return f32FromF16(h) }
+
+// MaxAbs returns the bits of the largest magnitude among the elements of src; a NaN is larger than an infinity.
+func MaxAbs(src []byte, from Float) uint32 { return active.MaxAbs(src, from) }
+
+// MaxAbs is the function MaxAbs by this set.
+func (s *Set) MaxAbs(src []byte, from Float) uint32 {
+	elements(src, from)
+	race.ReadSlice(src)
+	largest, done := uint32(0), 0
+	if f := s.maxAbs[from]; f != nil {
+		largest, done = f(src)
+	}
+	return max(largest, maxAbs(src[done*from.Size():], from))
+}
