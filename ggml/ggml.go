@@ -29,31 +29,31 @@ type Type uint32
 
 // The block types.
 const (
-	Q4_0    Type = 2
-	Q4_1    Type = 3
-	Q5_0    Type = 6
-	Q5_1    Type = 7
-	Q8_0    Type = 8
-	Q2_K    Type = 10
-	Q3_K    Type = 11
-	Q4_K    Type = 12
-	Q5_K    Type = 13
-	Q6_K    Type = 14
-	IQ2_XXS Type = 16
-	IQ2_XS  Type = 17
-	IQ3_XXS Type = 18
-	IQ1_S   Type = 19
-	IQ4_NL  Type = 20
-	IQ3_S   Type = 21
-	IQ2_S   Type = 22
-	IQ4_XS  Type = 23
-	IQ1_M   Type = 29
-	TQ1_0   Type = 34
-	TQ2_0   Type = 35
-	MXFP4   Type = 39
-	NVFP4   Type = 40
-	Q1_0    Type = 41
-	Q2_0    Type = 42
+	Q4_0   Type = 2
+	Q4_1   Type = 3
+	Q5_0   Type = 6
+	Q5_1   Type = 7
+	Q8_0   Type = 8
+	Q2K    Type = 10
+	Q3K    Type = 11
+	Q4K    Type = 12
+	Q5K    Type = 13
+	Q6K    Type = 14
+	IQ2XXS Type = 16
+	IQ2XS  Type = 17
+	IQ3XXS Type = 18
+	IQ1S   Type = 19
+	IQ4NL  Type = 20
+	IQ3S   Type = 21
+	IQ2S   Type = 22
+	IQ4XS  Type = 23
+	IQ1M   Type = 29
+	TQ1_0  Type = 34
+	TQ2_0  Type = 35
+	MXFP4  Type = 39
+	NVFP4  Type = 40
+	Q1_0   Type = 41
+	Q2_0   Type = 42
 )
 
 // block is what is known of a type.
@@ -67,31 +67,31 @@ type block struct {
 }
 
 var blocks = [...]block{
-	Q4_0:    {"q4_0", 32, 18, []int{0}, each(32, encodeQ4x0), decodeQ4x0},
-	Q4_1:    {"q4_1", 32, 20, []int{0, 2}, each(32, encodeQ4x1), decodeQ4x1},
-	Q5_0:    {"q5_0", 32, 22, []int{0}, each(32, encodeQ5x0), decodeQ5x0},
-	Q5_1:    {"q5_1", 32, 24, []int{0, 2}, each(32, encodeQ5x1), decodeQ5x1},
-	Q8_0:    {"q8_0", 32, 34, []int{0}, encodeQ8x0, decodeQ8x0},
-	Q2_K:    {"q2_K", 256, 84, []int{80, 82}, each(256, encodeQ2K), decodeQ2K},
-	Q3_K:    {"q3_K", 256, 110, []int{108}, each(256, encodeQ3K), decodeQ3K},
-	Q4_K:    {"q4_K", 256, 144, []int{0, 2}, each(256, encodeQ4K), decodeQ4K},
-	Q5_K:    {"q5_K", 256, 176, []int{0, 2}, each(256, encodeQ5K), decodeQ5K},
-	Q6_K:    {"q6_K", 256, 210, []int{208}, each(256, encodeQ6K), decodeQ6K},
-	IQ2_XXS: {"iq2_xxs", 256, 66, []int{0}, nil, decodeIQ2XXS},
-	IQ2_XS:  {"iq2_xs", 256, 74, []int{0}, nil, decodeIQ2XS},
-	IQ3_XXS: {"iq3_xxs", 256, 98, []int{0}, nil, decodeIQ3XXS},
-	IQ1_S:   {"iq1_s", 256, 50, []int{0}, nil, decodeIQ1S},
-	IQ4_NL:  {"iq4_nl", 32, 18, []int{0}, encodeIQ4NL, decodeIQ4NL},
-	IQ3_S:   {"iq3_s", 256, 110, []int{0}, nil, decodeIQ3S},
-	IQ2_S:   {"iq2_s", 256, 82, []int{0}, nil, decodeIQ2S},
-	IQ4_XS:  {"iq4_xs", 256, 136, []int{0}, each(256, encodeIQ4XS), decodeIQ4XS},
-	IQ1_M:   {"iq1_m", 256, 56, nil, nil, decodeIQ1M},
-	TQ1_0:   {"tq1_0", 256, 54, []int{52}, each(256, encodeTQ1x0), decodeTQ1x0},
-	TQ2_0:   {"tq2_0", 256, 66, []int{64}, each(256, encodeTQ2x0), decodeTQ2x0},
-	MXFP4:   {"mxfp4", 32, 17, nil, each(32, encodeMXFP4), decodeMXFP4},
-	NVFP4:   {"nvfp4", 64, 36, nil, each(64, encodeNVFP4), decodeNVFP4},
-	Q1_0:    {"q1_0", 128, 18, []int{0}, each(128, encodeQ1x0), decodeQ1x0},
-	Q2_0:    {"q2_0", 64, 18, []int{0}, each(64, encodeQ2x0), decodeQ2x0},
+	Q4_0:   {"q4_0", 32, 18, []int{0}, each(32, encodeQ4x0), decodeQ4x0},
+	Q4_1:   {"q4_1", 32, 20, []int{0, 2}, each(32, encodeQ4x1), decodeQ4x1},
+	Q5_0:   {"q5_0", 32, 22, []int{0}, each(32, encodeQ5x0), decodeQ5x0},
+	Q5_1:   {"q5_1", 32, 24, []int{0, 2}, each(32, encodeQ5x1), decodeQ5x1},
+	Q8_0:   {"q8_0", 32, 34, []int{0}, encodeQ8x0, decodeQ8x0},
+	Q2K:    {"q2_K", 256, 84, []int{80, 82}, each(256, encodeQ2K), decodeQ2K},
+	Q3K:    {"q3_K", 256, 110, []int{108}, each(256, encodeQ3K), decodeQ3K},
+	Q4K:    {"q4_K", 256, 144, []int{0, 2}, each(256, encodeQ4K), decodeQ4K},
+	Q5K:    {"q5_K", 256, 176, []int{0, 2}, each(256, encodeQ5K), decodeQ5K},
+	Q6K:    {"q6_K", 256, 210, []int{208}, each(256, encodeQ6K), decodeQ6K},
+	IQ2XXS: {"iq2_xxs", 256, 66, []int{0}, nil, decodeIQ2XXS},
+	IQ2XS:  {"iq2_xs", 256, 74, []int{0}, nil, decodeIQ2XS},
+	IQ3XXS: {"iq3_xxs", 256, 98, []int{0}, nil, decodeIQ3XXS},
+	IQ1S:   {"iq1_s", 256, 50, []int{0}, nil, decodeIQ1S},
+	IQ4NL:  {"iq4_nl", 32, 18, []int{0}, encodeIQ4NL, decodeIQ4NL},
+	IQ3S:   {"iq3_s", 256, 110, []int{0}, nil, decodeIQ3S},
+	IQ2S:   {"iq2_s", 256, 82, []int{0}, nil, decodeIQ2S},
+	IQ4XS:  {"iq4_xs", 256, 136, []int{0}, each(256, encodeIQ4XS), decodeIQ4XS},
+	IQ1M:   {"iq1_m", 256, 56, nil, nil, decodeIQ1M},
+	TQ1_0:  {"tq1_0", 256, 54, []int{52}, each(256, encodeTQ1x0), decodeTQ1x0},
+	TQ2_0:  {"tq2_0", 256, 66, []int{64}, each(256, encodeTQ2x0), decodeTQ2x0},
+	MXFP4:  {"mxfp4", 32, 17, nil, each(32, encodeMXFP4), decodeMXFP4},
+	NVFP4:  {"nvfp4", 64, 36, nil, each(64, encodeNVFP4), decodeNVFP4},
+	Q1_0:   {"q1_0", 128, 18, []int{0}, each(128, encodeQ1x0), decodeQ1x0},
+	Q2_0:   {"q2_0", 64, 18, []int{0}, each(64, encodeQ2x0), decodeQ2x0},
 }
 
 // Types lists the types by their numbers.
@@ -177,8 +177,8 @@ func firstNonFinite(x []float32) int {
 	return slices.IndexFunc(x, func(v float32) bool { return v-v != 0 })
 }
 
-// Dequantize decodes src, whole blocks, to dst. It returns the index of the first block with a scale that is a NaN or an
-// infinity, -1 if there is none; the elements of such a block are not set to anything of use.
+// Dequantize decodes src, whole blocks, to dst. It returns the index of the first block with a scale that is a NaN or
+// an infinity, and then decodes nothing; -1 if there is none.
 func (t Type) Dequantize(dst []float32, src []byte) (bad int) {
 	b := &blocks[t]
 	if len(src)%b.bytes != 0 || len(dst) != len(src)/b.bytes*b.elements {
@@ -198,7 +198,7 @@ func (t Type) sound(p []byte) bool {
 	switch t {
 	case MXFP4:
 		return p[0] != 255
-	case IQ1_M: // the exponent of a float16 in the upper halves of four words
+	case IQ1M: // the exponent of a float16 in the upper halves of four words
 		return p[55]&0x70 != 0x70 || p[53]&0xc0 != 0xc0
 	}
 	for _, at := range blocks[t].halves {
@@ -271,10 +271,13 @@ func truncate(x float32) int32 {
 // roundAway rounds to the nearest integer, halves away from zero. What is no int32 becomes the least.
 func roundAway(x float32) int32 {
 	n := truncate(x)
+	if n == math.MinInt32 {
+		return n
+	}
 	switch rest := x - float32(n); { // exact
 	case rest >= 0.5:
 		n++
-	case rest <= -0.5 && n != math.MinInt32:
+	case rest <= -0.5:
 		n--
 	}
 	return n

@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// The types whose codes choose among tabled vectors, of eight elements or of four. Where the vectors have no signs, those
-// of eight elements are a byte, or 7 bits and such an eighth that the number of minus signs is even.
+// The types whose codes choose among tabled vectors, of eight elements or of four. Where the vectors have no signs,
+// those of eight elements are a byte, or 7 bits and such an eighth that the number of minus signs is even.
 
 //go:embed grids.txt
 var gridText string

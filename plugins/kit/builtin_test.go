@@ -13,6 +13,7 @@ import (
 	"github.com/lorakit/lorakit/plugins/kit"
 	"github.com/lorakit/lorakit/quant"
 	_ "github.com/lorakit/lorakit/quant/bnb"
+	_ "github.com/lorakit/lorakit/quant/ggml"
 )
 
 // TestBuiltIn: what is built in passes what plugins have to.

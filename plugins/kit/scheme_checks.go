@@ -35,7 +35,7 @@ func allowed(bits float64) float64 {
 	if bits >= 7.5 { // 8-bit floats are no finer for most numbers than integers of 5 bits
 		return 0.08
 	}
-	return min(0.75, 4.8*math.Exp2(-bits))
+	return min(0.9, 4.8*math.Exp2(-bits)) // ternary numbers by the largest of 256 are 0.81 away
 }
 
 func schemeRoundtrip(ctx context.Context, s *scheme) (string, error) {

@@ -1,0 +1,217 @@
+// Package ggml is the scheme of the tensors in GGUF files that are in blocks of ggml: a weight is one tensor, whose
+// tensor.Encoding has the name of a block type.
+package ggml
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/lorakit/lorakit/ggml"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+func init() { quant.Register(Scheme{}) }
+
+// Scheme is the quant.Scheme of ggml's block types.
+type Scheme struct{}
+
+// Name returns the quant_method that transformers has for such weights.
+func (Scheme) Name() string { return "gguf" }
+
+// Types lists the block types by their names in lower case, such as "q4_k". Each puts a weight in exactly that type.
+func (Scheme) Types() []quant.Type {
+	var types []quant.Type
+	for _, t := range ggml.Types() {
+		types = append(types, quant.Type{Name: name(t), ReadOnly: t.ReadOnly()})
+	}
+	return types
+}
+
+func name(t ggml.Type) string { return strings.ToLower(t.String()) }
+
+// Spec makes the spec of a block type, which has no parameters.
+func (Scheme) Spec(typ string, _ quant.Params) (quant.Spec, error) {
+	if _, err := ggml.Parse(typ); err != nil {
+		return quant.Spec{}, fmt.Errorf("%w: %w", quant.ErrUnknown, err)
+	}
+	return quant.Spec{Type: typ}, nil
+}
+
+// Find returns the tensors that are stored in blocks of ggml.
+func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
+	var found []quant.Decoder
+	for _, t := range s.Tensors() {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if t.Encoding == (tensor.Encoding{}) {
+			continue
+		}
+		typ, err := ggml.Parse(t.Encoding.Name)
+		if err != nil {
+			continue // another scheme's
+		}
+		if err := check(t, typ); err != nil {
+			return nil, fmt.Errorf("tensor %s: %w: %w", tensor.Quote(t.Name), quant.ErrMalformed, err)
+		}
+		if want := typ.Encoding(); t.Encoding != want {
+			return nil, fmt.Errorf("tensor %s: %w: found blocks of %d elements in %d bytes of %s, expected %d in %d",
+				tensor.Quote(t.Name), quant.ErrMalformed, t.Encoding.Elements, t.Encoding.Bytes, tensor.Quote(t.Encoding.Name),
+				want.Elements, want.Bytes)
+		}
+		dtype := s.DType()
+		if !dtype.Float() {
+			dtype = tensor.F32
+		}
+		found = append(found, &decoder{weight{tensor.Info{Name: t.Name, DType: dtype, Shape: t.Shape}, typ}})
+	}
+	return found, nil
+}
+
+// check returns an error unless the rows of a tensor are whole blocks.
+func check(t tensor.Info, typ ggml.Type) error {
+	row := int64(1)
+	if len(t.Shape) > 0 {
+		row = t.Shape[len(t.Shape)-1]
+	}
+	if row <= 0 || row%int64(typ.Elements()) != 0 {
+		return fmt.Errorf("its shape is %v, expected rows of a multiple of %d for %v", t.Shape, typ.Elements(), typ)
+	}
+	return nil
+}
+
+// Encoder prepares to store t, which has float elements, in a block type.
+func (Scheme) Encoder(_ context.Context, s quant.Spec, t tensor.Info) (quant.Encoder, error) {
+	typ, err := ggml.Parse(s.Type)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", quant.ErrUnknown, err)
+	}
+	if typ.ReadOnly() {
+		return nil, fmt.Errorf("%w to %s: it takes an importance matrix", quant.ErrUnsupported, s.Type)
+	}
+	if !t.DType.Float() {
+		return nil, fmt.Errorf("%w to %s: its dtype is %v, expected F32, F16 or BF16", quant.ErrUnsupported, s.Type, t.DType)
+	}
+	if err := check(t, typ); err != nil {
+		return nil, fmt.Errorf("%w to %s: %w", quant.ErrUnsupported, s.Type, err)
+	}
+	if t.Count() == 0 {
+		return nil, fmt.Errorf("%w to %s: it is empty", quant.ErrUnsupported, s.Type)
+	}
+	return &encoder{weight{t, typ}, s.AllowNonFinite}, nil
+}
+
+// Config returns the member that tells transformers of such weights.
+func (Scheme) Config([]quant.Assigned, []string) (key string, object []byte, err error) {
+	return "quantization_config", []byte(`{"quant_method": "gguf"}`), nil
+}
+
+// Declaration knows its own quantization_config. Which weights it is about, the tensors say by themselves.
+func (s Scheme) Declaration(config []byte) (quant.Declaration, bool) {
+	var c struct {
+		Method string `json:"quant_method"`
+	}
+	return quant.Declaration{}, json.Unmarshal(config, &c) == nil && c.Method == s.Name()
+}
+
+// weight is a tensor in blocks.
+type weight struct {
+	info tensor.Info
+	typ  ggml.Type
+}
+
+func (w *weight) Unit() int64 { return int64(w.typ.Elements()) }
+
+// ranges appends the bytes that the elements [lo, hi) are in.
+func (w *weight) ranges(r []quant.Range, lo, hi int64) []quant.Range {
+	size := int64(w.typ.Bytes())
+	return append(r, quant.Range{Offset: lo / w.Unit() * size, Length: (hi - lo) / w.Unit() * size})
+}
+
+// chunk is the number of elements that are worked on at a time, so that they stay in the nearest cache: whole blocks of
+// any type.
+const chunk = 4096
+
+var chunks = sync.Pool{New: func() any { return new([chunk]float32) }}
+
+// each hands work the elements from lo to hi in chunks: room for them, how many bytes of blocks are before them and how
+// many they have.
+func (w *weight) each(lo, hi int64, work func(x []float32, first, bytes int) error) error {
+	buf := chunks.Get().(*[chunk]float32)
+	defer chunks.Put(buf)
+	for at := lo; at < hi; at += chunk {
+		n := int(min(hi-at, chunk))
+		first := int(at-lo) / w.typ.Elements() * w.typ.Bytes()
+		if err := work(buf[:n], first, n/w.typ.Elements()*w.typ.Bytes()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decoder reads a weight in blocks.
+type decoder struct{ weight }
+
+func (d *decoder) Info() tensor.Info    { return d.info }
+func (d *decoder) Spec() quant.Spec     { return quant.Spec{Type: name(d.typ)} }
+func (d *decoder) Parts() []string      { return []string{d.info.Name} }
+func (d *decoder) Values() tensor.DType { return tensor.F32 }
+
+func (d *decoder) Inputs(r []quant.Range, lo, hi int64) []quant.Range { return d.ranges(r, lo, hi) }
+
+func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
+	at := 0
+	return d.each(lo, hi, func(x []float32, first, bytes int) error {
+		if bad := d.typ.Dequantize(x, in[0][first:first+bytes]); bad >= 0 {
+			block := (lo+int64(at))/d.Unit() + int64(bad)
+			return fmt.Errorf("%w: found a scale that is a NaN or an infinity in block %d of %v", quant.ErrMalformed, block,
+				d.typ)
+		}
+		n := len(x)
+		err := tensor.FromFloats(dst[4*at:4*(at+n)], tensor.F32, x)
+		at += n
+		return err
+	})
+}
+
+// encoder writes a weight in blocks.
+type encoder struct {
+	weight
+	allowNonFinite bool
+}
+
+func (e *encoder) Outputs() []tensor.Info {
+	return []tensor.Info{{Name: e.info.Name, Shape: e.info.Shape, Encoding: e.typ.Encoding()}}
+}
+
+// Deferred is nothing: a block stands for itself.
+func (e *encoder) Deferred(int64, int64) int64 { return 0 }
+
+func (e *encoder) Tiles(r []quant.Range, lo, hi int64) []quant.Range { return e.ranges(r, lo, hi) }
+
+func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) error {
+	size, at := int(e.info.DType.Bits()/8), 0
+	return e.each(lo, hi, func(x []float32, first, bytes int) error {
+		n := len(x)
+		if err := tensor.ToFloats(x, src[size*at:size*(at+n)], e.info.DType); err != nil {
+			return err
+		}
+		if bad := e.typ.Quantize(out[0][first:first+bytes], x); bad >= 0 && !e.allowNonFinite {
+			what := "NaN or infinity"
+			if v := float64(x[bad]); !math.IsNaN(v) && !math.IsInf(v, 0) {
+				what = fmt.Sprintf("a block whose scale %v cannot hold, as its values are too large or too small,", e.typ)
+			}
+			return &quant.NonFiniteError{Index: lo + int64(at+bad), What: what}
+		}
+		at += n
+		return nil
+	})
+}
+
+func (e *encoder) Finish(quant.Deferred, func(int, int64, []byte) error) error { return nil }
