@@ -22,6 +22,12 @@ func sideBySide(dst, x []float32) {
 	}
 }
 
+var (
+	ruleQ2K = kernels.NewMinRule(3, -0.5, 16, true)
+	ruleQ4K = kernels.NewMinRule(15, -1, 21, false)
+	ruleQ5K = kernels.NewMinRule(31, -0.5, 16, false)
+)
+
 // minGroups are the groups of a block of Q2_K, Q4_K or Q5_K, and their codes.
 type minGroups struct {
 	scale, min   [16]float32
@@ -33,7 +39,7 @@ type minGroups struct {
 
 // search finds the scales and minima of groups of so many elements. The weight of an element is its magnitude, to
 // which in Q4_K and Q5_K the root of the group's mean square is added.
-func (g *minGroups) search(x []float32, width int, r kernels.MinRule) {
+func (g *minGroups) search(x []float32, width int, r *kernels.MinRule, absolute bool) {
 	var side, weights [256]float32
 	g.width, g.count = width, len(x)/width
 	part := kernels.Lanes * width
@@ -41,7 +47,7 @@ func (g *minGroups) search(x []float32, width int, r kernels.MinRule) {
 		x, side := x[k*part:][:part], side[:part]
 		sideBySide(side, x)
 		var base [kernels.Lanes]float32
-		if !r.Absolute {
+		if !absolute {
 			for i := range base {
 				var sum float32
 				for _, v := range x[i*width:][:width] {
@@ -92,7 +98,7 @@ func reciprocal(a, greatest float32) float32 {
 
 func encodeQ2K(p []byte, x []float32) {
 	var g minGroups
-	g.search(x, 16, kernels.MinRule{Largest: 3, Start: -0.5, Steps: 15, Absolute: true})
+	g.search(x, 16, ruleQ2K, true)
 	d, m := putHalf(p[80:], g.greatest[0]/15), putHalf(p[82:], g.greatest[1]/15)
 	scales, mins := reciprocal(15, g.greatest[0]), reciprocal(15, g.greatest[1])
 	for i := range 16 {
@@ -158,7 +164,7 @@ func pack4(p []byte, codes *[256]byte) {
 
 func encodeQ4K(p []byte, x []float32) {
 	var g minGroups
-	g.search(x, 32, kernels.MinRule{Largest: 15, Start: -1, Steps: 20})
+	g.search(x, 32, ruleQ4K, false)
 	g.encode6(p, x, 15)
 	pack4(p[16:], &g.codes)
 }
@@ -182,7 +188,7 @@ func decodeQ4K(dst []float32, src []byte) {
 
 func encodeQ5K(p []byte, x []float32) {
 	var g minGroups
-	g.search(x, 32, kernels.MinRule{Largest: 31, Start: -0.5, Steps: 15})
+	g.search(x, 32, ruleQ5K, false)
 	g.encode6(p, x, 31)
 	clear(p[16:48])
 	for i, q := range g.codes {

@@ -75,6 +75,10 @@ type Set struct {
 	siluMul      func(dst, gate, up []float32) (done int)
 	siluMulGrad  func(dGate, dUp, d, gate, up []float32) (done int)
 	addProducts  func(acc []float64, x, y []float32) (done int)
+	// searchMinAbsolute, searchMinSquared, searchSym and searchNonLinear search the scales of groups that stand side by
+	// side. Of work, the first rows are scales, least values, and the factor and least value that codes were made with.
+	searchMinAbsolute, searchMinSquared func(work *[48][Lanes]float32, x, w, trials []float32)
+	searchSym, searchNonLinear          func(work *[48][Lanes]float32, x, trials []float32)
 	// tiles multiplies matrices.
 	tiles *tiles
 }

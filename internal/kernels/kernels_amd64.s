@@ -9526,3 +9526,1499 @@ done:
 	MOVQ BX, done+72(FP)
 	VZEROUPPER
 	RET
+
+// func searchMinAbsoluteAVX2(work *[48][8]float32, x []float32, w []float32, trials []float32)
+// Requires: AVX, AVX2
+TEXT ·searchMinAbsoluteAVX2(SB), NOSPLIT, $0-80
+	MOVQ    work+0(FP), AX
+	MOVQ    x_base+8(FP), CX
+	MOVQ    w_base+32(FP), DX
+	MOVQ    trials_base+56(FP), BX
+	MOVQ    x_len+16(FP), SI
+	MOVQ    trials_len+64(FP), DI
+	SHLQ    $0x02, SI
+	VMOVUPS (CX), Y0
+	VMOVUPS Y0, Y1
+	VMOVUPS (DX), Y2
+	VMULPS  Y2, Y0, Y3
+	MOVQ    $0x00000020, R8
+
+sums:
+	VMOVUPS      (CX)(R8*1), Y4
+	VMINPS       Y0, Y4, Y0
+	VMAXPS       Y1, Y4, Y1
+	VMOVUPS      (DX)(R8*1), Y5
+	VADDPS       Y5, Y2, Y2
+	VMULPS       Y4, Y5, Y5
+	VADDPS       Y5, Y3, Y3
+	ADDQ         $0x20, R8
+	CMPQ         R8, SI
+	JB           sums
+	VXORPS       Y5, Y5, Y5
+	VMINPS       Y0, Y5, Y0
+	VMOVUPS      Y2, 128(AX)
+	VMOVUPS      Y3, 160(AX)
+	VMOVUPS      Y1, 192(AX)
+	VBROADCASTSS (BX), Y2
+	VXORPS       Y4, Y4, Y4
+	VCVTPS2DQ    Y2, Y3
+	VSUBPS       Y0, Y1, Y1
+	VDIVPS       Y1, Y2, Y1
+	VMOVUPS      searchUnit<>+0(SB), Y2
+	VDIVPS       Y1, Y2, Y2
+	XORQ         R8, R8
+
+codes0:
+	VMOVUPS   (CX)(R8*1), Y5
+	VSUBPS    Y0, Y5, Y5
+	VMULPS    Y1, Y5, Y5
+	VADDPS    codeRound<>+0(SB), Y5, Y5
+	VPAND     codeDigits<>+0(SB), Y5, Y5
+	VPSUBD    codeZero<>+0(SB), Y5, Y5
+	VPMAXSD   Y4, Y5, Y5
+	VPMINSD   Y3, Y5, Y5
+	VCVTDQ2PS Y5, Y5
+	VMOVUPS   Y5, 512(AX)(R8*1)
+	ADDQ      $0x20, R8
+	CMPQ      R8, SI
+	JB        codes0
+	VXORPS    Y5, Y5, Y5
+	XORQ      R8, R8
+
+error0:
+	VMULPS  512(AX)(R8*1), Y2, Y6
+	VADDPS  Y0, Y6, Y6
+	VSUBPS  (CX)(R8*1), Y6, Y6
+	VANDPS  magnitude<>+0(SB), Y6, Y6
+	VMULPS  (DX)(R8*1), Y6, Y6
+	VADDPS  Y6, Y5, Y5
+	ADDQ    $0x20, R8
+	CMPQ    R8, SI
+	JB      error0
+	VMOVUPS Y5, 224(AX)
+	VMOVUPS Y2, (AX)
+	VMOVUPS Y1, 64(AX)
+	VMOVUPS Y0, 96(AX)
+	ADDQ    $0x04, BX
+	DECQ    DI
+
+trial:
+	TESTQ        DI, DI
+	JE           end
+	VBROADCASTSS (BX), Y1
+	VMOVUPS      192(AX), Y2
+	VSUBPS       Y0, Y2, Y2
+	VDIVPS       Y2, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	XORQ         R8, R8
+
+codes:
+	VMOVUPS   (CX)(R8*1), Y7
+	VSUBPS    Y0, Y7, Y8
+	VMULPS    Y1, Y8, Y8
+	VADDPS    codeRound<>+0(SB), Y8, Y8
+	VPAND     codeDigits<>+0(SB), Y8, Y8
+	VPSUBD    codeZero<>+0(SB), Y8, Y8
+	VPMAXSD   Y4, Y8, Y8
+	VPMINSD   Y3, Y8, Y8
+	VCVTDQ2PS Y8, Y8
+	VMOVUPS   Y8, 512(AX)(R8*1)
+	VMULPS    (DX)(R8*1), Y8, Y9
+	VADDPS    Y9, Y2, Y2
+	VMULPS    Y9, Y8, Y8
+	VADDPS    Y8, Y5, Y5
+	VMULPS    Y7, Y9, Y9
+	VADDPS    Y9, Y6, Y6
+	ADDQ      $0x20, R8
+	CMPQ      R8, SI
+	JB        codes
+	VMULPS    128(AX), Y5, Y7
+	VMULPS    Y2, Y2, Y10
+	VSUBPS    Y10, Y7, Y7
+	VMULPS    128(AX), Y6, Y8
+	VMULPS    160(AX), Y2, Y10
+	VSUBPS    Y10, Y8, Y8
+	VDIVPS    Y7, Y8, Y8
+	VMULPS    160(AX), Y5, Y9
+	VMULPS    Y6, Y2, Y10
+	VSUBPS    Y10, Y9, Y9
+	VDIVPS    Y7, Y9, Y9
+	VDIVPS    Y5, Y6, Y6
+	VCMPPS    $0x1e, Y4, Y9, Y10
+	VBLENDVPS Y10, Y6, Y8, Y8
+	VANDNPS   Y9, Y10, Y9
+	VCMPPS    $0x1e, Y4, Y7, Y7
+	VXORPS    Y2, Y2, Y2
+	XORQ      R8, R8
+
+error:
+	VMULPS    512(AX)(R8*1), Y8, Y5
+	VADDPS    Y9, Y5, Y5
+	VSUBPS    (CX)(R8*1), Y5, Y5
+	VANDPS    magnitude<>+0(SB), Y5, Y5
+	VMULPS    (DX)(R8*1), Y5, Y5
+	VADDPS    Y5, Y2, Y2
+	ADDQ      $0x20, R8
+	CMPQ      R8, SI
+	JB        error
+	VCMPPS    $0x11, 224(AX), Y2, Y10
+	VANDPS    Y7, Y10, Y10
+	VMOVUPS   224(AX), Y5
+	VBLENDVPS Y10, Y2, Y5, Y5
+	VMOVUPS   Y5, 224(AX)
+	VMOVUPS   (AX), Y2
+	VBLENDVPS Y10, Y8, Y2, Y2
+	VMOVUPS   Y2, (AX)
+	VMOVUPS   64(AX), Y2
+	VBLENDVPS Y10, Y1, Y2, Y2
+	VMOVUPS   Y2, 64(AX)
+	VMOVUPS   96(AX), Y1
+	VBLENDVPS Y10, Y0, Y1, Y1
+	VMOVUPS   Y1, 96(AX)
+	VBLENDVPS Y10, Y9, Y0, Y0
+	ADDQ      $0x04, BX
+	DECQ      DI
+	JMP       trial
+
+end:
+	VMOVUPS Y0, 32(AX)
+	VZEROUPPER
+	RET
+
+DATA searchUnit<>+0(SB)/1, $0x00
+DATA searchUnit<>+1(SB)/1, $0x00
+DATA searchUnit<>+2(SB)/1, $0x80
+DATA searchUnit<>+3(SB)/1, $0x3f
+DATA searchUnit<>+4(SB)/1, $0x00
+DATA searchUnit<>+5(SB)/1, $0x00
+DATA searchUnit<>+6(SB)/1, $0x80
+DATA searchUnit<>+7(SB)/1, $0x3f
+DATA searchUnit<>+8(SB)/1, $0x00
+DATA searchUnit<>+9(SB)/1, $0x00
+DATA searchUnit<>+10(SB)/1, $0x80
+DATA searchUnit<>+11(SB)/1, $0x3f
+DATA searchUnit<>+12(SB)/1, $0x00
+DATA searchUnit<>+13(SB)/1, $0x00
+DATA searchUnit<>+14(SB)/1, $0x80
+DATA searchUnit<>+15(SB)/1, $0x3f
+DATA searchUnit<>+16(SB)/1, $0x00
+DATA searchUnit<>+17(SB)/1, $0x00
+DATA searchUnit<>+18(SB)/1, $0x80
+DATA searchUnit<>+19(SB)/1, $0x3f
+DATA searchUnit<>+20(SB)/1, $0x00
+DATA searchUnit<>+21(SB)/1, $0x00
+DATA searchUnit<>+22(SB)/1, $0x80
+DATA searchUnit<>+23(SB)/1, $0x3f
+DATA searchUnit<>+24(SB)/1, $0x00
+DATA searchUnit<>+25(SB)/1, $0x00
+DATA searchUnit<>+26(SB)/1, $0x80
+DATA searchUnit<>+27(SB)/1, $0x3f
+DATA searchUnit<>+28(SB)/1, $0x00
+DATA searchUnit<>+29(SB)/1, $0x00
+DATA searchUnit<>+30(SB)/1, $0x80
+DATA searchUnit<>+31(SB)/1, $0x3f
+DATA searchUnit<>+32(SB)/1, $0x00
+DATA searchUnit<>+33(SB)/1, $0x00
+DATA searchUnit<>+34(SB)/1, $0x80
+DATA searchUnit<>+35(SB)/1, $0x3f
+DATA searchUnit<>+36(SB)/1, $0x00
+DATA searchUnit<>+37(SB)/1, $0x00
+DATA searchUnit<>+38(SB)/1, $0x80
+DATA searchUnit<>+39(SB)/1, $0x3f
+DATA searchUnit<>+40(SB)/1, $0x00
+DATA searchUnit<>+41(SB)/1, $0x00
+DATA searchUnit<>+42(SB)/1, $0x80
+DATA searchUnit<>+43(SB)/1, $0x3f
+DATA searchUnit<>+44(SB)/1, $0x00
+DATA searchUnit<>+45(SB)/1, $0x00
+DATA searchUnit<>+46(SB)/1, $0x80
+DATA searchUnit<>+47(SB)/1, $0x3f
+DATA searchUnit<>+48(SB)/1, $0x00
+DATA searchUnit<>+49(SB)/1, $0x00
+DATA searchUnit<>+50(SB)/1, $0x80
+DATA searchUnit<>+51(SB)/1, $0x3f
+DATA searchUnit<>+52(SB)/1, $0x00
+DATA searchUnit<>+53(SB)/1, $0x00
+DATA searchUnit<>+54(SB)/1, $0x80
+DATA searchUnit<>+55(SB)/1, $0x3f
+DATA searchUnit<>+56(SB)/1, $0x00
+DATA searchUnit<>+57(SB)/1, $0x00
+DATA searchUnit<>+58(SB)/1, $0x80
+DATA searchUnit<>+59(SB)/1, $0x3f
+DATA searchUnit<>+60(SB)/1, $0x00
+DATA searchUnit<>+61(SB)/1, $0x00
+DATA searchUnit<>+62(SB)/1, $0x80
+DATA searchUnit<>+63(SB)/1, $0x3f
+GLOBL searchUnit<>(SB), RODATA|NOPTR, $64
+
+DATA codeRound<>+0(SB)/1, $0x00
+DATA codeRound<>+1(SB)/1, $0x00
+DATA codeRound<>+2(SB)/1, $0x40
+DATA codeRound<>+3(SB)/1, $0x4b
+DATA codeRound<>+4(SB)/1, $0x00
+DATA codeRound<>+5(SB)/1, $0x00
+DATA codeRound<>+6(SB)/1, $0x40
+DATA codeRound<>+7(SB)/1, $0x4b
+DATA codeRound<>+8(SB)/1, $0x00
+DATA codeRound<>+9(SB)/1, $0x00
+DATA codeRound<>+10(SB)/1, $0x40
+DATA codeRound<>+11(SB)/1, $0x4b
+DATA codeRound<>+12(SB)/1, $0x00
+DATA codeRound<>+13(SB)/1, $0x00
+DATA codeRound<>+14(SB)/1, $0x40
+DATA codeRound<>+15(SB)/1, $0x4b
+DATA codeRound<>+16(SB)/1, $0x00
+DATA codeRound<>+17(SB)/1, $0x00
+DATA codeRound<>+18(SB)/1, $0x40
+DATA codeRound<>+19(SB)/1, $0x4b
+DATA codeRound<>+20(SB)/1, $0x00
+DATA codeRound<>+21(SB)/1, $0x00
+DATA codeRound<>+22(SB)/1, $0x40
+DATA codeRound<>+23(SB)/1, $0x4b
+DATA codeRound<>+24(SB)/1, $0x00
+DATA codeRound<>+25(SB)/1, $0x00
+DATA codeRound<>+26(SB)/1, $0x40
+DATA codeRound<>+27(SB)/1, $0x4b
+DATA codeRound<>+28(SB)/1, $0x00
+DATA codeRound<>+29(SB)/1, $0x00
+DATA codeRound<>+30(SB)/1, $0x40
+DATA codeRound<>+31(SB)/1, $0x4b
+DATA codeRound<>+32(SB)/1, $0x00
+DATA codeRound<>+33(SB)/1, $0x00
+DATA codeRound<>+34(SB)/1, $0x40
+DATA codeRound<>+35(SB)/1, $0x4b
+DATA codeRound<>+36(SB)/1, $0x00
+DATA codeRound<>+37(SB)/1, $0x00
+DATA codeRound<>+38(SB)/1, $0x40
+DATA codeRound<>+39(SB)/1, $0x4b
+DATA codeRound<>+40(SB)/1, $0x00
+DATA codeRound<>+41(SB)/1, $0x00
+DATA codeRound<>+42(SB)/1, $0x40
+DATA codeRound<>+43(SB)/1, $0x4b
+DATA codeRound<>+44(SB)/1, $0x00
+DATA codeRound<>+45(SB)/1, $0x00
+DATA codeRound<>+46(SB)/1, $0x40
+DATA codeRound<>+47(SB)/1, $0x4b
+DATA codeRound<>+48(SB)/1, $0x00
+DATA codeRound<>+49(SB)/1, $0x00
+DATA codeRound<>+50(SB)/1, $0x40
+DATA codeRound<>+51(SB)/1, $0x4b
+DATA codeRound<>+52(SB)/1, $0x00
+DATA codeRound<>+53(SB)/1, $0x00
+DATA codeRound<>+54(SB)/1, $0x40
+DATA codeRound<>+55(SB)/1, $0x4b
+DATA codeRound<>+56(SB)/1, $0x00
+DATA codeRound<>+57(SB)/1, $0x00
+DATA codeRound<>+58(SB)/1, $0x40
+DATA codeRound<>+59(SB)/1, $0x4b
+DATA codeRound<>+60(SB)/1, $0x00
+DATA codeRound<>+61(SB)/1, $0x00
+DATA codeRound<>+62(SB)/1, $0x40
+DATA codeRound<>+63(SB)/1, $0x4b
+GLOBL codeRound<>(SB), RODATA|NOPTR, $64
+
+DATA codeDigits<>+0(SB)/1, $0xff
+DATA codeDigits<>+1(SB)/1, $0xff
+DATA codeDigits<>+2(SB)/1, $0x7f
+DATA codeDigits<>+3(SB)/1, $0x00
+DATA codeDigits<>+4(SB)/1, $0xff
+DATA codeDigits<>+5(SB)/1, $0xff
+DATA codeDigits<>+6(SB)/1, $0x7f
+DATA codeDigits<>+7(SB)/1, $0x00
+DATA codeDigits<>+8(SB)/1, $0xff
+DATA codeDigits<>+9(SB)/1, $0xff
+DATA codeDigits<>+10(SB)/1, $0x7f
+DATA codeDigits<>+11(SB)/1, $0x00
+DATA codeDigits<>+12(SB)/1, $0xff
+DATA codeDigits<>+13(SB)/1, $0xff
+DATA codeDigits<>+14(SB)/1, $0x7f
+DATA codeDigits<>+15(SB)/1, $0x00
+DATA codeDigits<>+16(SB)/1, $0xff
+DATA codeDigits<>+17(SB)/1, $0xff
+DATA codeDigits<>+18(SB)/1, $0x7f
+DATA codeDigits<>+19(SB)/1, $0x00
+DATA codeDigits<>+20(SB)/1, $0xff
+DATA codeDigits<>+21(SB)/1, $0xff
+DATA codeDigits<>+22(SB)/1, $0x7f
+DATA codeDigits<>+23(SB)/1, $0x00
+DATA codeDigits<>+24(SB)/1, $0xff
+DATA codeDigits<>+25(SB)/1, $0xff
+DATA codeDigits<>+26(SB)/1, $0x7f
+DATA codeDigits<>+27(SB)/1, $0x00
+DATA codeDigits<>+28(SB)/1, $0xff
+DATA codeDigits<>+29(SB)/1, $0xff
+DATA codeDigits<>+30(SB)/1, $0x7f
+DATA codeDigits<>+31(SB)/1, $0x00
+DATA codeDigits<>+32(SB)/1, $0xff
+DATA codeDigits<>+33(SB)/1, $0xff
+DATA codeDigits<>+34(SB)/1, $0x7f
+DATA codeDigits<>+35(SB)/1, $0x00
+DATA codeDigits<>+36(SB)/1, $0xff
+DATA codeDigits<>+37(SB)/1, $0xff
+DATA codeDigits<>+38(SB)/1, $0x7f
+DATA codeDigits<>+39(SB)/1, $0x00
+DATA codeDigits<>+40(SB)/1, $0xff
+DATA codeDigits<>+41(SB)/1, $0xff
+DATA codeDigits<>+42(SB)/1, $0x7f
+DATA codeDigits<>+43(SB)/1, $0x00
+DATA codeDigits<>+44(SB)/1, $0xff
+DATA codeDigits<>+45(SB)/1, $0xff
+DATA codeDigits<>+46(SB)/1, $0x7f
+DATA codeDigits<>+47(SB)/1, $0x00
+DATA codeDigits<>+48(SB)/1, $0xff
+DATA codeDigits<>+49(SB)/1, $0xff
+DATA codeDigits<>+50(SB)/1, $0x7f
+DATA codeDigits<>+51(SB)/1, $0x00
+DATA codeDigits<>+52(SB)/1, $0xff
+DATA codeDigits<>+53(SB)/1, $0xff
+DATA codeDigits<>+54(SB)/1, $0x7f
+DATA codeDigits<>+55(SB)/1, $0x00
+DATA codeDigits<>+56(SB)/1, $0xff
+DATA codeDigits<>+57(SB)/1, $0xff
+DATA codeDigits<>+58(SB)/1, $0x7f
+DATA codeDigits<>+59(SB)/1, $0x00
+DATA codeDigits<>+60(SB)/1, $0xff
+DATA codeDigits<>+61(SB)/1, $0xff
+DATA codeDigits<>+62(SB)/1, $0x7f
+DATA codeDigits<>+63(SB)/1, $0x00
+GLOBL codeDigits<>(SB), RODATA|NOPTR, $64
+
+DATA codeZero<>+0(SB)/1, $0x00
+DATA codeZero<>+1(SB)/1, $0x00
+DATA codeZero<>+2(SB)/1, $0x40
+DATA codeZero<>+3(SB)/1, $0x00
+DATA codeZero<>+4(SB)/1, $0x00
+DATA codeZero<>+5(SB)/1, $0x00
+DATA codeZero<>+6(SB)/1, $0x40
+DATA codeZero<>+7(SB)/1, $0x00
+DATA codeZero<>+8(SB)/1, $0x00
+DATA codeZero<>+9(SB)/1, $0x00
+DATA codeZero<>+10(SB)/1, $0x40
+DATA codeZero<>+11(SB)/1, $0x00
+DATA codeZero<>+12(SB)/1, $0x00
+DATA codeZero<>+13(SB)/1, $0x00
+DATA codeZero<>+14(SB)/1, $0x40
+DATA codeZero<>+15(SB)/1, $0x00
+DATA codeZero<>+16(SB)/1, $0x00
+DATA codeZero<>+17(SB)/1, $0x00
+DATA codeZero<>+18(SB)/1, $0x40
+DATA codeZero<>+19(SB)/1, $0x00
+DATA codeZero<>+20(SB)/1, $0x00
+DATA codeZero<>+21(SB)/1, $0x00
+DATA codeZero<>+22(SB)/1, $0x40
+DATA codeZero<>+23(SB)/1, $0x00
+DATA codeZero<>+24(SB)/1, $0x00
+DATA codeZero<>+25(SB)/1, $0x00
+DATA codeZero<>+26(SB)/1, $0x40
+DATA codeZero<>+27(SB)/1, $0x00
+DATA codeZero<>+28(SB)/1, $0x00
+DATA codeZero<>+29(SB)/1, $0x00
+DATA codeZero<>+30(SB)/1, $0x40
+DATA codeZero<>+31(SB)/1, $0x00
+DATA codeZero<>+32(SB)/1, $0x00
+DATA codeZero<>+33(SB)/1, $0x00
+DATA codeZero<>+34(SB)/1, $0x40
+DATA codeZero<>+35(SB)/1, $0x00
+DATA codeZero<>+36(SB)/1, $0x00
+DATA codeZero<>+37(SB)/1, $0x00
+DATA codeZero<>+38(SB)/1, $0x40
+DATA codeZero<>+39(SB)/1, $0x00
+DATA codeZero<>+40(SB)/1, $0x00
+DATA codeZero<>+41(SB)/1, $0x00
+DATA codeZero<>+42(SB)/1, $0x40
+DATA codeZero<>+43(SB)/1, $0x00
+DATA codeZero<>+44(SB)/1, $0x00
+DATA codeZero<>+45(SB)/1, $0x00
+DATA codeZero<>+46(SB)/1, $0x40
+DATA codeZero<>+47(SB)/1, $0x00
+DATA codeZero<>+48(SB)/1, $0x00
+DATA codeZero<>+49(SB)/1, $0x00
+DATA codeZero<>+50(SB)/1, $0x40
+DATA codeZero<>+51(SB)/1, $0x00
+DATA codeZero<>+52(SB)/1, $0x00
+DATA codeZero<>+53(SB)/1, $0x00
+DATA codeZero<>+54(SB)/1, $0x40
+DATA codeZero<>+55(SB)/1, $0x00
+DATA codeZero<>+56(SB)/1, $0x00
+DATA codeZero<>+57(SB)/1, $0x00
+DATA codeZero<>+58(SB)/1, $0x40
+DATA codeZero<>+59(SB)/1, $0x00
+DATA codeZero<>+60(SB)/1, $0x00
+DATA codeZero<>+61(SB)/1, $0x00
+DATA codeZero<>+62(SB)/1, $0x40
+DATA codeZero<>+63(SB)/1, $0x00
+GLOBL codeZero<>(SB), RODATA|NOPTR, $64
+
+DATA magnitude<>+0(SB)/1, $0xff
+DATA magnitude<>+1(SB)/1, $0xff
+DATA magnitude<>+2(SB)/1, $0xff
+DATA magnitude<>+3(SB)/1, $0x7f
+DATA magnitude<>+4(SB)/1, $0xff
+DATA magnitude<>+5(SB)/1, $0xff
+DATA magnitude<>+6(SB)/1, $0xff
+DATA magnitude<>+7(SB)/1, $0x7f
+DATA magnitude<>+8(SB)/1, $0xff
+DATA magnitude<>+9(SB)/1, $0xff
+DATA magnitude<>+10(SB)/1, $0xff
+DATA magnitude<>+11(SB)/1, $0x7f
+DATA magnitude<>+12(SB)/1, $0xff
+DATA magnitude<>+13(SB)/1, $0xff
+DATA magnitude<>+14(SB)/1, $0xff
+DATA magnitude<>+15(SB)/1, $0x7f
+DATA magnitude<>+16(SB)/1, $0xff
+DATA magnitude<>+17(SB)/1, $0xff
+DATA magnitude<>+18(SB)/1, $0xff
+DATA magnitude<>+19(SB)/1, $0x7f
+DATA magnitude<>+20(SB)/1, $0xff
+DATA magnitude<>+21(SB)/1, $0xff
+DATA magnitude<>+22(SB)/1, $0xff
+DATA magnitude<>+23(SB)/1, $0x7f
+DATA magnitude<>+24(SB)/1, $0xff
+DATA magnitude<>+25(SB)/1, $0xff
+DATA magnitude<>+26(SB)/1, $0xff
+DATA magnitude<>+27(SB)/1, $0x7f
+DATA magnitude<>+28(SB)/1, $0xff
+DATA magnitude<>+29(SB)/1, $0xff
+DATA magnitude<>+30(SB)/1, $0xff
+DATA magnitude<>+31(SB)/1, $0x7f
+DATA magnitude<>+32(SB)/1, $0xff
+DATA magnitude<>+33(SB)/1, $0xff
+DATA magnitude<>+34(SB)/1, $0xff
+DATA magnitude<>+35(SB)/1, $0x7f
+DATA magnitude<>+36(SB)/1, $0xff
+DATA magnitude<>+37(SB)/1, $0xff
+DATA magnitude<>+38(SB)/1, $0xff
+DATA magnitude<>+39(SB)/1, $0x7f
+DATA magnitude<>+40(SB)/1, $0xff
+DATA magnitude<>+41(SB)/1, $0xff
+DATA magnitude<>+42(SB)/1, $0xff
+DATA magnitude<>+43(SB)/1, $0x7f
+DATA magnitude<>+44(SB)/1, $0xff
+DATA magnitude<>+45(SB)/1, $0xff
+DATA magnitude<>+46(SB)/1, $0xff
+DATA magnitude<>+47(SB)/1, $0x7f
+DATA magnitude<>+48(SB)/1, $0xff
+DATA magnitude<>+49(SB)/1, $0xff
+DATA magnitude<>+50(SB)/1, $0xff
+DATA magnitude<>+51(SB)/1, $0x7f
+DATA magnitude<>+52(SB)/1, $0xff
+DATA magnitude<>+53(SB)/1, $0xff
+DATA magnitude<>+54(SB)/1, $0xff
+DATA magnitude<>+55(SB)/1, $0x7f
+DATA magnitude<>+56(SB)/1, $0xff
+DATA magnitude<>+57(SB)/1, $0xff
+DATA magnitude<>+58(SB)/1, $0xff
+DATA magnitude<>+59(SB)/1, $0x7f
+DATA magnitude<>+60(SB)/1, $0xff
+DATA magnitude<>+61(SB)/1, $0xff
+DATA magnitude<>+62(SB)/1, $0xff
+DATA magnitude<>+63(SB)/1, $0x7f
+GLOBL magnitude<>(SB), RODATA|NOPTR, $64
+
+// func searchMinSquaredAVX2(work *[48][8]float32, x []float32, w []float32, trials []float32)
+// Requires: AVX, AVX2
+TEXT ·searchMinSquaredAVX2(SB), NOSPLIT, $0-80
+	MOVQ    work+0(FP), AX
+	MOVQ    x_base+8(FP), CX
+	MOVQ    w_base+32(FP), DX
+	MOVQ    trials_base+56(FP), BX
+	MOVQ    x_len+16(FP), SI
+	MOVQ    trials_len+64(FP), DI
+	SHLQ    $0x02, SI
+	VMOVUPS (CX), Y0
+	VMOVUPS Y0, Y1
+	VMOVUPS (DX), Y2
+	VMULPS  Y2, Y0, Y3
+	MOVQ    $0x00000020, R8
+
+sums:
+	VMOVUPS      (CX)(R8*1), Y4
+	VMINPS       Y0, Y4, Y0
+	VMAXPS       Y1, Y4, Y1
+	VMOVUPS      (DX)(R8*1), Y5
+	VADDPS       Y5, Y2, Y2
+	VMULPS       Y4, Y5, Y5
+	VADDPS       Y5, Y3, Y3
+	ADDQ         $0x20, R8
+	CMPQ         R8, SI
+	JB           sums
+	VXORPS       Y5, Y5, Y5
+	VMINPS       Y0, Y5, Y0
+	VMOVUPS      Y2, 128(AX)
+	VMOVUPS      Y3, 160(AX)
+	VMOVUPS      Y1, 192(AX)
+	VBROADCASTSS (BX), Y2
+	VXORPS       Y4, Y4, Y4
+	VCVTPS2DQ    Y2, Y3
+	VSUBPS       Y0, Y1, Y1
+	VDIVPS       Y1, Y2, Y1
+	VMOVUPS      searchUnit<>+0(SB), Y2
+	VDIVPS       Y1, Y2, Y2
+	XORQ         R8, R8
+
+codes0:
+	VMOVUPS   (CX)(R8*1), Y5
+	VSUBPS    Y0, Y5, Y5
+	VMULPS    Y1, Y5, Y5
+	VADDPS    codeRound<>+0(SB), Y5, Y5
+	VPAND     codeDigits<>+0(SB), Y5, Y5
+	VPSUBD    codeZero<>+0(SB), Y5, Y5
+	VPMAXSD   Y4, Y5, Y5
+	VPMINSD   Y3, Y5, Y5
+	VCVTDQ2PS Y5, Y5
+	VMOVUPS   Y5, 512(AX)(R8*1)
+	ADDQ      $0x20, R8
+	CMPQ      R8, SI
+	JB        codes0
+	VXORPS    Y5, Y5, Y5
+	XORQ      R8, R8
+
+error0:
+	VMULPS  512(AX)(R8*1), Y2, Y6
+	VADDPS  Y0, Y6, Y6
+	VSUBPS  (CX)(R8*1), Y6, Y6
+	VMULPS  Y6, Y6, Y6
+	VMULPS  (DX)(R8*1), Y6, Y6
+	VADDPS  Y6, Y5, Y5
+	ADDQ    $0x20, R8
+	CMPQ    R8, SI
+	JB      error0
+	VMOVUPS Y5, 224(AX)
+	VMOVUPS Y2, (AX)
+	VMOVUPS Y1, 64(AX)
+	VMOVUPS Y0, 96(AX)
+	ADDQ    $0x04, BX
+	DECQ    DI
+
+trial:
+	TESTQ        DI, DI
+	JE           end
+	VBROADCASTSS (BX), Y1
+	VMOVUPS      192(AX), Y2
+	VSUBPS       Y0, Y2, Y2
+	VDIVPS       Y2, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	XORQ         R8, R8
+
+codes:
+	VMOVUPS   (CX)(R8*1), Y7
+	VSUBPS    Y0, Y7, Y8
+	VMULPS    Y1, Y8, Y8
+	VADDPS    codeRound<>+0(SB), Y8, Y8
+	VPAND     codeDigits<>+0(SB), Y8, Y8
+	VPSUBD    codeZero<>+0(SB), Y8, Y8
+	VPMAXSD   Y4, Y8, Y8
+	VPMINSD   Y3, Y8, Y8
+	VCVTDQ2PS Y8, Y8
+	VMOVUPS   Y8, 512(AX)(R8*1)
+	VMULPS    (DX)(R8*1), Y8, Y9
+	VADDPS    Y9, Y2, Y2
+	VMULPS    Y9, Y8, Y8
+	VADDPS    Y8, Y5, Y5
+	VMULPS    Y7, Y9, Y9
+	VADDPS    Y9, Y6, Y6
+	ADDQ      $0x20, R8
+	CMPQ      R8, SI
+	JB        codes
+	VMULPS    128(AX), Y5, Y7
+	VMULPS    Y2, Y2, Y10
+	VSUBPS    Y10, Y7, Y7
+	VMULPS    128(AX), Y6, Y8
+	VMULPS    160(AX), Y2, Y10
+	VSUBPS    Y10, Y8, Y8
+	VDIVPS    Y7, Y8, Y8
+	VMULPS    160(AX), Y5, Y9
+	VMULPS    Y6, Y2, Y10
+	VSUBPS    Y10, Y9, Y9
+	VDIVPS    Y7, Y9, Y9
+	VDIVPS    Y5, Y6, Y6
+	VCMPPS    $0x1e, Y4, Y9, Y10
+	VBLENDVPS Y10, Y6, Y8, Y8
+	VANDNPS   Y9, Y10, Y9
+	VCMPPS    $0x1e, Y4, Y7, Y7
+	VXORPS    Y2, Y2, Y2
+	XORQ      R8, R8
+
+error:
+	VMULPS    512(AX)(R8*1), Y8, Y5
+	VADDPS    Y9, Y5, Y5
+	VSUBPS    (CX)(R8*1), Y5, Y5
+	VMULPS    Y5, Y5, Y5
+	VMULPS    (DX)(R8*1), Y5, Y5
+	VADDPS    Y5, Y2, Y2
+	ADDQ      $0x20, R8
+	CMPQ      R8, SI
+	JB        error
+	VCMPPS    $0x11, 224(AX), Y2, Y10
+	VANDPS    Y7, Y10, Y10
+	VMOVUPS   224(AX), Y5
+	VBLENDVPS Y10, Y2, Y5, Y5
+	VMOVUPS   Y5, 224(AX)
+	VMOVUPS   (AX), Y2
+	VBLENDVPS Y10, Y8, Y2, Y2
+	VMOVUPS   Y2, (AX)
+	VMOVUPS   64(AX), Y2
+	VBLENDVPS Y10, Y1, Y2, Y2
+	VMOVUPS   Y2, 64(AX)
+	VMOVUPS   96(AX), Y1
+	VBLENDVPS Y10, Y0, Y1, Y1
+	VMOVUPS   Y1, 96(AX)
+	VBLENDVPS Y10, Y9, Y0, Y0
+	ADDQ      $0x04, BX
+	DECQ      DI
+	JMP       trial
+
+end:
+	VMOVUPS Y0, 32(AX)
+	VZEROUPPER
+	RET
+
+// func searchSymAVX2(work *[48][8]float32, x []float32, trials []float32)
+// Requires: AVX, AVX2
+TEXT ·searchSymAVX2(SB), NOSPLIT, $0-56
+	MOVQ   work+0(FP), AX
+	MOVQ   x_base+8(FP), CX
+	MOVQ   trials_base+32(FP), DX
+	MOVQ   x_len+16(FP), BX
+	MOVQ   trials_len+40(FP), SI
+	SHLQ   $0x02, BX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	XORQ   DI, DI
+
+largest:
+	VMOVUPS      (CX)(DI*1), Y2
+	VANDPS       magnitude<>+0(SB), Y2, Y3
+	VCMPPS       $0x1e, Y1, Y3, Y4
+	VBLENDVPS    Y4, Y2, Y0, Y0
+	VMAXPS       Y1, Y3, Y1
+	ADDQ         $0x20, DI
+	CMPQ         DI, BX
+	JB           largest
+	VCMPPS       $0x1d, tinyGroup<>+0(SB), Y1, Y1
+	VBROADCASTSS (DX), Y4
+	VDIVPS       Y0, Y4, Y2
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y3, Y3, Y3
+	XORQ         DI, DI
+
+sums0:
+	VMOVUPS   (CX)(DI*1), Y5
+	VMULPS    Y5, Y2, Y6
+	VADDPS    codeRound<>+0(SB), Y6, Y6
+	VPAND     codeDigits<>+0(SB), Y6, Y6
+	VPSUBD    codeZero<>+0(SB), Y6, Y6
+	VPMAXSD   symLeast<>+0(SB), Y6, Y6
+	VPMINSD   symMost<>+0(SB), Y6, Y6
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y5, Y5, Y7
+	VMULPS    Y5, Y7, Y5
+	VMULPS    Y6, Y5, Y5
+	VADDPS    Y5, Y4, Y4
+	VMULPS    Y6, Y7, Y7
+	VMULPS    Y6, Y7, Y7
+	VADDPS    Y7, Y3, Y3
+	ADDQ      $0x20, DI
+	CMPQ      DI, BX
+	JB        sums0
+	VXORPS    Y5, Y5, Y5
+	VCMPPS    $0x04, Y5, Y3, Y5
+	VDIVPS    Y3, Y4, Y3
+	VANDPS    Y5, Y3, Y3
+	VMULPS    Y4, Y3, Y4
+	ADDQ      $0x04, DX
+	DECQ      SI
+
+trial:
+	TESTQ        SI, SI
+	JE           end
+	VBROADCASTSS (DX), Y5
+	VDIVPS       Y0, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	XORQ         DI, DI
+
+sums:
+	VMOVUPS   (CX)(DI*1), Y8
+	VMULPS    Y8, Y5, Y9
+	VADDPS    codeRound<>+0(SB), Y9, Y9
+	VPAND     codeDigits<>+0(SB), Y9, Y9
+	VPSUBD    codeZero<>+0(SB), Y9, Y9
+	VPMAXSD   symLeast<>+0(SB), Y9, Y9
+	VPMINSD   symMost<>+0(SB), Y9, Y9
+	VCVTDQ2PS Y9, Y9
+	VMULPS    Y8, Y8, Y10
+	VMULPS    Y8, Y10, Y8
+	VMULPS    Y9, Y8, Y8
+	VADDPS    Y8, Y6, Y6
+	VMULPS    Y9, Y10, Y10
+	VMULPS    Y9, Y10, Y10
+	VADDPS    Y10, Y7, Y7
+	ADDQ      $0x20, DI
+	CMPQ      DI, BX
+	JB        sums
+	VXORPS    Y8, Y8, Y8
+	VCMPPS    $0x1e, Y8, Y7, Y8
+	VMULPS    Y6, Y6, Y9
+	VMULPS    Y7, Y4, Y10
+	VCMPPS    $0x1e, Y10, Y9, Y9
+	VANDPS    Y9, Y8, Y8
+	VDIVPS    Y7, Y6, Y9
+	VBLENDVPS Y8, Y9, Y3, Y3
+	VBLENDVPS Y8, Y5, Y2, Y2
+	VMULPS    Y6, Y9, Y9
+	VBLENDVPS Y8, Y9, Y4, Y4
+	ADDQ      $0x04, DX
+	DECQ      SI
+	JMP       trial
+
+end:
+	VANDPS  Y1, Y3, Y3
+	VANDPS  Y1, Y2, Y2
+	VMOVUPS Y3, (AX)
+	VMOVUPS Y2, 64(AX)
+	VZEROUPPER
+	RET
+
+DATA tinyGroup<>+0(SB)/1, $0x7d
+DATA tinyGroup<>+1(SB)/1, $0x1d
+DATA tinyGroup<>+2(SB)/1, $0x90
+DATA tinyGroup<>+3(SB)/1, $0x26
+DATA tinyGroup<>+4(SB)/1, $0x7d
+DATA tinyGroup<>+5(SB)/1, $0x1d
+DATA tinyGroup<>+6(SB)/1, $0x90
+DATA tinyGroup<>+7(SB)/1, $0x26
+DATA tinyGroup<>+8(SB)/1, $0x7d
+DATA tinyGroup<>+9(SB)/1, $0x1d
+DATA tinyGroup<>+10(SB)/1, $0x90
+DATA tinyGroup<>+11(SB)/1, $0x26
+DATA tinyGroup<>+12(SB)/1, $0x7d
+DATA tinyGroup<>+13(SB)/1, $0x1d
+DATA tinyGroup<>+14(SB)/1, $0x90
+DATA tinyGroup<>+15(SB)/1, $0x26
+DATA tinyGroup<>+16(SB)/1, $0x7d
+DATA tinyGroup<>+17(SB)/1, $0x1d
+DATA tinyGroup<>+18(SB)/1, $0x90
+DATA tinyGroup<>+19(SB)/1, $0x26
+DATA tinyGroup<>+20(SB)/1, $0x7d
+DATA tinyGroup<>+21(SB)/1, $0x1d
+DATA tinyGroup<>+22(SB)/1, $0x90
+DATA tinyGroup<>+23(SB)/1, $0x26
+DATA tinyGroup<>+24(SB)/1, $0x7d
+DATA tinyGroup<>+25(SB)/1, $0x1d
+DATA tinyGroup<>+26(SB)/1, $0x90
+DATA tinyGroup<>+27(SB)/1, $0x26
+DATA tinyGroup<>+28(SB)/1, $0x7d
+DATA tinyGroup<>+29(SB)/1, $0x1d
+DATA tinyGroup<>+30(SB)/1, $0x90
+DATA tinyGroup<>+31(SB)/1, $0x26
+DATA tinyGroup<>+32(SB)/1, $0x7d
+DATA tinyGroup<>+33(SB)/1, $0x1d
+DATA tinyGroup<>+34(SB)/1, $0x90
+DATA tinyGroup<>+35(SB)/1, $0x26
+DATA tinyGroup<>+36(SB)/1, $0x7d
+DATA tinyGroup<>+37(SB)/1, $0x1d
+DATA tinyGroup<>+38(SB)/1, $0x90
+DATA tinyGroup<>+39(SB)/1, $0x26
+DATA tinyGroup<>+40(SB)/1, $0x7d
+DATA tinyGroup<>+41(SB)/1, $0x1d
+DATA tinyGroup<>+42(SB)/1, $0x90
+DATA tinyGroup<>+43(SB)/1, $0x26
+DATA tinyGroup<>+44(SB)/1, $0x7d
+DATA tinyGroup<>+45(SB)/1, $0x1d
+DATA tinyGroup<>+46(SB)/1, $0x90
+DATA tinyGroup<>+47(SB)/1, $0x26
+DATA tinyGroup<>+48(SB)/1, $0x7d
+DATA tinyGroup<>+49(SB)/1, $0x1d
+DATA tinyGroup<>+50(SB)/1, $0x90
+DATA tinyGroup<>+51(SB)/1, $0x26
+DATA tinyGroup<>+52(SB)/1, $0x7d
+DATA tinyGroup<>+53(SB)/1, $0x1d
+DATA tinyGroup<>+54(SB)/1, $0x90
+DATA tinyGroup<>+55(SB)/1, $0x26
+DATA tinyGroup<>+56(SB)/1, $0x7d
+DATA tinyGroup<>+57(SB)/1, $0x1d
+DATA tinyGroup<>+58(SB)/1, $0x90
+DATA tinyGroup<>+59(SB)/1, $0x26
+DATA tinyGroup<>+60(SB)/1, $0x7d
+DATA tinyGroup<>+61(SB)/1, $0x1d
+DATA tinyGroup<>+62(SB)/1, $0x90
+DATA tinyGroup<>+63(SB)/1, $0x26
+GLOBL tinyGroup<>(SB), RODATA|NOPTR, $64
+
+DATA symLeast<>+0(SB)/1, $0xe0
+DATA symLeast<>+1(SB)/1, $0xff
+DATA symLeast<>+2(SB)/1, $0xff
+DATA symLeast<>+3(SB)/1, $0xff
+DATA symLeast<>+4(SB)/1, $0xe0
+DATA symLeast<>+5(SB)/1, $0xff
+DATA symLeast<>+6(SB)/1, $0xff
+DATA symLeast<>+7(SB)/1, $0xff
+DATA symLeast<>+8(SB)/1, $0xe0
+DATA symLeast<>+9(SB)/1, $0xff
+DATA symLeast<>+10(SB)/1, $0xff
+DATA symLeast<>+11(SB)/1, $0xff
+DATA symLeast<>+12(SB)/1, $0xe0
+DATA symLeast<>+13(SB)/1, $0xff
+DATA symLeast<>+14(SB)/1, $0xff
+DATA symLeast<>+15(SB)/1, $0xff
+DATA symLeast<>+16(SB)/1, $0xe0
+DATA symLeast<>+17(SB)/1, $0xff
+DATA symLeast<>+18(SB)/1, $0xff
+DATA symLeast<>+19(SB)/1, $0xff
+DATA symLeast<>+20(SB)/1, $0xe0
+DATA symLeast<>+21(SB)/1, $0xff
+DATA symLeast<>+22(SB)/1, $0xff
+DATA symLeast<>+23(SB)/1, $0xff
+DATA symLeast<>+24(SB)/1, $0xe0
+DATA symLeast<>+25(SB)/1, $0xff
+DATA symLeast<>+26(SB)/1, $0xff
+DATA symLeast<>+27(SB)/1, $0xff
+DATA symLeast<>+28(SB)/1, $0xe0
+DATA symLeast<>+29(SB)/1, $0xff
+DATA symLeast<>+30(SB)/1, $0xff
+DATA symLeast<>+31(SB)/1, $0xff
+DATA symLeast<>+32(SB)/1, $0xe0
+DATA symLeast<>+33(SB)/1, $0xff
+DATA symLeast<>+34(SB)/1, $0xff
+DATA symLeast<>+35(SB)/1, $0xff
+DATA symLeast<>+36(SB)/1, $0xe0
+DATA symLeast<>+37(SB)/1, $0xff
+DATA symLeast<>+38(SB)/1, $0xff
+DATA symLeast<>+39(SB)/1, $0xff
+DATA symLeast<>+40(SB)/1, $0xe0
+DATA symLeast<>+41(SB)/1, $0xff
+DATA symLeast<>+42(SB)/1, $0xff
+DATA symLeast<>+43(SB)/1, $0xff
+DATA symLeast<>+44(SB)/1, $0xe0
+DATA symLeast<>+45(SB)/1, $0xff
+DATA symLeast<>+46(SB)/1, $0xff
+DATA symLeast<>+47(SB)/1, $0xff
+DATA symLeast<>+48(SB)/1, $0xe0
+DATA symLeast<>+49(SB)/1, $0xff
+DATA symLeast<>+50(SB)/1, $0xff
+DATA symLeast<>+51(SB)/1, $0xff
+DATA symLeast<>+52(SB)/1, $0xe0
+DATA symLeast<>+53(SB)/1, $0xff
+DATA symLeast<>+54(SB)/1, $0xff
+DATA symLeast<>+55(SB)/1, $0xff
+DATA symLeast<>+56(SB)/1, $0xe0
+DATA symLeast<>+57(SB)/1, $0xff
+DATA symLeast<>+58(SB)/1, $0xff
+DATA symLeast<>+59(SB)/1, $0xff
+DATA symLeast<>+60(SB)/1, $0xe0
+DATA symLeast<>+61(SB)/1, $0xff
+DATA symLeast<>+62(SB)/1, $0xff
+DATA symLeast<>+63(SB)/1, $0xff
+GLOBL symLeast<>(SB), RODATA|NOPTR, $64
+
+DATA symMost<>+0(SB)/1, $0x1f
+DATA symMost<>+1(SB)/1, $0x00
+DATA symMost<>+2(SB)/1, $0x00
+DATA symMost<>+3(SB)/1, $0x00
+DATA symMost<>+4(SB)/1, $0x1f
+DATA symMost<>+5(SB)/1, $0x00
+DATA symMost<>+6(SB)/1, $0x00
+DATA symMost<>+7(SB)/1, $0x00
+DATA symMost<>+8(SB)/1, $0x1f
+DATA symMost<>+9(SB)/1, $0x00
+DATA symMost<>+10(SB)/1, $0x00
+DATA symMost<>+11(SB)/1, $0x00
+DATA symMost<>+12(SB)/1, $0x1f
+DATA symMost<>+13(SB)/1, $0x00
+DATA symMost<>+14(SB)/1, $0x00
+DATA symMost<>+15(SB)/1, $0x00
+DATA symMost<>+16(SB)/1, $0x1f
+DATA symMost<>+17(SB)/1, $0x00
+DATA symMost<>+18(SB)/1, $0x00
+DATA symMost<>+19(SB)/1, $0x00
+DATA symMost<>+20(SB)/1, $0x1f
+DATA symMost<>+21(SB)/1, $0x00
+DATA symMost<>+22(SB)/1, $0x00
+DATA symMost<>+23(SB)/1, $0x00
+DATA symMost<>+24(SB)/1, $0x1f
+DATA symMost<>+25(SB)/1, $0x00
+DATA symMost<>+26(SB)/1, $0x00
+DATA symMost<>+27(SB)/1, $0x00
+DATA symMost<>+28(SB)/1, $0x1f
+DATA symMost<>+29(SB)/1, $0x00
+DATA symMost<>+30(SB)/1, $0x00
+DATA symMost<>+31(SB)/1, $0x00
+DATA symMost<>+32(SB)/1, $0x1f
+DATA symMost<>+33(SB)/1, $0x00
+DATA symMost<>+34(SB)/1, $0x00
+DATA symMost<>+35(SB)/1, $0x00
+DATA symMost<>+36(SB)/1, $0x1f
+DATA symMost<>+37(SB)/1, $0x00
+DATA symMost<>+38(SB)/1, $0x00
+DATA symMost<>+39(SB)/1, $0x00
+DATA symMost<>+40(SB)/1, $0x1f
+DATA symMost<>+41(SB)/1, $0x00
+DATA symMost<>+42(SB)/1, $0x00
+DATA symMost<>+43(SB)/1, $0x00
+DATA symMost<>+44(SB)/1, $0x1f
+DATA symMost<>+45(SB)/1, $0x00
+DATA symMost<>+46(SB)/1, $0x00
+DATA symMost<>+47(SB)/1, $0x00
+DATA symMost<>+48(SB)/1, $0x1f
+DATA symMost<>+49(SB)/1, $0x00
+DATA symMost<>+50(SB)/1, $0x00
+DATA symMost<>+51(SB)/1, $0x00
+DATA symMost<>+52(SB)/1, $0x1f
+DATA symMost<>+53(SB)/1, $0x00
+DATA symMost<>+54(SB)/1, $0x00
+DATA symMost<>+55(SB)/1, $0x00
+DATA symMost<>+56(SB)/1, $0x1f
+DATA symMost<>+57(SB)/1, $0x00
+DATA symMost<>+58(SB)/1, $0x00
+DATA symMost<>+59(SB)/1, $0x00
+DATA symMost<>+60(SB)/1, $0x1f
+DATA symMost<>+61(SB)/1, $0x00
+DATA symMost<>+62(SB)/1, $0x00
+DATA symMost<>+63(SB)/1, $0x00
+GLOBL symMost<>(SB), RODATA|NOPTR, $64
+
+// func searchNonLinearAVX2(work *[48][8]float32, x []float32, trials []float32)
+// Requires: AVX, AVX2
+TEXT ·searchNonLinearAVX2(SB), NOSPLIT, $0-56
+	MOVQ   work+0(FP), AX
+	MOVQ   x_base+8(FP), CX
+	MOVQ   trials_base+32(FP), DX
+	MOVQ   x_len+16(FP), BX
+	MOVQ   trials_len+40(FP), SI
+	SHLQ   $0x02, BX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	XORQ   DI, DI
+
+largest:
+	VMOVUPS      (CX)(DI*1), Y2
+	VANDPS       magnitude<>+0(SB), Y2, Y3
+	VCMPPS       $0x1e, Y1, Y3, Y4
+	VBLENDVPS    Y4, Y2, Y0, Y0
+	VMAXPS       Y1, Y3, Y1
+	ADDQ         $0x20, DI
+	CMPQ         DI, BX
+	JB           largest
+	VCMPPS       $0x1d, tinyGroup<>+0(SB), Y1, Y1
+	VBROADCASTSS (DX), Y4
+	VDIVPS       searchMost<>+0(SB), Y0, Y2
+	VMOVUPS      searchUnit<>+0(SB), Y3
+	VDIVPS       Y2, Y3, Y2
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y3, Y3, Y3
+	XORQ         DI, DI
+
+sums0:
+	VMOVUPS   (CX)(DI*1), Y5
+	VMULPS    Y5, Y2, Y6
+	VCMPPS    $0x1d, nonLinearMiddle<>+0(SB), Y6, Y7
+	VMOVUPS   nonLinearMiddle3<>+0(SB), Y8
+	VBLENDVPS Y7, nonLinearMiddle11<>+0(SB), Y8, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPADDD    Y7, Y7, Y9
+	VPADDD    Y8, Y9, Y9
+	VPXOR     Y8, Y8, Y8
+	VPSUBD    Y9, Y8, Y9
+	VMOVUPS   nonLinearMiddles4<>+0(SB), Y8
+	VPERMILPS Y9, Y8, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPADDD    Y9, Y9, Y9
+	VPSUBD    Y8, Y9, Y9
+	VMOVUPS   nonLinearMiddles8<>+0(SB), Y8
+	VPERMPS   Y8, Y9, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPADDD    Y9, Y9, Y9
+	VPSUBD    Y8, Y9, Y9
+	VMOVUPS   nonLinearLower<>+0(SB), Y8
+	VPERMPS   Y8, Y9, Y8
+	VMOVUPS   nonLinearUpper<>+0(SB), Y6
+	VPERMPS   Y6, Y9, Y6
+	VBLENDVPS Y7, Y6, Y8, Y6
+	VMULPS    Y5, Y5, Y7
+	VMULPS    Y6, Y7, Y7
+	VMULPS    Y7, Y6, Y6
+	VADDPS    Y6, Y3, Y3
+	VMULPS    Y5, Y7, Y7
+	VADDPS    Y7, Y4, Y4
+	ADDQ      $0x20, DI
+	CMPQ      DI, BX
+	JB        sums0
+	VXORPS    Y5, Y5, Y5
+	VCMPPS    $0x04, Y5, Y3, Y5
+	VDIVPS    Y3, Y4, Y3
+	VANDPS    Y5, Y3, Y3
+	VMULPS    Y4, Y3, Y4
+	ADDQ      $0x04, DX
+	DECQ      SI
+
+trial:
+	TESTQ        SI, SI
+	JE           end
+	VBROADCASTSS (DX), Y5
+	VDIVPS       Y0, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	XORQ         DI, DI
+
+sums:
+	VMOVUPS   (CX)(DI*1), Y8
+	VMULPS    Y8, Y5, Y9
+	VCMPPS    $0x1d, nonLinearMiddle<>+0(SB), Y9, Y10
+	VMOVUPS   nonLinearMiddle3<>+0(SB), Y11
+	VBLENDVPS Y10, nonLinearMiddle11<>+0(SB), Y11, Y11
+	VCMPPS    $0x1d, Y11, Y9, Y11
+	VPADDD    Y10, Y10, Y12
+	VPADDD    Y11, Y12, Y12
+	VPXOR     Y11, Y11, Y11
+	VPSUBD    Y12, Y11, Y12
+	VMOVUPS   nonLinearMiddles4<>+0(SB), Y11
+	VPERMILPS Y12, Y11, Y11
+	VCMPPS    $0x1d, Y11, Y9, Y11
+	VPADDD    Y12, Y12, Y12
+	VPSUBD    Y11, Y12, Y12
+	VMOVUPS   nonLinearMiddles8<>+0(SB), Y11
+	VPERMPS   Y11, Y12, Y11
+	VCMPPS    $0x1d, Y11, Y9, Y11
+	VPADDD    Y12, Y12, Y12
+	VPSUBD    Y11, Y12, Y12
+	VMOVUPS   nonLinearLower<>+0(SB), Y11
+	VPERMPS   Y11, Y12, Y11
+	VMOVUPS   nonLinearUpper<>+0(SB), Y9
+	VPERMPS   Y9, Y12, Y9
+	VBLENDVPS Y10, Y9, Y11, Y9
+	VMULPS    Y8, Y8, Y10
+	VMULPS    Y9, Y10, Y10
+	VMULPS    Y10, Y9, Y9
+	VADDPS    Y9, Y7, Y7
+	VMULPS    Y8, Y10, Y10
+	VADDPS    Y10, Y6, Y6
+	ADDQ      $0x20, DI
+	CMPQ      DI, BX
+	JB        sums
+	VXORPS    Y8, Y8, Y8
+	VCMPPS    $0x1e, Y8, Y7, Y8
+	VMULPS    Y6, Y6, Y9
+	VMULPS    Y7, Y4, Y10
+	VCMPPS    $0x1e, Y10, Y9, Y9
+	VANDPS    Y9, Y8, Y8
+	VDIVPS    Y7, Y6, Y9
+	VBLENDVPS Y8, Y9, Y3, Y3
+	VBLENDVPS Y8, Y5, Y2, Y2
+	VMULPS    Y6, Y9, Y9
+	VBLENDVPS Y8, Y9, Y4, Y4
+	ADDQ      $0x04, DX
+	DECQ      SI
+	JMP       trial
+
+end:
+	VANDPS  Y1, Y3, Y3
+	VANDPS  Y1, Y2, Y2
+	VMOVUPS Y3, (AX)
+	VMOVUPS Y2, 64(AX)
+	VZEROUPPER
+	RET
+
+DATA searchMost<>+0(SB)/1, $0x00
+DATA searchMost<>+1(SB)/1, $0x00
+DATA searchMost<>+2(SB)/1, $0xfe
+DATA searchMost<>+3(SB)/1, $0x42
+DATA searchMost<>+4(SB)/1, $0x00
+DATA searchMost<>+5(SB)/1, $0x00
+DATA searchMost<>+6(SB)/1, $0xfe
+DATA searchMost<>+7(SB)/1, $0x42
+DATA searchMost<>+8(SB)/1, $0x00
+DATA searchMost<>+9(SB)/1, $0x00
+DATA searchMost<>+10(SB)/1, $0xfe
+DATA searchMost<>+11(SB)/1, $0x42
+DATA searchMost<>+12(SB)/1, $0x00
+DATA searchMost<>+13(SB)/1, $0x00
+DATA searchMost<>+14(SB)/1, $0xfe
+DATA searchMost<>+15(SB)/1, $0x42
+DATA searchMost<>+16(SB)/1, $0x00
+DATA searchMost<>+17(SB)/1, $0x00
+DATA searchMost<>+18(SB)/1, $0xfe
+DATA searchMost<>+19(SB)/1, $0x42
+DATA searchMost<>+20(SB)/1, $0x00
+DATA searchMost<>+21(SB)/1, $0x00
+DATA searchMost<>+22(SB)/1, $0xfe
+DATA searchMost<>+23(SB)/1, $0x42
+DATA searchMost<>+24(SB)/1, $0x00
+DATA searchMost<>+25(SB)/1, $0x00
+DATA searchMost<>+26(SB)/1, $0xfe
+DATA searchMost<>+27(SB)/1, $0x42
+DATA searchMost<>+28(SB)/1, $0x00
+DATA searchMost<>+29(SB)/1, $0x00
+DATA searchMost<>+30(SB)/1, $0xfe
+DATA searchMost<>+31(SB)/1, $0x42
+DATA searchMost<>+32(SB)/1, $0x00
+DATA searchMost<>+33(SB)/1, $0x00
+DATA searchMost<>+34(SB)/1, $0xfe
+DATA searchMost<>+35(SB)/1, $0x42
+DATA searchMost<>+36(SB)/1, $0x00
+DATA searchMost<>+37(SB)/1, $0x00
+DATA searchMost<>+38(SB)/1, $0xfe
+DATA searchMost<>+39(SB)/1, $0x42
+DATA searchMost<>+40(SB)/1, $0x00
+DATA searchMost<>+41(SB)/1, $0x00
+DATA searchMost<>+42(SB)/1, $0xfe
+DATA searchMost<>+43(SB)/1, $0x42
+DATA searchMost<>+44(SB)/1, $0x00
+DATA searchMost<>+45(SB)/1, $0x00
+DATA searchMost<>+46(SB)/1, $0xfe
+DATA searchMost<>+47(SB)/1, $0x42
+DATA searchMost<>+48(SB)/1, $0x00
+DATA searchMost<>+49(SB)/1, $0x00
+DATA searchMost<>+50(SB)/1, $0xfe
+DATA searchMost<>+51(SB)/1, $0x42
+DATA searchMost<>+52(SB)/1, $0x00
+DATA searchMost<>+53(SB)/1, $0x00
+DATA searchMost<>+54(SB)/1, $0xfe
+DATA searchMost<>+55(SB)/1, $0x42
+DATA searchMost<>+56(SB)/1, $0x00
+DATA searchMost<>+57(SB)/1, $0x00
+DATA searchMost<>+58(SB)/1, $0xfe
+DATA searchMost<>+59(SB)/1, $0x42
+DATA searchMost<>+60(SB)/1, $0x00
+DATA searchMost<>+61(SB)/1, $0x00
+DATA searchMost<>+62(SB)/1, $0xfe
+DATA searchMost<>+63(SB)/1, $0x42
+GLOBL searchMost<>(SB), RODATA|NOPTR, $64
+
+DATA nonLinearMiddle<>+0(SB)/1, $0x00
+DATA nonLinearMiddle<>+1(SB)/1, $0x00
+DATA nonLinearMiddle<>+2(SB)/1, $0x90
+DATA nonLinearMiddle<>+3(SB)/1, $0xc0
+DATA nonLinearMiddle<>+4(SB)/1, $0x00
+DATA nonLinearMiddle<>+5(SB)/1, $0x00
+DATA nonLinearMiddle<>+6(SB)/1, $0x90
+DATA nonLinearMiddle<>+7(SB)/1, $0xc0
+DATA nonLinearMiddle<>+8(SB)/1, $0x00
+DATA nonLinearMiddle<>+9(SB)/1, $0x00
+DATA nonLinearMiddle<>+10(SB)/1, $0x90
+DATA nonLinearMiddle<>+11(SB)/1, $0xc0
+DATA nonLinearMiddle<>+12(SB)/1, $0x00
+DATA nonLinearMiddle<>+13(SB)/1, $0x00
+DATA nonLinearMiddle<>+14(SB)/1, $0x90
+DATA nonLinearMiddle<>+15(SB)/1, $0xc0
+DATA nonLinearMiddle<>+16(SB)/1, $0x00
+DATA nonLinearMiddle<>+17(SB)/1, $0x00
+DATA nonLinearMiddle<>+18(SB)/1, $0x90
+DATA nonLinearMiddle<>+19(SB)/1, $0xc0
+DATA nonLinearMiddle<>+20(SB)/1, $0x00
+DATA nonLinearMiddle<>+21(SB)/1, $0x00
+DATA nonLinearMiddle<>+22(SB)/1, $0x90
+DATA nonLinearMiddle<>+23(SB)/1, $0xc0
+DATA nonLinearMiddle<>+24(SB)/1, $0x00
+DATA nonLinearMiddle<>+25(SB)/1, $0x00
+DATA nonLinearMiddle<>+26(SB)/1, $0x90
+DATA nonLinearMiddle<>+27(SB)/1, $0xc0
+DATA nonLinearMiddle<>+28(SB)/1, $0x00
+DATA nonLinearMiddle<>+29(SB)/1, $0x00
+DATA nonLinearMiddle<>+30(SB)/1, $0x90
+DATA nonLinearMiddle<>+31(SB)/1, $0xc0
+DATA nonLinearMiddle<>+32(SB)/1, $0x00
+DATA nonLinearMiddle<>+33(SB)/1, $0x00
+DATA nonLinearMiddle<>+34(SB)/1, $0x90
+DATA nonLinearMiddle<>+35(SB)/1, $0xc0
+DATA nonLinearMiddle<>+36(SB)/1, $0x00
+DATA nonLinearMiddle<>+37(SB)/1, $0x00
+DATA nonLinearMiddle<>+38(SB)/1, $0x90
+DATA nonLinearMiddle<>+39(SB)/1, $0xc0
+DATA nonLinearMiddle<>+40(SB)/1, $0x00
+DATA nonLinearMiddle<>+41(SB)/1, $0x00
+DATA nonLinearMiddle<>+42(SB)/1, $0x90
+DATA nonLinearMiddle<>+43(SB)/1, $0xc0
+DATA nonLinearMiddle<>+44(SB)/1, $0x00
+DATA nonLinearMiddle<>+45(SB)/1, $0x00
+DATA nonLinearMiddle<>+46(SB)/1, $0x90
+DATA nonLinearMiddle<>+47(SB)/1, $0xc0
+DATA nonLinearMiddle<>+48(SB)/1, $0x00
+DATA nonLinearMiddle<>+49(SB)/1, $0x00
+DATA nonLinearMiddle<>+50(SB)/1, $0x90
+DATA nonLinearMiddle<>+51(SB)/1, $0xc0
+DATA nonLinearMiddle<>+52(SB)/1, $0x00
+DATA nonLinearMiddle<>+53(SB)/1, $0x00
+DATA nonLinearMiddle<>+54(SB)/1, $0x90
+DATA nonLinearMiddle<>+55(SB)/1, $0xc0
+DATA nonLinearMiddle<>+56(SB)/1, $0x00
+DATA nonLinearMiddle<>+57(SB)/1, $0x00
+DATA nonLinearMiddle<>+58(SB)/1, $0x90
+DATA nonLinearMiddle<>+59(SB)/1, $0xc0
+DATA nonLinearMiddle<>+60(SB)/1, $0x00
+DATA nonLinearMiddle<>+61(SB)/1, $0x00
+DATA nonLinearMiddle<>+62(SB)/1, $0x90
+DATA nonLinearMiddle<>+63(SB)/1, $0xc0
+GLOBL nonLinearMiddle<>(SB), RODATA|NOPTR, $64
+
+DATA nonLinearMiddle3<>+0(SB)/1, $0x00
+DATA nonLinearMiddle3<>+1(SB)/1, $0x00
+DATA nonLinearMiddle3<>+2(SB)/1, $0x64
+DATA nonLinearMiddle3<>+3(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+4(SB)/1, $0x00
+DATA nonLinearMiddle3<>+5(SB)/1, $0x00
+DATA nonLinearMiddle3<>+6(SB)/1, $0x64
+DATA nonLinearMiddle3<>+7(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+8(SB)/1, $0x00
+DATA nonLinearMiddle3<>+9(SB)/1, $0x00
+DATA nonLinearMiddle3<>+10(SB)/1, $0x64
+DATA nonLinearMiddle3<>+11(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+12(SB)/1, $0x00
+DATA nonLinearMiddle3<>+13(SB)/1, $0x00
+DATA nonLinearMiddle3<>+14(SB)/1, $0x64
+DATA nonLinearMiddle3<>+15(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+16(SB)/1, $0x00
+DATA nonLinearMiddle3<>+17(SB)/1, $0x00
+DATA nonLinearMiddle3<>+18(SB)/1, $0x64
+DATA nonLinearMiddle3<>+19(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+20(SB)/1, $0x00
+DATA nonLinearMiddle3<>+21(SB)/1, $0x00
+DATA nonLinearMiddle3<>+22(SB)/1, $0x64
+DATA nonLinearMiddle3<>+23(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+24(SB)/1, $0x00
+DATA nonLinearMiddle3<>+25(SB)/1, $0x00
+DATA nonLinearMiddle3<>+26(SB)/1, $0x64
+DATA nonLinearMiddle3<>+27(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+28(SB)/1, $0x00
+DATA nonLinearMiddle3<>+29(SB)/1, $0x00
+DATA nonLinearMiddle3<>+30(SB)/1, $0x64
+DATA nonLinearMiddle3<>+31(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+32(SB)/1, $0x00
+DATA nonLinearMiddle3<>+33(SB)/1, $0x00
+DATA nonLinearMiddle3<>+34(SB)/1, $0x64
+DATA nonLinearMiddle3<>+35(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+36(SB)/1, $0x00
+DATA nonLinearMiddle3<>+37(SB)/1, $0x00
+DATA nonLinearMiddle3<>+38(SB)/1, $0x64
+DATA nonLinearMiddle3<>+39(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+40(SB)/1, $0x00
+DATA nonLinearMiddle3<>+41(SB)/1, $0x00
+DATA nonLinearMiddle3<>+42(SB)/1, $0x64
+DATA nonLinearMiddle3<>+43(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+44(SB)/1, $0x00
+DATA nonLinearMiddle3<>+45(SB)/1, $0x00
+DATA nonLinearMiddle3<>+46(SB)/1, $0x64
+DATA nonLinearMiddle3<>+47(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+48(SB)/1, $0x00
+DATA nonLinearMiddle3<>+49(SB)/1, $0x00
+DATA nonLinearMiddle3<>+50(SB)/1, $0x64
+DATA nonLinearMiddle3<>+51(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+52(SB)/1, $0x00
+DATA nonLinearMiddle3<>+53(SB)/1, $0x00
+DATA nonLinearMiddle3<>+54(SB)/1, $0x64
+DATA nonLinearMiddle3<>+55(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+56(SB)/1, $0x00
+DATA nonLinearMiddle3<>+57(SB)/1, $0x00
+DATA nonLinearMiddle3<>+58(SB)/1, $0x64
+DATA nonLinearMiddle3<>+59(SB)/1, $0xc2
+DATA nonLinearMiddle3<>+60(SB)/1, $0x00
+DATA nonLinearMiddle3<>+61(SB)/1, $0x00
+DATA nonLinearMiddle3<>+62(SB)/1, $0x64
+DATA nonLinearMiddle3<>+63(SB)/1, $0xc2
+GLOBL nonLinearMiddle3<>(SB), RODATA|NOPTR, $64
+
+DATA nonLinearMiddle11<>+0(SB)/1, $0x00
+DATA nonLinearMiddle11<>+1(SB)/1, $0x00
+DATA nonLinearMiddle11<>+2(SB)/1, $0x36
+DATA nonLinearMiddle11<>+3(SB)/1, $0x42
+DATA nonLinearMiddle11<>+4(SB)/1, $0x00
+DATA nonLinearMiddle11<>+5(SB)/1, $0x00
+DATA nonLinearMiddle11<>+6(SB)/1, $0x36
+DATA nonLinearMiddle11<>+7(SB)/1, $0x42
+DATA nonLinearMiddle11<>+8(SB)/1, $0x00
+DATA nonLinearMiddle11<>+9(SB)/1, $0x00
+DATA nonLinearMiddle11<>+10(SB)/1, $0x36
+DATA nonLinearMiddle11<>+11(SB)/1, $0x42
+DATA nonLinearMiddle11<>+12(SB)/1, $0x00
+DATA nonLinearMiddle11<>+13(SB)/1, $0x00
+DATA nonLinearMiddle11<>+14(SB)/1, $0x36
+DATA nonLinearMiddle11<>+15(SB)/1, $0x42
+DATA nonLinearMiddle11<>+16(SB)/1, $0x00
+DATA nonLinearMiddle11<>+17(SB)/1, $0x00
+DATA nonLinearMiddle11<>+18(SB)/1, $0x36
+DATA nonLinearMiddle11<>+19(SB)/1, $0x42
+DATA nonLinearMiddle11<>+20(SB)/1, $0x00
+DATA nonLinearMiddle11<>+21(SB)/1, $0x00
+DATA nonLinearMiddle11<>+22(SB)/1, $0x36
+DATA nonLinearMiddle11<>+23(SB)/1, $0x42
+DATA nonLinearMiddle11<>+24(SB)/1, $0x00
+DATA nonLinearMiddle11<>+25(SB)/1, $0x00
+DATA nonLinearMiddle11<>+26(SB)/1, $0x36
+DATA nonLinearMiddle11<>+27(SB)/1, $0x42
+DATA nonLinearMiddle11<>+28(SB)/1, $0x00
+DATA nonLinearMiddle11<>+29(SB)/1, $0x00
+DATA nonLinearMiddle11<>+30(SB)/1, $0x36
+DATA nonLinearMiddle11<>+31(SB)/1, $0x42
+DATA nonLinearMiddle11<>+32(SB)/1, $0x00
+DATA nonLinearMiddle11<>+33(SB)/1, $0x00
+DATA nonLinearMiddle11<>+34(SB)/1, $0x36
+DATA nonLinearMiddle11<>+35(SB)/1, $0x42
+DATA nonLinearMiddle11<>+36(SB)/1, $0x00
+DATA nonLinearMiddle11<>+37(SB)/1, $0x00
+DATA nonLinearMiddle11<>+38(SB)/1, $0x36
+DATA nonLinearMiddle11<>+39(SB)/1, $0x42
+DATA nonLinearMiddle11<>+40(SB)/1, $0x00
+DATA nonLinearMiddle11<>+41(SB)/1, $0x00
+DATA nonLinearMiddle11<>+42(SB)/1, $0x36
+DATA nonLinearMiddle11<>+43(SB)/1, $0x42
+DATA nonLinearMiddle11<>+44(SB)/1, $0x00
+DATA nonLinearMiddle11<>+45(SB)/1, $0x00
+DATA nonLinearMiddle11<>+46(SB)/1, $0x36
+DATA nonLinearMiddle11<>+47(SB)/1, $0x42
+DATA nonLinearMiddle11<>+48(SB)/1, $0x00
+DATA nonLinearMiddle11<>+49(SB)/1, $0x00
+DATA nonLinearMiddle11<>+50(SB)/1, $0x36
+DATA nonLinearMiddle11<>+51(SB)/1, $0x42
+DATA nonLinearMiddle11<>+52(SB)/1, $0x00
+DATA nonLinearMiddle11<>+53(SB)/1, $0x00
+DATA nonLinearMiddle11<>+54(SB)/1, $0x36
+DATA nonLinearMiddle11<>+55(SB)/1, $0x42
+DATA nonLinearMiddle11<>+56(SB)/1, $0x00
+DATA nonLinearMiddle11<>+57(SB)/1, $0x00
+DATA nonLinearMiddle11<>+58(SB)/1, $0x36
+DATA nonLinearMiddle11<>+59(SB)/1, $0x42
+DATA nonLinearMiddle11<>+60(SB)/1, $0x00
+DATA nonLinearMiddle11<>+61(SB)/1, $0x00
+DATA nonLinearMiddle11<>+62(SB)/1, $0x36
+DATA nonLinearMiddle11<>+63(SB)/1, $0x42
+GLOBL nonLinearMiddle11<>(SB), RODATA|NOPTR, $64
+
+DATA nonLinearMiddles4<>+0(SB)/1, $0x00
+DATA nonLinearMiddles4<>+1(SB)/1, $0x00
+DATA nonLinearMiddles4<>+2(SB)/1, $0xbb
+DATA nonLinearMiddles4<>+3(SB)/1, $0xc2
+DATA nonLinearMiddles4<>+4(SB)/1, $0x00
+DATA nonLinearMiddles4<>+5(SB)/1, $0x00
+DATA nonLinearMiddles4<>+6(SB)/1, $0xe4
+DATA nonLinearMiddles4<>+7(SB)/1, $0xc1
+DATA nonLinearMiddles4<>+8(SB)/1, $0x00
+DATA nonLinearMiddles4<>+9(SB)/1, $0x00
+DATA nonLinearMiddles4<>+10(SB)/1, $0x98
+DATA nonLinearMiddles4<>+11(SB)/1, $0x41
+DATA nonLinearMiddles4<>+12(SB)/1, $0x00
+DATA nonLinearMiddles4<>+13(SB)/1, $0x00
+DATA nonLinearMiddles4<>+14(SB)/1, $0x9e
+DATA nonLinearMiddles4<>+15(SB)/1, $0x42
+DATA nonLinearMiddles4<>+16(SB)/1, $0x00
+DATA nonLinearMiddles4<>+17(SB)/1, $0x00
+DATA nonLinearMiddles4<>+18(SB)/1, $0xbb
+DATA nonLinearMiddles4<>+19(SB)/1, $0xc2
+DATA nonLinearMiddles4<>+20(SB)/1, $0x00
+DATA nonLinearMiddles4<>+21(SB)/1, $0x00
+DATA nonLinearMiddles4<>+22(SB)/1, $0xe4
+DATA nonLinearMiddles4<>+23(SB)/1, $0xc1
+DATA nonLinearMiddles4<>+24(SB)/1, $0x00
+DATA nonLinearMiddles4<>+25(SB)/1, $0x00
+DATA nonLinearMiddles4<>+26(SB)/1, $0x98
+DATA nonLinearMiddles4<>+27(SB)/1, $0x41
+DATA nonLinearMiddles4<>+28(SB)/1, $0x00
+DATA nonLinearMiddles4<>+29(SB)/1, $0x00
+DATA nonLinearMiddles4<>+30(SB)/1, $0x9e
+DATA nonLinearMiddles4<>+31(SB)/1, $0x42
+GLOBL nonLinearMiddles4<>(SB), RODATA|NOPTR, $32
+
+DATA nonLinearMiddles8<>+0(SB)/1, $0x00
+DATA nonLinearMiddles8<>+1(SB)/1, $0x00
+DATA nonLinearMiddles8<>+2(SB)/1, $0xe7
+DATA nonLinearMiddles8<>+3(SB)/1, $0xc2
+DATA nonLinearMiddles8<>+4(SB)/1, $0x00
+DATA nonLinearMiddles8<>+5(SB)/1, $0x00
+DATA nonLinearMiddles8<>+6(SB)/1, $0x94
+DATA nonLinearMiddles8<>+7(SB)/1, $0xc2
+DATA nonLinearMiddles8<>+8(SB)/1, $0x00
+DATA nonLinearMiddles8<>+9(SB)/1, $0x00
+DATA nonLinearMiddles8<>+10(SB)/1, $0x28
+DATA nonLinearMiddles8<>+11(SB)/1, $0xc2
+DATA nonLinearMiddles8<>+12(SB)/1, $0x00
+DATA nonLinearMiddles8<>+13(SB)/1, $0x00
+DATA nonLinearMiddles8<>+14(SB)/1, $0x80
+DATA nonLinearMiddles8<>+15(SB)/1, $0xc1
+DATA nonLinearMiddles8<>+16(SB)/1, $0x00
+DATA nonLinearMiddles8<>+17(SB)/1, $0x00
+DATA nonLinearMiddles8<>+18(SB)/1, $0xe0
+DATA nonLinearMiddles8<>+19(SB)/1, $0x40
+DATA nonLinearMiddles8<>+20(SB)/1, $0x00
+DATA nonLinearMiddles8<>+21(SB)/1, $0x00
+DATA nonLinearMiddles8<>+22(SB)/1, $0xfc
+DATA nonLinearMiddles8<>+23(SB)/1, $0x41
+DATA nonLinearMiddles8<>+24(SB)/1, $0x00
+DATA nonLinearMiddles8<>+25(SB)/1, $0x00
+DATA nonLinearMiddles8<>+26(SB)/1, $0x74
+DATA nonLinearMiddles8<>+27(SB)/1, $0x42
+DATA nonLinearMiddles8<>+28(SB)/1, $0x00
+DATA nonLinearMiddles8<>+29(SB)/1, $0x00
+DATA nonLinearMiddles8<>+30(SB)/1, $0xca
+DATA nonLinearMiddles8<>+31(SB)/1, $0x42
+GLOBL nonLinearMiddles8<>(SB), RODATA|NOPTR, $32
+
+DATA nonLinearLower<>+0(SB)/1, $0x00
+DATA nonLinearLower<>+1(SB)/1, $0x00
+DATA nonLinearLower<>+2(SB)/1, $0xfe
+DATA nonLinearLower<>+3(SB)/1, $0xc2
+DATA nonLinearLower<>+4(SB)/1, $0x00
+DATA nonLinearLower<>+5(SB)/1, $0x00
+DATA nonLinearLower<>+6(SB)/1, $0xd0
+DATA nonLinearLower<>+7(SB)/1, $0xc2
+DATA nonLinearLower<>+8(SB)/1, $0x00
+DATA nonLinearLower<>+9(SB)/1, $0x00
+DATA nonLinearLower<>+10(SB)/1, $0xa6
+DATA nonLinearLower<>+11(SB)/1, $0xc2
+DATA nonLinearLower<>+12(SB)/1, $0x00
+DATA nonLinearLower<>+13(SB)/1, $0x00
+DATA nonLinearLower<>+14(SB)/1, $0x82
+DATA nonLinearLower<>+15(SB)/1, $0xc2
+DATA nonLinearLower<>+16(SB)/1, $0x00
+DATA nonLinearLower<>+17(SB)/1, $0x00
+DATA nonLinearLower<>+18(SB)/1, $0x44
+DATA nonLinearLower<>+19(SB)/1, $0xc2
+DATA nonLinearLower<>+20(SB)/1, $0x00
+DATA nonLinearLower<>+21(SB)/1, $0x00
+DATA nonLinearLower<>+22(SB)/1, $0x0c
+DATA nonLinearLower<>+23(SB)/1, $0xc2
+DATA nonLinearLower<>+24(SB)/1, $0x00
+DATA nonLinearLower<>+25(SB)/1, $0x00
+DATA nonLinearLower<>+26(SB)/1, $0xb0
+DATA nonLinearLower<>+27(SB)/1, $0xc1
+DATA nonLinearLower<>+28(SB)/1, $0x00
+DATA nonLinearLower<>+29(SB)/1, $0x00
+DATA nonLinearLower<>+30(SB)/1, $0x20
+DATA nonLinearLower<>+31(SB)/1, $0xc1
+GLOBL nonLinearLower<>(SB), RODATA|NOPTR, $32
+
+DATA nonLinearUpper<>+0(SB)/1, $0x00
+DATA nonLinearUpper<>+1(SB)/1, $0x00
+DATA nonLinearUpper<>+2(SB)/1, $0x80
+DATA nonLinearUpper<>+3(SB)/1, $0x3f
+DATA nonLinearUpper<>+4(SB)/1, $0x00
+DATA nonLinearUpper<>+5(SB)/1, $0x00
+DATA nonLinearUpper<>+6(SB)/1, $0x50
+DATA nonLinearUpper<>+7(SB)/1, $0x41
+DATA nonLinearUpper<>+8(SB)/1, $0x00
+DATA nonLinearUpper<>+9(SB)/1, $0x00
+DATA nonLinearUpper<>+10(SB)/1, $0xc8
+DATA nonLinearUpper<>+11(SB)/1, $0x41
+DATA nonLinearUpper<>+12(SB)/1, $0x00
+DATA nonLinearUpper<>+13(SB)/1, $0x00
+DATA nonLinearUpper<>+14(SB)/1, $0x18
+DATA nonLinearUpper<>+15(SB)/1, $0x42
+DATA nonLinearUpper<>+16(SB)/1, $0x00
+DATA nonLinearUpper<>+17(SB)/1, $0x00
+DATA nonLinearUpper<>+18(SB)/1, $0x54
+DATA nonLinearUpper<>+19(SB)/1, $0x42
+DATA nonLinearUpper<>+20(SB)/1, $0x00
+DATA nonLinearUpper<>+21(SB)/1, $0x00
+DATA nonLinearUpper<>+22(SB)/1, $0x8a
+DATA nonLinearUpper<>+23(SB)/1, $0x42
+DATA nonLinearUpper<>+24(SB)/1, $0x00
+DATA nonLinearUpper<>+25(SB)/1, $0x00
+DATA nonLinearUpper<>+26(SB)/1, $0xb2
+DATA nonLinearUpper<>+27(SB)/1, $0x42
+DATA nonLinearUpper<>+28(SB)/1, $0x00
+DATA nonLinearUpper<>+29(SB)/1, $0x00
+DATA nonLinearUpper<>+30(SB)/1, $0xe2
+DATA nonLinearUpper<>+31(SB)/1, $0x42
+GLOBL nonLinearUpper<>(SB), RODATA|NOPTR, $32

@@ -14,30 +14,58 @@ const Lanes = 8
 // longestGroup is the number of elements in the longest group.
 const longestGroup = 32
 
-// MinRule is how SearchMin looks for the scale and the minimum of groups.
+// MinRule is how SearchMin looks for the scale and the minimum of groups. NewMinRule makes one.
 type MinRule struct {
-	Largest  float32 // code
-	Start    float32 // the first trial has Largest + Start steps between the minimum and the maximum
-	Steps    int     // how many more trials there are, each a tenth of a step from the one before
-	Absolute bool    // the error of an element is its magnitude, not its square
+	trials   []float32 // steps between the minimum and the maximum; the first is the largest code
+	absolute bool
+}
+
+// tenth is by how much the trials of a search differ.
+const tenth = float32(0.1)
+
+// NewMinRule returns a rule for codes from 0 to largest. The first trial of the search has largest + start steps between
+// the minimum and the maximum, each of the others a tenth more. The error of an element is its magnitude where absolute
+// is set, else its square.
+func NewMinRule(largest, start float32, trials int, absolute bool) *MinRule {
+	r := &MinRule{trials: []float32{largest}, absolute: absolute}
+	for k := range trials {
+		r.trials = append(r.trials, float32(start+float32(tenth*float32(k)))+largest)
+	}
+	return r
 }
 
 // MinFound is what SearchMin finds. The code of an element x is RoundCode(Inverse * (x - Low)) within the range of
-// codes; both are zero where all elements are the same.
+// codes.
 type MinFound struct{ Scale, Min, Inverse, Low [Lanes]float32 }
 
+// searchWork is what the assembly works with; what it finds comes first.
+type searchWork = [48][Lanes]float32
+
 // SearchMin finds, for each group of x, the scale s and the minimum m for which the codes q have the least weighted
-// error between s*q - m and x, as ggml's make_qkx2_quants does.
-func SearchMin(found *MinFound, x, w []float32, r MinRule) { active.SearchMin(found, x, w, r) }
+// error between s*q - m and x, as ggml's make_qkx2_quants does. Where all elements are the same, s is 0.
+func SearchMin(found *MinFound, x, w []float32, r *MinRule) { active.SearchMin(found, x, w, r) }
 
 // SearchMin is the function SearchMin by this set.
-func (s *Set) SearchMin(found *MinFound, x, w []float32, r MinRule) {
+func (s *Set) SearchMin(found *MinFound, x, w []float32, r *MinRule) {
 	n := checkGroups(x)
 	if len(w) != len(x) {
 		panic(fmt.Sprintf("kernels: %d weights for %d elements", len(w), len(x)))
 	}
 	race.ReadSlice(x)
 	race.ReadSlice(w)
+	f := s.searchMinSquared
+	if r.absolute {
+		f = s.searchMinAbsolute
+	}
+	if f != nil {
+		var work searchWork
+		f(&work, x, w, r.trials)
+		*found = MinFound{work[0], work[1], work[2], work[3]}
+		for g, low := range found.Min {
+			found.Min[g] = -low
+		}
+		return
+	}
 	var xs, ws [longestGroup]float32
 	for g := range Lanes {
 		for i := range n {
@@ -47,11 +75,8 @@ func (s *Set) SearchMin(found *MinFound, x, w []float32, r MinRule) {
 	}
 }
 
-// tenth is by how much the trials of a search differ.
-const tenth = float32(0.1)
-
-// searchMin is the twin of Set.searchMin, for one group.
-func searchMin(found *MinFound, g int, x, w []float32, r MinRule) {
+// searchMin is the twin of Set.searchMinSquared and Set.searchMinAbsolute, for one group.
+func searchMin(found *MinFound, g int, x, w []float32, r *MinRule) {
 	w = w[:len(x)]
 	low, high := x[0], x[0]
 	sumW, sumX := w[0], float32(w[0]*x[0])
@@ -68,23 +93,20 @@ func searchMin(found *MinFound, g int, x, w []float32, r MinRule) {
 	if low > 0 {
 		low = 0
 	}
-	found.Scale[g], found.Min[g], found.Inverse[g], found.Low[g] = 0, -low, 0, 0
-	if high == low {
-		return
-	}
-	var codes [longestGroup]float32
-	inverse := r.Largest / (high - low)
+	var room [longestGroup]float32
+	codes, largest := room[:len(x)], r.trials[0]
+	inverse := largest / (high - low) // infinite where all is the same: all codes and errors are 0
 	for i, v := range x {
-		codes[i] = code(float32(inverse*(v-low)), r.Largest)
+		codes[i] = code(float32(inverse*(v-low)), largest)
 	}
 	scale := 1 / inverse
-	best := codesError(codes[:len(x)], x, w, scale, low, r.Absolute)
+	best := codesError(codes, x, w, scale, low, r.absolute)
 	found.Scale[g], found.Inverse[g], found.Low[g] = scale, inverse, low
-	for k := range r.Steps + 1 {
-		inverse = (float32(r.Start+float32(tenth*float32(k))) + r.Largest) / (high - low)
+	for _, steps := range r.trials[1:] {
+		inverse = steps / (high - low)
 		var sumL, sumL2, sumXL float32
 		for i, v := range x {
-			l := code(float32(inverse*(v-low)), r.Largest)
+			l := code(float32(inverse*(v-low)), largest)
 			codes[i] = l
 			wl := float32(w[i] * l)
 			sumL += wl
@@ -100,12 +122,13 @@ func searchMin(found *MinFound, g int, x, w []float32, r MinRule) {
 		if least > 0 {
 			least, scale = 0, sumXL/sumL2
 		}
-		if e := codesError(codes[:len(x)], x, w, scale, least, r.Absolute); e < best {
+		if e := codesError(codes, x, w, scale, least, r.absolute); e < best {
 			best = e
-			found.Scale[g], found.Min[g], found.Inverse[g], found.Low[g] = scale, -least, inverse, low
+			found.Scale[g], found.Inverse[g], found.Low[g] = scale, inverse, low
 			low = least
 		}
 	}
+	found.Min[g] = -low
 }
 
 // codesError is the weighted error of codes.
@@ -138,8 +161,17 @@ func abs32(x float32) float32 { return math.Float32frombits(math.Float32bits(x) 
 // Inverse is 0 for a group of zeros.
 type SymFound struct{ Scale, Inverse [Lanes]float32 }
 
-// symLargest is how many codes of SearchSym are negative.
-const symLargest = float32(32)
+// symTrials are the codes of the largest element that SearchSym tries.
+var symTrials = func() []float32 {
+	const negative = float32(32) // codes
+	trials := []float32{-negative}
+	for i := -9; i <= 9; i++ {
+		if i != 0 {
+			trials = append(trials, -(negative + float32(tenth*float32(i))))
+		}
+	}
+	return trials
+}()
 
 // tinyGroup is the least magnitude that makes a group's scale.
 const tinyGroup = float32(1e-15)
@@ -152,6 +184,12 @@ func SearchSym(found *SymFound, x []float32) { active.SearchSym(found, x) }
 func (s *Set) SearchSym(found *SymFound, x []float32) {
 	n := checkGroups(x)
 	race.ReadSlice(x)
+	if s.searchSym != nil {
+		var work searchWork
+		s.searchSym(&work, x, symTrials)
+		*found = SymFound{work[0], work[2]}
+		return
+	}
 	var xs [longestGroup]float32
 	for g := range Lanes {
 		for i := range n {
@@ -167,17 +205,14 @@ func searchSym(x []float32) (scale, inverse float32) {
 	if abs32(m) < tinyGroup {
 		return 0, 0
 	}
-	inverse = -symLargest / m
+	inverse = symTrials[0] / m
 	a, b := symSums(x, inverse)
 	if b != 0 {
 		scale = a / b
 	}
 	best := float32(scale * a)
-	for i := -9; i <= 9; i++ {
-		if i == 0 {
-			continue
-		}
-		trial := -float32(symLargest+float32(tenth*float32(i))) / m
+	for _, trial := range symTrials[1:] {
+		trial /= m
 		if a, b = symSums(x, trial); b > 0 && float32(a*a) > float32(best*b) {
 			inverse, scale = trial, a/b
 			best = float32(scale * a)
@@ -188,7 +223,7 @@ func searchSym(x []float32) (scale, inverse float32) {
 
 func symSums(x []float32, inverse float32) (a, b float32) {
 	for _, v := range x {
-		l := float32(max(-symLargest, min(symLargest-1, float32(RoundCode(float32(inverse*v))))))
+		l := float32(max(-32, min(RoundCode(float32(inverse*v)), 31)))
 		w := float32(v * v)
 		a += float32(float32(w*v) * l)
 		b += float32(float32(w*l) * l)
@@ -230,6 +265,15 @@ func NearestNonLinear(v float32) (code int) {
 	return code
 }
 
+// nonLinearTrials are what the largest element is that SearchNonLinear tries. The first is the least value.
+var nonLinearTrials = func() []float32 {
+	trials := []float32{NonLinear[0]}
+	for i := -7; i <= 7; i++ {
+		trials = append(trials, float32(i)+NonLinear[0])
+	}
+	return trials
+}()
+
 // SearchNonLinear finds, for each group of x, the scale for which the values NonLinear have the least error, weighted
 // by the squares of the elements, as ggml does for its IQ4 types. A group of zeros has the scale 0.
 func SearchNonLinear(scales *[Lanes]float32, x []float32) { active.SearchNonLinear(scales, x) }
@@ -238,6 +282,12 @@ func SearchNonLinear(scales *[Lanes]float32, x []float32) { active.SearchNonLine
 func (s *Set) SearchNonLinear(scales *[Lanes]float32, x []float32) {
 	n := checkGroups(x)
 	race.ReadSlice(x)
+	if s.searchNonLinear != nil {
+		var work searchWork
+		s.searchNonLinear(&work, x, nonLinearTrials)
+		*scales = work[0]
+		return
+	}
 	var xs [longestGroup]float32
 	for g := range Lanes {
 		for i := range n {
@@ -258,8 +308,8 @@ func searchNonLinear(x []float32) (scale float32) {
 		scale = a / b
 	}
 	best := float32(scale * a)
-	for i := -7; i <= 7; i++ {
-		if a, b = nonLinearSums(x, (float32(i)+NonLinear[0])/m); b > 0 && float32(a*a) > float32(best*b) {
+	for _, trial := range nonLinearTrials[1:] {
+		if a, b = nonLinearSums(x, trial/m); b > 0 && float32(a*a) > float32(best*b) {
 			scale = a / b
 			best = float32(scale * a)
 		}

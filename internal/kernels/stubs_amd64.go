@@ -270,3 +270,15 @@ func siluMulGradAVX2(dGate []float32, dUp []float32, d []float32, gate []float32
 
 //go:noescape
 func addProductsAVX2(acc []float64, x []float32, y []float32) (done int)
+
+//go:noescape
+func searchMinAbsoluteAVX2(work *[48][8]float32, x []float32, w []float32, trials []float32)
+
+//go:noescape
+func searchMinSquaredAVX2(work *[48][8]float32, x []float32, w []float32, trials []float32)
+
+//go:noescape
+func searchSymAVX2(work *[48][8]float32, x []float32, trials []float32)
+
+//go:noescape
+func searchNonLinearAVX2(work *[48][8]float32, x []float32, trials []float32)

@@ -107,6 +107,7 @@ func main() {
 		siluMulGrad(s, set)
 		addProducts(s, set)
 	}
+	searches()
 	Generate()
 }
 
