@@ -18,7 +18,7 @@ test:
 
 # The pure Go twins of the kernels, as other processors run them.
 purego:
-	go test -tags purego ./internal/kernels/... ./nf4/... ./quant/... ./tensor/...
+	go test -tags purego ./ggml/... ./internal/kernels/... ./nf4/... ./quant/... ./tensor/...
 
 race:
 	CGO_ENABLED=1 GORACE=atexit_sleep_ms=10 go test -race ./...
@@ -47,7 +47,7 @@ cross:
 # root's tests those that hold bytes.
 arm64:
 	GOARCH=arm64 go test -exec qemu-aarch64-static -run 'Golden|SameBytes|As(PEFT|Numpy)' .
-	GOARCH=arm64 go test -exec qemu-aarch64-static ./formats/... ./internal/kernels ./models ./nf4 ./quant/... ./storage ./tensor
+	GOARCH=arm64 go test -exec qemu-aarch64-static ./formats/... ./ggml ./internal/kernels ./models ./nf4 ./quant/... ./storage ./tensor
 
 # Generated code is what its generator makes.
 generate:

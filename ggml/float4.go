@@ -1,6 +1,10 @@
 package ggml
 
-import "math"
+import (
+	"math"
+
+	"github.com/lorakit/lorakit/internal/kernels"
+)
 
 // The types whose codes are floats of 4 bits, E2M1: MXFP4 with a power of two as a block's scale (OCP Microscaling
 // Formats, 1.0) and NVFP4 with a float of 8 bits, UE4M3, as that of 16 elements.
@@ -70,7 +74,7 @@ func toUE4M3(x float32) byte {
 	b := math.Float32bits(x)
 	exponent := int32(b>>23) - 127 + 7
 	if exponent <= 0 {
-		return byte(min(7, truncate(float32(x*512)+0.5)))
+		return byte(min(7, kernels.Truncate(float32(x*512)+0.5)))
 	}
 	mantissa := int32(b>>20&7) + int32(b>>19&1)
 	if mantissa > 7 {

@@ -71,7 +71,7 @@ var blocks = [...]block{
 	Q4_1:   {"q4_1", 32, 20, []int{0, 2}, each(32, encodeQ4x1), decodeQ4x1},
 	Q5_0:   {"q5_0", 32, 22, []int{0}, each(32, encodeQ5x0), decodeQ5x0},
 	Q5_1:   {"q5_1", 32, 24, []int{0, 2}, each(32, encodeQ5x1), decodeQ5x1},
-	Q8_0:   {"q8_0", 32, 34, []int{0}, encodeQ8x0, decodeQ8x0},
+	Q8_0:   {"q8_0", 32, 34, []int{0}, kernels.EncodeQ8, kernels.DecodeQ8},
 	Q2K:    {"q2_K", 256, 84, []int{80, 82}, each(256, encodeQ2K), decodeQ2K},
 	Q3K:    {"q3_K", 256, 110, []int{108}, each(256, encodeQ3K), decodeQ3K},
 	Q4K:    {"q4_K", 256, 144, []int{0, 2}, each(256, encodeQ4K), decodeQ4K},
@@ -114,11 +114,21 @@ func Parse(name string) (Type, error) {
 	return 0, fmt.Errorf("unknown ggml type %s", tensor.Quote(name))
 }
 
-// Valid reports whether t is one of the declared types.
+// Valid reports whether t is one of the declared block types.
 func (t Type) Valid() bool { return int(t) < len(blocks) && blocks[t].bytes > 0 }
 
 // String returns the name that ggml has for the type, such as "q4_K" or "iq4_nl".
 func (t Type) String() string {
+	switch t {
+	case F32:
+		return "f32"
+	case F16:
+		return "f16"
+	case BF16:
+		return "bf16"
+	case Keep:
+		return "keep"
+	}
 	if !t.Valid() {
 		return fmt.Sprintf("Type(%d)", uint32(t))
 	}
@@ -149,9 +159,12 @@ func (t Type) Quantize(dst []byte, src []float32) (bad int) {
 	if b.encode == nil || len(src)%b.elements != 0 || len(dst) != len(src)/b.elements*b.bytes {
 		panic(fmt.Sprintf("ggml: %d elements to %d bytes of %v", len(src), len(dst), t))
 	}
-	if finite(src) {
+	switch {
+	case len(src) == 0:
+		return -1
+	case finite(src):
 		b.encode(dst, src)
-	} else {
+	default:
 		for i := 0; i < len(src); i += b.elements {
 			x, out := src[i:i+b.elements], dst[i/b.elements*b.bytes:][:b.bytes]
 			if finite(x) {
@@ -258,29 +271,6 @@ func inverse(x float32) float32 {
 		return 0
 	}
 	return 1 / x
-}
-
-// truncate cuts the fraction off. What is no int32 becomes the least, on every machine.
-func truncate(x float32) int32 {
-	if !(x >= math.MinInt32 && x < -math.MinInt32) {
-		return math.MinInt32
-	}
-	return int32(x)
-}
-
-// roundAway rounds to the nearest integer, halves away from zero. What is no int32 becomes the least.
-func roundAway(x float32) int32 {
-	n := truncate(x)
-	if n == math.MinInt32 {
-		return n
-	}
-	switch rest := x - float32(n); { // exact
-	case rest >= 0.5:
-		n++
-	case rest <= -0.5:
-		n--
-	}
-	return n
 }
 
 func abs(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ (1 << 31)) }

@@ -216,6 +216,18 @@ func decodeQ5K(dst []float32, src []byte) {
 	}
 }
 
+// largestScale returns the scale of groups with the greatest magnitude. Where a group has elements so large that no
+// scale was found, which ggml takes for a group of zeros, it stores a NaN as the block's scale at p and returns false.
+func largestScale(scales []float32, p []byte) (m float32, ok bool) {
+	for _, s := range scales {
+		if s-s != 0 {
+			putHalf(p, s-s)
+			return 0, false
+		}
+	}
+	return kernels.LargestSigned(scales), true
+}
+
 func encodeQ6K(p []byte, x []float32) {
 	var side [128]float32
 	var scales, inverses [16]float32
@@ -227,8 +239,8 @@ func encodeQ6K(p []byte, x []float32) {
 		copy(inverses[8*k:], found.Inverse[:])
 	}
 	clear(p)
-	m := kernels.LargestSigned(scales[:])
-	if abs(m) < 1e-15 {
+	m, ok := largestScale(scales[:], p[208:])
+	if !ok || abs(m) < 1e-15 {
 		return
 	}
 	toCode := -128 / m
@@ -339,7 +351,10 @@ func encodeQ3K(p []byte, x []float32) {
 		scales[g] = search3(codes[16*g:][:16], x[16*g:][:16])
 	}
 	clear(p)
-	m := kernels.LargestSigned(scales[:])
+	m, ok := largestScale(scales[:], p[108:])
+	if !ok {
+		return
+	}
 	var d, toCode float32
 	if m != 0 {
 		toCode = -32 / m
@@ -412,7 +427,12 @@ func encodeIQ4XS(p []byte, x []float32) {
 	sideBySide(side[:], x)
 	var scales [kernels.Lanes]float32
 	kernels.SearchNonLinear(&scales, side[:])
-	d := -kernels.LargestSigned(scales[:]) / 32
+	m, ok := largestScale(scales[:], p)
+	if !ok {
+		clear(p[2:])
+		return
+	}
+	d := -m / 32
 	putHalf(p, d)
 	inv, high := inverse(d), uint16(0)
 	clear(p[4:8])

@@ -2,6 +2,8 @@ package ggml
 
 import (
 	"encoding/binary"
+
+	"github.com/lorakit/lorakit/internal/kernels"
 )
 
 // The types with one scale a block, and no groups: Q4_0 … Q8_0, Q1_0 and Q2_0.
@@ -32,7 +34,7 @@ func signedCodes(codes *[32]byte, x []float32, zero float32) (scale float32) {
 	scale = m / -zero
 	inv := inverse(scale)
 	for i, v := range x {
-		codes[i] = byte(min(int8(2*zero-1), int8(truncate(float32(v*inv)+(zero+0.5)))))
+		codes[i] = byte(min(int8(2*zero-1), int8(kernels.Truncate(float32(v*inv)+(zero+0.5)))))
 	}
 	return scale
 }
@@ -51,7 +53,7 @@ func rangedCodes(codes *[32]byte, x []float32, most float32) (scale, least float
 	scale = (high - low) / most
 	inv := inverse(scale)
 	for i, v := range x {
-		codes[i] = byte(min(int8(most), int8(truncate(float32((v-low)*inv)+0.5))))
+		codes[i] = byte(min(int8(most), int8(kernels.Truncate(float32((v-low)*inv)+0.5))))
 	}
 	return scale, low
 }
@@ -86,17 +88,6 @@ func encodeQ5x1(p []byte, x []float32) {
 	nibbles(p[8:], &codes)
 }
 
-func encodeQ8x0(dst []byte, x []float32) {
-	for ; len(x) > 0; dst, x = dst[34:], x[32:] {
-		d := largest(x[:32]) / 127
-		putHalf(dst, d)
-		inv := inverse(d)
-		for j, v := range x[:32] {
-			dst[2+j] = byte(roundAway(float32(v * inv)))
-		}
-	}
-}
-
 func encodeQ1x0(p []byte, x []float32) {
 	var sum float32
 	for _, v := range x {
@@ -117,7 +108,7 @@ func encodeQ2x0(p []byte, x []float32) {
 	inv := inverse(d)
 	clear(p[2:])
 	for j, v := range x {
-		q := clip(roundAway(float32(v*inv)), -1, 2) + 1
+		q := clip(kernels.RoundAway(float32(v*inv)), -1, 2) + 1
 		p[2+j/4] |= byte(q) << (2 * (j % 4))
 	}
 }
@@ -160,15 +151,6 @@ func decodeQ5x1(dst []float32, src []byte) {
 		for j, b := range q {
 			y[j] = float32(float32(uint32(b&15)|high>>j<<4&16)*d) + m
 			y[j+16] = float32(float32(uint32(b>>4)|high>>(j+16)<<4&16)*d) + m
-		}
-	}
-}
-
-func decodeQ8x0(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[32:], src[34:] {
-		d, y, q := half(src), (*[32]float32)(dst), (*[32]byte)(src[2:])
-		for j, b := range q {
-			y[j] = float32(int8(b)) * d
 		}
 	}
 }

@@ -1,5 +1,7 @@
 package ggml
 
+import "github.com/lorakit/lorakit/internal/kernels"
+
 // The types of three values, TQ1_0 with five of them in a byte and TQ2_0 with four.
 
 // ternary sets 256 codes of 0, 1 or 2.
@@ -7,7 +9,7 @@ func ternary(codes *[256]byte, x []float32) (scale float32) {
 	scale = largest(x)
 	inv := inverse(scale)
 	for i, v := range x {
-		codes[i] = byte(roundAway(float32(v*inv)) + 1)
+		codes[i] = byte(kernels.RoundAway(float32(v*inv)) + 1)
 	}
 	return scale
 }

@@ -79,6 +79,9 @@ type Set struct {
 	// side. Of work, the first rows are scales, least values, and the factor and least value that codes were made with.
 	searchMinAbsolute, searchMinSquared func(work *[48][Lanes]float32, x, w, trials []float32)
 	searchSym, searchNonLinear          func(work *[48][Lanes]float32, x, trials []float32)
+	// encodeQ8 and decodeQ8 do all blocks of 32 elements. The elements and the scales have to be finite.
+	encodeQ8 func(dst []byte, src []float32)
+	decodeQ8 func(dst []float32, src []byte)
 	// tiles multiplies matrices.
 	tiles *tiles
 }

@@ -11022,3 +11022,286 @@ DATA nonLinearUpper<>+29(SB)/1, $0x00
 DATA nonLinearUpper<>+30(SB)/1, $0xe2
 DATA nonLinearUpper<>+31(SB)/1, $0x42
 GLOBL nonLinearUpper<>(SB), RODATA|NOPTR, $32
+
+// func encodeQ8AVX2(dst []byte, src []float32)
+// Requires: AVX, AVX2, F16C
+TEXT ·encodeQ8AVX2(SB), NOSPLIT, $0-48
+	MOVQ    dst_base+0(FP), AX
+	MOVQ    src_base+24(FP), CX
+	MOVQ    src_len+32(FP), DX
+	VMOVUPS magnitude<>+0(SB), Y0
+	VMOVUPS belowHalf<>+0(SB), Y1
+	VMOVUPS lowByte<>+0(SB), Y2
+	VMOVUPS unpacked<>+0(SB), Y3
+	VMOVUPS signBit<>+0(SB), Y4
+	ANDQ    $-32, DX
+
+loop:
+	TESTQ      DX, DX
+	JE         done
+	VMOVUPS    (CX), Y6
+	VANDPS     Y0, Y6, Y5
+	VMOVUPS    32(CX), Y7
+	VANDPS     Y0, Y7, Y8
+	VMAXPS     Y8, Y5, Y5
+	VMOVUPS    64(CX), Y8
+	VANDPS     Y0, Y8, Y9
+	VMAXPS     Y9, Y5, Y5
+	VMOVUPS    96(CX), Y9
+	VANDPS     Y0, Y9, Y10
+	VMAXPS     Y10, Y5, Y5
+	VPERM2F128 $0x01, Y5, Y5, Y10
+	VMAXPS     Y10, Y5, Y5
+	VSHUFPS    $0x4e, Y5, Y5, Y10
+	VMAXPS     Y10, Y5, Y5
+	VSHUFPS    $0xb1, Y5, Y5, Y10
+	VMAXPS     Y10, Y5, Y5
+	VDIVPS     searchMost<>+0(SB), Y5, Y5
+	VCVTPS2PH  $0x00, X5, X10
+	VPEXTRW    $0x00, X10, (AX)
+	VXORPS     Y10, Y10, Y10
+	VCMPPS     $0x00, Y10, Y5, Y10
+	VMOVUPS    searchUnit<>+0(SB), Y11
+	VDIVPS     Y5, Y11, Y11
+	VANDNPS    Y11, Y10, Y11
+	VMULPS     Y11, Y6, Y6
+	VANDPS     Y4, Y6, Y5
+	VORPS      Y1, Y5, Y5
+	VADDPS     Y5, Y6, Y6
+	VCVTTPS2DQ Y6, Y6
+	VPAND      Y2, Y6, Y6
+	VMULPS     Y11, Y7, Y7
+	VANDPS     Y4, Y7, Y5
+	VORPS      Y1, Y5, Y5
+	VADDPS     Y5, Y7, Y7
+	VCVTTPS2DQ Y7, Y7
+	VPAND      Y2, Y7, Y7
+	VMULPS     Y11, Y8, Y8
+	VANDPS     Y4, Y8, Y5
+	VORPS      Y1, Y5, Y5
+	VADDPS     Y5, Y8, Y8
+	VCVTTPS2DQ Y8, Y8
+	VPAND      Y2, Y8, Y8
+	VMULPS     Y11, Y9, Y9
+	VANDPS     Y4, Y9, Y5
+	VORPS      Y1, Y5, Y5
+	VADDPS     Y5, Y9, Y9
+	VCVTTPS2DQ Y9, Y9
+	VPAND      Y2, Y9, Y9
+	VPACKUSDW  Y7, Y6, Y6
+	VPACKUSDW  Y9, Y8, Y8
+	VPACKUSWB  Y8, Y6, Y6
+	VPERMD     Y6, Y3, Y6
+	VMOVDQU    Y6, 2(AX)
+	SUBQ       $-128, CX
+	ADDQ       $0x22, AX
+	SUBQ       $+32, DX
+	JMP        loop
+
+done:
+	VZEROUPPER
+	RET
+
+DATA belowHalf<>+0(SB)/1, $0xff
+DATA belowHalf<>+1(SB)/1, $0xff
+DATA belowHalf<>+2(SB)/1, $0xff
+DATA belowHalf<>+3(SB)/1, $0x3e
+DATA belowHalf<>+4(SB)/1, $0xff
+DATA belowHalf<>+5(SB)/1, $0xff
+DATA belowHalf<>+6(SB)/1, $0xff
+DATA belowHalf<>+7(SB)/1, $0x3e
+DATA belowHalf<>+8(SB)/1, $0xff
+DATA belowHalf<>+9(SB)/1, $0xff
+DATA belowHalf<>+10(SB)/1, $0xff
+DATA belowHalf<>+11(SB)/1, $0x3e
+DATA belowHalf<>+12(SB)/1, $0xff
+DATA belowHalf<>+13(SB)/1, $0xff
+DATA belowHalf<>+14(SB)/1, $0xff
+DATA belowHalf<>+15(SB)/1, $0x3e
+DATA belowHalf<>+16(SB)/1, $0xff
+DATA belowHalf<>+17(SB)/1, $0xff
+DATA belowHalf<>+18(SB)/1, $0xff
+DATA belowHalf<>+19(SB)/1, $0x3e
+DATA belowHalf<>+20(SB)/1, $0xff
+DATA belowHalf<>+21(SB)/1, $0xff
+DATA belowHalf<>+22(SB)/1, $0xff
+DATA belowHalf<>+23(SB)/1, $0x3e
+DATA belowHalf<>+24(SB)/1, $0xff
+DATA belowHalf<>+25(SB)/1, $0xff
+DATA belowHalf<>+26(SB)/1, $0xff
+DATA belowHalf<>+27(SB)/1, $0x3e
+DATA belowHalf<>+28(SB)/1, $0xff
+DATA belowHalf<>+29(SB)/1, $0xff
+DATA belowHalf<>+30(SB)/1, $0xff
+DATA belowHalf<>+31(SB)/1, $0x3e
+DATA belowHalf<>+32(SB)/1, $0xff
+DATA belowHalf<>+33(SB)/1, $0xff
+DATA belowHalf<>+34(SB)/1, $0xff
+DATA belowHalf<>+35(SB)/1, $0x3e
+DATA belowHalf<>+36(SB)/1, $0xff
+DATA belowHalf<>+37(SB)/1, $0xff
+DATA belowHalf<>+38(SB)/1, $0xff
+DATA belowHalf<>+39(SB)/1, $0x3e
+DATA belowHalf<>+40(SB)/1, $0xff
+DATA belowHalf<>+41(SB)/1, $0xff
+DATA belowHalf<>+42(SB)/1, $0xff
+DATA belowHalf<>+43(SB)/1, $0x3e
+DATA belowHalf<>+44(SB)/1, $0xff
+DATA belowHalf<>+45(SB)/1, $0xff
+DATA belowHalf<>+46(SB)/1, $0xff
+DATA belowHalf<>+47(SB)/1, $0x3e
+DATA belowHalf<>+48(SB)/1, $0xff
+DATA belowHalf<>+49(SB)/1, $0xff
+DATA belowHalf<>+50(SB)/1, $0xff
+DATA belowHalf<>+51(SB)/1, $0x3e
+DATA belowHalf<>+52(SB)/1, $0xff
+DATA belowHalf<>+53(SB)/1, $0xff
+DATA belowHalf<>+54(SB)/1, $0xff
+DATA belowHalf<>+55(SB)/1, $0x3e
+DATA belowHalf<>+56(SB)/1, $0xff
+DATA belowHalf<>+57(SB)/1, $0xff
+DATA belowHalf<>+58(SB)/1, $0xff
+DATA belowHalf<>+59(SB)/1, $0x3e
+DATA belowHalf<>+60(SB)/1, $0xff
+DATA belowHalf<>+61(SB)/1, $0xff
+DATA belowHalf<>+62(SB)/1, $0xff
+DATA belowHalf<>+63(SB)/1, $0x3e
+GLOBL belowHalf<>(SB), RODATA|NOPTR, $64
+
+DATA lowByte<>+0(SB)/1, $0xff
+DATA lowByte<>+1(SB)/1, $0x00
+DATA lowByte<>+2(SB)/1, $0x00
+DATA lowByte<>+3(SB)/1, $0x00
+DATA lowByte<>+4(SB)/1, $0xff
+DATA lowByte<>+5(SB)/1, $0x00
+DATA lowByte<>+6(SB)/1, $0x00
+DATA lowByte<>+7(SB)/1, $0x00
+DATA lowByte<>+8(SB)/1, $0xff
+DATA lowByte<>+9(SB)/1, $0x00
+DATA lowByte<>+10(SB)/1, $0x00
+DATA lowByte<>+11(SB)/1, $0x00
+DATA lowByte<>+12(SB)/1, $0xff
+DATA lowByte<>+13(SB)/1, $0x00
+DATA lowByte<>+14(SB)/1, $0x00
+DATA lowByte<>+15(SB)/1, $0x00
+DATA lowByte<>+16(SB)/1, $0xff
+DATA lowByte<>+17(SB)/1, $0x00
+DATA lowByte<>+18(SB)/1, $0x00
+DATA lowByte<>+19(SB)/1, $0x00
+DATA lowByte<>+20(SB)/1, $0xff
+DATA lowByte<>+21(SB)/1, $0x00
+DATA lowByte<>+22(SB)/1, $0x00
+DATA lowByte<>+23(SB)/1, $0x00
+DATA lowByte<>+24(SB)/1, $0xff
+DATA lowByte<>+25(SB)/1, $0x00
+DATA lowByte<>+26(SB)/1, $0x00
+DATA lowByte<>+27(SB)/1, $0x00
+DATA lowByte<>+28(SB)/1, $0xff
+DATA lowByte<>+29(SB)/1, $0x00
+DATA lowByte<>+30(SB)/1, $0x00
+DATA lowByte<>+31(SB)/1, $0x00
+DATA lowByte<>+32(SB)/1, $0xff
+DATA lowByte<>+33(SB)/1, $0x00
+DATA lowByte<>+34(SB)/1, $0x00
+DATA lowByte<>+35(SB)/1, $0x00
+DATA lowByte<>+36(SB)/1, $0xff
+DATA lowByte<>+37(SB)/1, $0x00
+DATA lowByte<>+38(SB)/1, $0x00
+DATA lowByte<>+39(SB)/1, $0x00
+DATA lowByte<>+40(SB)/1, $0xff
+DATA lowByte<>+41(SB)/1, $0x00
+DATA lowByte<>+42(SB)/1, $0x00
+DATA lowByte<>+43(SB)/1, $0x00
+DATA lowByte<>+44(SB)/1, $0xff
+DATA lowByte<>+45(SB)/1, $0x00
+DATA lowByte<>+46(SB)/1, $0x00
+DATA lowByte<>+47(SB)/1, $0x00
+DATA lowByte<>+48(SB)/1, $0xff
+DATA lowByte<>+49(SB)/1, $0x00
+DATA lowByte<>+50(SB)/1, $0x00
+DATA lowByte<>+51(SB)/1, $0x00
+DATA lowByte<>+52(SB)/1, $0xff
+DATA lowByte<>+53(SB)/1, $0x00
+DATA lowByte<>+54(SB)/1, $0x00
+DATA lowByte<>+55(SB)/1, $0x00
+DATA lowByte<>+56(SB)/1, $0xff
+DATA lowByte<>+57(SB)/1, $0x00
+DATA lowByte<>+58(SB)/1, $0x00
+DATA lowByte<>+59(SB)/1, $0x00
+DATA lowByte<>+60(SB)/1, $0xff
+DATA lowByte<>+61(SB)/1, $0x00
+DATA lowByte<>+62(SB)/1, $0x00
+DATA lowByte<>+63(SB)/1, $0x00
+GLOBL lowByte<>(SB), RODATA|NOPTR, $64
+
+DATA unpacked<>+0(SB)/1, $0x00
+DATA unpacked<>+1(SB)/1, $0x00
+DATA unpacked<>+2(SB)/1, $0x00
+DATA unpacked<>+3(SB)/1, $0x00
+DATA unpacked<>+4(SB)/1, $0x04
+DATA unpacked<>+5(SB)/1, $0x00
+DATA unpacked<>+6(SB)/1, $0x00
+DATA unpacked<>+7(SB)/1, $0x00
+DATA unpacked<>+8(SB)/1, $0x01
+DATA unpacked<>+9(SB)/1, $0x00
+DATA unpacked<>+10(SB)/1, $0x00
+DATA unpacked<>+11(SB)/1, $0x00
+DATA unpacked<>+12(SB)/1, $0x05
+DATA unpacked<>+13(SB)/1, $0x00
+DATA unpacked<>+14(SB)/1, $0x00
+DATA unpacked<>+15(SB)/1, $0x00
+DATA unpacked<>+16(SB)/1, $0x02
+DATA unpacked<>+17(SB)/1, $0x00
+DATA unpacked<>+18(SB)/1, $0x00
+DATA unpacked<>+19(SB)/1, $0x00
+DATA unpacked<>+20(SB)/1, $0x06
+DATA unpacked<>+21(SB)/1, $0x00
+DATA unpacked<>+22(SB)/1, $0x00
+DATA unpacked<>+23(SB)/1, $0x00
+DATA unpacked<>+24(SB)/1, $0x03
+DATA unpacked<>+25(SB)/1, $0x00
+DATA unpacked<>+26(SB)/1, $0x00
+DATA unpacked<>+27(SB)/1, $0x00
+DATA unpacked<>+28(SB)/1, $0x07
+DATA unpacked<>+29(SB)/1, $0x00
+DATA unpacked<>+30(SB)/1, $0x00
+DATA unpacked<>+31(SB)/1, $0x00
+GLOBL unpacked<>(SB), RODATA|NOPTR, $32
+
+// func decodeQ8AVX2(dst []float32, src []byte)
+// Requires: AVX, AVX2, F16C
+TEXT ·decodeQ8AVX2(SB), NOSPLIT, $0-48
+	MOVQ dst_base+0(FP), AX
+	MOVQ src_base+24(FP), CX
+	MOVQ dst_len+8(FP), DX
+	ANDQ $-32, DX
+
+loop:
+	TESTQ        DX, DX
+	JE           done
+	VPBROADCASTW (CX), X0
+	VCVTPH2PS    X0, Y0
+	VPMOVSXBD    2(CX), Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, (AX)
+	VPMOVSXBD    10(CX), Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 32(AX)
+	VPMOVSXBD    18(CX), Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 64(AX)
+	VPMOVSXBD    26(CX), Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 96(AX)
+	ADDQ         $0x22, CX
+	SUBQ         $-128, AX
+	SUBQ         $+32, DX
+	JMP          loop
+
+done:
+	VZEROUPPER
+	RET

@@ -23,9 +23,9 @@ type MinRule struct {
 // tenth is by how much the trials of a search differ.
 const tenth = float32(0.1)
 
-// NewMinRule returns a rule for codes from 0 to largest. The first trial of the search has largest + start steps between
-// the minimum and the maximum, each of the others a tenth more. The error of an element is its magnitude where absolute
-// is set, else its square.
+// NewMinRule returns a rule for codes from 0 to largest. The first trial of the search has largest + start steps
+// between the minimum and the maximum, each of the others a tenth more. The error of an element is its magnitude where
+// absolute is set, else its square.
 func NewMinRule(largest, start float32, trials int, absolute bool) *MinRule {
 	r := &MinRule{trials: []float32{largest}, absolute: absolute}
 	for k := range trials {
@@ -330,8 +330,8 @@ func nonLinearSums(x []float32, inverse float32) (a, b float32) {
 // checkGroups panics unless x holds groups side by side, and returns how long they are.
 func checkGroups(x []float32) int {
 	n := len(x) / Lanes
-	if n == 0 || n > longestGroup || len(x)%Lanes != 0 {
-		panic(fmt.Sprintf("kernels: %d elements, expected %d groups of up to %d", len(x), Lanes, longestGroup))
+	if n < 2 || n > longestGroup || len(x)%Lanes != 0 {
+		panic(fmt.Sprintf("kernels: %d elements, expected %d groups of 2 to %d", len(x), Lanes, longestGroup))
 	}
 	return n
 }

@@ -40,6 +40,8 @@ func assembly() (sets []*Set) {
 			searchMinAbsolute: searchMinAbsoluteAVX2,
 			searchMinSquared:  searchMinSquaredAVX2,
 			searchSym:         searchSymAVX2,
+			encodeQ8:          encodeQ8AVX2,
+			decodeQ8:          decodeQ8AVX2,
 			searchNonLinear:   searchNonLinearAVX2,
 			tiles: &tiles{48, mulAddAVX512, [3]multiplier{mulAddEdge1AVX512, mulAddEdge2AVX512, mulAddEdge3AVX512},
 				transposeAVX2},
@@ -74,8 +76,11 @@ func assembly() (sets []*Set) {
 			searchMinAbsolute: searchMinAbsoluteAVX2,
 			searchMinSquared:  searchMinSquaredAVX2,
 			searchSym:         searchSymAVX2,
+			encodeQ8:          encodeQ8AVX2,
+			decodeQ8:          decodeQ8AVX2,
 			searchNonLinear:   searchNonLinearAVX2,
-			tiles:             &tiles{24, mulAddAVX2, [3]multiplier{mulAddEdge1AVX2, mulAddEdge2AVX2, mulAddEdge3AVX2}, transposeAVX2},
+			tiles: &tiles{24, mulAddAVX2, [3]multiplier{mulAddEdge1AVX2, mulAddEdge2AVX2, mulAddEdge3AVX2},
+				transposeAVX2},
 		})
 	}
 	return sets

@@ -282,3 +282,9 @@ func searchSymAVX2(work *[48][8]float32, x []float32, trials []float32)
 
 //go:noescape
 func searchNonLinearAVX2(work *[48][8]float32, x []float32, trials []float32)
+
+//go:noescape
+func encodeQ8AVX2(dst []byte, src []float32)
+
+//go:noescape
+func decodeQ8AVX2(dst []float32, src []byte)

@@ -108,6 +108,8 @@ func main() {
 		addProducts(s, set)
 	}
 	searches()
+	avx2{}.encodeQ8()
+	avx2{}.decodeQ8()
 	Generate()
 }
 
