@@ -3,6 +3,7 @@ package ggml
 import (
 	"encoding/binary"
 	"math"
+	"sync"
 
 	"github.com/lorakit/lorakit/internal/kernels"
 )
@@ -11,13 +12,36 @@ import (
 // themselves. To quantise, each group gets the scale and minimum that fit it best; the block's scale follows from them;
 // then all codes are made again from what is stored.
 
+// scratch is what one goroutine quantises blocks with.
+type scratch struct {
+	search  kernels.Search
+	groups  minGroups
+	scales  [16]float32
+	inverse [16]float32
+	codes   [256]byte
+	padded  [256]float32
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// grouped makes an encoder of many blocks from that of one, which has groups.
+func grouped(encode func(s *scratch, p []byte, x []float32)) func(dst []byte, x []float32) {
+	return func(dst []byte, x []float32) {
+		s := scratches.Get().(*scratch)
+		defer scratches.Put(s)
+		size := len(dst) / (len(x) / 256)
+		for ; len(x) > 0; dst, x = dst[size:], x[256:] {
+			encode(s, dst[:size:size], x[:256:256])
+		}
+	}
+}
+
 // sideBySide puts the elements of groups next to one another, as the searches of package kernels take them.
-func sideBySide(dst, x []float32) {
-	n := len(x) / kernels.Lanes
-	dst = dst[:len(x)]
+func (s *scratch) sideBySide(x []float32, width int) {
+	side := s.search.X[:len(x)]
 	for g := range kernels.Lanes {
-		for i, v := range x[g*n:][:n] {
-			dst[kernels.Lanes*i+g] = v
+		for i, v := range x[g*width:][:width] {
+			side[kernels.Lanes*i+g] = v
 		}
 	}
 }
@@ -30,40 +54,45 @@ var (
 
 // minGroups are the groups of a block of Q2_K, Q4_K or Q5_K, and their codes.
 type minGroups struct {
-	scale, min   [16]float32
-	found        [2]kernels.MinFound
-	codes        [256]byte
-	greatest     [2]float32 // scale, minimum
-	count, width int        // of groups, of elements in one
+	scale, min, inverse, low [16]float32
+	codes                    [256]byte
+	greatest                 [2]float32 // scale, minimum
+	width                    int        // elements of a group
 }
 
-// search finds the scales and minima of groups of so many elements. The weight of an element is its magnitude, to
-// which in Q4_K and Q5_K the root of the group's mean square is added.
-func (g *minGroups) search(x []float32, width int, r *kernels.MinRule, absolute bool) {
-	var side, weights [256]float32
-	g.width, g.count = width, len(x)/width
+// minima finds the scales and minima of groups of so many elements. The weight of an element is its magnitude, to which
+// in Q4_K and Q5_K the root of the group's mean square is added.
+func (s *scratch) minima(x []float32, width int, r *kernels.MinRule, absolute bool) *minGroups {
+	g, f := &s.groups, &s.search
+	g.width, g.greatest = width, [2]float32{}
 	part := kernels.Lanes * width
 	for k := range len(x) / part {
-		x, side := x[k*part:][:part], side[:part]
-		sideBySide(side, x)
+		x, at := x[k*part:][:part], k*kernels.Lanes
+		s.sideBySide(x, width)
 		var base [kernels.Lanes]float32
 		if !absolute {
-			for i := range base {
-				var sum float32
-				for _, v := range x[i*width:][:width] {
-					sum += float32(v * v)
+			for i := 0; i < part; i += kernels.Lanes {
+				for lane, v := range f.X[i : i+kernels.Lanes] {
+					base[lane] += float32(v * v)
 				}
-				base[i] = float32(math.Sqrt(float64(sum / float32(width))))
+			}
+			for lane, sum := range base {
+				base[lane] = float32(math.Sqrt(float64(sum / float32(width))))
 			}
 		}
-		for i, v := range side {
-			weights[i] = base[i%kernels.Lanes] + abs(v)
+		for i := 0; i < part; i += kernels.Lanes {
+			w := f.Weights[i : i+kernels.Lanes]
+			for lane, v := range f.X[i : i+kernels.Lanes] {
+				w[lane] = base[lane] + abs(v)
+			}
 		}
-		kernels.SearchMin(&g.found[k], side, weights[:part], r)
-		copy(g.scale[k*kernels.Lanes:], g.found[k].Scale[:])
-		copy(g.min[k*kernels.Lanes:], g.found[k].Min[:])
+		kernels.SearchMin(f, width, r)
+		copy(g.scale[at:], f.Scale[:])
+		copy(g.min[at:], f.Min[:])
+		copy(g.inverse[at:], f.Inverse[:])
+		copy(g.low[at:], f.Low[:])
 	}
-	for i := range g.count {
+	for i := range len(x) / width {
 		if g.scale[i] > g.greatest[0] {
 			g.greatest[0] = g.scale[i]
 		}
@@ -71,15 +100,15 @@ func (g *minGroups) search(x []float32, width int, r *kernels.MinRule, absolute 
 			g.greatest[1] = g.min[i]
 		}
 	}
+	return g
 }
 
 // encode sets the codes of a group from what is stored of it.
 func (g *minGroups) encode(i int, x []float32, scale, least float32, most int32) {
 	codes, x := g.codes[i*g.width:][:g.width], x[i*g.width:][:g.width]
 	if scale == 0 { // the codes that the search found
-		f, lane := &g.found[i/kernels.Lanes], i%kernels.Lanes
 		for j, v := range x {
-			codes[j] = byte(clip(kernels.RoundCode(float32(f.Inverse[lane]*(v-f.Low[lane]))), 0, most))
+			codes[j] = byte(clip(kernels.RoundCode(float32(g.inverse[i]*(v-g.low[i]))), 0, most))
 		}
 		return
 	}
@@ -96,9 +125,8 @@ func reciprocal(a, greatest float32) float32 {
 	return 0
 }
 
-func encodeQ2K(p []byte, x []float32) {
-	var g minGroups
-	g.search(x, 16, ruleQ2K, true)
+func encodeQ2K(s *scratch, p []byte, x []float32) {
+	g := s.minima(x, 16, ruleQ2K, true)
 	d, m := putHalf(p[80:], g.greatest[0]/15), putHalf(p[82:], g.greatest[1]/15)
 	scales, mins := reciprocal(15, g.greatest[0]), reciprocal(15, g.greatest[1])
 	for i := range 16 {
@@ -162,9 +190,8 @@ func pack4(p []byte, codes *[256]byte) {
 	}
 }
 
-func encodeQ4K(p []byte, x []float32) {
-	var g minGroups
-	g.search(x, 32, ruleQ4K, false)
+func encodeQ4K(s *scratch, p []byte, x []float32) {
+	g := s.minima(x, 32, ruleQ4K, false)
 	g.encode6(p, x, 15)
 	pack4(p[16:], &g.codes)
 }
@@ -186,9 +213,8 @@ func decodeQ4K(dst []float32, src []byte) {
 	}
 }
 
-func encodeQ5K(p []byte, x []float32) {
-	var g minGroups
-	g.search(x, 32, ruleQ5K, false)
+func encodeQ5K(s *scratch, p []byte, x []float32) {
+	g := s.minima(x, 32, ruleQ5K, false)
 	g.encode6(p, x, 31)
 	clear(p[16:48])
 	for i, q := range g.codes {
@@ -228,15 +254,13 @@ func largestScale(scales []float32, p []byte) (m float32, ok bool) {
 	return kernels.LargestSigned(scales), true
 }
 
-func encodeQ6K(p []byte, x []float32) {
-	var side [128]float32
-	var scales, inverses [16]float32
+func encodeQ6K(s *scratch, p []byte, x []float32) {
+	scales, inverses := &s.scales, &s.inverse
 	for k := range 2 {
-		var found kernels.SymFound
-		sideBySide(side[:], x[128*k:][:128])
-		kernels.SearchSym(&found, side[:])
-		copy(scales[8*k:], found.Scale[:])
-		copy(inverses[8*k:], found.Inverse[:])
+		s.sideBySide(x[128*k:][:128], 16)
+		kernels.SearchSym(&s.search, 16)
+		copy(scales[8*k:], s.search.Scale[:])
+		copy(inverses[8*k:], s.search.Inverse[:])
 	}
 	clear(p)
 	m, ok := largestScale(scales[:], p[208:])
@@ -245,11 +269,12 @@ func encodeQ6K(p []byte, x []float32) {
 	}
 	toCode := -128 / m
 	d := putHalf(p[208:], 1/toCode)
-	var codes [256]byte
+	codes := &s.codes
+	clear(codes[:])
 	for g := range 16 {
-		s := int8(min(127, kernels.RoundCode(float32(toCode*scales[g]))))
-		p[192+g] = byte(s)
-		scale := d * float32(s)
+		stored := int8(min(127, kernels.RoundCode(float32(toCode*scales[g]))))
+		p[192+g] = byte(stored)
+		scale := d * float32(stored)
 		codes, x := codes[16*g:][:16], x[16*g:][:16]
 		switch {
 		case scale != 0:
@@ -344,9 +369,8 @@ func search3(codes []byte, x []float32) (scale float32) {
 	return scale
 }
 
-func encodeQ3K(p []byte, x []float32) {
-	var codes [256]byte
-	var scales [16]float32
+func encodeQ3K(s *scratch, p []byte, x []float32) {
+	codes, scales := &s.codes, &s.scales
 	for g := range scales {
 		scales[g] = search3(codes[16*g:][:16], x[16*g:][:16])
 	}
@@ -361,14 +385,14 @@ func encodeQ3K(p []byte, x []float32) {
 		d = putHalf(p[108:], 1/toCode)
 	}
 	for g := range 16 {
-		s := int32(-32)
+		signed := int32(-32)
 		if m != 0 {
-			s = clip(kernels.RoundCode(float32(toCode*scales[g])), -32, 31)
-			stored := byte(s + 32)
+			signed = clip(kernels.RoundCode(float32(toCode*scales[g])), -32, 31)
+			stored := byte(signed + 32)
 			p[96+g%8] |= stored & 15 << (g / 8 * 4)
 			p[104+g%4] |= stored >> 4 << (g / 4 * 2)
 		}
-		scale := d * float32(s)
+		scale := d * float32(signed)
 		if scale == 0 { // the codes that the search found
 			continue
 		}
@@ -379,7 +403,7 @@ func encodeQ3K(p []byte, x []float32) {
 	for i, q := range codes {
 		p[i%32] |= q >> 2 << (i / 32)
 	}
-	pack2(p[32:96], &codes)
+	pack2(p[32:96], codes)
 }
 
 func decodeQ3K(dst []float32, src []byte) {
@@ -400,17 +424,21 @@ func decodeQ3K(dst []float32, src []byte) {
 
 func encodeIQ4NL(dst []byte, x []float32) {
 	const width = 32 * kernels.Lanes
-	var side, padded [width]float32
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
 	for ; len(x) > 0; dst, x = dst[min(18*kernels.Lanes, len(dst)):], x[min(width, len(x)):] {
-		n := copy(padded[:], x)
-		clear(padded[n:])
-		sideBySide(side[:], padded[:])
-		var scales [kernels.Lanes]float32
-		kernels.SearchNonLinear(&scales, side[:])
+		n := min(width, len(x))
+		if n < width {
+			clear(s.padded[copy(s.padded[:], x):])
+			s.sideBySide(s.padded[:], 32)
+		} else {
+			s.sideBySide(x[:width], 32)
+		}
+		kernels.SearchNonLinear(&s.search, 32)
 		for g := range n / 32 {
-			p := dst[18*g:][:18]
-			putHalf(p, scales[g])
-			nonLinear(p[2:], x[32*g:], inverse(scales[g]))
+			p, scale := dst[18*g:][:18], s.search.Scale[g]
+			putHalf(p, scale)
+			nonLinear(p[2:], x[32*g:], inverse(scale))
 		}
 	}
 }
@@ -422,11 +450,10 @@ func nonLinear(p []byte, x []float32, inv float32) {
 	}
 }
 
-func encodeIQ4XS(p []byte, x []float32) {
-	var side [256]float32
-	sideBySide(side[:], x)
-	var scales [kernels.Lanes]float32
-	kernels.SearchNonLinear(&scales, side[:])
+func encodeIQ4XS(s *scratch, p []byte, x []float32) {
+	s.sideBySide(x, 32)
+	kernels.SearchNonLinear(&s.search, 32)
+	scales := &s.search.Scale
 	m, ok := largestScale(scales[:], p)
 	if !ok {
 		clear(p[2:])
@@ -436,8 +463,8 @@ func encodeIQ4XS(p []byte, x []float32) {
 	putHalf(p, d)
 	inv, high := inverse(d), uint16(0)
 	clear(p[4:8])
-	for g, s := range scales {
-		l := clip(kernels.RoundCode(float32(inv*s)), -32, 31)
+	for g, scale := range scales {
+		l := clip(kernels.RoundCode(float32(inv*scale)), -32, 31)
 		nonLinear(p[8+16*g:], x[32*g:], inverse(d*float32(l)))
 		p[4+g/2] |= byte(l+32) & 15 << (g % 2 * 4)
 		high |= uint16(l+32) >> 4 << (2 * g)

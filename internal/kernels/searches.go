@@ -7,12 +7,30 @@ import (
 	"github.com/lorakit/lorakit/internal/kernels/race"
 )
 
-// Lanes is the number of groups that a search for scales takes side by side: element i of group g is at index
-// Lanes*i + g. Within a group everything is computed in order, so that the bytes are those of a search by itself.
+// Lanes is the number of groups that a search for scales takes side by side. Within a group everything is computed in
+// order, so that the bytes are those of a search by itself.
 const Lanes = 8
 
 // longestGroup is the number of elements in the longest group.
 const longestGroup = 32
+
+// Search is what the searches for scales work with: the elements of groups, with weights where there are any, and what
+// is found. Element i of group g is at index Lanes*i + g.
+type Search struct {
+	X, Weights [Lanes * longestGroup]float32
+	// Scale and Min are those of each group. Its codes were RoundCode(Inverse * (x - Low)), within the range of codes.
+	Scale, Min, Inverse, Low [Lanes]float32
+
+	work [48][Lanes]float32 // of the assembly, what it finds in the first rows
+}
+
+// group copies a group from n elements of each.
+func (f *Search) group(dst *[longestGroup]float32, src *[Lanes * longestGroup]float32, g, n int) []float32 {
+	for i := range n {
+		dst[i] = src[Lanes*i+g]
+	}
+	return dst[:n]
+}
 
 // MinRule is how SearchMin looks for the scale and the minimum of groups. NewMinRule makes one.
 type MinRule struct {
@@ -34,49 +52,33 @@ func NewMinRule(largest, start float32, trials int, absolute bool) *MinRule {
 	return r
 }
 
-// MinFound is what SearchMin finds. The code of an element x is RoundCode(Inverse * (x - Low)) within the range of
-// codes.
-type MinFound struct{ Scale, Min, Inverse, Low [Lanes]float32 }
-
-// searchWork is what the assembly works with; what it finds comes first.
-type searchWork = [48][Lanes]float32
-
-// SearchMin finds, for each group of x, the scale s and the minimum m for which the codes q have the least weighted
-// error between s*q - m and x, as ggml's make_qkx2_quants does. Where all elements are the same, s is 0.
-func SearchMin(found *MinFound, x, w []float32, r *MinRule) { active.SearchMin(found, x, w, r) }
+// SearchMin finds, for each group of n elements, the scale s and the minimum m for which the codes q have the least
+// weighted error between s*q - m and x, as ggml's make_qkx2_quants does. Where all elements are the same, s is 0.
+func SearchMin(f *Search, n int, r *MinRule) { active.SearchMin(f, n, r) }
 
 // SearchMin is the function SearchMin by this set.
-func (s *Set) SearchMin(found *MinFound, x, w []float32, r *MinRule) {
-	n := checkGroups(x)
-	if len(w) != len(x) {
-		panic(fmt.Sprintf("kernels: %d weights for %d elements", len(w), len(x)))
-	}
-	race.ReadSlice(x)
-	race.ReadSlice(w)
-	f := s.searchMinSquared
+func (s *Set) SearchMin(f *Search, n int, r *MinRule) {
+	checkGroup(n)
+	assembly := s.searchMinSquared
 	if r.absolute {
-		f = s.searchMinAbsolute
+		assembly = s.searchMinAbsolute
 	}
-	if f != nil {
-		var work searchWork
-		f(&work, x, w, r.trials)
-		*found = MinFound{work[0], work[1], work[2], work[3]}
-		for g, low := range found.Min {
-			found.Min[g] = -low
+	if assembly != nil {
+		assembly(&f.work, f.X[:Lanes*n], f.Weights[:Lanes*n], r.trials)
+		f.Scale, f.Min, f.Inverse, f.Low = f.work[0], f.work[1], f.work[2], f.work[3]
+		for g, low := range f.Min {
+			f.Min[g] = -low
 		}
 		return
 	}
-	var xs, ws [longestGroup]float32
+	var x, w [longestGroup]float32
 	for g := range Lanes {
-		for i := range n {
-			xs[i], ws[i] = x[Lanes*i+g], w[Lanes*i+g]
-		}
-		searchMin(found, g, xs[:n], ws[:n], r)
+		searchMin(f, g, f.group(&x, &f.X, g, n), f.group(&w, &f.Weights, g, n), r)
 	}
 }
 
 // searchMin is the twin of Set.searchMinSquared and Set.searchMinAbsolute, for one group.
-func searchMin(found *MinFound, g int, x, w []float32, r *MinRule) {
+func searchMin(found *Search, g int, x, w []float32, r *MinRule) {
 	w = w[:len(x)]
 	low, high := x[0], x[0]
 	sumW, sumX := w[0], float32(w[0]*x[0])
@@ -157,10 +159,6 @@ func RoundCode(v float32) int32 {
 
 func abs32(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ (1 << 31)) }
 
-// SymFound is what SearchSym finds. The code of an element x is RoundCode(Inverse * x) within the range of codes.
-// Inverse is 0 for a group of zeros.
-type SymFound struct{ Scale, Inverse [Lanes]float32 }
-
 // symTrials are the codes of the largest element that SearchSym tries.
 var symTrials = func() []float32 {
 	const negative = float32(32) // codes
@@ -176,26 +174,22 @@ var symTrials = func() []float32 {
 // tinyGroup is the least magnitude that makes a group's scale.
 const tinyGroup = float32(1e-15)
 
-// SearchSym finds, for each group of x, the scale for which codes from -32 to 31 have the least error, weighted by the
-// squares of the elements, as ggml's make_qx_quants does. The largest element of a group has the code -32 at first.
-func SearchSym(found *SymFound, x []float32) { active.SearchSym(found, x) }
+// SearchSym finds, for each group of n elements, the scale for which codes from -32 to 31 have the least error, weighted
+// by the squares of the elements, as ggml's make_qx_quants does. The largest element of a group has the code -32 at
+// first. Scale and Inverse are 0 for a group of zeros; Min and Low are not set.
+func SearchSym(f *Search, n int) { active.SearchSym(f, n) }
 
 // SearchSym is the function SearchSym by this set.
-func (s *Set) SearchSym(found *SymFound, x []float32) {
-	n := checkGroups(x)
-	race.ReadSlice(x)
+func (s *Set) SearchSym(f *Search, n int) {
+	checkGroup(n)
 	if s.searchSym != nil {
-		var work searchWork
-		s.searchSym(&work, x, symTrials)
-		*found = SymFound{work[0], work[2]}
+		s.searchSym(&f.work, f.X[:Lanes*n], symTrials)
+		f.Scale, f.Inverse = f.work[0], f.work[2]
 		return
 	}
-	var xs [longestGroup]float32
+	var x [longestGroup]float32
 	for g := range Lanes {
-		for i := range n {
-			xs[i] = x[Lanes*i+g]
-		}
-		found.Scale[g], found.Inverse[g] = searchSym(xs[:n])
+		f.Scale[g], f.Inverse[g] = searchSym(f.group(&x, &f.X, g, n))
 	}
 }
 
@@ -274,26 +268,21 @@ var nonLinearTrials = func() []float32 {
 	return trials
 }()
 
-// SearchNonLinear finds, for each group of x, the scale for which the values NonLinear have the least error, weighted
-// by the squares of the elements, as ggml does for its IQ4 types. A group of zeros has the scale 0.
-func SearchNonLinear(scales *[Lanes]float32, x []float32) { active.SearchNonLinear(scales, x) }
+// SearchNonLinear finds, for each group of n elements, the Scale for which the values NonLinear have the least error,
+// weighted by the squares of the elements, as ggml does for its IQ4 types. A group of zeros has the scale 0.
+func SearchNonLinear(f *Search, n int) { active.SearchNonLinear(f, n) }
 
 // SearchNonLinear is the function SearchNonLinear by this set.
-func (s *Set) SearchNonLinear(scales *[Lanes]float32, x []float32) {
-	n := checkGroups(x)
-	race.ReadSlice(x)
+func (s *Set) SearchNonLinear(f *Search, n int) {
+	checkGroup(n)
 	if s.searchNonLinear != nil {
-		var work searchWork
-		s.searchNonLinear(&work, x, nonLinearTrials)
-		*scales = work[0]
+		s.searchNonLinear(&f.work, f.X[:Lanes*n], nonLinearTrials)
+		f.Scale = f.work[0]
 		return
 	}
-	var xs [longestGroup]float32
+	var x [longestGroup]float32
 	for g := range Lanes {
-		for i := range n {
-			xs[i] = x[Lanes*i+g]
-		}
-		scales[g] = searchNonLinear(xs[:n])
+		f.Scale[g] = searchNonLinear(f.group(&x, &f.X, g, n))
 	}
 }
 
@@ -327,13 +316,11 @@ func nonLinearSums(x []float32, inverse float32) (a, b float32) {
 	return a, b
 }
 
-// checkGroups panics unless x holds groups side by side, and returns how long they are.
-func checkGroups(x []float32) int {
-	n := len(x) / Lanes
-	if n < 2 || n > longestGroup || len(x)%Lanes != 0 {
-		panic(fmt.Sprintf("kernels: %d elements, expected %d groups of 2 to %d", len(x), Lanes, longestGroup))
+// checkGroup panics unless groups may have n elements.
+func checkGroup(n int) {
+	if n < 2 || n > longestGroup {
+		panic(fmt.Sprintf("kernels: groups of %d elements, expected 2 to %d", n, longestGroup))
 	}
-	return n
 }
 
 // ToHalf rounds x to a float16, to nearest even. A NaN keeps its sign.
