@@ -55,16 +55,6 @@ func encodeMXFP4(p []byte, x []float32) {
 	}
 }
 
-func decodeMXFP4(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[32:], src[17:] {
-		d := powerOfTwo(src[0])
-		for j, b := range src[1:17] {
-			dst[j] = doubled[b&15] * d
-			dst[j+16] = doubled[b>>4] * d
-		}
-	}
-}
-
 // toUE4M3 rounds to a float of 4 bits of exponent and 3 of mantissa, halves up; negative numbers become 0.
 func toUE4M3(x float32) byte {
 	if !(x > 0) {
@@ -110,14 +100,4 @@ func encodeNVFP4(p []byte, x []float32) {
 	}
 }
 
-func decodeNVFP4(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[64:], src[36:] {
-		for s, u := range src[:4] {
-			d, group := halfUE4M3(u), dst[16*s:][:16]
-			for j, b := range src[4+8*s:][:8] {
-				group[j] = doubled[b&15] * d
-				group[j+8] = doubled[b>>4] * d
-			}
-		}
-	}
-}
+func scaleMXFP4(p []byte) float32 { return powerOfTwo(p[0]) }

@@ -137,19 +137,6 @@ func encodeQ2K(s *scratch, p []byte, x []float32) {
 	pack2(p[16:80], &g.codes)
 }
 
-func decodeQ2K(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[256:], src[84:] {
-		d, m := half(src[80:]), half(src[82:])
-		for g, s := range src[:16] {
-			scale, least, y := d*float32(s&15), m*float32(s>>4), (*[16]float32)(dst[16*g:])
-			q, shift := (*[16]byte)(src[16+g/8*32+g%2*16:]), 2*(g%8/2)
-			for j, b := range q {
-				y[j] = float32(scale*float32(b>>shift&3)) - least
-			}
-		}
-	}
-}
-
 // packScales packs 8 scales and 8 minima of 6 bits, those of the first four groups apart from the others, whose upper
 // bits stand above them.
 func packScales(p *[12]byte, scales, mins *[8]byte) {
@@ -196,23 +183,6 @@ func encodeQ4K(s *scratch, p []byte, x []float32) {
 	pack4(p[16:], &g.codes)
 }
 
-func decodeQ4K(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[256:], src[144:] {
-		d, m := half(src), half(src[2:])
-		var scales, mins [8]byte
-		unpackScales((*[12]byte)(src[4:]), &scales, &mins)
-		for c := range 4 {
-			q, y := (*[32]byte)(src[16+32*c:]), (*[64]float32)(dst[64*c:])
-			scale, least := d*float32(scales[2*c]), m*float32(mins[2*c])
-			upperScale, upperLeast := d*float32(scales[2*c+1]), m*float32(mins[2*c+1])
-			for r, b := range q {
-				y[r] = float32(scale*float32(b&15)) - least
-				y[r+32] = float32(upperScale*float32(b>>4)) - upperLeast
-			}
-		}
-	}
-}
-
 func encodeQ5K(s *scratch, p []byte, x []float32) {
 	g := s.minima(x, 32, ruleQ5K, false)
 	g.encode6(p, x, 31)
@@ -221,25 +191,6 @@ func encodeQ5K(s *scratch, p []byte, x []float32) {
 		p[16+i%32] |= q >> 4 << (i / 32)
 	}
 	pack4(p[48:], &g.codes)
-}
-
-func decodeQ5K(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[256:], src[176:] {
-		d, m := half(src), half(src[2:])
-		var scales, mins [8]byte
-		unpackScales((*[12]byte)(src[4:]), &scales, &mins)
-		high := (*[32]byte)(src[16:])
-		for c := range 4 {
-			q, y := (*[32]byte)(src[48+32*c:]), (*[64]float32)(dst[64*c:])
-			scale, least := d*float32(scales[2*c]), m*float32(mins[2*c])
-			upperScale, upperLeast := d*float32(scales[2*c+1]), m*float32(mins[2*c+1])
-			for r, b := range q {
-				h := high[r] >> (2 * c)
-				y[r] = float32(scale*float32(b&15|h<<4&16)) - least
-				y[r+32] = float32(upperScale*float32(b>>4|h<<3&16)) - upperLeast
-			}
-		}
-	}
 }
 
 // largestScale returns the scale of groups with the greatest magnitude. Where a group has elements so large that no
@@ -293,27 +244,6 @@ func encodeQ6K(s *scratch, p []byte, x []float32) {
 			a, b, e, f := c[l], c[l+32], c[l+64], c[l+96]
 			low[l], low[l+32] = a&15|e<<4, b&15|f<<4
 			high[l] = a>>4 | b>>4<<2 | e>>4<<4 | f>>4<<6
-		}
-	}
-}
-
-func decodeQ6K(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[256:], src[210:] {
-		d := half(src[208:])
-		for h := range 2 {
-			low, high := (*[64]byte)(src[64*h:]), (*[32]byte)(src[128+32*h:])
-			y := (*[128]float32)(dst[128*h:])
-			var scales [8]float32
-			for i, s := range src[192+8*h:][:8] {
-				scales[i] = d * float32(int8(s))
-			}
-			for l, b := range high {
-				a, e, s := low[l], low[l+32], scales[l/16:]
-				y[l] = s[0] * float32(int32(a&15|b<<4&48)-32)
-				y[l+32] = s[2] * float32(int32(e&15|b<<2&48)-32)
-				y[l+64] = s[4] * float32(int32(a>>4|b&48)-32)
-				y[l+96] = s[6] * float32(int32(e>>4|b>>2&48)-32)
-			}
 		}
 	}
 }
@@ -406,20 +336,6 @@ func encodeQ3K(s *scratch, p []byte, x []float32) {
 	pack2(p[32:96], codes)
 }
 
-func decodeQ3K(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[256:], src[110:] {
-		d, high := half(src[108:]), src[:32]
-		for g := range 16 {
-			s := src[96+g%8]>>(g/8*4)&15 | src[104+g%4]>>(g/4*2)&3<<4
-			scale, y := d*float32(int32(s)-32), (*[16]float32)(dst[16*g:])
-			q, h, shift := (*[16]byte)(src[32+g/8*32+g%2*16:]), (*[16]byte)(high[g%2*16:]), 2*(g%8/2)
-			for j, b := range q {
-				y[j] = scale * float32(int32(b>>shift&3|h[j]>>(g/2)&1<<2)-4)
-			}
-		}
-	}
-}
-
 // The IQ4 types: codes of 4 bits stand for values that are closer to each other near zero.
 
 func encodeIQ4NL(dst []byte, x []float32) {
@@ -470,28 +386,4 @@ func encodeIQ4XS(s *scratch, p []byte, x []float32) {
 		high |= uint16(l+32) >> 4 << (2 * g)
 	}
 	binary.LittleEndian.PutUint16(p[2:], high)
-}
-
-func decodeIQ4NL(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[32:], src[18:] {
-		decodeNonLinear(dst, src[2:], half(src))
-	}
-}
-
-func decodeNonLinear(dst []float32, src []byte, scale float32) {
-	y := (*[32]float32)(dst)
-	for j, b := range (*[16]byte)(src) {
-		y[j] = scale * kernels.NonLinear[b&15]
-		y[j+16] = scale * kernels.NonLinear[b>>4]
-	}
-}
-
-func decodeIQ4XS(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[256:], src[136:] {
-		d, high := half(src), binary.LittleEndian.Uint16(src[2:])
-		for g := range 8 {
-			l := uint16(src[4+g/2]>>(g%2*4)&15) | high>>(2*g)&3<<4
-			decodeNonLinear(dst[32*g:], src[8+16*g:], d*float32(int32(l)-32))
-		}
-	}
 }

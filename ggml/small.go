@@ -113,48 +113,6 @@ func encodeQ2x0(p []byte, x []float32) {
 	}
 }
 
-func decodeQ4x0(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[32:], src[18:] {
-		d, y, q := half(src), (*[32]float32)(dst), (*[16]byte)(src[2:])
-		for j, b := range q {
-			y[j] = float32(int32(b&15)-8) * d
-			y[j+16] = float32(int32(b>>4)-8) * d
-		}
-	}
-}
-
-func decodeQ4x1(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[32:], src[20:] {
-		d, m, y, q := half(src), half(src[2:]), (*[32]float32)(dst), (*[16]byte)(src[4:])
-		for j, b := range q {
-			y[j] = float32(float32(b&15)*d) + m
-			y[j+16] = float32(float32(b>>4)*d) + m
-		}
-	}
-}
-
-func decodeQ5x0(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[32:], src[22:] {
-		d, y, q := half(src), (*[32]float32)(dst), (*[16]byte)(src[6:])
-		high := binary.LittleEndian.Uint32(src[2:])
-		for j, b := range q {
-			y[j] = float32(int32(uint32(b&15)|high>>j<<4&16)-16) * d
-			y[j+16] = float32(int32(uint32(b>>4)|high>>(j+16)<<4&16)-16) * d
-		}
-	}
-}
-
-func decodeQ5x1(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[32:], src[24:] {
-		d, m, y, q := half(src), half(src[2:]), (*[32]float32)(dst), (*[16]byte)(src[8:])
-		high := binary.LittleEndian.Uint32(src[4:])
-		for j, b := range q {
-			y[j] = float32(float32(uint32(b&15)|high>>j<<4&16)*d) + m
-			y[j+16] = float32(float32(uint32(b>>4)|high>>(j+16)<<4&16)*d) + m
-		}
-	}
-}
-
 func decodeQ1x0(dst []float32, src []byte) {
 	for ; len(src) > 0; dst, src = dst[128:], src[18:] {
 		values := [2]float32{-half(src), half(src)}

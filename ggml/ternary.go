@@ -56,15 +56,6 @@ func encodeTQ2x0(p []byte, x []float32) {
 	pack2(p[:64], &codes)
 }
 
-func decodeTQ2x0(dst []float32, src []byte) {
-	for ; len(src) > 0; dst, src = dst[256:], src[66:] {
-		d := half(src[64:])
-		for i := range dst[:256] {
-			dst[i] = float32(int32(code2(src, i))-1) * d
-		}
-	}
-}
-
 // pack2 packs 256 codes of 2 bits: of each half, byte r has those of elements r, r+32, r+64 and r+96.
 func pack2(p []byte, codes *[256]byte) {
 	for h := range 2 {
@@ -74,6 +65,3 @@ func pack2(p []byte, codes *[256]byte) {
 		}
 	}
 }
-
-// code2 returns a code that pack2 has packed.
-func code2(p []byte, i int) byte { return p[i/128*32+i%32] >> (2 * (i % 128 / 32)) & 3 }

@@ -88,3 +88,42 @@ func RoundAway(x float32) int32 {
 	}
 	return n
 }
+
+// ScaleCodes sets dst to codes, signed bytes, times their scale, less a minimum: each scale, and each of mins, is for
+// 16 elements. Without mins nothing is taken off. Scales and minima have to be finite.
+func ScaleCodes(dst []float32, codes []byte, scales, mins []float32) {
+	active.ScaleCodes(dst, codes, scales, mins)
+}
+
+// ScaleCodes is the function ScaleCodes by this set.
+func (s *Set) ScaleCodes(dst []float32, codes []byte, scales, mins []float32) {
+	if len(codes) != len(dst) || 16*len(scales) != len(dst) || mins != nil && len(mins) != len(scales) {
+		panic(fmt.Sprintf("kernels: %d codes with %d scales and %d minima to %d elements", len(codes), len(scales), len(mins),
+			len(dst)))
+	}
+	race.ReadSlice(codes)
+	race.ReadSlice(scales)
+	race.ReadSlice(mins)
+	race.WriteSlice(dst)
+	switch {
+	case s.scaleCodes != nil && mins == nil:
+		s.scaleCodes(dst, codes, scales)
+		return
+	case s.scaleCodes != nil:
+		s.scaleCodesLess(dst, codes, scales, mins)
+		return
+	}
+	for g, scale := range scales {
+		y, q := (*[16]float32)(dst[16*g:]), (*[16]byte)(codes[16*g:])
+		if mins == nil {
+			for i, b := range q {
+				y[i] = float32(int8(b)) * scale
+			}
+			continue
+		}
+		least := mins[g]
+		for i, b := range q {
+			y[i] = float32(float32(int8(b))*scale) - least
+		}
+	}
+}

@@ -82,6 +82,9 @@ type Set struct {
 	// encodeQ8 and decodeQ8 do all blocks of 32 elements. The elements and the scales have to be finite.
 	encodeQ8 func(dst []byte, src []float32)
 	decodeQ8 func(dst []float32, src []byte)
+	// scaleCodes, and scaleCodesLess, which takes a minimum off, do all groups of 16 codes.
+	scaleCodes     func(dst []float32, codes []byte, scales []float32)
+	scaleCodesLess func(dst []float32, codes []byte, scales, mins []float32)
 	// tiles multiplies matrices.
 	tiles *tiles
 }

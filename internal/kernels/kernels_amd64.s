@@ -11305,3 +11305,70 @@ loop:
 done:
 	VZEROUPPER
 	RET
+
+// func scaleCodesAVX2(dst []float32, codes []byte, scales []float32)
+// Requires: AVX, AVX2
+TEXT ·scaleCodesAVX2(SB), NOSPLIT, $0-72
+	MOVQ dst_base+0(FP), AX
+	MOVQ codes_base+24(FP), CX
+	MOVQ scales_base+48(FP), DX
+	MOVQ dst_len+8(FP), BX
+	ANDQ $-16, BX
+
+loop:
+	TESTQ        BX, BX
+	JE           done
+	VBROADCASTSS (DX), Y0
+	VPMOVSXBD    (CX), Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, (AX)
+	VPMOVSXBD    8(CX), Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 32(AX)
+	ADDQ         $0x04, DX
+	ADDQ         $0x10, CX
+	ADDQ         $0x40, AX
+	SUBQ         $+16, BX
+	JMP          loop
+
+done:
+	VZEROUPPER
+	RET
+
+// func scaleCodesLessAVX2(dst []float32, codes []byte, scales []float32, mins []float32)
+// Requires: AVX, AVX2
+TEXT ·scaleCodesLessAVX2(SB), NOSPLIT, $0-96
+	MOVQ dst_base+0(FP), AX
+	MOVQ codes_base+24(FP), CX
+	MOVQ scales_base+48(FP), DX
+	MOVQ dst_len+8(FP), BX
+	MOVQ mins_base+72(FP), SI
+	ANDQ $-16, BX
+
+loop:
+	TESTQ        BX, BX
+	JE           done
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS (SI), Y1
+	ADDQ         $0x04, SI
+	VPMOVSXBD    (CX), Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       Y1, Y2, Y2
+	VMOVUPS      Y2, (AX)
+	VPMOVSXBD    8(CX), Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 32(AX)
+	ADDQ         $0x04, DX
+	ADDQ         $0x10, CX
+	ADDQ         $0x40, AX
+	SUBQ         $+16, BX
+	JMP          loop
+
+done:
+	VZEROUPPER
+	RET

@@ -174,9 +174,9 @@ var symTrials = func() []float32 {
 // tinyGroup is the least magnitude that makes a group's scale.
 const tinyGroup = float32(1e-15)
 
-// SearchSym finds, for each group of n elements, the scale for which codes from -32 to 31 have the least error, weighted
-// by the squares of the elements, as ggml's make_qx_quants does. The largest element of a group has the code -32 at
-// first. Scale and Inverse are 0 for a group of zeros; Min and Low are not set.
+// SearchSym finds, for each group of n elements, the scale for which codes from -32 to 31 have the least error,
+// weighted by the squares of the elements, as ggml's make_qx_quants does. The largest element of a group has the code
+// -32 at first. Scale and Inverse are 0 for a group of zeros; Min and Low are not set.
 func SearchSym(f *Search, n int) { active.SearchSym(f, n) }
 
 // SearchSym is the function SearchSym by this set.

@@ -211,3 +211,26 @@ func TestRoundAway(t *testing.T) {
 	}
 	assert.Equal(t, int32(math.MinInt32), RoundAway(nan))
 }
+
+func TestScaleCodesEqualTwin(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	plain := &Set{name: "purego"}
+	for n := range 40 {
+		codes, scales, mins := make([]byte, 16*n), oddities(r, n), oddities(r, n)
+		for i := range codes {
+			codes[i] = byte(r.Uint32())
+		}
+		for i := range n { // what is multiplied stays finite
+			scales[i] /= 256
+		}
+		for _, m := range [][]float32{mins, nil} {
+			want := make([]float32, 16*n)
+			plain.ScaleCodes(want, codes, scales, m)
+			for _, s := range Sets() {
+				got := make([]float32, 16*n)
+				s.ScaleCodes(got, codes, scales, m)
+				require.Equal(t, float32Bits(want), float32Bits(got), s.name)
+			}
+		}
+	}
+}

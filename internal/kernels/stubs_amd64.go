@@ -288,3 +288,9 @@ func encodeQ8AVX2(dst []byte, src []float32)
 
 //go:noescape
 func decodeQ8AVX2(dst []float32, src []byte)
+
+//go:noescape
+func scaleCodesAVX2(dst []float32, codes []byte, scales []float32)
+
+//go:noescape
+func scaleCodesLessAVX2(dst []float32, codes []byte, scales []float32, mins []float32)

@@ -107,3 +107,41 @@ func (s avx2) decodeQ8() {
 	VZEROUPPER()
 	RET()
 }
+
+// scaleCodes is for groups of 16 codes with a scale each, and a minimum that is
+// taken off where there are any.
+func (s avx2) scaleCodes(name string, minima bool) {
+	signature := "func(dst []float32, codes []byte, scales []float32)"
+	if minima {
+		signature = "func(dst []float32, codes []byte, scales, mins []float32)"
+	}
+	function(name, signature)
+	dst, codes, scales, n := base("dst"), base("codes"), base("scales"), length("dst")
+	var mins Register
+	if minima {
+		mins = base("mins")
+	}
+	elements(n, 16, func() {
+		scale, low := YMM(), YMM()
+		VBROADCASTSS(at(scales, 0), scale)
+		if minima {
+			VBROADCASTSS(at(mins, 0), low)
+			ADDQ(U8(4), mins)
+		}
+		for i := range 2 {
+			v := YMM()
+			VPMOVSXBD(at(codes, 8*i), v)
+			VCVTDQ2PS(v, v)
+			VMULPS(scale, v, v)
+			if minima {
+				VSUBPS(low, v, v)
+			}
+			VMOVUPS(v, at(dst, 32*i))
+		}
+		ADDQ(U8(4), scales)
+		ADDQ(U8(16), codes)
+		ADDQ(U8(64), dst)
+	})
+	VZEROUPPER()
+	RET()
+}

@@ -110,6 +110,8 @@ func main() {
 	searches()
 	avx2{}.encodeQ8()
 	avx2{}.decodeQ8()
+	avx2{}.scaleCodes("scaleCodesAVX2", false)
+	avx2{}.scaleCodes("scaleCodesLessAVX2", true)
 	Generate()
 }
 
