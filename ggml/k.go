@@ -20,7 +20,11 @@ type scratch struct {
 	inverse [16]float32
 	codes   [256]byte
 	padded  [256]float32
+	stored  [16]float32 // scales that codes are made with
 }
+
+// zeros are the minima of types without.
+var zeros [16]float32
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
@@ -37,8 +41,8 @@ func grouped(encode func(s *scratch, p []byte, x []float32)) func(dst []byte, x 
 }
 
 // sideBySide puts the elements of groups next to one another, as the searches of package kernels take them.
-func (s *scratch) sideBySide(x []float32, width int) {
-	side := s.search.X[:len(x)]
+func sideBySide(side, x []float32, width int) {
+	side = side[:len(x)]
 	for g := range kernels.Lanes {
 		for i, v := range x[g*width:][:width] {
 			side[kernels.Lanes*i+g] = v
@@ -55,6 +59,7 @@ var (
 // minGroups are the groups of a block of Q2_K, Q4_K or Q5_K, and their codes.
 type minGroups struct {
 	scale, min, inverse, low [16]float32
+	storedScale, storedMin   [16]float32 // of 16 elements each
 	codes                    [256]byte
 	greatest                 [2]float32 // scale, minimum
 	width                    int        // elements of a group
@@ -68,7 +73,7 @@ func (s *scratch) minima(x []float32, width int, r *kernels.MinRule, absolute bo
 	part := kernels.Lanes * width
 	for k := range len(x) / part {
 		x, at := x[k*part:][:part], k*kernels.Lanes
-		s.sideBySide(x, width)
+		sideBySide(s.search.X[:], x, width)
 		var base [kernels.Lanes]float32
 		if !absolute {
 			for i := 0; i < part; i += kernels.Lanes {
@@ -103,17 +108,18 @@ func (s *scratch) minima(x []float32, width int, r *kernels.MinRule, absolute bo
 	return g
 }
 
-// encode sets the codes of a group from what is stored of it.
-func (g *minGroups) encode(i int, x []float32, scale, least float32, most int32) {
-	codes, x := g.codes[i*g.width:][:g.width], x[i*g.width:][:g.width]
-	if scale == 0 { // the codes that the search found
-		for j, v := range x {
-			codes[j] = byte(clip(kernels.RoundCode(float32(g.inverse[i]*(v-g.low[i]))), 0, most))
+// encode sets the codes from what is stored of the groups, the scales and minima of each 16 elements.
+func (g *minGroups) encode(x []float32, most int32) {
+	kernels.QuantizeCodes(g.codes[:], x, g.storedScale[:], g.storedMin[:], 0, most)
+	for i, scale := range g.storedScale {
+		if scale != 0 {
+			continue
 		}
-		return
-	}
-	for j, v := range x {
-		codes[j] = byte(clip(kernels.RoundCode((v+least)/scale), 0, most))
+		k := i * 16 / g.width // the codes that the search found
+		codes := g.codes[16*i:][:16]
+		for j, v := range x[16*i:][:16] {
+			codes[j] = byte(clip(kernels.RoundCode(float32(g.inverse[k]*(v-g.low[k]))), 0, most))
+		}
 	}
 }
 
@@ -132,8 +138,9 @@ func encodeQ2K(s *scratch, p []byte, x []float32) {
 	for i := range 16 {
 		p[i] = byte(kernels.RoundCode(float32(scales*g.scale[i]))) |
 			byte(kernels.RoundCode(float32(mins*g.min[i]))<<4)
-		g.encode(i, x, d*float32(p[i]&15), m*float32(p[i]>>4), 3)
+		g.storedScale[i], g.storedMin[i] = d*float32(p[i]&15), m*float32(p[i]>>4)
 	}
+	g.encode(x, 3)
 	pack2(p[16:80], &g.codes)
 }
 
@@ -163,8 +170,11 @@ func (g *minGroups) encode6(p []byte, x []float32, most int32) {
 	for i := range 8 {
 		scales[i] = min(63, byte(kernels.RoundCode(float32(toScale*g.scale[i]))))
 		mins[i] = min(63, byte(kernels.RoundCode(float32(toMin*g.min[i]))))
-		g.encode(i, x, d*float32(scales[i]), m*float32(mins[i]), most)
+		scale, least := d*float32(scales[i]), m*float32(mins[i])
+		g.storedScale[2*i], g.storedScale[2*i+1] = scale, scale
+		g.storedMin[2*i], g.storedMin[2*i+1] = least, least
 	}
+	g.encode(x, most)
 	packScales((*[12]byte)(p[4:]), &scales, &mins)
 }
 
@@ -208,7 +218,7 @@ func largestScale(scales []float32, p []byte) (m float32, ok bool) {
 func encodeQ6K(s *scratch, p []byte, x []float32) {
 	scales, inverses := &s.scales, &s.inverse
 	for k := range 2 {
-		s.sideBySide(x[128*k:][:128], 16)
+		sideBySide(s.search.X[:], x[128*k:][:128], 16)
 		kernels.SearchSym(&s.search, 16)
 		copy(scales[8*k:], s.search.Scale[:])
 		copy(inverses[8*k:], s.search.Inverse[:])
@@ -220,21 +230,21 @@ func encodeQ6K(s *scratch, p []byte, x []float32) {
 	}
 	toCode := -128 / m
 	d := putHalf(p[208:], 1/toCode)
-	codes := &s.codes
-	clear(codes[:])
 	for g := range 16 {
 		stored := int8(min(127, kernels.RoundCode(float32(toCode*scales[g]))))
 		p[192+g] = byte(stored)
-		scale := d * float32(stored)
-		codes, x := codes[16*g:][:16], x[16*g:][:16]
-		switch {
-		case scale != 0:
-			for j, v := range x {
-				codes[j] = byte(clip(kernels.RoundCode(v/scale), -32, 31) + 32)
-			}
-		case inverses[g] != 0: // the codes that the search found
-			for j, v := range x {
-				codes[j] = byte(clip(kernels.RoundCode(float32(inverses[g]*v)), -32, 31) + 32)
+		s.stored[g] = d * float32(stored)
+	}
+	codes := &s.codes
+	kernels.QuantizeCodes(codes[:], x, s.stored[:], zeros[:], -32, 31)
+	for g, scale := range s.stored {
+		if scale != 0 {
+			continue
+		}
+		for j, v := range x[16*g:][:16] { // the codes that the search found, 0 if it found none
+			codes[16*g+j] = 0
+			if inverses[g] != 0 {
+				codes[16*g+j] = byte(clip(kernels.RoundCode(float32(inverses[g]*v)), -32, 31) + 32)
 			}
 		}
 	}
@@ -248,62 +258,11 @@ func encodeQ6K(s *scratch, p []byte, x []float32) {
 	}
 }
 
-// search3 finds the scale of a group of Q3_K and its codes, from 0 to 7. It takes the codes nearest to four steps for
-// the largest element, and then moves single codes as long as that helps.
-func search3(codes []byte, x []float32) (scale float32) {
-	m := kernels.LargestSigned(x)
-	if abs(m) < 1e-15 {
-		clear(codes)
-		return 0
-	}
-	inv := -4 / m
-	var c, weights [16]float32
-	var a, b float32
-	for i, v := range x {
-		l := float32(clip(kernels.RoundCode(float32(inv*v)), -4, 3))
-		w := float32(v * v)
-		c[i], weights[i] = l, w
-		a += float32(float32(w*v) * l)
-		b += float32(float32(w*l) * l)
-	}
-	for range 5 {
-		changed := false
-		for i, v := range x {
-			w, l := weights[i], c[i]
-			a1 := a - float32(float32(w*v)*l)
-			if !(a1 > 0) {
-				continue
-			}
-			b1 := b - float32(float32(w*l)*l)
-			next := float32(clip(kernels.RoundCode(float32(v*b1)/a1), -4, 3))
-			if next == l {
-				continue
-			}
-			a1 += float32(float32(w*v) * next)
-			b1 += float32(float32(w*next) * next)
-			if b1 > 0 && float32(float32(a1*a1)*b) > float32(float32(a*a)*b1) {
-				c[i], a, b = next, a1, b1
-				changed = true
-			}
-		}
-		if !changed {
-			break
-		}
-	}
-	for i := range x {
-		codes[i] = byte(int32(c[i]) + 4)
-	}
-	if b > 0 {
-		scale = a / b
-	}
-	return scale
-}
-
 func encodeQ3K(s *scratch, p []byte, x []float32) {
 	codes, scales := &s.codes, &s.scales
-	for g := range scales {
-		scales[g] = search3(codes[16*g:][:16], x[16*g:][:16])
-	}
+	sideBySide(s.search.X[:128], x[:128], 16)
+	sideBySide(s.search.X[128:], x[128:], 16)
+	kernels.SearchMoving(scales, &s.search)
 	clear(p)
 	m, ok := largestScale(scales[:], p[108:])
 	if !ok {
@@ -322,12 +281,20 @@ func encodeQ3K(s *scratch, p []byte, x []float32) {
 			p[96+g%8] |= stored & 15 << (g / 8 * 4)
 			p[104+g%4] |= stored >> 4 << (g / 4 * 2)
 		}
-		scale := d * float32(signed)
-		if scale == 0 { // the codes that the search found
+		s.stored[g] = d * float32(signed)
+	}
+	kernels.QuantizeCodes(codes[:], x, s.stored[:], zeros[:], -4, 3)
+	for g, scale := range s.stored {
+		if scale != 0 {
 			continue
 		}
-		for j, v := range x[16*g:][:16] {
-			codes[16*g+j] = byte(clip(kernels.RoundCode(v/scale), -4, 3) + 4)
+		group := x[16*g:][:16]
+		found := abs(kernels.LargestSigned(group)) >= 1e-15
+		for j := range group { // the codes that the search found, 0 if it found none
+			codes[16*g+j] = 0
+			if found {
+				codes[16*g+j] = s.search.MovedCode(g, j)
+			}
 		}
 	}
 	for i, q := range codes {
@@ -346,9 +313,9 @@ func encodeIQ4NL(dst []byte, x []float32) {
 		n := min(width, len(x))
 		if n < width {
 			clear(s.padded[copy(s.padded[:], x):])
-			s.sideBySide(s.padded[:], 32)
+			sideBySide(s.search.X[:], s.padded[:], 32)
 		} else {
-			s.sideBySide(x[:width], 32)
+			sideBySide(s.search.X[:], x[:width], 32)
 		}
 		kernels.SearchNonLinear(&s.search, 32)
 		for g := range n / 32 {
@@ -367,7 +334,7 @@ func nonLinear(p []byte, x []float32, inv float32) {
 }
 
 func encodeIQ4XS(s *scratch, p []byte, x []float32) {
-	s.sideBySide(x, 32)
+	sideBySide(s.search.X[:], x, 32)
 	kernels.SearchNonLinear(&s.search, 32)
 	scales := &s.search.Scale
 	m, ok := largestScale(scales[:], p)

@@ -127,3 +127,31 @@ func (s *Set) ScaleCodes(dst []float32, codes []byte, scales, mins []float32) {
 		}
 	}
 }
+
+// QuantizeCodes sets codes to the bytes RoundCode((x + min) / scale), within least and most, less least: each scale, and
+// each of mins, is for 16 elements. What a scale of zero makes has no meaning.
+func QuantizeCodes(codes []byte, x, scales, mins []float32, least, most int32) {
+	active.QuantizeCodes(codes, x, scales, mins, least, most)
+}
+
+// QuantizeCodes is the function QuantizeCodes by this set.
+func (s *Set) QuantizeCodes(codes []byte, x, scales, mins []float32, least, most int32) {
+	if len(codes) != len(x) || 16*len(scales) != len(x) || len(mins) != len(scales) || most-least > math.MaxUint8 {
+		panic(fmt.Sprintf("kernels: %d scales and %d minima for %d elements to %d codes from %d to %d", len(scales), len(mins),
+			len(x), len(codes), least, most))
+	}
+	race.ReadSlice(x)
+	race.ReadSlice(scales)
+	race.ReadSlice(mins)
+	race.WriteSlice(codes)
+	if s.quantizeCodes != nil {
+		s.quantizeCodes(codes, x, scales, mins, least, most)
+		return
+	}
+	for g, scale := range scales {
+		low, q := mins[g], codes[16*g:][:16]
+		for i, v := range x[16*g:][:16] {
+			q[i] = byte(max(least, min(RoundCode((v+low)/scale), most)) - least)
+		}
+	}
+}

@@ -79,12 +79,16 @@ type Set struct {
 	// side. Of work, the first rows are scales, least values, and the factor and least value that codes were made with.
 	searchMinAbsolute, searchMinSquared func(work *[48][Lanes]float32, x, w, trials []float32)
 	searchSym, searchNonLinear          func(work *[48][Lanes]float32, x, trials []float32)
+	// searchMoving is for two times as many groups, whose scales are the first two rows; the codes are the last 32.
+	searchMoving func(work *[48][Lanes]float32, x []float32)
 	// encodeQ8 and decodeQ8 do all blocks of 32 elements. The elements and the scales have to be finite.
 	encodeQ8 func(dst []byte, src []float32)
 	decodeQ8 func(dst []float32, src []byte)
 	// scaleCodes, and scaleCodesLess, which takes a minimum off, do all groups of 16 codes.
 	scaleCodes     func(dst []float32, codes []byte, scales []float32)
 	scaleCodesLess func(dst []float32, codes []byte, scales, mins []float32)
+	// quantizeCodes does all groups of 16 elements.
+	quantizeCodes func(codes []byte, x, scales, mins []float32, least, most int32)
 	// tiles multiplies matrices.
 	tiles *tiles
 }

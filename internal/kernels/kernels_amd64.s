@@ -11268,6 +11268,398 @@ DATA unpacked<>+30(SB)/1, $0x00
 DATA unpacked<>+31(SB)/1, $0x00
 GLOBL unpacked<>(SB), RODATA|NOPTR, $32
 
+// func searchMovingAVX2(work *[48][8]float32, x []float32)
+// Requires: AVX, AVX2
+TEXT ·searchMovingAVX2(SB), NOSPLIT, $0-32
+	MOVQ   work+0(FP), AX
+	MOVQ   x_base+8(FP), CX
+	MOVQ   $0x00000200, DX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	XORQ   BX, BX
+
+largest0:
+	VMOVUPS   (CX)(BX*1), Y2
+	VANDPS    magnitude<>+0(SB), Y2, Y3
+	VCMPPS    $0x1e, Y1, Y3, Y4
+	VBLENDVPS Y4, Y2, Y0, Y0
+	VMAXPS    Y1, Y3, Y1
+	ADDQ      $0x20, BX
+	CMPQ      BX, DX
+	JB        largest0
+	VCMPPS    $0x1d, tinyGroup<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, 64(AX)
+	VMOVUPS   minusFour<>+0(SB), Y1
+	VDIVPS    Y0, Y1, Y1
+	VXORPS    Y0, Y0, Y0
+	VXORPS    Y2, Y2, Y2
+	VXORPS    Y3, Y3, Y3
+	VXORPS    Y4, Y4, Y4
+	XORQ      BX, BX
+
+largest1:
+	VMOVUPS   512(CX)(BX*1), Y5
+	VANDPS    magnitude<>+0(SB), Y5, Y6
+	VCMPPS    $0x1e, Y4, Y6, Y7
+	VBLENDVPS Y7, Y5, Y3, Y3
+	VMAXPS    Y4, Y6, Y4
+	ADDQ      $0x20, BX
+	CMPQ      BX, DX
+	JB        largest1
+	VCMPPS    $0x1d, tinyGroup<>+0(SB), Y4, Y4
+	VMOVUPS   Y4, 96(AX)
+	VMOVUPS   minusFour<>+0(SB), Y4
+	VDIVPS    Y3, Y4, Y4
+	VXORPS    Y3, Y3, Y3
+	VXORPS    Y5, Y5, Y5
+	XORQ      BX, BX
+
+codes:
+	VMOVUPS   (CX)(BX*1), Y6
+	VMULPS    Y6, Y1, Y7
+	VADDPS    codeRound<>+0(SB), Y7, Y7
+	VPAND     codeDigits<>+0(SB), Y7, Y7
+	VPSUBD    codeZero<>+0(SB), Y7, Y7
+	VPMAXSD   movingLow<>+0(SB), Y7, Y7
+	VPMINSD   movingMost<>+0(SB), Y7, Y7
+	VCVTDQ2PS Y7, Y7
+	VMOVUPS   Y7, 512(AX)(BX*1)
+	VMULPS    Y6, Y6, Y8
+	VMULPS    Y6, Y8, Y6
+	VMULPS    Y7, Y6, Y6
+	VADDPS    Y6, Y0, Y0
+	VMULPS    Y7, Y8, Y8
+	VMULPS    Y7, Y8, Y8
+	VADDPS    Y8, Y2, Y2
+	VMOVUPS   512(CX)(BX*1), Y6
+	VMULPS    Y6, Y4, Y7
+	VADDPS    codeRound<>+0(SB), Y7, Y7
+	VPAND     codeDigits<>+0(SB), Y7, Y7
+	VPSUBD    codeZero<>+0(SB), Y7, Y7
+	VPMAXSD   movingLow<>+0(SB), Y7, Y7
+	VPMINSD   movingMost<>+0(SB), Y7, Y7
+	VCVTDQ2PS Y7, Y7
+	VMOVUPS   Y7, 1024(AX)(BX*1)
+	VMULPS    Y6, Y6, Y8
+	VMULPS    Y6, Y8, Y6
+	VMULPS    Y7, Y6, Y6
+	VADDPS    Y6, Y3, Y3
+	VMULPS    Y7, Y8, Y8
+	VMULPS    Y7, Y8, Y8
+	VADDPS    Y8, Y5, Y5
+	ADDQ      $0x20, BX
+	CMPQ      BX, DX
+	JB        codes
+	MOVQ      $0x00000005, BX
+
+round:
+	VXORPS Y1, Y1, Y1
+	XORQ   SI, SI
+
+moves:
+	VMOVUPS   (CX)(SI*1), Y4
+	VMULPS    Y4, Y4, Y6
+	VMULPS    Y4, Y6, Y7
+	VMOVUPS   512(AX)(SI*1), Y8
+	VMULPS    Y8, Y7, Y9
+	VSUBPS    Y9, Y0, Y9
+	VMULPS    Y8, Y6, Y10
+	VMULPS    Y8, Y10, Y10
+	VSUBPS    Y10, Y2, Y10
+	VMULPS    Y10, Y4, Y4
+	VDIVPS    Y9, Y4, Y4
+	VADDPS    codeRound<>+0(SB), Y4, Y4
+	VPAND     codeDigits<>+0(SB), Y4, Y4
+	VPSUBD    codeZero<>+0(SB), Y4, Y4
+	VPMAXSD   movingLow<>+0(SB), Y4, Y4
+	VPMINSD   movingMost<>+0(SB), Y4, Y4
+	VCVTDQ2PS Y4, Y4
+	VXORPS    Y12, Y12, Y12
+	VCMPPS    $0x1e, Y12, Y9, Y11
+	VCMPPS    $0x04, Y8, Y4, Y12
+	VANDPS    Y12, Y11, Y11
+	VMULPS    Y4, Y7, Y7
+	VADDPS    Y7, Y9, Y9
+	VMULPS    Y4, Y6, Y6
+	VMULPS    Y4, Y6, Y6
+	VADDPS    Y6, Y10, Y10
+	VXORPS    Y12, Y12, Y12
+	VCMPPS    $0x1e, Y12, Y10, Y12
+	VANDPS    Y12, Y11, Y11
+	VMULPS    Y9, Y9, Y12
+	VMULPS    Y2, Y12, Y12
+	VMULPS    Y0, Y0, Y6
+	VMULPS    Y10, Y6, Y6
+	VCMPPS    $0x1e, Y6, Y12, Y12
+	VANDPS    Y12, Y11, Y11
+	VORPS     Y11, Y1, Y1
+	VBLENDVPS Y11, Y9, Y0, Y0
+	VBLENDVPS Y11, Y10, Y2, Y2
+	VBLENDVPS Y11, Y4, Y8, Y8
+	VMOVUPS   Y8, 512(AX)(SI*1)
+	VMOVUPS   512(CX)(SI*1), Y4
+	VMULPS    Y4, Y4, Y6
+	VMULPS    Y4, Y6, Y7
+	VMOVUPS   1024(AX)(SI*1), Y8
+	VMULPS    Y8, Y7, Y9
+	VSUBPS    Y9, Y3, Y9
+	VMULPS    Y8, Y6, Y10
+	VMULPS    Y8, Y10, Y10
+	VSUBPS    Y10, Y5, Y10
+	VMULPS    Y10, Y4, Y4
+	VDIVPS    Y9, Y4, Y4
+	VADDPS    codeRound<>+0(SB), Y4, Y4
+	VPAND     codeDigits<>+0(SB), Y4, Y4
+	VPSUBD    codeZero<>+0(SB), Y4, Y4
+	VPMAXSD   movingLow<>+0(SB), Y4, Y4
+	VPMINSD   movingMost<>+0(SB), Y4, Y4
+	VCVTDQ2PS Y4, Y4
+	VXORPS    Y12, Y12, Y12
+	VCMPPS    $0x1e, Y12, Y9, Y11
+	VCMPPS    $0x04, Y8, Y4, Y12
+	VANDPS    Y12, Y11, Y11
+	VMULPS    Y4, Y7, Y7
+	VADDPS    Y7, Y9, Y9
+	VMULPS    Y4, Y6, Y6
+	VMULPS    Y4, Y6, Y6
+	VADDPS    Y6, Y10, Y10
+	VXORPS    Y12, Y12, Y12
+	VCMPPS    $0x1e, Y12, Y10, Y12
+	VANDPS    Y12, Y11, Y11
+	VMULPS    Y9, Y9, Y12
+	VMULPS    Y5, Y12, Y12
+	VMULPS    Y3, Y3, Y6
+	VMULPS    Y10, Y6, Y6
+	VCMPPS    $0x1e, Y6, Y12, Y12
+	VANDPS    Y12, Y11, Y11
+	VORPS     Y11, Y1, Y1
+	VBLENDVPS Y11, Y9, Y3, Y3
+	VBLENDVPS Y11, Y10, Y5, Y5
+	VBLENDVPS Y11, Y4, Y8, Y8
+	VMOVUPS   Y8, 1024(AX)(SI*1)
+	ADDQ      $0x20, SI
+	CMPQ      SI, DX
+	JB        moves
+	VMOVMSKPS Y1, SI
+	TESTL     SI, SI
+	JE        still
+	DECQ      BX
+	JNE       round
+
+still:
+	VXORPS  Y1, Y1, Y1
+	VCMPPS  $0x1e, Y1, Y2, Y1
+	VDIVPS  Y2, Y0, Y0
+	VANDPS  Y1, Y0, Y0
+	VANDPS  64(AX), Y0, Y0
+	VMOVUPS Y0, (AX)
+	VXORPS  Y0, Y0, Y0
+	VCMPPS  $0x1e, Y0, Y5, Y0
+	VDIVPS  Y5, Y3, Y3
+	VANDPS  Y0, Y3, Y3
+	VANDPS  96(AX), Y3, Y3
+	VMOVUPS Y3, 32(AX)
+	VZEROUPPER
+	RET
+
+DATA minusFour<>+0(SB)/1, $0x00
+DATA minusFour<>+1(SB)/1, $0x00
+DATA minusFour<>+2(SB)/1, $0x80
+DATA minusFour<>+3(SB)/1, $0xc0
+DATA minusFour<>+4(SB)/1, $0x00
+DATA minusFour<>+5(SB)/1, $0x00
+DATA minusFour<>+6(SB)/1, $0x80
+DATA minusFour<>+7(SB)/1, $0xc0
+DATA minusFour<>+8(SB)/1, $0x00
+DATA minusFour<>+9(SB)/1, $0x00
+DATA minusFour<>+10(SB)/1, $0x80
+DATA minusFour<>+11(SB)/1, $0xc0
+DATA minusFour<>+12(SB)/1, $0x00
+DATA minusFour<>+13(SB)/1, $0x00
+DATA minusFour<>+14(SB)/1, $0x80
+DATA minusFour<>+15(SB)/1, $0xc0
+DATA minusFour<>+16(SB)/1, $0x00
+DATA minusFour<>+17(SB)/1, $0x00
+DATA minusFour<>+18(SB)/1, $0x80
+DATA minusFour<>+19(SB)/1, $0xc0
+DATA minusFour<>+20(SB)/1, $0x00
+DATA minusFour<>+21(SB)/1, $0x00
+DATA minusFour<>+22(SB)/1, $0x80
+DATA minusFour<>+23(SB)/1, $0xc0
+DATA minusFour<>+24(SB)/1, $0x00
+DATA minusFour<>+25(SB)/1, $0x00
+DATA minusFour<>+26(SB)/1, $0x80
+DATA minusFour<>+27(SB)/1, $0xc0
+DATA minusFour<>+28(SB)/1, $0x00
+DATA minusFour<>+29(SB)/1, $0x00
+DATA minusFour<>+30(SB)/1, $0x80
+DATA minusFour<>+31(SB)/1, $0xc0
+DATA minusFour<>+32(SB)/1, $0x00
+DATA minusFour<>+33(SB)/1, $0x00
+DATA minusFour<>+34(SB)/1, $0x80
+DATA minusFour<>+35(SB)/1, $0xc0
+DATA minusFour<>+36(SB)/1, $0x00
+DATA minusFour<>+37(SB)/1, $0x00
+DATA minusFour<>+38(SB)/1, $0x80
+DATA minusFour<>+39(SB)/1, $0xc0
+DATA minusFour<>+40(SB)/1, $0x00
+DATA minusFour<>+41(SB)/1, $0x00
+DATA minusFour<>+42(SB)/1, $0x80
+DATA minusFour<>+43(SB)/1, $0xc0
+DATA minusFour<>+44(SB)/1, $0x00
+DATA minusFour<>+45(SB)/1, $0x00
+DATA minusFour<>+46(SB)/1, $0x80
+DATA minusFour<>+47(SB)/1, $0xc0
+DATA minusFour<>+48(SB)/1, $0x00
+DATA minusFour<>+49(SB)/1, $0x00
+DATA minusFour<>+50(SB)/1, $0x80
+DATA minusFour<>+51(SB)/1, $0xc0
+DATA minusFour<>+52(SB)/1, $0x00
+DATA minusFour<>+53(SB)/1, $0x00
+DATA minusFour<>+54(SB)/1, $0x80
+DATA minusFour<>+55(SB)/1, $0xc0
+DATA minusFour<>+56(SB)/1, $0x00
+DATA minusFour<>+57(SB)/1, $0x00
+DATA minusFour<>+58(SB)/1, $0x80
+DATA minusFour<>+59(SB)/1, $0xc0
+DATA minusFour<>+60(SB)/1, $0x00
+DATA minusFour<>+61(SB)/1, $0x00
+DATA minusFour<>+62(SB)/1, $0x80
+DATA minusFour<>+63(SB)/1, $0xc0
+GLOBL minusFour<>(SB), RODATA|NOPTR, $64
+
+DATA movingLow<>+0(SB)/1, $0xfc
+DATA movingLow<>+1(SB)/1, $0xff
+DATA movingLow<>+2(SB)/1, $0xff
+DATA movingLow<>+3(SB)/1, $0xff
+DATA movingLow<>+4(SB)/1, $0xfc
+DATA movingLow<>+5(SB)/1, $0xff
+DATA movingLow<>+6(SB)/1, $0xff
+DATA movingLow<>+7(SB)/1, $0xff
+DATA movingLow<>+8(SB)/1, $0xfc
+DATA movingLow<>+9(SB)/1, $0xff
+DATA movingLow<>+10(SB)/1, $0xff
+DATA movingLow<>+11(SB)/1, $0xff
+DATA movingLow<>+12(SB)/1, $0xfc
+DATA movingLow<>+13(SB)/1, $0xff
+DATA movingLow<>+14(SB)/1, $0xff
+DATA movingLow<>+15(SB)/1, $0xff
+DATA movingLow<>+16(SB)/1, $0xfc
+DATA movingLow<>+17(SB)/1, $0xff
+DATA movingLow<>+18(SB)/1, $0xff
+DATA movingLow<>+19(SB)/1, $0xff
+DATA movingLow<>+20(SB)/1, $0xfc
+DATA movingLow<>+21(SB)/1, $0xff
+DATA movingLow<>+22(SB)/1, $0xff
+DATA movingLow<>+23(SB)/1, $0xff
+DATA movingLow<>+24(SB)/1, $0xfc
+DATA movingLow<>+25(SB)/1, $0xff
+DATA movingLow<>+26(SB)/1, $0xff
+DATA movingLow<>+27(SB)/1, $0xff
+DATA movingLow<>+28(SB)/1, $0xfc
+DATA movingLow<>+29(SB)/1, $0xff
+DATA movingLow<>+30(SB)/1, $0xff
+DATA movingLow<>+31(SB)/1, $0xff
+DATA movingLow<>+32(SB)/1, $0xfc
+DATA movingLow<>+33(SB)/1, $0xff
+DATA movingLow<>+34(SB)/1, $0xff
+DATA movingLow<>+35(SB)/1, $0xff
+DATA movingLow<>+36(SB)/1, $0xfc
+DATA movingLow<>+37(SB)/1, $0xff
+DATA movingLow<>+38(SB)/1, $0xff
+DATA movingLow<>+39(SB)/1, $0xff
+DATA movingLow<>+40(SB)/1, $0xfc
+DATA movingLow<>+41(SB)/1, $0xff
+DATA movingLow<>+42(SB)/1, $0xff
+DATA movingLow<>+43(SB)/1, $0xff
+DATA movingLow<>+44(SB)/1, $0xfc
+DATA movingLow<>+45(SB)/1, $0xff
+DATA movingLow<>+46(SB)/1, $0xff
+DATA movingLow<>+47(SB)/1, $0xff
+DATA movingLow<>+48(SB)/1, $0xfc
+DATA movingLow<>+49(SB)/1, $0xff
+DATA movingLow<>+50(SB)/1, $0xff
+DATA movingLow<>+51(SB)/1, $0xff
+DATA movingLow<>+52(SB)/1, $0xfc
+DATA movingLow<>+53(SB)/1, $0xff
+DATA movingLow<>+54(SB)/1, $0xff
+DATA movingLow<>+55(SB)/1, $0xff
+DATA movingLow<>+56(SB)/1, $0xfc
+DATA movingLow<>+57(SB)/1, $0xff
+DATA movingLow<>+58(SB)/1, $0xff
+DATA movingLow<>+59(SB)/1, $0xff
+DATA movingLow<>+60(SB)/1, $0xfc
+DATA movingLow<>+61(SB)/1, $0xff
+DATA movingLow<>+62(SB)/1, $0xff
+DATA movingLow<>+63(SB)/1, $0xff
+GLOBL movingLow<>(SB), RODATA|NOPTR, $64
+
+DATA movingMost<>+0(SB)/1, $0x03
+DATA movingMost<>+1(SB)/1, $0x00
+DATA movingMost<>+2(SB)/1, $0x00
+DATA movingMost<>+3(SB)/1, $0x00
+DATA movingMost<>+4(SB)/1, $0x03
+DATA movingMost<>+5(SB)/1, $0x00
+DATA movingMost<>+6(SB)/1, $0x00
+DATA movingMost<>+7(SB)/1, $0x00
+DATA movingMost<>+8(SB)/1, $0x03
+DATA movingMost<>+9(SB)/1, $0x00
+DATA movingMost<>+10(SB)/1, $0x00
+DATA movingMost<>+11(SB)/1, $0x00
+DATA movingMost<>+12(SB)/1, $0x03
+DATA movingMost<>+13(SB)/1, $0x00
+DATA movingMost<>+14(SB)/1, $0x00
+DATA movingMost<>+15(SB)/1, $0x00
+DATA movingMost<>+16(SB)/1, $0x03
+DATA movingMost<>+17(SB)/1, $0x00
+DATA movingMost<>+18(SB)/1, $0x00
+DATA movingMost<>+19(SB)/1, $0x00
+DATA movingMost<>+20(SB)/1, $0x03
+DATA movingMost<>+21(SB)/1, $0x00
+DATA movingMost<>+22(SB)/1, $0x00
+DATA movingMost<>+23(SB)/1, $0x00
+DATA movingMost<>+24(SB)/1, $0x03
+DATA movingMost<>+25(SB)/1, $0x00
+DATA movingMost<>+26(SB)/1, $0x00
+DATA movingMost<>+27(SB)/1, $0x00
+DATA movingMost<>+28(SB)/1, $0x03
+DATA movingMost<>+29(SB)/1, $0x00
+DATA movingMost<>+30(SB)/1, $0x00
+DATA movingMost<>+31(SB)/1, $0x00
+DATA movingMost<>+32(SB)/1, $0x03
+DATA movingMost<>+33(SB)/1, $0x00
+DATA movingMost<>+34(SB)/1, $0x00
+DATA movingMost<>+35(SB)/1, $0x00
+DATA movingMost<>+36(SB)/1, $0x03
+DATA movingMost<>+37(SB)/1, $0x00
+DATA movingMost<>+38(SB)/1, $0x00
+DATA movingMost<>+39(SB)/1, $0x00
+DATA movingMost<>+40(SB)/1, $0x03
+DATA movingMost<>+41(SB)/1, $0x00
+DATA movingMost<>+42(SB)/1, $0x00
+DATA movingMost<>+43(SB)/1, $0x00
+DATA movingMost<>+44(SB)/1, $0x03
+DATA movingMost<>+45(SB)/1, $0x00
+DATA movingMost<>+46(SB)/1, $0x00
+DATA movingMost<>+47(SB)/1, $0x00
+DATA movingMost<>+48(SB)/1, $0x03
+DATA movingMost<>+49(SB)/1, $0x00
+DATA movingMost<>+50(SB)/1, $0x00
+DATA movingMost<>+51(SB)/1, $0x00
+DATA movingMost<>+52(SB)/1, $0x03
+DATA movingMost<>+53(SB)/1, $0x00
+DATA movingMost<>+54(SB)/1, $0x00
+DATA movingMost<>+55(SB)/1, $0x00
+DATA movingMost<>+56(SB)/1, $0x03
+DATA movingMost<>+57(SB)/1, $0x00
+DATA movingMost<>+58(SB)/1, $0x00
+DATA movingMost<>+59(SB)/1, $0x00
+DATA movingMost<>+60(SB)/1, $0x03
+DATA movingMost<>+61(SB)/1, $0x00
+DATA movingMost<>+62(SB)/1, $0x00
+DATA movingMost<>+63(SB)/1, $0x00
+GLOBL movingMost<>(SB), RODATA|NOPTR, $64
+
 // func decodeQ8AVX2(dst []float32, src []byte)
 // Requires: AVX, AVX2, F16C
 TEXT ·decodeQ8AVX2(SB), NOSPLIT, $0-48
@@ -11300,6 +11692,59 @@ loop:
 	ADDQ         $0x22, CX
 	SUBQ         $-128, AX
 	SUBQ         $+32, DX
+	JMP          loop
+
+done:
+	VZEROUPPER
+	RET
+
+// func quantizeCodesAVX2(codes []byte, x []float32, scales []float32, mins []float32, least int32, most int32)
+// Requires: AVX, AVX2
+TEXT ·quantizeCodesAVX2(SB), NOSPLIT, $0-104
+	MOVQ         codes_base+0(FP), AX
+	MOVQ         x_base+24(FP), CX
+	MOVQ         scales_base+48(FP), DX
+	MOVQ         mins_base+72(FP), BX
+	MOVQ         x_len+32(FP), SI
+	MOVL         least+96(FP), DI
+	VMOVD        DI, X0
+	VPBROADCASTD X0, Y0
+	MOVL         most+100(FP), DI
+	VMOVD        DI, X1
+	VPBROADCASTD X1, Y1
+	ANDQ         $-16, SI
+
+loop:
+	TESTQ        SI, SI
+	JE           done
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS (BX), Y3
+	VADDPS       (CX), Y3, Y4
+	VDIVPS       Y2, Y4, Y4
+	VADDPS       codeRound<>+0(SB), Y4, Y4
+	VPAND        codeDigits<>+0(SB), Y4, Y4
+	VPSUBD       codeZero<>+0(SB), Y4, Y4
+	VPMAXSD      Y0, Y4, Y4
+	VPMINSD      Y1, Y4, Y4
+	VPSUBD       Y0, Y4, Y4
+	VADDPS       32(CX), Y3, Y3
+	VDIVPS       Y2, Y3, Y3
+	VADDPS       codeRound<>+0(SB), Y3, Y3
+	VPAND        codeDigits<>+0(SB), Y3, Y3
+	VPSUBD       codeZero<>+0(SB), Y3, Y3
+	VPMAXSD      Y0, Y3, Y3
+	VPMINSD      Y1, Y3, Y3
+	VPSUBD       Y0, Y3, Y3
+	VPACKSSDW    Y3, Y4, Y4
+	VPERMQ       $0xd8, Y4, Y4
+	VEXTRACTI128 $0x01, Y4, X2
+	VPACKUSWB    X2, X4, X2
+	VMOVDQU      X2, (AX)
+	ADDQ         $0x04, DX
+	ADDQ         $0x04, BX
+	ADDQ         $0x10, AX
+	ADDQ         $0x40, CX
+	SUBQ         $+16, SI
 	JMP          loop
 
 done:

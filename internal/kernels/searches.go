@@ -323,6 +323,90 @@ func checkGroup(n int) {
 	}
 }
 
+// movingWidth is how long the groups of SearchMoving are.
+const movingWidth = 16
+
+// SearchMoving finds, for each of two times Lanes groups of 16 elements, the scale for which codes from -4 to 3 have the
+// least error, weighted by the squares of the elements, as ggml's make_q3_quants does: it takes the codes nearest to
+// four steps for the largest element, and then moves single codes as long as that helps. The second Lanes groups are in
+// the second half of X. A group of zeros has the scale 0; MovedCode returns the codes.
+func SearchMoving(scales *[2 * Lanes]float32, f *Search) { active.SearchMoving(scales, f) }
+
+// SearchMoving is the function SearchMoving by this set.
+func (s *Set) SearchMoving(scales *[2 * Lanes]float32, f *Search) {
+	if s.searchMoving != nil {
+		s.searchMoving(&f.work, f.X[:])
+		copy(scales[:Lanes], f.work[0][:])
+		copy(scales[Lanes:], f.work[1][:])
+		return
+	}
+	for g := range scales {
+		var x, codes [movingWidth]float32
+		half, lane := g/Lanes*movingWidth, g%Lanes
+		for i := range x {
+			x[i] = f.X[Lanes*(half+i)+lane]
+		}
+		scales[g] = searchMoving(&codes, &x)
+		for i, l := range codes {
+			f.work[movingCodes+half+i][lane] = l
+		}
+	}
+}
+
+// movingCodes is the first row of the codes.
+const movingCodes = 16
+
+// MovedCode returns the code, from 0 to 7, that SearchMoving has found for element i of group g. For the elements of a
+// group of zeros it has no meaning.
+func (f *Search) MovedCode(g, i int) byte {
+	return byte(int32(f.work[movingCodes+g/Lanes*movingWidth+i][g%Lanes]) + 4)
+}
+
+// searchMoving is the twin of Set.searchMoving, for one group.
+func searchMoving(codes, x *[movingWidth]float32) (scale float32) {
+	m := LargestSigned(x[:])
+	if abs32(m) < tinyGroup {
+		return 0
+	}
+	clipped := func(v float32) float32 { return float32(max(-4, min(RoundCode(v), 3))) }
+	inverse := -4 / m
+	var a, b float32
+	for i, v := range x {
+		l, w := clipped(float32(inverse*v)), float32(v*v)
+		codes[i] = l
+		a += float32(float32(w*v) * l)
+		b += float32(float32(w*l) * l)
+	}
+	for range 5 {
+		changed := false
+		for i, v := range x {
+			l, w := codes[i], float32(v*v)
+			a1 := a - float32(float32(w*v)*l)
+			if !(a1 > 0) {
+				continue
+			}
+			b1 := b - float32(float32(w*l)*l)
+			next := clipped(float32(v*b1) / a1)
+			if next == l {
+				continue
+			}
+			a1 += float32(float32(w*v) * next)
+			b1 += float32(float32(w*next) * next)
+			if b1 > 0 && float32(float32(a1*a1)*b) > float32(float32(a*a)*b1) {
+				codes[i], a, b = next, a1, b1
+				changed = true
+			}
+		}
+		if !changed {
+			break
+		}
+	}
+	if b > 0 {
+		scale = a / b
+	}
+	return scale
+}
+
 // ToHalf rounds x to a float16, to nearest even. A NaN keeps its sign.
 func ToHalf(x float32) uint16 { return f16FromF32(x) }
 

@@ -39,7 +39,18 @@ func equalSearches(t require.TestingT, x, w []float32) {
 		s.SearchSym(&f, n)
 		all = append(all, numbers(f.Scale, f.Inverse)...)
 		s.SearchNonLinear(&f, n)
-		return append(all, numbers(f.Scale)...)
+		all = append(all, numbers(f.Scale)...)
+		var scales [2 * Lanes]float32
+		s.SearchMoving(&scales, &f)
+		all = append(all, numbers([Lanes]float32(scales[:Lanes]), [Lanes]float32(scales[Lanes:]))...)
+		for g, scale := range scales {
+			for i := range movingWidth {
+				if scale != 0 {
+					all = append(all, [Lanes]uint32{uint32(f.MovedCode(g, i))})
+				}
+			}
+		}
+		return all
 	}
 	want := find(&Set{name: "purego"})
 	for _, s := range Sets() {
@@ -230,6 +241,30 @@ func TestScaleCodesEqualTwin(t *testing.T) {
 				got := make([]float32, 16*n)
 				s.ScaleCodes(got, codes, scales, m)
 				require.Equal(t, float32Bits(want), float32Bits(got), s.name)
+			}
+		}
+	}
+}
+
+func TestQuantizeCodesEqualsTwin(t *testing.T) {
+	r := rand.New(rand.NewPCG(13, 14))
+	plain := &Set{name: "purego"}
+	for range 100 {
+		for n := range 20 {
+			x, scales, mins := oddities(r, 16*n), oddities(r, n), oddities(r, n)
+			for i, s := range scales {
+				if s == 0 || s-s != 0 {
+					scales[i] = 1
+				}
+			}
+			for _, limits := range [][2]int32{{0, 3}, {0, 15}, {0, 31}, {-32, 31}, {-4, 3}} {
+				want := make([]byte, 16*n)
+				plain.QuantizeCodes(want, x, scales, mins, limits[0], limits[1])
+				for _, s := range Sets() {
+					got := make([]byte, 16*n)
+					s.QuantizeCodes(got, x, scales, mins, limits[0], limits[1])
+					require.Equal(t, want, got, s.name)
+				}
 			}
 		}
 	}

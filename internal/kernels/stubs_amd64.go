@@ -287,7 +287,13 @@ func searchNonLinearAVX2(work *[48][8]float32, x []float32, trials []float32)
 func encodeQ8AVX2(dst []byte, src []float32)
 
 //go:noescape
+func searchMovingAVX2(work *[48][8]float32, x []float32)
+
+//go:noescape
 func decodeQ8AVX2(dst []float32, src []byte)
+
+//go:noescape
+func quantizeCodesAVX2(codes []byte, x []float32, scales []float32, mins []float32, least int32, most int32)
 
 //go:noescape
 func scaleCodesAVX2(dst []float32, codes []byte, scales []float32)

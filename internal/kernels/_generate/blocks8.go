@@ -145,3 +145,43 @@ func (s avx2) scaleCodes(name string, minima bool) {
 	VZEROUPPER()
 	RET()
 }
+
+// quantizeCodes is for groups of 16 elements.
+func (s avx2) quantizeCodes() {
+	function("quantizeCodesAVX2", "func(codes []byte, x, scales, mins []float32, least, most int32)")
+	codes, x, scales, mins, n := base("codes"), base("x"), base("scales"), base("mins"), length("x")
+	limit := func(param string) VecVirtual {
+		v := YMM()
+		VMOVD(Load(Param(param), GP32()), v.AsX())
+		VPBROADCASTD(v.AsX(), v)
+		return v
+	}
+	least, most := limit("least"), limit("most")
+	elements(n, 16, func() {
+		scale, low := YMM(), YMM()
+		VBROADCASTSS(at(scales, 0), scale)
+		VBROADCASTSS(at(mins, 0), low)
+		var v [2]VecVirtual
+		for i := range v {
+			v[i] = YMM()
+			VADDPS(at(x, 32*i), low, v[i])
+			VDIVPS(scale, v[i], v[i])
+			rounded(v[i])
+			VPMAXSD(least, v[i], v[i])
+			VPMINSD(most, v[i], v[i])
+			VPSUBD(least, v[i], v[i])
+		}
+		VPACKSSDW(v[1], v[0], v[0])
+		VPERMQ(U8(0xd8), v[0], v[0])
+		upper := XMM()
+		VEXTRACTI128(U8(1), v[0], upper)
+		VPACKUSWB(upper, v[0].AsX(), upper)
+		VMOVDQU(upper, at(codes, 0))
+		ADDQ(U8(4), scales)
+		ADDQ(U8(4), mins)
+		ADDQ(U8(16), codes)
+		ADDQ(U8(64), x)
+	})
+	VZEROUPPER()
+	RET()
+}

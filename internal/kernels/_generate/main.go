@@ -109,7 +109,9 @@ func main() {
 	}
 	searches()
 	avx2{}.encodeQ8()
+	searchMoving()
 	avx2{}.decodeQ8()
+	avx2{}.quantizeCodes()
 	avx2{}.scaleCodes("scaleCodesAVX2", false)
 	avx2{}.scaleCodes("scaleCodesLessAVX2", true)
 	Generate()

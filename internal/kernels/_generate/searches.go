@@ -385,3 +385,124 @@ func nearest(v, inverse VecVirtual) VecVirtual {
 	VBLENDVPS(upper, k, t, k)
 	return k
 }
+
+var (
+	minusFour  = constant("minusFour", -4)
+	movingMost = data("movingMost", repeat(3))
+	movingLow  = data("movingLow", repeat(0xfffffffc))
+)
+
+// searchMoving is for two times eight groups of 16: rows 0 and 1 are their scales,
+// the codes those of allCodes.
+func searchMoving() {
+	const size = 32 * 16 // of eight groups
+	function("searchMovingAVX2", "func(work *[48][8]float32, x []float32)")
+	work, x := Load(Param("work"), GP64()), base("x")
+	length := GP64()
+	MOVQ(U32(size), length)
+	element := func(h int, index Register) Mem { return Mem{Base: x, Index: index, Scale: 1, Disp: h * size} }
+	code := func(h int, index Register) Mem {
+		return Mem{Base: work, Index: index, Scale: 1, Disp: allCodes + h*size}
+	}
+	clipped := func(l VecVirtual) {
+		rounded(l)
+		VPMAXSD(movingLow(), l, l)
+		VPMINSD(movingMost(), l, l)
+		VCVTDQ2PS(l, l)
+	}
+	var a, b, inverse [2]VecVirtual
+	for h := range 2 {
+		m, most := zeroed(), zeroed()
+		overGroup([]string{"largest0", "largest1"}[h], length, func(index Register) {
+			v, a, more := YMM(), YMM(), YMM()
+			VMOVUPS(element(h, index), v)
+			VANDPS(magnitude(), v, a)
+			VCMPPS(U8(greater), most, a, more)
+			VBLENDVPS(more, v, m, m)
+			VMAXPS(most, a, most)
+		})
+		VCMPPS(U8(notLess), tinyGroup(), most, most)
+		VMOVUPS(most, at(work, 32*(2+h)))
+		inverse[h] = YMM()
+		VMOVUPS(minusFour(), inverse[h])
+		VDIVPS(m, inverse[h], inverse[h])
+		a[h], b[h] = zeroed(), zeroed()
+	}
+	overGroup("codes", length, func(index Register) {
+		for h := range 2 {
+			v, l, w, t := YMM(), YMM(), YMM(), YMM()
+			VMOVUPS(element(h, index), v)
+			VMULPS(v, inverse[h], l)
+			clipped(l)
+			VMOVUPS(l, code(h, index))
+			VMULPS(v, v, w)
+			VMULPS(v, w, t)
+			add(a[h], t, l)
+			VMULPS(l, w, w)
+			add(b[h], w, l)
+		}
+	})
+	rounds := GP64()
+	MOVQ(U32(5), rounds)
+	Label("round")
+	changed := zeroed()
+	overGroup("moves", length, func(index Register) {
+		for h := range 2 {
+			v, w, wv, l := YMM(), YMM(), YMM(), YMM()
+			VMOVUPS(element(h, index), v)
+			VMULPS(v, v, w)
+			VMULPS(v, w, wv)
+			VMOVUPS(code(h, index), l)
+			a1, b1, n := YMM(), YMM(), YMM()
+			VMULPS(l, wv, a1)
+			VSUBPS(a1, a[h], a1)
+			VMULPS(l, w, b1)
+			VMULPS(l, b1, b1)
+			VSUBPS(b1, b[h], b1)
+			VMULPS(b1, v, n)
+			VDIVPS(a1, n, n)
+			clipped(n)
+			// Only where something is gained.
+			take, t := YMM(), YMM()
+			VXORPS(t, t, t)
+			VCMPPS(U8(greater), t, a1, take)
+			VCMPPS(U8(notEqual), l, n, t)
+			VANDPS(t, take, take)
+			add(a1, wv, n)
+			VMULPS(n, w, w)
+			add(b1, w, n)
+			VXORPS(t, t, t)
+			VCMPPS(U8(greater), t, b1, t)
+			VANDPS(t, take, take)
+			u := YMM()
+			VMULPS(a1, a1, t)
+			VMULPS(b[h], t, t)
+			VMULPS(a[h], a[h], u)
+			VMULPS(b1, u, u)
+			VCMPPS(U8(greater), u, t, t)
+			VANDPS(t, take, take)
+			VORPS(take, changed, changed)
+			VBLENDVPS(take, a1, a[h], a[h])
+			VBLENDVPS(take, b1, b[h], b[h])
+			VBLENDVPS(take, n, l, l)
+			VMOVUPS(l, code(h, index))
+		}
+	})
+	any := GP32()
+	VMOVMSKPS(changed, any)
+	TESTL(any, any)
+	JE(LabelRef("still"))
+	DECQ(rounds)
+	JNE(LabelRef("round"))
+	Label("still")
+	for h := range 2 {
+		t := zeroed()
+		VCMPPS(U8(greater), t, b[h], t)
+		VDIVPS(b[h], a[h], a[h])
+		VANDPS(t, a[h], a[h])
+		VANDPS(at(work, 32*(2+h)), a[h], a[h])
+		VMOVUPS(a[h], at(work, 32*h))
+	}
+	VZEROUPPER()
+	RET()
+}
