@@ -12,17 +12,37 @@ import (
 // doubled are twice the values of the codes, so that they are whole numbers.
 var doubled = [16]float32{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
 
-// nearest4 returns the first code with the least error. No code of the other sign can have a lesser one than 0 has.
-func nearest4(x, scale float32) (code byte) {
-	least := abs(0 - x)
-	first := byte(1)
-	if x < 0 {
-		first = 9
-	}
-	for q := first; q < first+7; q++ {
-		if e := abs(float32(doubled[q]*scale) - x); e < least {
-			least, code = e, q
+// middles are half way between the values of the codes 0 to 7.
+var middles = [7]float32{0.5, 1.5, 2.5, 3.5, 5, 7, 10}
+
+// thresholds are what a magnitude has to be greater than to have a code above 0 to 6. Where ggml compares the errors of
+// all codes, the first of those with the least wins: in the middle the one below, and 0 before -0.
+type thresholds [7]float32
+
+func newThresholds(scale float32) *thresholds {
+	var t thresholds
+	for i, m := range middles {
+		t[i] = m * scale
+		if scale == 0 { // all errors are the same
+			t[i] = math.MaxFloat32
 		}
+	}
+	return &t
+}
+
+func (t *thresholds) code(x float32) (code byte) {
+	m := abs(x)
+	if m > t[3] {
+		code = 4
+	}
+	if m > t[code+1] {
+		code += 2
+	}
+	if m > t[code] {
+		code++
+	}
+	if x < 0 && code > 0 {
+		code |= 8
 	}
 	return code
 }
@@ -49,9 +69,9 @@ func encodeMXFP4(p []byte, x []float32) {
 	if m := largest(x); m > 0 {
 		p[0] = byte(floorLog2(m) - 2 + 127)
 	}
-	scale := powerOfTwo(p[0])
-	for j := range p[1:] {
-		p[1+j] = nearest4(x[j], scale) | nearest4(x[j+16], scale)<<4
+	t := newThresholds(powerOfTwo(p[0]))
+	for j := range 16 {
+		p[1+j] = t.code(x[j]) | t.code(x[j+16])<<4
 	}
 }
 
@@ -93,9 +113,9 @@ func encodeNVFP4(p []byte, x []float32) {
 	for s := range 4 {
 		group := x[16*s:][:16]
 		p[s] = toUE4M3(largest(group) / 6)
-		scale := halfUE4M3(p[s])
+		t := newThresholds(halfUE4M3(p[s]))
 		for j := range 8 {
-			p[4+8*s+j] = nearest4(group[j], scale) | nearest4(group[j+8], scale)<<4
+			p[4+8*s+j] = t.code(group[j]) | t.code(group[j+8])<<4
 		}
 	}
 }

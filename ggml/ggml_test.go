@@ -138,7 +138,7 @@ func TestLengths(t *testing.T) {
 	}
 }
 
-// FuzzDequantize: any bytes are decoded, or refused for a scale, and what is decoded is finite.
+// FuzzDequantize: any bytes are decoded, or refused for a scale, and what is decoded is finite but for MXFP4.
 func FuzzDequantize(f *testing.F) {
 	for _, typ := range ggml.Types() {
 		f.Add(uint32(typ), []byte(strings.Repeat("\x35\xa7\x21\x00\xff", 60)))
@@ -147,7 +147,7 @@ func FuzzDequantize(f *testing.F) {
 		typ := ggml.Types()[int(number%uint32(len(ggml.Types())))]
 		b = b[:len(b)/typ.Bytes()*typ.Bytes()]
 		y := make([]float32, len(b)/typ.Bytes()*typ.Elements())
-		if typ.Dequantize(y, b) >= 0 {
+		if typ.Dequantize(y, b) >= 0 || typ == ggml.MXFP4 { // whose largest scale makes infinities of its largest codes
 			return
 		}
 		for i, v := range y {

@@ -59,6 +59,8 @@ func SearchMin(f *Search, n int, r *MinRule) { active.SearchMin(f, n, r) }
 // SearchMin is the function SearchMin by this set.
 func (s *Set) SearchMin(f *Search, n int, r *MinRule) {
 	checkGroup(n)
+	race.ReadSlice(f.X[:Lanes*n])
+	race.ReadSlice(f.Weights[:Lanes*n])
 	assembly := s.searchMinSquared
 	if r.absolute {
 		assembly = s.searchMinAbsolute
@@ -182,6 +184,7 @@ func SearchSym(f *Search, n int) { active.SearchSym(f, n) }
 // SearchSym is the function SearchSym by this set.
 func (s *Set) SearchSym(f *Search, n int) {
 	checkGroup(n)
+	race.ReadSlice(f.X[:Lanes*n])
 	if s.searchSym != nil {
 		s.searchSym(&f.work, f.X[:Lanes*n], symTrials)
 		f.Scale, f.Inverse = f.work[0], f.work[2]
@@ -275,6 +278,7 @@ func SearchNonLinear(f *Search, n int) { active.SearchNonLinear(f, n) }
 // SearchNonLinear is the function SearchNonLinear by this set.
 func (s *Set) SearchNonLinear(f *Search, n int) {
 	checkGroup(n)
+	race.ReadSlice(f.X[:Lanes*n])
 	if s.searchNonLinear != nil {
 		s.searchNonLinear(&f.work, f.X[:Lanes*n], nonLinearTrials)
 		f.Scale = f.work[0]
@@ -334,6 +338,7 @@ func SearchMoving(scales *[2 * Lanes]float32, f *Search) { active.SearchMoving(s
 
 // SearchMoving is the function SearchMoving by this set.
 func (s *Set) SearchMoving(scales *[2 * Lanes]float32, f *Search) {
+	race.ReadSlice(f.X[:])
 	if s.searchMoving != nil {
 		s.searchMoving(&f.work, f.X[:])
 		copy(scales[:Lanes], f.work[0][:])
