@@ -128,8 +128,8 @@ func (s *Set) ScaleCodes(dst []float32, codes []byte, scales, mins []float32) {
 	}
 }
 
-// QuantizeCodes sets codes to the bytes RoundCode((x + min) / scale), within least and most, less least: each scale, and
-// each of mins, is for 16 elements. What a scale of zero makes has no meaning.
+// QuantizeCodes sets codes to the bytes RoundCode((x + min) / scale), within least and most, less least: each scale,
+// and each of mins, is for 16 elements. What a scale of zero makes has no meaning.
 func QuantizeCodes(codes []byte, x, scales, mins []float32, least, most int32) {
 	active.QuantizeCodes(codes, x, scales, mins, least, most)
 }
@@ -137,8 +137,8 @@ func QuantizeCodes(codes []byte, x, scales, mins []float32, least, most int32) {
 // QuantizeCodes is the function QuantizeCodes by this set.
 func (s *Set) QuantizeCodes(codes []byte, x, scales, mins []float32, least, most int32) {
 	if len(codes) != len(x) || 16*len(scales) != len(x) || len(mins) != len(scales) || most-least > math.MaxUint8 {
-		panic(fmt.Sprintf("kernels: %d scales and %d minima for %d elements to %d codes from %d to %d", len(scales), len(mins),
-			len(x), len(codes), least, most))
+		panic(fmt.Sprintf("kernels: %d scales and %d minima for %d elements to %d codes from %d to %d", len(scales),
+			len(mins), len(x), len(codes), least, most))
 	}
 	race.ReadSlice(x)
 	race.ReadSlice(scales)

@@ -330,10 +330,10 @@ func checkGroup(n int) {
 // movingWidth is how long the groups of SearchMoving are.
 const movingWidth = 16
 
-// SearchMoving finds, for each of two times Lanes groups of 16 elements, the scale for which codes from -4 to 3 have the
-// least error, weighted by the squares of the elements, as ggml's make_q3_quants does: it takes the codes nearest to
-// four steps for the largest element, and then moves single codes as long as that helps. The second Lanes groups are in
-// the second half of X. A group of zeros has the scale 0; MovedCode returns the codes.
+// SearchMoving finds, for each of two times Lanes groups of 16 elements, the scale for which codes from -4 to 3 have
+// the least error, weighted by the squares of the elements, as ggml's make_q3_quants does: it takes the codes nearest
+// to four steps for the largest element, and then moves single codes as long as that helps. The second Lanes groups are
+// in the second half of X. A group of zeros has the scale 0; MovedCode returns the codes.
 func SearchMoving(scales *[2 * Lanes]float32, f *Search) { active.SearchMoving(scales, f) }
 
 // SearchMoving is the function SearchMoving by this set.
