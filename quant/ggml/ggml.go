@@ -93,7 +93,7 @@ func (Scheme) Encoder(_ context.Context, s quant.Spec, t tensor.Info) (quant.Enc
 		return nil, fmt.Errorf("%w: %w", quant.ErrUnknown, err)
 	}
 	if typ.ReadOnly() {
-		return nil, fmt.Errorf("%w to %s: it takes an importance matrix", quant.ErrUnsupported, s.Type)
+		return nil, fmt.Errorf("%w to %s: the type is read only", quant.ErrUnsupported, s.Type)
 	}
 	if !t.DType.Float() {
 		return nil, fmt.Errorf("%w to %s: its dtype is %v, expected F32, F16 or BF16", quant.ErrUnsupported, s.Type, t.DType)

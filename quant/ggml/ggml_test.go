@@ -172,7 +172,7 @@ func TestRefused(t *testing.T) {
 		{"q8_0", "its dtype is I8", tensor.Info{DType: tensor.I8, Shape: tensor.Shape{32}}},
 		{"q8_0", "it is empty", tensor.Info{DType: tensor.F32, Shape: tensor.Shape{0, 32}}},
 		{"q8_0", "rows of a multiple", tensor.Info{DType: tensor.F32, Shape: tensor.Shape{32, 0}}},
-		{"iq2_xs", "importance matrix", tensor.Info{DType: tensor.F32, Shape: tensor.Shape{256}}},
+		{"iq2_xs", "the type is read only", tensor.Info{DType: tensor.F32, Shape: tensor.Shape{256}}},
 	} {
 		_, err := ggml.Scheme{}.Encoder(t.Context(), quant.Spec{Type: c.typ}, c.info)
 		assert.ErrorIs(t, err, quant.ErrUnsupported)
