@@ -1,0 +1,335 @@
+package tokenizer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// config is config.json, with text_config laid over it where the size of the vocabulary is asked for.
+type config struct {
+	root, text map[string]jsontext.Value
+}
+
+func readConfig(b []byte) (*config, error) {
+	c := &config{}
+	if b == nil {
+		return c, nil
+	}
+	parsed, err := models.ParseConfig(b)
+	if err != nil {
+		if errors.Is(err, models.ErrLimit) {
+			return nil, fmt.Errorf("%s: %w: %w", configJSON, err, formats.ErrLimit)
+		}
+		return nil, malformedf("%s: %v", configJSON, err)
+	}
+	c.root, _ = parsed.Members("")
+	c.text, _ = parsed.Members("text_config")
+	return c, nil
+}
+
+// count is a number of things, false where there is none or null.
+func (c *config) count(name string) (int, bool, error) {
+	v, ok := c.text[name]
+	if !ok {
+		v = c.root[name]
+	}
+	if v == nil || v.Kind() == 'n' {
+		return 0, false, nil
+	}
+	n, err := strconv.ParseInt(string(v), 10, 32)
+	if err != nil || n < 0 {
+		return 0, false, malformedf("%s: %s: found %s, expected a whole number from 0 to 2^31-1", configJSON, name, cut(v))
+	}
+	return int(n), true, nil
+}
+
+// id is the id of a special token; a list of several, as eos_token_id may be, is passed over as the converter does.
+func (c *config) id(name string) (int64, bool, error) {
+	v := c.root[name]
+	if v == nil || v.Kind() == 'n' {
+		v = c.text[name]
+	}
+	if v == nil || v.Kind() != '0' {
+		return 0, false, nil
+	}
+	n, err := strconv.ParseInt(string(v), 10, 64)
+	if err != nil {
+		return 0, false, nil // a number, but no whole one
+	}
+	if n < 0 {
+		return 0, false, malformedf("%s: %s: found %d, expected 0 or more", configJSON, name, n)
+	}
+	return n, true, nil
+}
+
+// tokenizerOwn is tokenizer_config.json.
+type tokenizerOwn struct {
+	members map[string]jsontext.Value
+	decoder []decoded // added_tokens_decoder
+}
+
+// decoded is a token of added_tokens_decoder.
+type decoded struct {
+	id      int
+	content string
+	special bool
+}
+
+func readOwn(b []byte) (*tokenizerOwn, error) {
+	t := &tokenizerOwn{}
+	if b == nil {
+		return t, nil
+	}
+	if err := unmarshal(tokenizerConfig, b, &t.members); err != nil {
+		return nil, err
+	}
+	list := t.members["added_tokens_decoder"]
+	if list == nil || list.Kind() == 'n' {
+		return t, nil
+	}
+	err := members(list, func(name string, value jsontext.Value) error {
+		var token struct {
+			Content *string `json:"content"`
+			Special bool    `json:"special"`
+		}
+		id, err := strconv.ParseInt(name, 10, 32)
+		if err != nil || id < 0 {
+			return fmt.Errorf("found the id %s, expected a whole number", tensor.Quote(name))
+		}
+		if err := json.Unmarshal(value, &token); err != nil || token.Content == nil {
+			return fmt.Errorf("token %d: found %s, expected an object with content and special", id, cut(value))
+		}
+		t.decoder = append(t.decoder, decoded{int(id), *token.Content, token.Special})
+		return nil
+	})
+	if err != nil {
+		return nil, malformedf("%s: added_tokens_decoder: %v", tokenizerConfig, err)
+	}
+	return t, nil
+}
+
+// text is a member that is a string, else "".
+func (t *tokenizerOwn) text(name string) string { return text(t.members[name]) }
+
+// flag is a member that is a bool, false where it is none.
+func (t *tokenizerOwn) flag(name string) (value, ok bool) {
+	switch v := t.members[name]; {
+	case v == nil:
+		return false, false
+	default:
+		return v.Kind() == 't', v.Kind() == 't' || v.Kind() == 'f'
+	}
+}
+
+// tokenizerFile is tokenizer.json.
+type tokenizerFile struct {
+	AddedTokens   []addedToken   `json:"added_tokens"`
+	Normalizer    jsontext.Value `json:"normalizer"`
+	PreTokenizer  jsontext.Value `json:"pre_tokenizer"`
+	PostProcessor jsontext.Value `json:"post_processor"`
+	Decoder       jsontext.Value `json:"decoder"`
+	Model         struct {
+		Type         string         `json:"type"`
+		Vocab        jsontext.Value `json:"vocab"`
+		Merges       jsontext.Value `json:"merges"`
+		ByteFallback bool           `json:"byte_fallback"`
+		Prefix       *string        `json:"continuing_subword_prefix"`
+	} `json:"model"`
+
+	vocab []entry
+}
+
+// addedToken is a token that is found in text before all else.
+type addedToken struct {
+	ID         int64  `json:"id"`
+	Content    string `json:"content"`
+	SingleWord bool   `json:"single_word"`
+	LStrip     bool   `json:"lstrip"`
+	RStrip     bool   `json:"rstrip"`
+	Normalized bool   `json:"normalized"`
+	Special    bool   `json:"special"`
+}
+
+// entry is a token of a model's vocabulary.
+type entry struct {
+	text string
+	id   int
+}
+
+func readTokenizerFile(b []byte) (*tokenizerFile, error) {
+	t := &tokenizerFile{}
+	if err := unmarshal(tokenizerJSON, b, t); err != nil {
+		return nil, err
+	}
+	for _, a := range t.AddedTokens {
+		if a.ID < 0 || a.ID > math.MaxInt32 {
+			return nil, malformedf("%s: added token %s: found the id %d, expected 0 to 2^31-1", tokenizerJSON,
+				tensor.Quote(a.Content), a.ID)
+		}
+	}
+	if t.Model.Vocab.Kind() != '{' {
+		return t, nil // Unigram has a list; its kind is refused
+	}
+	err := members(t.Model.Vocab, func(name string, value jsontext.Value) error {
+		id, err := strconv.ParseInt(string(value), 10, 32)
+		if err != nil || id < 0 {
+			return fmt.Errorf("token %s: found the id %s, expected a whole number from 0 to 2^31-1", tensor.Quote(name),
+				cut(value))
+		}
+		t.vocab = append(t.vocab, entry{name, int(id)})
+		return nil
+	})
+	if err != nil {
+		return nil, malformedf("%s: vocab: %v", tokenizerJSON, err)
+	}
+	return t, nil
+}
+
+// kind is the type of the model; files of old releases leave that of BPE out.
+func (t *tokenizerFile) kind() string {
+	if t.Model.Type == "" && t.Model.Merges != nil {
+		return "BPE"
+	}
+	return t.Model.Type
+}
+
+func (t *tokenizerFile) decodesInSequence() bool { return typeOf(t.Decoder) == "Sequence" }
+
+// typeOf is the type of a part, "" where there is none.
+func typeOf(part jsontext.Value) string {
+	var p struct {
+		Type string `json:"type"`
+	}
+	if part == nil || json.Unmarshal(part, &p) != nil {
+		return ""
+	}
+	return p.Type
+}
+
+// byID puts the tokens of vocab and added_tokens where they belong. An id past n is an error. added has those of
+// added_tokens, by id.
+func (t *tokenizerFile) byID(model string, n int) (v *vocabulary, added map[int]addedToken, err error) {
+	v = padded(model, n)
+	ids := make(map[string]int, len(t.vocab)+len(t.AddedTokens))
+	put := func(text string, id int) error {
+		switch old, ok := ids[text]; {
+		case id >= n:
+			return malformedf("%s: token %s: found the id %d, expected less than the vocab_size %d", tokenizerJSON,
+				tensor.Quote(text), id, n)
+		case ok && old != id:
+			return malformedf("%s: token %s: found the ids %d and %d, expected one", tokenizerJSON, tensor.Quote(text), old, id)
+		case !ok && v.types[id] != unused:
+			return malformedf("%s: id %d: found the tokens %s and %s, expected one", tokenizerJSON, id,
+				tensor.Quote(v.tokens[id]), tensor.Quote(text))
+		}
+		ids[text] = id
+		v.tokens[id], v.types[id] = text, normal
+		return nil
+	}
+	for _, e := range t.vocab {
+		if err := put(e.text, e.id); err != nil {
+			return nil, nil, err
+		}
+	}
+	added = make(map[int]addedToken, len(t.AddedTokens))
+	for _, a := range t.AddedTokens {
+		if err := put(a.Content, int(a.ID)); err != nil {
+			return nil, nil, err
+		}
+		added[int(a.ID)] = a
+	}
+	return v, added, nil
+}
+
+// size is the number of ids up to the last one, and the number of tokens.
+func (t *tokenizerFile) size() (ids, tokens int) {
+	base := make(map[int]struct{}, len(t.vocab))
+	for _, e := range t.vocab {
+		ids = max(ids, e.id+1)
+		base[e.id] = struct{}{}
+	}
+	for _, a := range t.AddedTokens {
+		ids = max(ids, int(a.ID)+1)
+		base[int(a.ID)] = struct{}{}
+	}
+	return ids, len(base)
+}
+
+// unmarshal reads a JSON file. Its text is to be UTF-8, without a name twice in one object.
+func unmarshal(name string, b []byte, to any) error {
+	if err := json.Unmarshal(b, to); err != nil {
+		return malformedf("%s: found what is no JSON that it should have: %v", name, oneLine(err))
+	}
+	return nil
+}
+
+// members goes through an object in its order.
+func members(v jsontext.Value, each func(name string, value jsontext.Value) error) error {
+	if v.Kind() != '{' {
+		return fmt.Errorf("found %s, expected an object", cut(v))
+	}
+	d := jsontext.NewDecoder(bytes.NewBuffer(v))
+	if _, err := d.ReadToken(); err != nil {
+		return err
+	}
+	for d.PeekKind() != '}' {
+		name, err := d.ReadToken()
+		if err != nil {
+			return err
+		}
+		key := name.String()
+		value, err := d.ReadValue()
+		if err != nil {
+			return err
+		}
+		if err := each(key, value); err != nil {
+			return err
+		}
+	}
+	_, err := d.ReadToken()
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// text is a string of JSON, "" where it is none.
+func text(v jsontext.Value) string {
+	if v == nil || v.Kind() != '"' {
+		return ""
+	}
+	b, err := jsontext.AppendUnquote(nil, v)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// cut writes JSON for an error.
+func cut(v jsontext.Value) string {
+	const most = 200
+	v = bytes.Clone(v)
+	if v.Compact() != nil {
+		return tensor.Quote(string(v))
+	}
+	if len(v) > most {
+		return strings.ToValidUTF8(string(v[:most]), "") + "…"
+	}
+	return string(v)
+}
+
+func oneLine(err error) string {
+	return strings.ReplaceAll(strings.TrimPrefix(err.Error(), "json: "), "\n", " ")
+}
