@@ -243,8 +243,16 @@ func (t *tokenizerFile) byID(model string, n int) (v *vocabulary, added map[int]
 			return nil, nil, err
 		}
 	}
+	// Whatever the file says, the library gives an added token the id that follows the vocabulary and the added ones so
+	// far, unless the vocabulary has it.
+	next := len(t.vocab)
 	added = make(map[int]addedToken, len(t.AddedTokens))
 	for _, a := range t.AddedTokens {
+		if _, ok := ids[a.Content]; !ok && int(a.ID) != next {
+			return nil, nil, malformedf("%s: added token %s: found the id %d, expected %d, the next one", tokenizerJSON,
+				tensor.Quote(a.Content), a.ID, next)
+		}
+		next = max(next, int(a.ID)+1)
 		if err := put(a.Content, int(a.ID)); err != nil {
 			return nil, nil, err
 		}

@@ -3,6 +3,7 @@ package tokenizer
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -199,9 +200,14 @@ func (w *writer) sentencePiece() error {
 
 	var list []addedToken
 	for id := range v.tokens {
-		if id >= end && (v.types[id] == control || v.types[id] == userDefined) || added(id) {
-			list = append(list, addedToken{ID: int64(id), Content: v.tokens[id], Special: v.types[id] == control})
+		if id < end && !added(id) || v.types[id] != control && v.types[id] != userDefined {
+			continue
 		}
+		text := v.tokens[id]
+		if id < end && v.types[id] == userDefined && !w.arch.AddedAsTheyAre {
+			text = m.pieces[id].text // with the ▁ that it had
+		}
+		list = append(list, addedToken{ID: int64(id), Content: text, Special: v.types[id] == control})
 	}
 	own, err := w.own(list)
 	if err != nil {
@@ -270,26 +276,33 @@ func (w *writer) own(added []addedToken) (*object, error) {
 		class = "BertTokenizer"
 	}
 	o.set("tokenizer_class", class)
-	kinds := append(slices.Clone(specialKinds), "eot", "eom")
+	// Where texts end with another token than eos, that one is called eos in GGUF, and eos is eot.
+	named := maps.Clone(w.ids)
+	if eot, ok := named["eot"]; ok && w.add["eos"] {
+		named["eos"] = eot
+	}
+	kinds := slices.Clone(specialKinds)
 	if w.v.model == modelWordPiece {
 		// What begins and ends a text is called cls and sep there.
-		if id, ok := w.ids["bos"]; ok {
-			w.ids["cls"] = id
+		if id, ok := named["bos"]; ok {
+			named["cls"] = id
 		}
-		if _, ok := w.ids["sep"]; !ok && w.id("eos") >= 0 {
-			w.ids["sep"] = w.ids["eos"]
+		if id, ok := named["eos"]; ok {
+			if _, ok := named["sep"]; !ok {
+				named["sep"] = id
+			}
 		}
 		kinds = slices.DeleteFunc(kinds, func(kind string) bool {
-			return kind == "bos" || kind == "eos" && w.id("eos") == w.id("sep")
+			return kind == "bos" || kind == "eos" && named["eos"] == named["sep"]
 		})
 	}
-	if w.v.model == modelSentencePiece && w.id("unk") < 0 {
+	if _, ok := named["unk"]; !ok && w.v.model == modelSentencePiece {
 		if id := slices.Index(w.v.types, unknown); id >= 0 {
-			w.ids["unk"] = id
+			named["unk"] = id
 		}
 	}
 	for _, kind := range kinds {
-		id, ok := w.ids[kind]
+		id, ok := named[kind]
 		// A plain token that is named here would be cut out of text before all else.
 		if ok && (w.v.types[id] == control || w.v.types[id] == unknown || w.v.types[id] == userDefined) {
 			o.set(kind+"_token", w.v.tokens[id])
@@ -355,6 +368,7 @@ type (
 		Type          string `json:"type"`
 		PreTokenizers []T    `json:"pretokenizers,omitzero"`
 		Processors    []T    `json:"processors,omitzero"`
+		Normalizers   []T    `json:"normalizers,omitzero"`
 	}
 	byteLevelPart struct {
 		Type           string `json:"type"`
@@ -416,8 +430,8 @@ func (w *writer) byteLevel() error {
 	}
 	f := written{Version: "1.0", AddedTokens: added, PreTokenizer: row.spelled(), PostProcessor: post,
 		Decoder: byteLevelPart{"ByteLevel", true, true, true}}
-	if row.Normalizer != "" {
-		f.Normalizer = typed{row.Normalizer}
+	if f.Normalizer, err = w.normalizer(row); err != nil {
+		return err
 	}
 	vocab, err := w.vocab(apart)
 	if err != nil {
@@ -435,6 +449,30 @@ func (w *writer) byteLevel() error {
 		return err
 	}
 	return w.write(tokenizerConfig, own)
+}
+
+// normalizer writes what is done to a text first: what tokenizers with that cut do, and what the keys say.
+func (w *writer) normalizer(row preRow) (any, error) {
+	var list []any
+	if row.Normalizer != "" {
+		list = append(list, typed{row.Normalizer})
+	}
+	for _, k := range []struct{ key, kind string }{{keyLowercase, "Lowercase"}, {keyAccents, "StripAccents"}} {
+		var yes bool
+		if err := key(w.keys, k.key, &yes); err != nil {
+			return nil, err
+		}
+		if yes {
+			list = append(list, typed{k.kind})
+		}
+	}
+	switch len(list) {
+	case 0:
+		return nil, nil
+	case 1:
+		return list[0], nil
+	}
+	return sequence[any]{Type: "Sequence", Normalizers: list}, nil
 }
 
 // byText lists the tokens by their texts, and those that are added.
