@@ -213,9 +213,6 @@ func (w *writer) sentencePiece() error {
 	if err != nil {
 		return err
 	}
-	if value := w.keys.Get(keySpacePrefix); value != nil && w.arch.AddSpacePrefix == nil {
-		own.set("add_prefix_space", value)
-	}
 	return w.write(tokenizerConfig, own)
 }
 
@@ -312,6 +309,13 @@ func (w *writer) own(added []addedToken) (*object, error) {
 		if add, ok := w.add[kind]; ok && w.v.model != modelWordPiece {
 			o.set("add_"+kind+"_token", add)
 		}
+	}
+	if w.arch.ReadsAddPrefixSpace && w.keys.Get(keySpacePrefix) != nil {
+		var add bool
+		if err := key(w.keys, keySpacePrefix, &add); err != nil {
+			return nil, err
+		}
+		o.set("add_prefix_space", add)
 	}
 	var list object
 	for _, a := range added {

@@ -2,6 +2,7 @@ package tokenizer
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -89,7 +90,7 @@ func (r *reader) addTokens(v *vocabulary) error {
 		err := members(jsontext.Value(bytes.TrimSpace(b)), func(text string, value jsontext.Value) error {
 			id, err := strconv.ParseInt(string(value), 10, 32)
 			if err != nil || id < 0 {
-				return malformedf("token %s: found the id %s, expected a whole number", tensor.Quote(text), cut(value))
+				return fmt.Errorf("token %s: found the id %s, expected a whole number", tensor.Quote(text), cut(value))
 			}
 			put(addedTokens, int(id), text, userDefined)
 			return nil
@@ -131,7 +132,7 @@ func readPieces(b []byte) ([]piece, error) {
 		case fieldPieces:
 			p, err := readPiece(f)
 			if err != nil {
-				return malformedf("piece %d: %v", len(pieces), err)
+				return fmt.Errorf("piece %d: %w", len(pieces), err)
 			}
 			pieces = append(pieces, p)
 		case fieldTrainer:
@@ -165,7 +166,7 @@ func readPiece(f field) (piece, error) {
 			p.score = math.Float32frombits(uint32(f.number))
 		case pieceType:
 			if f.number < uint64(normal) || f.number > uint64(byteToken) {
-				return malformedf("found the type %d, expected 1 to 6", f.number)
+				return fmt.Errorf("found the type %d, expected 1 to 6", f.number)
 			}
 			p.kind = int32(f.number)
 		}
@@ -186,7 +187,7 @@ func fields(b []byte, each func(protowire.Number, field) error) error {
 		at := size - len(b)
 		number, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
-			return malformedf("byte %d: found no field, expected one", at)
+			return fmt.Errorf("byte %d: found no field, expected one", at)
 		}
 		b = b[n:]
 		var f field
@@ -203,7 +204,7 @@ func fields(b []byte, each func(protowire.Number, field) error) error {
 			n = protowire.ConsumeFieldValue(number, kind, b)
 		}
 		if n < 0 {
-			return malformedf("byte %d: found the field %d cut short or broken, expected all of it", at, number)
+			return fmt.Errorf("byte %d: found the field %d cut short or broken, expected all of it", at, number)
 		}
 		b = b[n:]
 		if err := each(number, f); err != nil {

@@ -15,7 +15,7 @@ const (
 	// MaxFileBytes is more than the files of any tokenizer have; the largest known have 40 MB.
 	MaxFileBytes = 256 << 20
 	// maxPadding is how many ids a vocabulary may have past its last token, whatever vocab_size a config says.
-	maxPadding = 1 << 20
+	maxPadding = 1 << 17
 )
 
 // Files are small files of a folder, by their names in it.

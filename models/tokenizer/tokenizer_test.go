@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/go-json-experiment/json"
@@ -146,24 +147,27 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// lost changes keys as a tokenizer.model among the files does: tokens that look special are, and the id of unk is that
-// of config.json alone.
+// lost changes keys as a tokenizer.model among the files does: added tokens that look special are, ▁ in others is a
+// space, and the id of unk is that of config.json alone.
 func lost(keys formats.Metadata, files Files, o Options) formats.Metadata {
 	if files[tokenizerModel] == nil {
 		return keys
 	}
-	tokens, types := keys.Get(keyTokens).([]string), slices.Clone(keys.Get(keyTypes).([]int32))
+	tokens, types := slices.Clone(keys.Get(keyTokens).([]string)), slices.Clone(keys.Get(keyTypes).([]int32))
 	for id, kind := range types {
-		if kind == userDefined && looksSpecial(tokens[id]) && !architectureOf(o.Architecture).AddedAsTheyAre {
+		if kind != userDefined || architectureOf(o.Architecture).AddedAsTheyAre {
+			continue
+		}
+		if looksSpecial(tokens[id]) {
 			types[id] = control
+		} else {
+			tokens[id] = strings.ReplaceAll(tokens[id], space, " ")
 		}
 	}
-	for i, p := range keys {
-		if p.Name == keyTypes {
-			keys[i].Value = types
-		}
-	}
-	return slices.DeleteFunc(keys, func(p formats.Pair) bool { return p.Name == idKeys["unk"] })
+	k := keyList{slices.Clone(keys)}
+	k.set(keyTokens, tokens)
+	k.set(keyTypes, types)
+	return slices.DeleteFunc(k.list, func(p formats.Pair) bool { return p.Name == idKeys["unk"] })
 }
 
 // What is made of the keys has the same keys again.
