@@ -65,7 +65,8 @@ def same(folder, other):
 
 def named(folder):
     """the ids of the tokens that the folder's files have; transformers adds some of its own"""
-    own = json.load(open(folder + "/tokenizer_config.json")) if os.path.exists(folder + "/tokenizer_config.json") else {}
+    path = folder + "/tokenizer_config.json"
+    own = json.load(open(path)) if os.path.exists(path) else {}
     ids = {int(id) for id in own.get("added_tokens_decoder", {})}
     if os.path.exists(folder + "/tokenizer.model"):
         import sentencepiece

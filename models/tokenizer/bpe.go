@@ -30,8 +30,7 @@ func (r *reader) byteLevel() (*vocabulary, error) {
 
 // tokens puts the tokens of tokenizer.json where they belong, with their types.
 func (r *reader) tokens(model string) (*vocabulary, error) {
-	_, found := r.json.size()
-	n, err := vocabSize(r.config, r.o, found)
+	n, err := vocabSize(r.config, r.o, r.json.size())
 	if err != nil {
 		return nil, err
 	}
@@ -108,13 +107,7 @@ var byteText = regexp.MustCompile(`^<0x[0-9A-Fa-f]{2}>$`)
 // byteFallback reads a tokenizer.json that was made of a tokenizer.model which is not there: BPE with bytes as tokens.
 // It has no scores, and its added tokens follow the vocabulary without a gap.
 func (r *reader) byteFallback() (*vocabulary, error) {
-	base := len(r.json.vocab)
-	n := base
-	for _, a := range r.json.AddedTokens {
-		if int(a.ID) >= base {
-			n++
-		}
-	}
+	base, n := len(r.json.vocab), r.json.size()
 	if n == 0 {
 		return nil, malformedf("%s: found no tokens, expected some", tokenizerJSON)
 	}
@@ -124,9 +117,9 @@ func (r *reader) byteFallback() (*vocabulary, error) {
 	}
 	v.pre, v.lenient = "default", true
 	v.scores = make([]float32, n)
-	special, err := r.specialTexts()
-	if err != nil {
-		return nil, err
+	special := map[string]bool{}
+	for _, text := range r.named.all() {
+		special[text] = true
 	}
 	for id, text := range v.tokens {
 		_, isAdded := added[id]
@@ -143,36 +136,6 @@ func (r *reader) byteFallback() (*vocabulary, error) {
 		v.scores[id] = noScore
 	}
 	return v, nil
-}
-
-// specialTexts are the tokens that tokenizer_config.json and special_tokens_map.json name as special.
-func (r *reader) specialTexts() (map[string]bool, error) {
-	special := map[string]bool{}
-	var beside map[string]jsontext.Value
-	if b, ok := r.files[specialTokensMap]; ok {
-		if err := unmarshal(specialTokensMap, b, &beside); err != nil {
-			return nil, err
-		}
-	}
-	for _, m := range []map[string]jsontext.Value{r.own.members, beside} {
-		for _, kind := range specialKinds {
-			if s := namedBy(m[kind+"_token"]); s.content != "" {
-				special[s.content] = true
-			}
-		}
-		for _, list := range []string{"additional_special_tokens", "extra_special_tokens"} {
-			var values []jsontext.Value
-			if m[list] == nil || m[list].Kind() != '[' || json.Unmarshal(m[list], &values) != nil {
-				continue
-			}
-			for _, v := range values {
-				if s := namedBy(v); s.content != "" {
-					special[s.content] = true
-				}
-			}
-		}
-	}
-	return special, nil
 }
 
 // checkMerge finds the two tokens of a merge.

@@ -77,6 +77,7 @@ func (c *config) id(name string) (int64, bool, error) {
 // tokenizerOwn is tokenizer_config.json.
 type tokenizerOwn struct {
 	members map[string]jsontext.Value
+	order   []string  // the names of members, as the file has them
 	decoder []decoded // added_tokens_decoder
 }
 
@@ -95,11 +96,17 @@ func readOwn(b []byte) (*tokenizerOwn, error) {
 	if err := unmarshal(tokenizerConfig, b, &t.members); err != nil {
 		return nil, err
 	}
+	if err := eachMember(bytes.TrimSpace(b), func(name string, _ jsontext.Value) error {
+		t.order = append(t.order, name)
+		return nil
+	}); err != nil {
+		return nil, malformedf("%s: %v", tokenizerConfig, oneLine(err))
+	}
 	list := t.members["added_tokens_decoder"]
 	if list == nil || list.Kind() == 'n' {
 		return t, nil
 	}
-	err := members(list, func(name string, value jsontext.Value) error {
+	err := eachMember(list, func(name string, value jsontext.Value) error {
 		var token struct {
 			Content *string `json:"content"`
 			Special bool    `json:"special"`
@@ -149,6 +156,7 @@ type tokenizerFile struct {
 	} `json:"model"`
 
 	vocab []entry
+	more  []addedToken // those that other files add, without ids
 }
 
 // addedToken is a token that is found in text before all else.
@@ -182,13 +190,12 @@ func readTokenizerFile(b []byte) (*tokenizerFile, error) {
 	if t.Model.Vocab.Kind() != '{' {
 		return t, nil // Unigram has a list; its kind is refused
 	}
-	err := members(t.Model.Vocab, func(name string, value jsontext.Value) error {
-		id, err := strconv.ParseInt(string(value), 10, 32)
-		if err != nil || id < 0 {
-			return fmt.Errorf("token %s: found the id %s, expected a whole number from 0 to 2^31-1", tensor.Quote(name),
-				cut(value))
+	err := eachMember(t.Model.Vocab, func(name string, value jsontext.Value) error {
+		id, err := wholeNumber(value)
+		if err != nil {
+			return malformedToken(name, value)
 		}
-		t.vocab = append(t.vocab, entry{name, int(id)})
+		t.vocab = append(t.vocab, entry{name, id})
 		return nil
 	})
 	if err != nil {
@@ -225,11 +232,11 @@ func (t *tokenizerFile) byID(model string, n int) (v *vocabulary, added map[int]
 	ids := make(map[string]int, len(t.vocab)+len(t.AddedTokens))
 	put := func(text string, id int) error {
 		switch old, ok := ids[text]; {
+		case ok && old != id:
+			return malformedf("%s: token %s: found the ids %d and %d, expected one", tokenizerJSON, tensor.Quote(text), old, id)
 		case id >= n:
 			return malformedf("%s: token %s: found the id %d, expected less than the vocab_size %d", tokenizerJSON,
 				tensor.Quote(text), id, n)
-		case ok && old != id:
-			return malformedf("%s: token %s: found the ids %d and %d, expected one", tokenizerJSON, tensor.Quote(text), old, id)
 		case !ok && v.types[id] != unused:
 			return malformedf("%s: id %d: found the tokens %s and %s, expected one", tokenizerJSON, id,
 				tensor.Quote(v.tokens[id]), tensor.Quote(text))
@@ -246,7 +253,7 @@ func (t *tokenizerFile) byID(model string, n int) (v *vocabulary, added map[int]
 	// Whatever the file says, the library gives an added token the id that follows the vocabulary and the added ones so
 	// far, unless the vocabulary has it.
 	next := len(t.vocab)
-	added = make(map[int]addedToken, len(t.AddedTokens))
+	added = make(map[int]addedToken, len(t.AddedTokens)+len(t.more))
 	for _, a := range t.AddedTokens {
 		if _, ok := ids[a.Content]; !ok && int(a.ID) != next {
 			return nil, nil, malformedf("%s: added token %s: found the id %d, expected %d, the next one", tokenizerJSON,
@@ -258,21 +265,42 @@ func (t *tokenizerFile) byID(model string, n int) (v *vocabulary, added map[int]
 		}
 		added[int(a.ID)] = a
 	}
+	for _, a := range t.more {
+		id, ok := ids[a.Content]
+		if !ok {
+			id = next
+		}
+		next = max(next, id+1)
+		if err := put(a.Content, id); err != nil {
+			return nil, nil, fmt.Errorf("%s adds a token: %w", tokenizerConfig, err)
+		}
+		a.ID = int64(id)
+		added[id] = a
+	}
 	return v, added, nil
 }
 
-// size is the number of ids up to the last one, and the number of tokens.
-func (t *tokenizerFile) size() (ids, tokens int) {
-	base := make(map[int]struct{}, len(t.vocab))
+// size is the number of tokens.
+func (t *tokenizerFile) size() int {
+	texts := make(map[string]struct{}, len(t.vocab))
 	for _, e := range t.vocab {
-		ids = max(ids, e.id+1)
-		base[e.id] = struct{}{}
+		texts[e.text] = struct{}{}
 	}
-	for _, a := range t.AddedTokens {
-		ids = max(ids, int(a.ID)+1)
-		base[int(a.ID)] = struct{}{}
+	for _, list := range [...][]addedToken{t.AddedTokens, t.more} {
+		for _, a := range list {
+			texts[a.Content] = struct{}{}
+		}
 	}
-	return ids, len(base)
+	return len(texts)
+}
+
+func wholeNumber(v jsontext.Value) (int, error) {
+	n, err := strconv.ParseUint(string(v), 10, 31)
+	return int(n), err
+}
+
+func malformedToken(text string, id jsontext.Value) error {
+	return fmt.Errorf("token %s: found the id %s, expected a whole number from 0 to 2^31-1", tensor.Quote(text), cut(id))
 }
 
 // unmarshal reads a JSON file. Its text is to be UTF-8, without a name twice in one object.
@@ -283,8 +311,8 @@ func unmarshal(name string, b []byte, to any) error {
 	return nil
 }
 
-// members goes through an object in its order.
-func members(v jsontext.Value, each func(name string, value jsontext.Value) error) error {
+// eachMember goes through an object in its order.
+func eachMember(v jsontext.Value, each func(name string, value jsontext.Value) error) error {
 	if v.Kind() != '{' {
 		return fmt.Errorf("found %s, expected an object", cut(v))
 	}

@@ -300,8 +300,8 @@ func (w *writer) own(added []addedToken) (*object, error) {
 	}
 	for _, kind := range kinds {
 		id, ok := named[kind]
-		// A plain token that is named here would be cut out of text before all else.
-		if ok && (w.v.types[id] == control || w.v.types[id] == unknown || w.v.types[id] == userDefined) {
+		// Another token that is named here would become special.
+		if ok && (w.v.types[id] == control || w.v.types[id] == unknown && w.v.model == modelSentencePiece) {
 			o.set(kind+"_token", w.v.tokens[id])
 		}
 	}

@@ -1,14 +1,11 @@
 package tokenizer
 
 import (
-	"bytes"
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/lorakit/lorakit/tensor"
@@ -87,16 +84,12 @@ func (r *reader) addTokens(v *vocabulary) error {
 		v.tokens[id], v.scores[id], v.types[id] = text, noScore, kind
 	}
 	if b, ok := r.files[addedTokens]; ok {
-		err := members(jsontext.Value(bytes.TrimSpace(b)), func(text string, value jsontext.Value) error {
-			id, err := strconv.ParseInt(string(value), 10, 32)
-			if err != nil || id < 0 {
-				return fmt.Errorf("token %s: found the id %s, expected a whole number", tensor.Quote(text), cut(value))
-			}
-			put(addedTokens, int(id), text, userDefined)
-			return nil
-		})
+		list, err := readAdded(b)
 		if err != nil {
-			return malformedf("%s: %v", addedTokens, oneLine(err))
+			return err
+		}
+		for _, e := range list {
+			put(addedTokens, e.id, e.text, userDefined)
 		}
 	}
 	for _, t := range r.own.decoder {

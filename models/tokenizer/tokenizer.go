@@ -169,6 +169,7 @@ type reader struct {
 	config *config        // config.json
 	own    *tokenizerOwn  // tokenizer_config.json
 	json   *tokenizerFile // tokenizer.json, or nil
+	named  namedTokens    // the special tokens beside it
 	notes  []string
 }
 
@@ -185,9 +186,12 @@ func (r *reader) open() (err error) {
 		return err
 	}
 	if b, ok := r.files[tokenizerJSON]; ok {
-		r.json, err = readTokenizerFile(b)
+		if r.json, err = readTokenizerFile(b); err != nil {
+			return err
+		}
+		return r.addBeside()
 	}
-	return err
+	return nil
 }
 
 // vocabulary reads the tokens, of the file that the converter prefers.
