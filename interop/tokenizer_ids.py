@@ -26,16 +26,22 @@ def file_encoders(folder, special):
 
         spm = sentencepiece.SentencePieceProcessor(model_file=folder + "/tokenizer.model")
         return lambda text: spm.encode(text, add_bos=special)
-    from tokenizers import Tokenizer
-
-    file = Tokenizer.from_file(folder + "/tokenizer.json")
+    file = tokenizer(folder)
     return lambda text: file.encode(text, add_special_tokens=special).ids
 
 
-def pair_encoders(folder):
+def tokenizer(folder):
+    """a tokenizer.json, without the lengths that some have in it, which GGUF has not"""
     from tokenizers import Tokenizer
 
     file = Tokenizer.from_file(folder + "/tokenizer.json")
+    file.no_padding()
+    file.no_truncation()
+    return file
+
+
+def pair_encoders(folder):
+    file = tokenizer(folder)
     return lambda text: file.encode(text, "read the weight").ids
 
 

@@ -278,6 +278,25 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+func TestRows(t *testing.T) {
+	spm := modelOf(piece{"a", 0, normal}, piece{"b", 0, normal})
+	for _, c := range []struct {
+		files Files
+		want  int
+	}{
+		{Files{tokenizerModel: spm}, 2},
+		{Files{tokenizerModel: spm, tokenizerJSON: []byte(smallest)}, 2},
+		{Files{tokenizerModel: spm, configJSON: []byte(`{"vocab_size":7,"text_config":{"vocab_size":5}}`)}, 5},
+		{Files{tokenizerJSON: []byte(smallest), configJSON: []byte(`{"vocab_size":7}`)}, 4},
+	} {
+		n, err := Rows(c.files, Options{})
+		require.NoError(t, err)
+		require.Equal(t, c.want, n)
+	}
+	_, err := Rows(Files{}, Options{})
+	require.ErrorIs(t, err, formats.ErrMalformed)
+}
+
 // Chat templates are found in every file that has them, in the converter's order.
 func TestChatTemplates(t *testing.T) {
 	files := Files{tokenizerJSON: []byte(smallest), tokenizerConfig: []byte(`{"tokenizer_class":"X"}`),

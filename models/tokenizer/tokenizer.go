@@ -140,12 +140,6 @@ func vocabSize(c *config, o Options, found int) (int, error) {
 // ToGGUF makes the keys of a GGUF file of the files of a folder. Notes say what was taken otherwise than the files
 // say it.
 func ToGGUF(files Files, o Options) (formats.Metadata, []string, error) {
-	for name, b := range files {
-		if Reads(name) && len(b) > MaxFileBytes {
-			return nil, nil, fmt.Errorf("%s: found %d bytes, expected at most %d: %w", formats.Display(name), len(b),
-				MaxFileBytes, formats.ErrLimit)
-		}
-	}
 	r := &reader{files: files, o: o, arch: architectureOf(o.Architecture)}
 	if err := r.open(); err != nil {
 		return nil, nil, err
@@ -179,6 +173,12 @@ func (r *reader) note(format string, args ...any) {
 
 // open reads what every kind of tokenizer has.
 func (r *reader) open() (err error) {
+	for name, b := range r.files {
+		if Reads(name) && len(b) > MaxFileBytes {
+			return fmt.Errorf("%s: found %d bytes, expected at most %d: %w", formats.Display(name), len(b), MaxFileBytes,
+				formats.ErrLimit)
+		}
+	}
 	if r.config, err = readConfig(r.files[configJSON]); err != nil {
 		return err
 	}
