@@ -47,8 +47,12 @@ func (r *reader) addBeside() error {
 		if err != nil {
 			return err
 		}
+		further := make(map[string]bool, len(r.named.further))
+		for _, t := range r.named.further {
+			further[t] = true
+		}
 		for _, e := range more {
-			list = append(list, decoded{e.id, e.text, slices.Contains(r.named.further, e.text)})
+			list = append(list, decoded{e.id, e.text, further[e.text]})
 		}
 	}
 	known := map[string]bool{}

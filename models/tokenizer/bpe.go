@@ -2,6 +2,7 @@ package tokenizer
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"regexp"
 	"strings"
@@ -24,6 +25,7 @@ func (r *reader) byteLevel() (*vocabulary, error) {
 	if v.merges, err = merges(r.json.Model.Merges); err != nil {
 		return nil, err
 	}
+	r.json.Model.Merges = nil // which is large
 	v.pre, err = r.preTokenizer()
 	return v, err
 }
@@ -81,6 +83,9 @@ func merges(v jsontext.Value) ([]string, error) {
 		one, err := d.ReadValue()
 		if err != nil {
 			return nil, malformedf("%s: merges: %v", tokenizerJSON, oneLine(err))
+		}
+		if len(list) == maxTokens {
+			return nil, fmt.Errorf("%s: merges: %w", tokenizerJSON, errTokens)
 		}
 		if one.Kind() == '"' {
 			list = append(list, text(one))

@@ -170,6 +170,9 @@ type addedToken struct {
 	Special    bool   `json:"special"`
 }
 
+// errTokens says that there are more tokens, or merges, than a vocabulary has.
+var errTokens = fmt.Errorf("found more than %d, expected fewer: %w", maxTokens, formats.ErrLimit)
+
 // entry is a token of a model's vocabulary.
 type entry struct {
 	text string
@@ -187,6 +190,9 @@ func readTokenizerFile(b []byte) (*tokenizerFile, error) {
 				tensor.Quote(a.Content), a.ID)
 		}
 	}
+	if len(t.AddedTokens) > maxTokens {
+		return nil, fmt.Errorf("%s: added_tokens: %w", tokenizerJSON, errTokens)
+	}
 	if t.Model.Vocab.Kind() != '{' {
 		return t, nil // Unigram has a list; its kind is refused
 	}
@@ -195,12 +201,19 @@ func readTokenizerFile(b []byte) (*tokenizerFile, error) {
 		if err != nil {
 			return malformedToken(name, value)
 		}
+		if len(t.vocab) == maxTokens {
+			return errTokens
+		}
 		t.vocab = append(t.vocab, entry{name, id})
 		return nil
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, formats.ErrLimit):
+		return nil, fmt.Errorf("%s: vocab: %w", tokenizerJSON, err)
+	case err != nil:
 		return nil, malformedf("%s: vocab: %v", tokenizerJSON, err)
 	}
+	t.Model.Vocab = nil // which is large
 	return t, nil
 }
 

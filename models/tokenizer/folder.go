@@ -344,6 +344,10 @@ func (w *writer) chatTemplates(o *object) error {
 		}
 		return nil
 	}
+	if len(names) > maxTemplates {
+		return fmt.Errorf("%s: found %d names, expected at most %d: %w", keyTemplates, len(names), maxTemplates,
+			formats.ErrLimit)
+	}
 	var list []object
 	if w.keys.Get(keyTemplate) != nil {
 		list = append(list, object{{"name", "default"}, {"template", main}})

@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"runtime"
@@ -78,8 +79,17 @@ func TestRefused(t *testing.T) {
 		{"a length past the end", Files{tokenizerModel: []byte{0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f}}, formats.ErrMalformed,
 			"tokenizer.model: byte 0"},
 		{"an empty model", Files{tokenizerModel: {}}, formats.ErrMalformed, "found no pieces"},
+		{"a piece without text", Files{tokenizerModel: modelOf(piece{"", 0, normal})}, formats.ErrMalformed,
+			"piece 0: found no text"},
+		{"many pieces", Files{tokenizerModel: bytes.Repeat([]byte{0x0a, 3, 0x0a, 1, 'a'}, maxTokens+1)}, formats.ErrLimit,
+			"tokenizer.model: pieces: found more than 2097152"},
+		{"many merges", edited(t, `["a","b"]`, `"a b"`+strings.Repeat(`,"a b"`, maxTokens)), formats.ErrLimit,
+			"tokenizer.json: merges: found more than 2097152"},
 		{"a Unigram model", Files{tokenizerModel: unigram}, formats.ErrUnsupported, "a model of type 1"},
 		{"a type of none", Files{tokenizerModel: strange}, formats.ErrMalformed, "piece 0: found the type 9"},
+		{"many templates", Files{tokenizerJSON: []byte(smallest),
+			tokenizerConfig: []byte(`{"chat_template":[{}` + strings.Repeat(`,{}`, 256) + `]}`)}, formats.ErrLimit,
+			"found 257 chat templates, expected at most 256"},
 		{"a line twice", Files{vocabTxt: []byte("a\nb\na\n")}, formats.ErrMalformed, `the token "a" in the lines 1 and 3`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -213,6 +223,7 @@ func TestRefusedKeys(t *testing.T) {
 		{bpe, idKeys["bos"], uint32(4), formats.ErrMalformed, "found the id 4, expected less than the number of tokens, 4"},
 		{bpe, idKeys["eos"], int32(1), formats.ErrMalformed, "found a int32, expected a uint32"},
 		{bpe, addKey("bos"), true, formats.ErrMalformed, "found true without tokenizer.ggml.bos_token_id"},
+		{bpe, keyTemplates, make([]string, 257), formats.ErrLimit, "found 257 names, expected at most 256"},
 		{bpe, keyTemplate, []string{}, formats.ErrMalformed, "tokenizer.chat_template: found a []string"},
 		{spm, keyTypes, []int32{1, 1, 2}, nil, ""},
 		{spm, keyTypes, []int32{2, 2, 1}, formats.ErrMalformed, "the tokens 0 and 1 of type 2"},

@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -8,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -127,6 +129,9 @@ func readPieces(b []byte) ([]piece, error) {
 			if err != nil {
 				return fmt.Errorf("piece %d: %w", len(pieces), err)
 			}
+			if len(pieces) == maxTokens {
+				return errTokens
+			}
 			pieces = append(pieces, p)
 		case fieldTrainer:
 			return fields(f.bytes, func(n protowire.Number, f field) error {
@@ -139,6 +144,8 @@ func readPieces(b []byte) ([]piece, error) {
 		return nil
 	})
 	switch {
+	case errors.Is(err, formats.ErrLimit):
+		return nil, fmt.Errorf("%s: pieces: %w", tokenizerModel, err)
 	case err != nil:
 		return nil, malformedf("%s: %v", tokenizerModel, err)
 	case len(pieces) == 0:
@@ -165,6 +172,9 @@ func readPiece(f field) (piece, error) {
 		}
 		return nil
 	})
+	if err == nil && p.text == "" {
+		err = errors.New("found no text, expected some")
+	}
 	return p, err
 }
 

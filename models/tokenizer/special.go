@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -390,8 +392,7 @@ func (r *reader) templateFiles(k *keyList) error {
 		text := strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(string(b))
 		list = append(list, template{name, &text})
 	}
-	setTemplates(list, k)
-	return nil
+	return setTemplates(templatesFolder, list, k)
 }
 
 // template is a chat template with a name; that of the default is default.
@@ -410,12 +411,16 @@ func templates(file string, v jsontext.Value, k *keyList) error {
 		if err := json.Unmarshal(v, &list); err != nil {
 			return malformedf("%s: chat_template: found %s, expected a list of objects with name and template", file, cut(v))
 		}
-		setTemplates(list, k)
+		return setTemplates(file, list, k)
 	}
 	return nil
 }
 
-func setTemplates(list []template, k *keyList) {
+func setTemplates(file string, list []template, k *keyList) error {
+	if len(list) > maxTemplates {
+		return fmt.Errorf("%s: found %d chat templates, expected at most %d: %w", file, len(list), maxTemplates,
+			formats.ErrLimit)
+	}
 	var names []string
 	for _, t := range list {
 		name := strings.Map(func(c rune) rune {
@@ -438,4 +443,5 @@ func setTemplates(list []template, k *keyList) {
 	if len(names) > 0 {
 		k.set(keyTemplates, names)
 	}
+	return nil
 }
