@@ -238,7 +238,11 @@ func rowFor(pre string, o Options) (preRow, string, error) {
 			known = append(known, row.names()...)
 		}
 		slices.Sort(known)
-		err := unsupportedf("%s: found %s, expected one of %s", keyPre, tensor.Quote(name), strings.Join(known, ", "))
+		found := "none"
+		if name != "" {
+			found = tensor.Quote(name)
+		}
+		err := unsupportedf("%s: found %s, expected one of %s", keyPre, found, strings.Join(known, ", "))
 		return row, "", hint.With(err,
 			hint.Hint{Option: "PreTokenizer", Value: "NAME", Effect: "takes one of these that cuts the same"})
 	}

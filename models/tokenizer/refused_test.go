@@ -219,6 +219,7 @@ func TestRefusedKeys(t *testing.T) {
 		{bpe, keyMerges, []string{" ab"}, formats.ErrMalformed, `merge " ab": found no two tokens`},
 		{bpe, keyMerges, []string{"b a"}, formats.ErrMalformed, `found no token "ba"`},
 		{bpe, keyMerges, []string{"c a"}, formats.ErrMalformed, `found no token "c"`},
+		{bpe, keyPre, nil, formats.ErrUnsupported, "tokenizer.ggml.pre: found none, expected one of"},
 		{bpe, keyPre, "unheard", formats.ErrUnsupported, "unheard"},
 		{bpe, idKeys["bos"], uint32(4), formats.ErrMalformed, "found the id 4, expected less than the number of tokens, 4"},
 		{bpe, idKeys["eos"], int32(1), formats.ErrMalformed, "found a int32, expected a uint32"},
