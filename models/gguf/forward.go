@@ -1,0 +1,286 @@
+package gguf
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Model is what a checkpoint becomes as a GGUF file, but for its tokenizer.
+type Model struct {
+	Architecture string
+	Keys         formats.Metadata
+	Tensors      []Tensor // made ones first, then in the order of their first sources
+	Zeros        []string // tensors of the checkpoint that are left out, which is right only if all of their values are 0
+	Dropped      []string // those that GGUF has no place for
+	Notices      []string // what llama.cpp will compute otherwise
+}
+
+// Tensor is one tensor of a GGUF file.
+type Tensor struct {
+	tensor.Info
+	// Sources are the tensors that it is made of, one after the other in its elements: one, or a stack of equal shapes.
+	Sources []string
+	View    View      // what of each source it has
+	Shift   float32   // what is added to each value before it gets its type
+	Values  []float32 // of a tensor that has no source
+}
+
+// Options steer Forward.
+type Options struct {
+	Type Type
+	// Vocabulary is how many tokens the tokenizer has: an architecture may want the rows of its embedding past it cut off.
+	// Zero keeps them.
+	Vocabulary int64
+}
+
+// Forward says what the checkpoint with a config and tensors becomes. Errors are formats.ErrUnsupported for a class or
+// a tensor that is not known, formats.ErrMalformed for what does not fit together.
+func Forward(c *models.Config, tensors []tensor.Info, o Options) (*Model, error) {
+	if c == nil {
+		return nil, malformedf("found no config.json, which a GGUF file's keys are made of")
+	}
+	a, cl, err := forClass(c.Architecture)
+	if err != nil {
+		return nil, fmt.Errorf("config.json: %w", err)
+	}
+	s, err := newSettings(c, cl)
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{Architecture: a.Name}
+	if m.Notices, err = a.check(s); err != nil {
+		return nil, err
+	}
+	if m.Keys, err = a.keys(s, o.Type.FileType); err != nil {
+		return nil, err
+	}
+	for _, kind := range a.Made {
+		made, err := a.made(kind, s, func(name string, v any) {
+			m.Keys = append(m.Keys, formats.Pair{Name: a.Name + "." + name, Value: v})
+		})
+		if err != nil {
+			return nil, err
+		}
+		m.Tensors = append(m.Tensors, made...)
+	}
+	if err := m.place(a, s, tensors, o); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// stacked are the sources of a tensor that has several.
+type stacked struct {
+	at      int // in Model.Tensors
+	count   int64
+	shape   tensor.Shape
+	sources map[int]string
+}
+
+// place says what becomes of each tensor of a checkpoint.
+func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Options) error {
+	layers, err := s.whole(a.layers())
+	if err != nil {
+		return err
+	}
+	stacks := map[string]*stacked{}
+	from := map[string]string{}
+	for _, t := range m.Tensors {
+		from[t.Name] = "the config"
+	}
+	for _, t := range tensors {
+		r, n, end, known := a.find(t.Name)
+		switch {
+		case !known:
+			return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), unsupportedf("found a tensor that %s has no place for",
+				a.Name))
+		case r == nil:
+			m.Dropped = append(m.Dropped, t.Name)
+			continue
+		case int64(n.layer) >= layers && strings.Contains(r.module, "#"):
+			if !a.Surplus {
+				return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), malformedf("found layer %d, expected layers below %d",
+					n.layer, layers))
+			}
+			m.Dropped = append(m.Dropped, t.Name)
+			continue
+		case a.NoBiases && end == ".bias":
+			m.Zeros = append(m.Zeros, t.Name)
+			continue
+		case s.dropped(r):
+			m.Dropped = append(m.Dropped, t.Name)
+			continue
+		}
+		if err := m.add(a, s, r, n, end, t, o, stacks, from); err != nil {
+			return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(stacks)) {
+		if err := m.stack(stacks[name], o.Type); err != nil {
+			return fmt.Errorf("tensor %s: %w", tensor.Quote(name), err)
+		}
+	}
+	names := make([]string, len(m.Tensors))
+	for i, t := range m.Tensors {
+		names[i] = t.Name
+	}
+	return a.complete(names, layers)
+}
+
+// layers is the expression for the number of layers.
+func (a *architecture) layers() string {
+	for _, k := range a.Keys {
+		if k.name == blockCount {
+			return k.from
+		}
+	}
+	return ""
+}
+
+const blockCount = "block_count"
+
+// dropped reports whether the config has a row's tensor left out.
+func (s *settings) dropped(r *row) bool {
+	for _, member := range r.numbersOf(unless) {
+		if v, _ := s.find(member); v == true {
+			return true
+		}
+	}
+	return false
+}
+
+// add places one tensor of a checkpoint: in each part that its row has in GGUF.
+func (m *Model) add(a *architecture, s *settings, r *row, n numbered, end string, t tensor.Info, o Options,
+	stacks map[string]*stacked, from map[string]string) error {
+	for _, d := range t.Shape {
+		if d <= 0 {
+			return unsupportedf("found the shape %v, expected dimensions above 0", t.Shape)
+		}
+	}
+	if _, err := t.Shape.Count(); err != nil {
+		return err
+	}
+	for part, pattern := range r.names {
+		name := fill(pattern, n.layer, n.index) + end
+		v, err := r.view(part, t.Shape, o.Vocabulary, s.whole)
+		if err != nil {
+			return err
+		}
+		if st := stacks[name]; st != nil && r.has(stack) {
+			switch {
+			case st.sources[n.index] != "":
+				return malformedf("found number %d of %s twice: %s", n.index, name, tensor.Quote(st.sources[n.index]))
+			case !slices.Equal(st.shape, t.Shape):
+				return malformedf("found the shape %v, expected %v as others of %s have", t.Shape, st.shape, name)
+			case int64(n.index) >= st.count:
+				return malformedf("found number %d, expected numbers below %d", n.index, st.count)
+			}
+			st.sources[n.index] = t.Name
+			continue
+		}
+		if other := from[name]; other != "" {
+			return malformedf("found it to be %s, which is made of %s", name, other)
+		}
+		from[name] = tensor.Quote(t.Name)
+		result := Tensor{Info: tensor.Info{Name: name, Shape: r.result(v, t.Shape)}, Sources: []string{t.Name}, View: v}
+		if a.PlusOne != "" && strings.HasSuffix(t.Name, a.PlusOne) {
+			result.Shift = 1
+		}
+		if r.has(stack) {
+			count, err := s.whole(r.numbersOf(stack)[0])
+			if err != nil {
+				return err
+			}
+			if int64(n.index) >= count {
+				return malformedf("found number %d, expected numbers below %d", n.index, count)
+			}
+			stacks[name] = &stacked{len(m.Tensors), count, t.Shape, map[int]string{n.index: t.Name}}
+		}
+		result.Info = o.Type.Of(result.Info)
+		m.Tensors = append(m.Tensors, result)
+	}
+	return nil
+}
+
+// stack completes a tensor of several sources.
+func (m *Model) stack(st *stacked, typ Type) error {
+	t := &m.Tensors[st.at]
+	t.Sources = nil
+	for i := range int(min(st.count, int64(len(st.sources))+1)) {
+		source := st.sources[i]
+		if source == "" {
+			return malformedf("found no number %d, expected all %d", i, st.count)
+		}
+		t.Sources = append(t.Sources, source)
+	}
+	t.Shape = append(tensor.Shape{st.count}, t.Shape...)
+	t.Info = typ.Of(t.Info)
+	_, err := t.Shape.Count()
+	return err
+}
+
+// complete refuses a model that lacks a tensor.
+func (a *architecture) complete(names []string, layers int64) error {
+	have := make(map[string]bool, len(names))
+	everywhere := map[string]bool{}
+	for _, name := range names {
+		have[name] = true
+		if n, ok := split(name); ok && n.layer >= 0 && outsideFeedForward(n.pattern) {
+			everywhere[n.pattern] = true
+		}
+	}
+	for _, name := range a.Need {
+		if !have[name] {
+			return malformedf("found no tensor for %s", name)
+		}
+	}
+	patterns := slices.Sorted(maps.Keys(everywhere))
+	for layer := range int(min(layers, maxNumber)) {
+		for _, p := range patterns {
+			if name := fill(p, layer, -1); !have[name] {
+				return malformedf("found no tensor for %s, which other layers have", name)
+			}
+		}
+		for _, need := range a.NeedLayer {
+			if name := lacks(need, layer, have); name != "" {
+				return malformedf("found no tensor for %s", name)
+			}
+		}
+	}
+	return nil
+}
+
+// outsideFeedForward reports whether a layer's tensor is one that all layers have or none: only feed-forward parts are
+// of experts in some layers and dense in others.
+func outsideFeedForward(pattern string) bool {
+	return !strings.HasPrefix(pattern, "blk.#.ffn_") && !strings.HasPrefix(pattern, "blk.#.exp_")
+}
+
+// lacks is the name of a tensor that a layer needs and does not have, or "": of several alternatives, of the one that
+// it has the most of.
+func lacks(need string, layer int, have map[string]bool) string {
+	missing, most := "", -1
+	for alternative := range strings.SplitSeq(need, "|") {
+		first, found := "", 0
+		for name := range strings.SplitSeq(alternative, "+") {
+			if name = fill("blk.#."+name, layer, -1); have[name] {
+				found++
+			} else if first == "" {
+				first = name
+			}
+		}
+		if first == "" {
+			return ""
+		}
+		if found > most {
+			missing, most = first, found
+		}
+	}
+	return missing
+}

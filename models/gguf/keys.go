@@ -1,0 +1,159 @@
+package gguf
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"reflect"
+	"slices"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// The keys that are no architecture's own.
+const (
+	architectureKey = "general.architecture"
+	typeKey         = "general.type"
+	fileTypeKey     = "general.file_type"
+	quantizationKey = "general.quantization_version"
+)
+
+// keys makes the metadata of a model: all but those of the tokenizer and of a model card.
+func (a *architecture) keys(s *settings, fileType uint32) (formats.Metadata, error) {
+	list := formats.Metadata{{Name: architectureKey, Value: a.Name}, {Name: typeKey, Value: "model"}}
+	add := func(name string, value any) {
+		list = append(list, formats.Pair{Name: a.Name + "." + name, Value: value})
+	}
+	for _, k := range a.Keys {
+		if k.kind == "rope" {
+			if err := s.ropeKeys(add); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		v, ok, err := a.value(k, s)
+		if err != nil {
+			return nil, fmt.Errorf("config.json: %w (for the key %s.%s)", err, a.Name, k.name)
+		}
+		if ok {
+			add(k.name, v)
+		}
+	}
+	list = append(list, formats.Pair{Name: fileTypeKey, Value: fileType})
+	for _, name := range slices.Sorted(maps.Keys(a.Fixed)) {
+		list = append(list, formats.Pair{Name: name, Value: a.Fixed[name]})
+	}
+	return append(list, formats.Pair{Name: quantizationKey, Value: uint32(2)}), nil
+}
+
+// value is what a key has for a config. It is false where the config has nothing for it.
+func (a *architecture) value(k key, s *settings) (any, bool, error) {
+	v, ok, err := evaluate(k.from, s.find)
+	if err != nil {
+		return nil, false, err
+	}
+	if !ok {
+		v = k.otherwise
+	}
+	if v == nil {
+		if slices.Contains(a.NeedKeys, k.name) {
+			return nil, false, malformedf("found no %s", alternatives(k.from))
+		}
+		return nil, false, nil
+	}
+	if word, ok := v.(string); ok && a.Words[k.name] != nil {
+		n, known := a.Words[k.name][word]
+		if !known {
+			return nil, false, unsupportedf("%s: found %s, expected one of %v", alternatives(k.from), tensor.Quote(word),
+				slices.Sorted(maps.Keys(a.Words[k.name])))
+		}
+		v = float64(n)
+	}
+	typed, err := typedValue(k.kind, v)
+	if err != nil {
+		return nil, false, fmt.Errorf("%s: %w", alternatives(k.from), err)
+	}
+	if slices.Contains(a.OmitZero, k.name) && reflect.ValueOf(typed).IsZero() {
+		return nil, false, nil
+	}
+	return typed, true, nil
+}
+
+// typedValue is a value as a key of a type has it.
+func typedValue(kind string, v any) (any, error) {
+	switch x, number := v.(float64); kind {
+	case "bool":
+		if b, ok := v.(bool); ok {
+			return b, nil
+		}
+		return nil, malformedf("found %v, expected true or false", v)
+	case "f32":
+		if !number || math.Abs(x) > math.MaxFloat32 {
+			return nil, malformedf("found %v, expected a number within a float's range", v)
+		}
+		return float32(x), nil
+	default:
+		if !number || x != math.Trunc(x) || x < 0 || x > math.MaxUint32 {
+			return nil, malformedf("found %v, expected a whole number from 0 to %d", v, uint32(math.MaxUint32))
+		}
+		return uint32(x), nil
+	}
+}
+
+// check refuses what the format has no key for and llama.cpp computes otherwise, and tells what it lets pass.
+func (a *architecture) check(s *settings) (notices []string, err error) {
+	for _, member := range slices.Sorted(maps.Keys(a.Must)) {
+		v, ok := s.find(member)
+		if !ok {
+			continue
+		}
+		only, _, err := evaluateOrNone(a.Must[member], s)
+		if err != nil {
+			return nil, err
+		}
+		if v != only {
+			return nil, unsupportedf("config.json: %s: found %v, expected %s: llama.cpp computes with no other", member, v,
+				orNone(only))
+		}
+	}
+	for _, i := range a.Implied {
+		v, ok := s.find(i.Member)
+		if !ok {
+			continue
+		}
+		layers, _ := s.find("num_hidden_layers")
+		only, _, err := evaluate(i.expression(layers), s.find)
+		if err != nil {
+			return nil, err
+		}
+		if v != only {
+			notices = append(notices, fmt.Sprintf("%s is %v; GGUF has no key for it, and llama.cpp computes with %v",
+				i.Member, v, orNone(only)))
+		}
+	}
+	return notices, nil
+}
+
+// expression is what a model with so many layers has.
+func (i implied) expression(layers any) string {
+	if layers == any(i.When) {
+		return i.Then
+	}
+	return i.Is
+}
+
+// evaluateOrNone evaluates an expression, of which "" is none.
+func evaluateOrNone(expression string, s *settings) (any, bool, error) {
+	if expression == "" {
+		return nil, false, nil
+	}
+	return evaluate(expression, s.find)
+}
+
+func orNone(v any) string {
+	if v == nil {
+		return "none"
+	}
+	return fmt.Sprint(v)
+}
