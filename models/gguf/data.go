@@ -41,11 +41,11 @@ type architecture struct {
 	Must    map[string]string            `json:"must"`
 	Implied []implied                    `json:"implied"`
 
-	RowsOf      map[string]string `json:"rows"`
-	Back        map[string]string `json:"back"`
-	RopeMembers []string          `json:"rope_members"`
-	RopeConfig  map[string]any    `json:"rope_config"`
-	TensorsSay  map[string]string `json:"tensors_say"`
+	RowsOf      map[string]string    `json:"rows"`
+	Back        map[string][2]string `json:"back"` // type, expression
+	RopeConfig  map[string]any       `json:"rope_config"`
+	TensorsSay  map[string]string    `json:"tensors_say"`
+	DenseLayers string               `json:"dense_layers"`
 
 	byModule map[string]*row  // Rows by the checkpoint's names
 	byName   map[string]place // Rows by GGUF names
@@ -61,6 +61,9 @@ type class struct {
 	Defaults   map[string]any `json:"defaults"` // strings are expressions
 	Config     map[string]any `json:"config"`
 }
+
+// never is the When of a class that no GGUF file becomes.
+const never = "never"
 
 // implied is a value that llama.cpp computes with, whatever the config says.
 type implied struct {
@@ -192,7 +195,8 @@ func parse(b []byte) (*architecture, error) {
 		}
 		a.byModule[r.module] = r
 		for j, name := range r.names {
-			if _, ok := a.byName[name]; !ok {
+			_, whole := a.byName[strings.TrimSuffix(name, ending(name))]
+			if _, ok := a.byName[name]; !ok && !whole {
 				a.byName[name] = place{r, j}
 			}
 		}

@@ -39,9 +39,10 @@
 //	implied         the same, where another value changes what is computed, but is let pass with a notice: is, or then
 //	                where the model has when layers
 //	rows            members that are the number of rows of a tensor
-//	back            members by expressions over keys and other members, for keys that are no member by themselves
-//	rope_members    those of them that stand in rope_parameters too; rope_config members of rope_parameters besides
+//	back            members by types and expressions over keys and other members, for keys that are no member by
+//	                themselves; rope_config members of rope_parameters that a yarn scaling has besides
 //	tensors_say     members that tell whether a tensor is there
+//	dense_layers    the member that lists the layers without experts
 //
 // The operations of a row are
 //

@@ -12,7 +12,7 @@ import (
 type lookup func(name string) (any, bool)
 
 // evaluate computes an expression: alternatives told apart by |, of which the first counts whose names are all there.
-// Each is a name, or arithmetic with + - * / // ( ) and int(). It is false where no alternative has all of its names.
+// Each is a name, a number, true or false, or arithmetic with + - * / // ( ) and int(). It is false where no alternative has all of its names.
 func evaluate(expression string, find lookup) (any, bool, error) {
 	for alternative := range strings.SplitSeq(expression, "|") {
 		p := &parser{text: alternative, find: find}
@@ -115,8 +115,13 @@ func (p *parser) operand() (any, error) {
 	if word[0] >= '0' && word[0] <= '9' {
 		return strconv.ParseFloat(word, 64)
 	}
-	v, _ := p.find(word)
-	return v, nil
+	if word == "true" || word == "false" {
+		return word == "true", nil
+	}
+	if v, ok := p.find(word); ok {
+		return v, nil
+	}
+	return nil, nil
 }
 
 // compute is one operation; '%' stands for a division that rounds down.
