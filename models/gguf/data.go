@@ -41,11 +41,10 @@ type architecture struct {
 	Must    map[string]string            `json:"must"`
 	Implied []implied                    `json:"implied"`
 
-	RowsOf      map[string]string    `json:"rows"`
-	Back        map[string][2]string `json:"back"` // type, expression
-	RopeConfig  map[string]any       `json:"rope_config"`
-	TensorsSay  map[string]string    `json:"tensors_say"`
-	DenseLayers string               `json:"dense_layers"`
+	RowsOf     map[string]string    `json:"rows"`
+	Back       map[string][2]string `json:"back"` // type, expression
+	RopeConfig map[string]any       `json:"rope_config"`
+	TensorsSay map[string]string    `json:"tensors_say"`
 
 	byModule map[string]*row  // Rows by the checkpoint's names
 	byName   map[string]place // Rows by GGUF names

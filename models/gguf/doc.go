@@ -42,7 +42,6 @@
 //	back            members by types and expressions over keys and other members, for keys that are no member by
 //	                themselves; rope_config members of rope_parameters that a yarn scaling has besides
 //	tensors_say     members that tell whether a tensor is there
-//	dense_layers    the member that lists the layers without experts
 //
 // The operations of a row are
 //

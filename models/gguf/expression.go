@@ -12,7 +12,8 @@ import (
 type lookup func(name string) (any, bool)
 
 // evaluate computes an expression: alternatives told apart by |, of which the first counts whose names are all there.
-// Each is a name, a number, true or false, or arithmetic with + - * / // ( ) and int(). It is false where no alternative has all of its names.
+// Each is a name, a number, true or false, or arithmetic with + - * / // ( ) and int(). It is false where no alternative
+// has all of its names.
 func evaluate(expression string, find lookup) (any, bool, error) {
 	for alternative := range strings.SplitSeq(expression, "|") {
 		p := &parser{text: alternative, find: find}

@@ -16,7 +16,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// number is a key's value as a number: whole ones of any type, and floats by the shortest decimal that gives them again.
+// number is a key's value as a number: whole ones of any type, and floats by the shortest decimal that gives them
+// again.
 func number(v any) (float64, bool) {
 	switch r := reflect.ValueOf(v); r.Kind() {
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
@@ -35,7 +36,7 @@ func number(v any) (float64, bool) {
 // members is a config.json that is being made. Numbers are float64 until encode writes them.
 type members map[string]any
 
-// whole marks a number of a config that is written as an integer.
+// wholeNumber is a number of a config that is written as an integer.
 type wholeNumber float64
 
 // config makes the config.json.
@@ -100,10 +101,9 @@ func (b *restorer) config(dtype tensor.DType) ([]byte, error) {
 	for member, name := range b.TensorsSay {
 		_, m[member] = b.infos[name]
 	}
-	if b.DenseLayers != "" {
-		m[b.DenseLayers] = b.dense()
+	for member, v := range b.class.Config {
+		set(member, v)
 	}
-	maps.Copy(m, b.class.Config)
 	_, untied := b.infos["output.weight"]
 	m["tie_word_embeddings"] = !untied
 	m["architectures"] = []any{b.class.Name}
@@ -288,8 +288,8 @@ func (b *restorer) restoreFreqs(m, rope members, kind string) (string, error) {
 			return "llama3", nil
 		}
 	}
-	return kind, tensorError(ropeFreqs, unsupportedf("found divisors of no llama3 scaling whose low and high factors are 1 "+
-		"and 4, expected to be told rope_scaling"))
+	return kind, tensorError(ropeFreqs, unsupportedf("found divisors of no llama3 scaling whose low and high factors are "+
+		"1 and 4, expected to be told rope_scaling"))
 }
 
 // oldLengths are the lengths that models are made for before they are scaled, the most usual first.
@@ -333,18 +333,6 @@ func (b *restorer) restoreFactors(rope members, kind string) (string, error) {
 		rope[member] = list
 	}
 	return "longrope", nil
-}
-
-// dense lists the layers that have no experts where others have.
-func (b *restorer) dense() []any {
-	layers, _ := number(b.own(blockCount))
-	list := []any{}
-	for i := range int(min(layers, float64(len(b.infos)))) {
-		if _, ok := b.infos[fill("blk.#.ffn_gate.weight", i, -1)]; ok {
-			list = append(list, wholeNumber(i))
-		}
-	}
-	return list
 }
 
 // tokenIDs sets the ids of the tokens that the config has.
