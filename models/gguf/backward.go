@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
@@ -38,10 +41,17 @@ type Piece struct {
 // Values reads a tensor of a GGUF file whole. Those that are asked for are a few numbers.
 type Values func(name string) ([]float32, error)
 
-// Backward says what a GGUF file becomes as a checkpoint whose weights are of a type. Errors are
-// formats.ErrUnsupported for an architecture, a tensor or a value that is not known, formats.ErrMalformed for what does
-// not fit together.
-func Backward(keys formats.Metadata, tensors []tensor.Info, read Values, dtype tensor.DType) (*Checkpoint, error) {
+// BackOptions steer Backward.
+type BackOptions struct {
+	DType tensor.DType // of the checkpoint's weights, for its config
+	// RopeScaling are members of rope_parameters, a JSON object, in place of those that Backward would have to find by the
+	// values of rope_freqs.weight. nil lets it find them.
+	RopeScaling jsontext.Value
+}
+
+// Backward says what a GGUF file becomes as a checkpoint. Errors are formats.ErrUnsupported for an architecture, a
+// tensor or a value that is not known, formats.ErrMalformed for what does not fit together.
+func Backward(keys formats.Metadata, tensors []tensor.Info, read Values, o BackOptions) (*Checkpoint, error) {
 	name, ok := keys.Get(architectureKey).(string)
 	if !ok {
 		return nil, keyError(architectureKey, malformedf("found none, expected the name of an architecture"))
@@ -59,13 +69,18 @@ func Backward(keys formats.Metadata, tensors []tensor.Info, read Values, dtype t
 		if _, twice := b.infos[t.Name]; twice {
 			return nil, tensorError(t.Name, malformedf("found it twice, expected it once"))
 		}
-		if _, err := t.Shape.Count(); err != nil || slices.Contains(t.Shape, 0) {
-			return nil, tensorError(t.Name, unsupportedf("found the shape %v, expected dimensions above 0", t.Shape))
+		if err := checkShape(t.Shape); err != nil {
+			return nil, tensorError(t.Name, err)
 		}
 		b.infos[t.Name] = t
 	}
 	b.class = b.choose()
-	config, err := b.config(dtype)
+	if o.RopeScaling != nil {
+		if json.Unmarshal(o.RopeScaling, &b.scaling) != nil || b.scaling == nil {
+			return nil, malformedf("rope scaling: found %s, expected a JSON object", tensor.Quote(string(o.RopeScaling)))
+		}
+	}
+	config, err := b.config(o.DType)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +95,11 @@ func Backward(keys formats.Metadata, tensors []tensor.Info, read Values, dtype t
 	if out.Notices, err = b.differences(); err != nil {
 		return nil, err
 	}
+	if notice, err := b.otherFreqs(); err != nil {
+		return nil, err
+	} else if notice != "" {
+		out.Notices = append(out.Notices, notice)
+	}
 	if out.Tensors, err = b.restore(tensors); err != nil {
 		return nil, err
 	}
@@ -93,6 +113,7 @@ type restorer struct {
 	keys     formats.Metadata
 	infos    map[string]tensor.Info
 	read     Values
+	scaling  map[string]jsontext.Value // of rotary embeddings, where it was given
 	settings *settings
 }
 

@@ -12,8 +12,8 @@ import (
 type lookup func(name string) (any, bool)
 
 // evaluate computes an expression: alternatives told apart by |, of which the first counts whose names are all there.
-// Each is a name, a number, true or false, or arithmetic with + - * / // ( ) and int(). It is false where no alternative
-// has all of its names.
+// Each is a name, a number, true or false, or arithmetic with + - * / // ( ) and int(). It is false where none has all
+// of its names.
 func evaluate(expression string, find lookup) (any, bool, error) {
 	for alternative := range strings.SplitSeq(expression, "|") {
 		p := &parser{text: alternative, find: find}
@@ -133,7 +133,7 @@ func compute(left, right any, op byte) (any, error) {
 	a, ok := left.(float64)
 	b, both := right.(float64)
 	if !ok || !both {
-		return nil, fmt.Errorf("found %v and %v, expected numbers", left, right)
+		return nil, malformedf("found %v and %v, expected numbers", left, right)
 	}
 	switch op {
 	case '+':
@@ -144,7 +144,7 @@ func compute(left, right any, op byte) (any, error) {
 		return a * b, nil
 	}
 	if b == 0 {
-		return nil, fmt.Errorf("found a division by 0")
+		return nil, malformedf("found a division by 0")
 	}
 	if op == '/' {
 		return a / b, nil

@@ -72,7 +72,7 @@ func Forward(c *models.Config, tensors []tensor.Info, o Options) (*Model, error)
 	if err := m.place(a, s, tensors, o); err != nil {
 		return nil, err
 	}
-	return m, nil
+	return m, m.head(a, c.TieWordEmbeddings)
 }
 
 // stacked are the sources of a tensor that has several.
@@ -97,6 +97,9 @@ func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Opt
 	for _, t := range tensors {
 		r, n, end, known := a.find(t.Name)
 		switch {
+		case a.surplus(t.Name, layers):
+			m.Dropped = append(m.Dropped, t.Name)
+			continue
 		case !known:
 			return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), unsupportedf("found a tensor that %s has no place for",
 				a.Name))
@@ -104,12 +107,8 @@ func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Opt
 			m.Dropped = append(m.Dropped, t.Name)
 			continue
 		case int64(n.layer) >= layers && strings.Contains(r.module, "#"):
-			if !a.Surplus {
-				return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), malformedf("found layer %d, expected layers below %d",
-					n.layer, layers))
-			}
-			m.Dropped = append(m.Dropped, t.Name)
-			continue
+			return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), malformedf("found layer %d, expected layers below %d",
+				n.layer, layers))
 		case a.NoBiases && end == ".bias":
 			m.Zeros = append(m.Zeros, t.Name)
 			continue
@@ -131,6 +130,33 @@ func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Opt
 		names[i] = t.Name
 	}
 	return a.complete(names, layers)
+}
+
+// head refuses a model without the head that its config says it has.
+func (m *Model) head(a *architecture, tied *bool) error {
+	const module = "output"
+	if _, has := a.byName[module]; !has || tied == nil || *tied {
+		return nil
+	}
+	for _, t := range m.Tensors {
+		if t.Name == module+".weight" {
+			return nil
+		}
+	}
+	return malformedf("found no tensor for %s.weight, expected one as tie_word_embeddings is false", module)
+}
+
+// surplus reports whether a tensor, which the architecture may not know, is of a layer past the last one and left out,
+// as those that predict several tokens are.
+func (a *architecture) surplus(name string, layers int64) bool {
+	n, ok := split(strings.ReplaceAll(name, languageModel, ""))
+	if !a.Surplus || !ok || int64(n.layer) < layers {
+		return false
+	}
+	return slices.ContainsFunc(a.Rows, func(r row) bool {
+		before, _, isLayer := strings.Cut(r.module, "#")
+		return isLayer && strings.HasPrefix(n.pattern, before+"#")
+	})
 }
 
 // layers is the expression for the number of layers.
@@ -158,12 +184,7 @@ func (s *settings) dropped(r *row) bool {
 // add places one tensor of a checkpoint: in each part that its row has in GGUF.
 func (m *Model) add(a *architecture, s *settings, r *row, n numbered, end string, t tensor.Info, o Options,
 	stacks map[string]*stacked, from map[string]string) error {
-	for _, d := range t.Shape {
-		if d <= 0 {
-			return unsupportedf("found the shape %v, expected dimensions above 0", t.Shape)
-		}
-	}
-	if _, err := t.Shape.Count(); err != nil {
+	if err := checkShape(t.Shape); err != nil {
 		return err
 	}
 	for part, pattern := range r.names {
@@ -204,6 +225,19 @@ func (m *Model) add(a *architecture, s *settings, r *row, n numbered, end string
 		}
 		result.Info = o.Type.Of(result.Info)
 		m.Tensors = append(m.Tensors, result)
+	}
+	return nil
+}
+
+// checkShape refuses a shape without elements, or with more than can be counted.
+func checkShape(shape tensor.Shape) error {
+	for _, d := range shape {
+		if d <= 0 {
+			return unsupportedf("found the shape %v, expected dimensions above 0", shape)
+		}
+	}
+	if _, err := shape.Count(); err != nil {
+		return malformedf("found the shape %v: %v", shape, err)
 	}
 	return nil
 }

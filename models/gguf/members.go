@@ -178,12 +178,15 @@ func restoredValue(kind string, v any) (any, error) {
 	return typed, err
 }
 
+// usualTheta is the base that llama.cpp takes where a file has none.
+const usualTheta = 10000.0
+
 // rope makes rope_parameters.
 func (b *restorer) rope(m, rope members) error {
 	if b.class.Theta == 0 {
 		return nil
 	}
-	rope["rope_theta"] = b.class.Theta
+	rope["rope_theta"] = usualTheta
 	if v := b.own(freqBase); v != nil {
 		x, ok := number(v)
 		if !ok {
@@ -219,12 +222,19 @@ func (b *restorer) rope(m, rope members) error {
 	if kind == "yarn" {
 		maps.Copy(rope, b.RopeConfig)
 	}
+	for member, v := range b.scaling {
+		rope[member] = v
+	}
 	for _, made := range b.Made {
 		var err error
-		switch made {
-		case madeFreqs:
+		switch {
+		case made == madeFreqs && b.scaling != nil:
+			if err := json.Unmarshal(b.scaling["rope_type"], &kind); err != nil {
+				return malformedf("rope scaling: found no rope_type, expected one")
+			}
+		case made == madeFreqs:
 			kind, err = b.restoreFreqs(m, rope, kind)
-		case madeFactors:
+		case made == madeFactors:
 			kind, err = b.restoreFactors(rope, kind)
 		}
 		if err != nil {
@@ -235,8 +245,8 @@ func (b *restorer) rope(m, rope members) error {
 	if kind == "default" {
 		delete(rope, "original_max_position_embeddings")
 	}
-	if other, nested := b.class.Parameters["sliding_attention"].(map[string]any); nested {
-		theta := other["rope_theta"]
+	if _, nested := b.class.Parameters["sliding_attention"]; nested {
+		theta := any(usualTheta)
 		if x, ok := number(b.own(freqBaseSWA)); ok {
 			theta = x
 		}
@@ -289,7 +299,30 @@ func (b *restorer) restoreFreqs(m, rope members, kind string) (string, error) {
 		}
 	}
 	return kind, tensorError(ropeFreqs, unsupportedf("found divisors of no llama3 scaling whose low and high factors are "+
-		"1 and 4, expected to be told rope_scaling"))
+		"1 and 4, expected the scaling to be given"))
+}
+
+// otherFreqs says that a scaling that was given makes other divisors than the file has.
+func (b *restorer) otherFreqs() (string, error) {
+	if b.scaling == nil || !b.isMade(ropeFreqs) {
+		return "", nil
+	}
+	values, err := b.values(ropeFreqs)
+	if err != nil {
+		return "", err
+	}
+	made, err := b.settings.freqs(b.turned())
+	if err != nil {
+		return "", err
+	}
+	var own []float32
+	if len(made) > 0 {
+		own = made[0].Values
+	}
+	if near(own, values) {
+		return "", nil
+	}
+	return fmt.Sprintf("the scaling that was given makes other divisors than %s has", ropeFreqs), nil
 }
 
 // oldLengths are the lengths that models are made for before they are scaled, the most usual first.

@@ -233,7 +233,7 @@ type written struct {
 func (w written) read(name string) ([]float32, error) { return w.values[name], nil }
 
 func (w written) back(dtype tensor.DType) (*gguf.Checkpoint, error) {
-	return gguf.Backward(w.keys, w.tensors, w.read, dtype)
+	return gguf.Backward(w.keys, w.tensors, w.read, gguf.BackOptions{DType: dtype})
 }
 
 // write makes a file of a model of the fixtures.
