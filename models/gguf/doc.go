@@ -48,9 +48,11 @@
 //	permute N                the halves of each of N heads become pairs, as llama.cpp has rotary embeddings
 //	transpose                the last two dimensions are exchanged; "transpose first" those of the first part alone
 //	rows vocabulary          rows past the tokenizer's vocabulary are cut off
-//	alternate rows, columns  the even ones are the first part, the odd ones the second
+//	alternate rows, columns  the even ones are the first part, the odd ones the second; "alternate blocks" are rows of
+//	                         MXFP4 blocks
 //	halves of rows           the first half is the first part, the second the second
 //	heads N A B              the first A rows of each of N heads are the first part, the other B the second
 //	stack N                  tensors numbered 0 to N-1 become one, with a dimension more
+//	mxfp4 blocks, scales     the two tensors that blocks of MXFP4 are made of
 //	unless M                 the tensor is left out where the member M of the config is true
 package gguf

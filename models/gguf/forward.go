@@ -29,6 +29,10 @@ type Tensor struct {
 	View    View      // what of each source it has
 	Shift   float32   // what is added to each value before it gets its type
 	Values  []float32 // of a tensor that has no source
+	// Scales is the source of the scales of blocks of MXFP4, of which ScalesView has one for each: then the View is of the
+	// bytes of the codes, and PackMXFP4 puts the two together.
+	Scales     string
+	ScalesView View
 }
 
 // Options steer Forward.
@@ -90,6 +94,7 @@ func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Opt
 		return err
 	}
 	stacks := map[string]*stacked{}
+	scales := map[string]microscales{}
 	from := map[string]string{}
 	for _, t := range m.Tensors {
 		from[t.Name] = "the config"
@@ -116,7 +121,7 @@ func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Opt
 			m.Dropped = append(m.Dropped, t.Name)
 			continue
 		}
-		if err := m.add(a, s, r, n, end, t, o, stacks, from); err != nil {
+		if err := m.add(a, s, r, n, end, t, o, stacks, scales, from); err != nil {
 			return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
 		}
 	}
@@ -125,11 +130,51 @@ func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Opt
 			return fmt.Errorf("tensor %s: %w", tensor.Quote(name), err)
 		}
 	}
+	if err := m.scale(scales); err != nil {
+		return err
+	}
 	names := make([]string, len(m.Tensors))
 	for i, t := range m.Tensors {
 		names[i] = t.Name
 	}
 	return a.complete(names, layers)
+}
+
+// microscales are the scales of a tensor's blocks.
+type microscales struct {
+	source string
+	view   View
+}
+
+// scale gives the tensors in blocks of MXFP4 their scales.
+func (m *Model) scale(scales map[string]microscales) error {
+	found := false
+	for i := range m.Tensors {
+		t := &m.Tensors[i]
+		if t.Encoding != mxfp4 {
+			continue
+		}
+		found = true
+		s, ok := scales[t.Name]
+		if !ok {
+			return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Sources[0]), malformedf("found no scales of its blocks"))
+		}
+		if blocks := t.View.Dims[:len(t.View.Dims)-1]; !slices.Equal(s.view.Dims, blocks) {
+			return fmt.Errorf("tensor %s: %w", tensor.Quote(s.source), malformedf("found scales of blocks %v, expected %v",
+				tensor.Shape(s.view.Dims), tensor.Shape(blocks)))
+		}
+		t.Scales, t.ScalesView = s.source, s.view
+		delete(scales, t.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(scales)) {
+		return fmt.Errorf("tensor %s: %w", tensor.Quote(scales[name].source), malformedf("found no blocks for its scales"))
+	}
+	for i, p := range m.Keys {
+		if found && p.Name == fileTypeKey && p.Value != Q8_0.FileType {
+			m.Keys[i].Value = mxfp4FileType
+		}
+	}
+	return nil
 }
 
 // head refuses a model without the head that its config says it has.
@@ -183,15 +228,25 @@ func (s *settings) dropped(r *row) bool {
 
 // add places one tensor of a checkpoint: in each part that its row has in GGUF.
 func (m *Model) add(a *architecture, s *settings, r *row, n numbered, end string, t tensor.Info, o Options,
-	stacks map[string]*stacked, from map[string]string) error {
+	stacks map[string]*stacked, scales map[string]microscales, from map[string]string) error {
 	if err := checkShape(t.Shape); err != nil {
 		return err
+	}
+	if (r.has(mxfp4Blocks) || r.has(mxfp4Scales)) && t.DType != tensor.U8 {
+		return malformedf("found the type %v, expected %v", t.DType, tensor.U8)
 	}
 	for part, pattern := range r.names {
 		name := fill(pattern, n.layer, n.index) + end
 		v, err := r.view(part, t.Shape, o.Vocabulary, s.whole)
 		if err != nil {
 			return err
+		}
+		if r.has(mxfp4Scales) {
+			if scales[name].source != "" {
+				return malformedf("found it to be scales of %s, which has those of %s", name, tensor.Quote(scales[name].source))
+			}
+			scales[name] = microscales{t.Name, v}
+			continue
 		}
 		if st := stacks[name]; st != nil && r.has(stack) {
 			switch {
@@ -223,7 +278,12 @@ func (m *Model) add(a *architecture, s *settings, r *row, n numbered, end string
 			}
 			stacks[name] = &stacked{len(m.Tensors), count, t.Shape, map[int]string{n.index: t.Name}}
 		}
-		result.Info = o.Type.Of(result.Info)
+		if result.Info = o.Type.Of(result.Info); r.has(mxfp4Blocks) {
+			if len(t.Shape) < 3 || t.Shape[len(t.Shape)-1] != mxfp4.Elements/2 {
+				return malformedf("found the shape %v, expected blocks of %d bytes", t.Shape, mxfp4.Elements/2)
+			}
+			result.DType, result.Encoding = 0, mxfp4
+		}
 		m.Tensors = append(m.Tensors, result)
 	}
 	return nil

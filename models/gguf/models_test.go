@@ -124,6 +124,11 @@ func (c checkpoint) contents(t *testing.T, g gguf.Tensor) []byte {
 	return b
 }
 
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
 // q8 stores numbers as Q8_0, in blocks of a scale and 32 bytes.
 func q8(x []float32) []byte {
 	var out []byte
@@ -202,8 +207,7 @@ func TestForward(t *testing.T) {
 					for i, d := range shape {
 						require.EqualValues(t, d, g.Shape[len(shape)-1-i], g.Name)
 					}
-					sum := sha256.Sum256(c.contents(t, g))
-					require.Equal(t, w[2], hex.EncodeToString(sum[:]), g.Name)
+					require.Equal(t, w[2], digest(c.contents(t, g)), g.Name)
 					delete(want.Tensors, g.Name)
 				}
 				require.Empty(t, want.Tensors)

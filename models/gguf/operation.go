@@ -27,6 +27,8 @@ const (
 	splitHeads
 	stack
 	unless
+	mxfp4Blocks
+	mxfp4Scales
 )
 
 // parseOperation reads an operation as the data has it.
@@ -47,6 +49,9 @@ func parseOperation(text string) (operation, error) {
 		if slices.Equal(args, []string{"columns"}) {
 			return operation{kind: alternate, fromLast: 1}, nil
 		}
+		if slices.Equal(args, []string{"blocks"}) {
+			return operation{kind: alternate, fromLast: 3}, nil
+		}
 		return operation{kind: alternate, fromLast: 2}, nil
 	case "halves":
 		return operation{kind: halves, fromLast: 2}, nil
@@ -54,6 +59,11 @@ func parseOperation(text string) (operation, error) {
 		return operation{kind: splitHeads, numbers: args}, count(text, args, 3)
 	case "stack":
 		return operation{kind: stack, numbers: args}, count(text, args, 1)
+	case "mxfp4":
+		if slices.Equal(args, []string{"scales"}) {
+			return operation{kind: mxfp4Scales}, nil
+		}
+		return operation{kind: mxfp4Blocks}, nil
 	case "unless":
 		return operation{kind: unless, numbers: args}, count(text, args, 1)
 	}
@@ -132,6 +142,9 @@ func (op operation) apply(v View, part, parts int, vocabulary int64, find number
 func (r *row) result(v View, source tensor.Shape) tensor.Shape {
 	if r.has(permute) {
 		return slices.Clone(source)
+	}
+	if last := len(v.Dims) - 1; r.has(mxfp4Blocks) && last > 0 {
+		return append(slices.Clone(v.Dims[:last-1]), v.Dims[last-1]*mxfp4.Elements)
 	}
 	return slices.Clone(v.Dims)
 }

@@ -48,6 +48,11 @@ func (c *checkpoint) add(name string, shape ...int64) {
 	c.tensors = append(c.tensors, tensor.Info{Name: name, DType: tensor.BF16, Shape: shape})
 }
 
+// addBytes adds a tensor of bytes.
+func (c *checkpoint) addBytes(name string, shape ...int64) {
+	c.tensors = append(c.tensors, tensor.Info{Name: name, DType: tensor.U8, Shape: shape})
+}
+
 // reshape gives a tensor another shape.
 func (c *checkpoint) reshape(name string, shape ...int64) {
 	i := slices.IndexFunc(c.tensors, func(s tensor.Info) bool { return s.Name == name })
@@ -121,6 +126,23 @@ func TestForwardRefuses(t *testing.T) {
 		{"deepseek3", edits{"scoring_func": "softplus"}, nil, formats.ErrUnsupported, []string{`"softplus"`, "sigmoid"}},
 		{"gptoss", nil, func(c *checkpoint) { c.reshape("model.layers.0.mlp.experts.gate_up_proj", 4, 32, 63) },
 			formats.ErrMalformed, []string{"gate_up_proj", "2 parts"}},
+		{"gptoss", nil, func(c *checkpoint) { c.addBytes("model.layers.0.mlp.experts.down_proj_scales", 4, 32, 1) },
+			formats.ErrMalformed, []string{"down_proj_scales", "blocks"}},
+		{"gptoss", nil, func(c *checkpoint) {
+			c.without("layers.0.mlp.experts.down_proj")
+			c.addBytes("model.layers.0.mlp.experts.down_proj_blocks", 4, 32, 1, 16)
+		}, formats.ErrMalformed, []string{"down_proj_blocks", "scales"}},
+		{"gptoss", nil, func(c *checkpoint) {
+			c.without("layers.0.mlp.experts.down_proj")
+			c.addBytes("model.layers.0.mlp.experts.down_proj_blocks", 4, 32, 1, 16)
+			c.addBytes("model.layers.0.mlp.experts.down_proj_scales", 4, 32, 2)
+		}, formats.ErrMalformed, []string{"down_proj_scales", "[4, 32, 2]", "[4, 32, 1]"}},
+		{"gptoss", nil, func(c *checkpoint) {
+			c.without("layers.0.mlp.experts.down_proj")
+			c.addBytes("model.layers.0.mlp.experts.down_proj_blocks", 4, 32, 1, 15)
+		}, formats.ErrMalformed, []string{"down_proj_blocks", "16 bytes"}},
+		{"gptoss", nil, func(c *checkpoint) { c.add("model.layers.0.mlp.experts.down_proj_blocks", 4, 32, 1, 16) },
+			formats.ErrMalformed, []string{"down_proj_blocks", "BF16", "U8"}},
 		{"gpt2", edits{"n_inner": 100}, nil, formats.ErrUnsupported, []string{"n_inner", "100", "128"}},
 		{"gemma3", edits{"attn_logit_softcapping": 50}, nil, formats.ErrUnsupported,
 			[]string{"attn_logit_softcapping", "none"}},
