@@ -40,6 +40,7 @@ type architecture struct {
 	Fixed   map[string]any               `json:"fixed"`
 	Must    map[string]string            `json:"must"`
 	Implied []implied                    `json:"implied"`
+	Every   int                          `json:"full_every"`
 
 	RowsOf     map[string]string    `json:"rows"`
 	Back       map[string][2]string `json:"back"` // type, expression

@@ -14,11 +14,11 @@ import (
 // Model is what a checkpoint becomes as a GGUF file, but for its tokenizer.
 type Model struct {
 	Architecture string
-	Keys         formats.Metadata
-	Tensors      []Tensor // made ones first, then in the order of their first sources
-	Zeros        []string // tensors of the checkpoint that are left out, which is right only if all of their values are 0
-	Dropped      []string // those that GGUF has no place for
-	Notices      []string // what llama.cpp will compute otherwise
+	Keys         formats.Metadata // all but general.name and the others of a model card
+	Tensors      []Tensor         // made ones first, then in the order of their first sources
+	Zeros        []string         // tensors of the checkpoint that are left out, which is right only if all of their values are 0
+	Dropped      []string         // those that GGUF has no place for
+	Notices      []string         // what llama.cpp will compute otherwise
 }
 
 // Tensor is one tensor of a GGUF file.
@@ -76,6 +76,7 @@ func Forward(c *models.Config, tensors []tensor.Info, o Options) (*Model, error)
 	if err := m.place(a, s, tensors, o); err != nil {
 		return nil, err
 	}
+	m.Keys = append(m.Keys, formats.Pair{Name: sizeKey, Value: sizeLabel(m.Tensors)})
 	return m, m.head(a, c.TieWordEmbeddings)
 }
 

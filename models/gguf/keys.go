@@ -7,6 +7,9 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -15,6 +18,7 @@ import (
 const (
 	architectureKey = "general.architecture"
 	typeKey         = "general.type"
+	sizeKey         = "general.size_label"
 	fileTypeKey     = "general.file_type"
 	quantizationKey = "general.quantization_version"
 )
@@ -132,7 +136,27 @@ func (a *architecture) check(s *settings) (notices []string, err error) {
 				i.Member, v, orNone(only)))
 		}
 	}
+	if n := a.otherWindows(s); n != "" {
+		notices = append(notices, n)
+	}
 	return notices, nil
+}
+
+// otherWindows says that a config has sliding windows in other layers than llama.cpp.
+func (a *architecture) otherWindows(s *settings) string {
+	raw, ok := s.members["layer_types"].(jsontext.Value)
+	var kinds []string
+	if !ok || json.Unmarshal(raw, &kinds) != nil {
+		return ""
+	}
+	for i, kind := range kinds {
+		sliding := a.Every > 0 && (i+1)%a.Every != 0
+		if kind == "sliding_attention" != sliding {
+			return fmt.Sprintf("layer_types has %s in layer %d; GGUF has no key for it, and llama.cpp computes otherwise",
+				tensor.Quote(kind), i)
+		}
+	}
+	return ""
 }
 
 // expression is what a model with so many layers has.

@@ -150,9 +150,9 @@ func q8(x []float32) []byte {
 	return out
 }
 
-// free are the keys of a model card, and those of the tokenizer.
+// free are the name, which is that of a folder, and the keys of the tokenizer.
 func free(key string) bool {
-	return key == "general.name" || key == "general.size_label" ||
+	return key == "general.name" ||
 		strings.HasPrefix(key, "tokenizer.") && key != "tokenizer.ggml.add_space_prefix"
 }
 

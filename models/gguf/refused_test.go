@@ -269,6 +269,12 @@ func TestNotices(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"query_pre_attn_scalar is 24; GGUF has no key for it, and llama.cpp computes with 16"}, m.Notices)
 
+	c = edited(t, "gemma2", edits{"layer_types": []string{"sliding_attention", "sliding_attention"}})
+	m, err = c.forward()
+	require.NoError(t, err)
+	require.Equal(t, []string{`layer_types has "sliding_attention" in layer 1; GGUF has no key for it, and llama.cpp ` +
+		`computes otherwise`}, m.Notices)
+
 	_, w := write(t, "llama", gguf.F32)
 	w.set("llama.attention.value_length", uint32(9))
 	w.set("llama.rope.something", float32(2))

@@ -91,6 +91,7 @@ func TestVariants(t *testing.T) {
 				var err error
 				m, err = gguf.Forward(c.config, c.tensors, gguf.Options{Type: types[typ], Vocabulary: 320})
 				require.NoError(t, err)
+				require.Empty(t, m.Notices)
 				for _, g := range m.Tensors {
 					w, ok := want[g.Name]
 					require.True(t, ok, g.Name)
