@@ -16,8 +16,8 @@ type Model struct {
 	Architecture string
 	Keys         formats.Metadata // all but general.name and the others of a model card
 	Tensors      []Tensor         // made ones first, then in the order of their first sources
-	Zeros        []string         // tensors of the checkpoint that are left out, which is right only if all of their values are 0
-	Dropped      []string         // those that GGUF has no place for
+	Dropped      []string         // tensors of the checkpoint that GGUF has no place for
+	Zeros        []string         // those that are left out, which is right only if all of their values are 0
 	Notices      []string         // what llama.cpp will compute otherwise
 }
 

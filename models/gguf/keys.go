@@ -46,6 +46,7 @@ func (a *architecture) keys(s *settings, fileType uint32) (formats.Metadata, err
 	}
 	list = append(list, formats.Pair{Name: fileTypeKey, Value: fileType})
 	for _, name := range slices.Sorted(maps.Keys(a.Fixed)) {
+		list = slices.DeleteFunc(list, func(p formats.Pair) bool { return p.Name == name })
 		list = append(list, formats.Pair{Name: name, Value: a.Fixed[name]})
 	}
 	return append(list, formats.Pair{Name: quantizationKey, Value: uint32(2)}), nil
@@ -116,7 +117,7 @@ func (a *architecture) check(s *settings) (notices []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if v != only {
+		if !reflect.DeepEqual(v, only) {
 			return nil, unsupportedf("config.json: %s: found %v, expected %s: llama.cpp computes with no other", member, v,
 				orNone(only))
 		}
@@ -131,7 +132,7 @@ func (a *architecture) check(s *settings) (notices []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if v != only {
+		if !reflect.DeepEqual(v, only) {
 			notices = append(notices, fmt.Sprintf("%s is %v; GGUF has no key for it, and llama.cpp computes with %v",
 				i.Member, v, orNone(only)))
 		}
@@ -161,7 +162,7 @@ func (a *architecture) otherWindows(s *settings) string {
 
 // expression is what a model with so many layers has.
 func (i implied) expression(layers any) string {
-	if layers == any(i.When) {
+	if i.When != 0 && layers == any(i.When) {
 		return i.Then
 	}
 	return i.Is
