@@ -67,34 +67,38 @@ func (v View) Count() int64 {
 	return n
 }
 
-// merged is the same view with as few dimensions as it takes, the last of which may be 1 long.
+// merged is the same view with as few dimensions as it takes.
 func (v View) merged() View {
-	m := View{Dims: []int64{1}, Strides: []int64{1}, Offset: v.Offset}
+	m := View{Offset: v.Offset}
 	for i := len(v.Dims) - 1; i >= 0; i-- {
 		switch {
 		case v.Dims[i] == 1:
-		case v.Strides[i] == m.Dims[0]*m.Strides[0]:
+		case len(m.Dims) > 0 && v.Strides[i] == m.Dims[0]*m.Strides[0]:
 			m.Dims[0] *= v.Dims[i]
 		default:
 			m.Dims, m.Strides = append([]int64{v.Dims[i]}, m.Dims...), append([]int64{v.Strides[i]}, m.Strides...)
 		}
+	}
+	if len(m.Dims) == 0 {
+		m.Dims, m.Strides = []int64{1}, []int64{1}
 	}
 	return m
 }
 
 // Plain reports whether the view is elements that follow one another in the tensor too, from Offset on.
 func (v View) Plain() bool {
-	return len(v.merged().Dims) == 1
+	m := v.merged()
+	return len(m.Dims) == 1 && m.Strides[0] == 1
 }
 
-// Run is elements that follow one another on both sides.
-type Run struct{ At, From, Count int64 } // the first in the result, the first in the tensor
+// Run is elements that follow one another in the result, and are Stride apart in the tensor.
+type Run struct{ At, From, Count, Stride int64 } // the first in the result, the first in the tensor
 
 // Runs returns the elements lo to hi of the result in order, as runs.
 func (v View) Runs(lo, hi int64) iter.Seq[Run] {
 	m := v.merged()
 	last := len(m.Dims) - 1
-	length := m.Dims[last]
+	length, stride := m.Dims[last], m.Strides[last]
 	return func(yield func(Run) bool) {
 		if lo < 0 || hi > v.Count() || lo >= hi {
 			return
@@ -108,7 +112,7 @@ func (v View) Runs(lo, hi int64) iter.Seq[Run] {
 		}
 		for at, skip := lo, lo%length; at < hi; skip = 0 {
 			n := min(length-skip, hi-at)
-			if !yield(Run{at, from + skip, n}) {
+			if !yield(Run{at, from + skip*stride, n, stride}) {
 				return
 			}
 			at += n
@@ -148,19 +152,60 @@ func (v View) Extent(lo, hi int64) (first, end int64) {
 	return first, end + 1
 }
 
+// beside returns the runs of a range in groups: several that are of one length and begin side by side in the tensor, as
+// the columns of a matrix do, share its cache lines.
+func (v View) beside(lo, hi int64) iter.Seq[[]Run] {
+	return func(yield func([]Run) bool) {
+		group := make([]Run, 0, 16)
+		for r := range v.Runs(lo, hi) {
+			n := len(group)
+			if n > 0 && (n == cap(group) || r.Stride == 1 || r.Count != group[0].Count || r.From != group[0].From+int64(n)) {
+				if !yield(group) {
+					return
+				}
+				group = group[:0]
+			}
+			group = append(group, r)
+		}
+		if len(group) > 0 {
+			yield(group)
+		}
+	}
+}
+
 // Gather puts the elements lo to hi of the result into dst, which they fill. src are the tensor's elements from base
 // on, Extent of them at least.
 func Gather[T any](v View, lo, hi int64, dst, src []T, base int64) {
-	for r := range v.Runs(lo, hi) {
-		copy(dst[r.At-lo:r.At-lo+r.Count], src[r.From-base:])
+	for group := range v.beside(lo, hi) {
+		first := group[0]
+		if first.Stride == 1 {
+			copy(dst[first.At-lo:first.At-lo+first.Count], src[first.From-base:])
+			continue
+		}
+		for i := range first.Count {
+			from := src[first.From-base+i*first.Stride:]
+			for k, r := range group {
+				dst[r.At-lo+i] = from[k]
+			}
+		}
 	}
 }
 
 // Scatter is the inverse of Gather: the elements lo to hi of the result, which are src, are put back where they come
 // from. It leaves the other elements of dst alone.
 func Scatter[T any](v View, lo, hi int64, dst, src []T, base int64) {
-	for r := range v.Runs(lo, hi) {
-		copy(dst[r.From-base:], src[r.At-lo:r.At-lo+r.Count])
+	for group := range v.beside(lo, hi) {
+		first := group[0]
+		if first.Stride == 1 {
+			copy(dst[first.From-base:], src[first.At-lo:first.At-lo+first.Count])
+			continue
+		}
+		for i := range first.Count {
+			to := dst[first.From-base+i*first.Stride:]
+			for k, r := range group {
+				to[k] = src[r.At-lo+i]
+			}
+		}
 	}
 }
 

@@ -193,6 +193,21 @@ func TestOperations(t *testing.T) {
 	}
 }
 
+// TestTranspose: a matrix of more columns than are read side by side.
+func TestTranspose(t *testing.T) {
+	x := make([]byte, 40*37)
+	for i := range x {
+		x[i] = byte(i * 37 % 251)
+	}
+	want, got, back := make([]byte, len(x)), make([]byte, len(x)), make([]byte, len(x))
+	tensor.Transpose(want, x, 40, 37, 1)
+	v := whole(tensor.Shape{40, 37}).exchanged(0, 1)
+	Gather(v, 0, v.Count(), got, x, 0)
+	require.Equal(t, want, got)
+	Scatter(v, 0, v.Count(), back, got, 0)
+	require.Equal(t, x, back)
+}
+
 // TestShift: a sum is rounded to the type of its tensor.
 func TestShift(t *testing.T) {
 	x := []float32{0.25, 1.0 / 4096, -1}
