@@ -76,8 +76,11 @@ func Forward(c *models.Config, tensors []tensor.Info, o Options) (*Model, error)
 	if err := m.place(a, s, tensors, o); err != nil {
 		return nil, err
 	}
+	if err := m.head(a, c.TieWordEmbeddings); err != nil {
+		return nil, err
+	}
 	m.Keys = append(m.Keys, formats.Pair{Name: sizeKey, Value: sizeLabel(m.Tensors)})
-	return m, m.head(a, c.TieWordEmbeddings)
+	return m, nil
 }
 
 // stacked are the sources of a tensor that has several.

@@ -94,7 +94,7 @@ func typedValue(kind string, v any) (any, error) {
 		}
 		return nil, malformedf("found %v, expected true or false", v)
 	case "f32":
-		if !number || math.Abs(x) > math.MaxFloat32 {
+		if !number || !(math.Abs(x) <= math.MaxFloat32) {
 			return nil, malformedf("found %v, expected a number within a float's range", v)
 		}
 		return float32(x), nil

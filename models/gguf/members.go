@@ -113,7 +113,10 @@ func (b *restorer) config(dtype tensor.DType) ([]byte, error) {
 		return nil, err
 	}
 	out, err := json.Marshal(encode(m), json.Deterministic(true), jsontext.WithIndent("  "))
-	return append(out, '\n'), err
+	if err != nil {
+		return nil, malformedf("found values that a config.json does not have, as a number that is none: %v", err)
+	}
+	return append(out, '\n'), nil
 }
 
 // member sets the member of a config that a key is made of, if it is made of one alone.

@@ -3,6 +3,7 @@ package gguf_test
 import (
 	"encoding/json"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -206,6 +207,9 @@ func TestBackwardRefuses(t *testing.T) {
 		{"llama", func(w *written) { w.set("llama.block_count", uint32(3)) }, formats.ErrMalformed, []string{"blk.2."}},
 		{"llama", func(w *written) { w.set("llama.block_count", uint32(1)) }, formats.ErrMalformed,
 			[]string{"blk.1.", "layer 1"}},
+		{"llama", func(w *written) { w.set("llama.rope.freq_base", float32(math.NaN())) }, formats.ErrMalformed, nil},
+		{"phi3", func(w *written) { w.values["rope_factors_long.weight"][0] = float32(math.Inf(1)) },
+			formats.ErrMalformed, nil},
 		{"llama", func(w *written) { w.set("llama.block_count", uint32(4e9)) }, formats.ErrMalformed, []string{"blk.2."}},
 		{"llama", func(w *written) { w.set("llama.block_count", "two") }, formats.ErrMalformed,
 			[]string{"llama.block_count"}},

@@ -46,7 +46,6 @@ const (
 	freqBase       = "rope.freq_base"
 	freqBaseSWA    = "rope.freq_base_swa"
 	attnFactor     = "rope.scaling.attn_factor"
-	originalSize   = "rope.scaling.original_context_length"
 	dimensionCount = "rope.dimension_count"
 )
 

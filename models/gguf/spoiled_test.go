@@ -3,6 +3,7 @@ package gguf_test
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -98,7 +99,8 @@ func TestSpoiledConfigs(t *testing.T) {
 // TestSpoiledFiles: so it is for keys and tensors of a GGUF file.
 func TestSpoiledFiles(t *testing.T) {
 	values := []any{nil, true, "", "yarn", "longrope", uint32(0), uint32(1), uint32(3), uint32(1 << 31), int64(-1),
-		uint64(1 << 63), float32(0), float32(1.5), float64(1e300), []uint32{1, 2}, []string{"x"}, int8(2)}
+		uint64(1 << 63), float32(0), float32(math.NaN()), math.Inf(1), float32(1.5), float64(1e300),
+		[]uint32{1, 2}, []string{"x"}, int8(2)}
 	for _, name := range names(t) {
 		_, w := write(t, name, gguf.F32)
 		t.Run(name, func(t *testing.T) {
