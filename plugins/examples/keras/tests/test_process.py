@@ -39,29 +39,29 @@ class Process(unittest.TestCase):
         self.assertEqual("keras", description.name)
         self.assertEqual(["deterministic", "extents", "read", "write-stream"], list(description.capabilities))
 
-        stub = services.FormatServiceStub(channel)
+        format_service = services.FormatServiceStub(channel)
         path = os.path.join(FIXTURES, "gzip.weights.h5")
-        old = self.read(stub, path)
+        old = self.read(format_service, path)
         tensors = [pb.Tensor(name=name, dtype=dtype, shape=shape) for name, dtype, shape, _ in old]
         out = os.path.join(folder.name, "out.weights.h5")
-        handle = stub.Create(iter([pb.CreateRequest(format="keras", path=out, tensors=tensors)])).handle
+        handle = format_service.Create(iter([pb.CreateRequest(format="keras", path=out, tensors=tensors)])).handle
         messages = [
             pb.WriteRequest(handle=handle, tensor=index, data=data) for index, (_, _, _, data) in enumerate(old)
         ]
-        self.assertEqual(sum(len(data) for *_, data in old), stub.Write(iter(messages)).bytes)
-        size = stub.Finish(pb.FormatServiceFinishRequest(handle=handle)).size
-        stub.Close(pb.CloseRequest(handle=handle))
+        self.assertEqual(sum(len(data) for *_, data in old), format_service.Write(iter(messages)).bytes)
+        size = format_service.Finish(pb.FormatServiceFinishRequest(handle=handle)).size
+        format_service.Close(pb.CloseRequest(handle=handle))
         self.assertEqual(os.path.getsize(out), size)
-        self.assertEqual(old, self.read(stub, out))
+        self.assertEqual(old, self.read(format_service, out))
 
         channel.unary_unary("/plugin.GRPCController/Shutdown")(b"")
         self.assertEqual(0, process.wait(10))
         self.assertEqual(before, files(copy))  # it is hashed before each start
 
-    def read(self, stub, path):
-        handle = stub.Open(pb.OpenRequest(format="keras", path=path)).handle
+    def read(self, format_service, path):
+        handle = format_service.Open(pb.OpenRequest(format="keras", path=path)).handle
         found = []
-        for batch in stub.List(pb.ListRequest(handle=handle)):
+        for batch in format_service.List(pb.ListRequest(handle=handle)):
             for one in batch.tensors:
                 size = 4 * math.prod(one.tensor.shape)  # all are of four bytes
                 if one.WhichOneof("place") == "extent":
@@ -70,9 +70,9 @@ class Process(unittest.TestCase):
                         data = file.read(size)
                 else:
                     request = pb.ReadRequest(handle=handle, id=one.opaque.id, offset=0, length=size)
-                    data = b"".join(answer.data for answer in stub.Read(request))
+                    data = b"".join(answer.data for answer in format_service.Read(request))
                 found.append((one.tensor.name, one.tensor.dtype, list(one.tensor.shape), data))
-        stub.Close(pb.CloseRequest(handle=handle))
+        format_service.Close(pb.CloseRequest(handle=handle))
         return found
 
 
