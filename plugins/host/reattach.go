@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -9,8 +10,6 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/hashicorp/go-plugin"
 	goplugin "github.com/hashicorp/go-plugin/runner"
-
-	"context"
 
 	"github.com/lorakit/lorakit/plugins/wire"
 )

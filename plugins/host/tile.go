@@ -2,11 +2,9 @@ package host
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"sync"
 
@@ -460,7 +458,7 @@ func (e *encoder) finish(call *call, c quant.Deferred, write func(part int, off 
 			if err := c.ReadFloats(list, i); err != nil {
 				return err
 			}
-			b := &pb.SchemeServiceFinishRequest_Carry{Carry: appendFloats(nil, list)}
+			b := &pb.SchemeServiceFinishRequest_Carry{Carry: wire.AppendFloats(nil, list)}
 			if err := send(&pb.SchemeServiceFinishRequest{Message: b}); err != nil {
 				return err
 			}
@@ -491,12 +489,4 @@ func (e *encoder) complete(missing []int64) error {
 		}
 	}
 	return nil
-}
-
-// appendFloats writes numbers as they are sent.
-func appendFloats(b []byte, list []float32) []byte {
-	for _, x := range list {
-		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(x))
-	}
-	return b
 }

@@ -2,11 +2,9 @@ package sdk
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -293,20 +291,13 @@ func (s *schemeServer) Encode(stream grpc.BidiStreamingServer[pb.EncodeRequest, 
 		} else if err != nil {
 			return wire.Status(err)
 		} else if len(carry) > 0 {
-			carried = appendFloats(carried[:0], carry)
+			carried = wire.AppendFloats(carried[:0], carry)
 			out.Data, out.Fields = append(out.Data, carried), append(out.Fields, 3)
 		}
 		if err := stream.SendMsg(&out); err != nil {
 			return err
 		}
 	}
-}
-
-func appendFloats(b []byte, list []float32) []byte {
-	for _, x := range list {
-		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(x))
-	}
-	return b
 }
 
 // Finish finishes a weight, and gives its encoder up.

@@ -4,7 +4,9 @@ package wire
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
+	"math"
 
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/protobuf/proto"
@@ -209,4 +211,12 @@ func (b *Batcher[T]) flush() {
 		b.err = b.send(b.list)
 	}
 	b.list, b.bytes = nil, 0
+}
+
+// AppendFloats writes numbers as they are sent.
+func AppendFloats(b []byte, list []float32) []byte {
+	for _, x := range list {
+		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(x))
+	}
+	return b
 }
