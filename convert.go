@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/pipeline"
 )
@@ -70,6 +73,20 @@ func convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	}
 	defer c.Close()
 	m := pipeline.Plain(c)
+	toGGUF, err := pipeline.WritesGGUF(m, dst, po)
+	if err != nil {
+		return nil, err
+	}
+	if c.NamedByGGUF() && (!toGGUF || len(o.Merge) > 0) {
+		restore := checkpoint.RestoreOptions{DType: po.DType, Tokenizer: !toGGUF, PreTokenizer: o.PreTokenizer}
+		if o.RopeScaling != "" {
+			restore.RopeScaling = jsontext.Value(o.RopeScaling)
+		}
+		if c, err = c.Restored(ctx, restore); err != nil {
+			return nil, err
+		}
+		m = pipeline.Plain(c)
+	}
 	if len(o.Merge) > 0 {
 		merged, list, err := merge(ctx, c, o.Merge, o.subtract, o.FollowLinks)
 		if err != nil {
@@ -77,6 +94,11 @@ func convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 		}
 		defer list.Close()
 		m = merged
+	}
+	if toGGUF {
+		if m, err = m.ToGGUF(ctx, po); err != nil {
+			return nil, err
+		}
 	}
 	if err := pipeline.CheckMemory(m, po, ro.Memory); err != nil {
 		return nil, err

@@ -38,6 +38,10 @@ type ConvertOptions struct {
 	MaxShardSize int64
 	// MaxTensors is the most tensors in a file of a folder; 0 is no limit.
 	MaxTensors int
+	// PreTokenizer is llama.cpp's name for how a tokenizer cuts text before it merges, where it is to be another than the
+	// files say, or they do not say it. RopeScaling is a JSON object of members of rope_parameters for a checkpoint made
+	// of a GGUF file, whose keys do not carry them.
+	PreTokenizer, RopeScaling string
 	// AllowNonFinite encodes NaN and infinity as bitsandbytes does. Else they are an error.
 	AllowNonFinite bool
 
@@ -60,7 +64,7 @@ func (o *ConvertOptions) plan() (pipeline.Options, error) {
 		To: o.To, Quantize: cmp.Or(o.Quantize, "keep"), Params: o.params(),
 		PerExpert: o.PerExpert, Include: o.Include, Exclude: o.Exclude,
 		MaxShardSize: cmp.Or(o.MaxShardSize, pipeline.DefaultShardSize), MaxTensors: o.MaxTensors,
-		AllowNonFinite: o.AllowNonFinite,
+		AllowNonFinite: o.AllowNonFinite, PreTokenizer: o.PreTokenizer,
 	}
 	seen, err := nf4Spec(po.Params)
 	if err != nil && (o.Base == "dequantized" || !otherScheme(po.Quantize)) { // also where no type has them

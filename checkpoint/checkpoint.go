@@ -61,6 +61,8 @@ type Checkpoint struct {
 	Notices []string
 
 	container   formats.Container
+	origin      *Checkpoint               // of one that is Restored
+	restoredBy  map[string]restored       // by the names of its weights
 	byParameter func() map[string][]Piece // made when it is first asked for
 }
 

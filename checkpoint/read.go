@@ -30,6 +30,9 @@ type Reader struct {
 	views, rowViews           [][]byte
 	compute                   chan struct{}
 	column                    []float32
+	cast                      []byte // of a weight that is put together
+	floats                    []float32
+	inner                     *Reader // of what such a weight is put together of
 }
 
 // NewReader makes a Reader. While it computes it holds a token in compute, so that readers that share the channel
@@ -64,6 +67,12 @@ func (r *Reader) readStored(w *Weight, values *[]byte, lo, hi int64) ([]byte, er
 	if w.Decoder == nil {
 		bits := w.Values.Bits()
 		b := sized(values, (hi-lo)*bits/8)
+		if c, ok := w.Parts[0].Data.(*composed); ok {
+			if r.inner == nil {
+				r.inner = NewReader(r.compute)
+			}
+			return b, c.read(r.inner, b, lo)
+		}
 		return b, ReadPart(&w.Parts[0], b, lo*bits/8)
 	}
 	// A decoder starts at whole units: decode some more, return a part.
@@ -231,6 +240,9 @@ func MemoryFor(w *Weight, n int64, flip bool) ReaderMemory {
 		m.values = (n + 2*stored[0]) * width // whole columns around it
 		m.strip = m.values + extra*width
 		m.piece = (n/max(stored[0], 1) + 2 + extra) * width
+	}
+	if c, ok := w.Parts[0].Data.(*composed); ok {
+		m.raw = c.memory(n)
 	}
 	if d := w.Decoder; d != nil {
 		m.values += extra * width

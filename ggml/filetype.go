@@ -148,7 +148,7 @@ func TypeOf(f FileType, tensors []Tensor, m Model) ([]Type, error) {
 	types := make([]Type, len(tensors))
 	for _, i := range inOrder(tensors) {
 		t := tensors[i]
-		if !quantised(t) {
+		if !Quantised(t) {
 			types[i] = Keep
 			continue
 		}
@@ -198,8 +198,29 @@ var (
 	}
 )
 
-// quantised reports whether a tensor is at all. A matrix of one row is a vector.
-func quantised(t Tensor) bool {
+// FileOf is the file type that a file is which has one block type, false where there is none.
+func FileOf(t Type) (FileType, bool) {
+	for _, f := range []FileType{FileQ3KS, FileQ4KS, FileQ5KS} { // the others of a K type are mixtures
+		if files[f].base == t {
+			return f, true
+		}
+	}
+	for _, f := range FileTypes() {
+		if f.String() == t.Name() {
+			return f, true
+		}
+	}
+	switch t {
+	case MXFP4:
+		return FileMXFP4, true
+	case NVFP4:
+		return FileNVFP4, true
+	}
+	return 0, false
+}
+
+// Quantised reports whether a file type quantises a tensor at all. A matrix of one row is a vector.
+func Quantised(t Tensor) bool {
 	dimensions := len(t.Shape)
 	for _, n := range t.Shape {
 		if n != 1 {

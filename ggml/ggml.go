@@ -135,6 +135,9 @@ func (t Type) String() string {
 	return blocks[t].name
 }
 
+// Name is the name in lower case, such as "q4_k", by which a type is asked for.
+func (t Type) Name() string { return strings.ToLower(t.String()) }
+
 // Elements is the number of elements in a block.
 func (t Type) Elements() int { return blocks[t].elements }
 

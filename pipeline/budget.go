@@ -9,6 +9,7 @@ import (
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // ErrMemory says that the memory allowed is less than a run needs.
@@ -102,9 +103,16 @@ func (n *needs) add(j *jobRun) {
 	if j.Copy {
 		return
 	}
+	factors := int64(0)
 	if j.weight.Change != nil {
-		n.factors = max(n.factors, j.weight.factorBytes())
+		factors = j.weight.factorBytes()
 	}
+	for _, p := range j.weight.pieces {
+		if p.of.Change != nil {
+			factors += p.of.factorBytes()
+		}
+	}
+	n.factors = max(n.factors, factors)
 	for tile, most := range n.tiles {
 		n.tiles[tile] = most.max(j.scratchSize(j.tileElements(tile)))
 	}
@@ -154,19 +162,21 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 
 // scratchSize is the bytes of each slice of a scratch.
 type scratchSize struct {
-	reader                               checkpoint.ReaderMemory
-	cast, arranged, out, deferred, merge int64
+	reader                   checkpoint.ReaderMemory
+	cast, arranged, gathered int64
+	out, deferred, merge     int64
 }
 
 func (a scratchSize) max(b scratchSize) scratchSize {
 	return scratchSize{
-		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.arranged, b.arranged), max(a.out, b.out),
+		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.arranged, b.arranged), max(a.gathered, b.gathered),
+		max(a.out, b.out),
 		max(a.deferred, b.deferred), max(a.merge, b.merge),
 	}
 }
 
 func (a scratchSize) total() int64 {
-	return a.reader.Total() + a.cast + a.arranged + a.out + a.deferred + a.merge
+	return a.reader.Total() + a.cast + a.arranged + a.gathered + a.out + a.deferred + a.merge
 }
 
 // tileElements is how many elements a tile of the job has: whole units, and at least one.
@@ -179,6 +189,11 @@ func (j *jobRun) tileElements(bytes int64) int64 {
 		unit = max(j.weight.Change.Width, 1) // a delta's kept share is measured by rows
 	case j.weight.Decoder != nil:
 		unit = j.weight.Decoder.Unit()
+	}
+	if n := len(j.weight.Shape); n > 0 && (len(j.weight.pieces) > 0 || j.weight.Scattered()) {
+		if row := j.weight.Shape[n-1]; row <= bytes { // whole rows, which are gathered from few places
+			unit = common(unit, row)
+		}
 	}
 	unit = common(unit, j.run())
 	if j.turned() {
@@ -203,7 +218,9 @@ func common(a, b int64) int64 {
 }
 
 // turned reports whether what is written lies the other way round than what is stored.
-func (j *jobRun) turned() bool { return j.flip != j.weight.Transposed }
+func (j *jobRun) turned() bool {
+	return j.flip != j.weight.Transposed || j.weight.Scattered()
+}
 
 // scratchSize is what a tile of n elements needs at most.
 func (j *jobRun) scratchSize(n int64) scratchSize {
@@ -212,8 +229,13 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 	}
 	n = min(n, j.weight.Count())
 	s := scratchSize{reader: checkpoint.MemoryFor(j.weight.Weight, n, j.flip)}
-	if j.DType != j.weight.Values {
-		s.cast = n * j.DType.Bits() / 8
+	for _, p := range j.weight.pieces {
+		of := &jobRun{Job: &Job{DType: tensor.F32, RoundTrip: j.RoundTrip}, weight: p.of, inner: true}
+		s = s.max(of.scratchSize(gatheredAtOnce(n)))
+		s.gathered = 4 * n
+	}
+	if j.DType != j.weight.Values || len(j.weight.pieces) > 0 {
+		s.cast = max(s.cast, n*j.DType.Bits()/8)
 	}
 	if j.run() > 1 {
 		s.arranged = n * j.DType.Bits() / 8

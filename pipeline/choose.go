@@ -41,9 +41,13 @@ func (b *planner) notice(format string, args ...any) {
 
 // check refuses what contradicts itself before anything is decided.
 func (b *planner) check() error {
-	if b.Quantize != "keep" && b.Quantize != "none" {
+	if b.from.gguf == nil && b.Quantize != "keep" && b.Quantize != "none" {
 		var err error
 		if b.scheme, err = b.Schemes.ForType(b.Quantize); err != nil {
+			if _, ok := fileType(b.Quantize); ok {
+				err = fmt.Errorf("%s: %w: %s is a choice of types for the tensors of a model in a GGUF file", b.Path, ErrRefused,
+					b.Quantize)
+			}
 			return err
 		}
 		if b.spec, err = b.scheme.Spec(b.Quantize, b.Params); err != nil {
@@ -68,6 +72,9 @@ func (b *planner) check() error {
 
 // jobs decides the way of every weight.
 func (b *planner) jobs(ctx context.Context) ([]Job, error) {
+	if b.from.gguf != nil {
+		return b.targetJobs(ctx)
+	}
 	jobs := make([]Job, 0, len(b.from.Weights))
 	for _, w := range b.from.Weights {
 		if ctx.Err() != nil {
@@ -262,7 +269,7 @@ func copyJob(w *Weight) Job {
 // castTo is the dtype that the values of a weight get.
 func (b *planner) castTo(w *Weight) tensor.DType {
 	to := b.Options.DType
-	if to == 0 || !w.DType.Numeric() {
+	if to == 0 || !w.DType.Numeric() || b.Origin() != nil && to == w.DType { // of a GGUF file it is what it was before
 		return w.DType
 	}
 	if to == tensor.F16 && w.Role.KeepFloat32 || to != tensor.F32 && w.Role.KeepFloat32Strict {

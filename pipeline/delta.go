@@ -160,6 +160,11 @@ func (r *run) loadUpdates(j *jobRun) error {
 // prepared reports whether a job has to read its weight before it can begin: for the norms of DoRA, or to quantise it
 // and back.
 func (j *jobRun) prepared() bool {
+	for _, p := range j.sources {
+		if p.prepared() {
+			return true
+		}
+	}
 	if j.weight.Change == nil {
 		return false
 	}
@@ -194,7 +199,7 @@ func floats(b *[]float32, n int) []float32 {
 // simple returns the update of a job where its change is one product that covers the whole weight, which has a kernel
 // of its own.
 func (j *jobRun) simple() *update {
-	if len(j.updates) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() ||
+	if j.inner || len(j.updates) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() ||
 		!j.weight.Values.Float() {
 		return nil
 	}
@@ -299,6 +304,16 @@ func (j *jobRun) apply(s *scratch, t *update, x []float32, lo, hi int64) {
 			}
 		}
 	}
+}
+
+// prepareOnce prepares a job that has to be, unless that is done: a source may be that of several jobs.
+func (r *run) prepareOnce(ctx context.Context, s *scratch, j *jobRun) error {
+	j.preparing.Lock()
+	defer j.preparing.Unlock()
+	if j.ready || !j.prepared() {
+		return nil
+	}
+	return r.prepareMerge(ctx, s, j)
 }
 
 // prepareMerge quantises a job's weight and back, where its deltas go onto that, and finds the norms of DoRA.

@@ -24,7 +24,15 @@ func (r *run) finishJob(ctx context.Context, s *scratch, g *errgroup.Group, j *j
 			return err
 		}
 	}
+	if n, ok := j.encoder.(interface{ Notices() []string }); ok {
+		r.remark.Lock()
+		r.remarks = append(r.remarks, n.Notices()...)
+		r.remark.Unlock()
+	}
 	j.deferred.close()
+	if err := r.finishSources(ctx, s, j); err != nil {
+		return err
+	}
 	if j.weight.Change != nil {
 		if err := r.finishMerge(ctx, s, j); err != nil {
 			return err

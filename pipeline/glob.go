@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/lorakit/lorakit/internal/nearest"
@@ -47,7 +48,9 @@ func (g globs) unmatched(what string, weights []*Weight) error {
 	for _, pattern := range g {
 		found := false
 		for _, w := range weights {
-			if found = matchGlob(pattern, w.Name); found {
+			found = matchGlob(pattern, w.Name) ||
+				slices.ContainsFunc(w.made, func(name string) bool { return matchGlob(pattern, name) })
+			if found {
 				break
 			}
 		}

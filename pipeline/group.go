@@ -52,6 +52,7 @@ func (g groups) job(ctx context.Context, r *run, sh *shardRun, k int, send func(
 		if err != nil {
 			return nil, err
 		}
+		j.takeSources()
 		g.made[at] = j
 		sh.jobs = append(sh.jobs, j)
 		if err := r.beginMerge(j); err != nil {

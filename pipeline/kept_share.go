@@ -37,9 +37,8 @@ type share struct {
 	rows  [][2]float64
 }
 
-// measureKept compares what a job has written to file with what it was to write: the kept share of every contributor.
-// The order of all sums is that of the rows.
-func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.ReaderAt) error {
+// resultOf is what a job has written to file, as a weight.
+func (r *run) resultOf(ctx context.Context, j *jobRun, file io.ReaderAt) (*checkpoint.Weight, error) {
 	out := *j.weight.Weight
 	out.Decoder, out.DType, out.Values, out.Transposed = nil, j.DType, j.DType, false
 	if j.Rows != nil {
@@ -49,30 +48,40 @@ func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.Re
 	for i, o := range j.Outputs {
 		size, err := o.Size()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		parts[i] = formats.Tensor{Info: o.Info, File: j.shard.Name, Data: file, Offset: o.Offset, Bytes: size}
 	}
 	out.Parts = parts
-	if j.Encode != nil {
-		scheme, err := r.from.Base.Schemes.ForType(j.Encode.Type)
-		if err != nil {
-			return err
-		}
-		w, err := checkpoint.Decoded(ctx, &out, scheme, parts)
-		if err != nil {
-			return err
-		}
-		if w.Transposed = j.flip; j.flip {
-			w.Shape = j.weight.Shape
-		}
-		out = *w
+	if j.Encode == nil {
+		return &out, nil
+	}
+	scheme, err := r.from.Base.Schemes.ForType(j.Encode.Type)
+	if err != nil {
+		return nil, err
+	}
+	w, err := checkpoint.Decoded(ctx, &out, scheme, parts)
+	if err != nil {
+		return nil, err
+	}
+	if w.Transposed = j.flip; j.flip {
+		w.Shape = j.weight.Shape
+	}
+	return w, nil
+}
+
+// measureKept compares what a job has written to file with what it was to write: the kept share of every contributor.
+// The order of all sums is that of the rows.
+func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.ReaderAt) error {
+	out, err := r.resultOf(ctx, j, file)
+	if err != nil {
+		return err
 	}
 	base := j.weight.base
 	if base == nil || !slices.Equal(base.Shape, j.weight.Shape) {
 		base = nil // a grown vocabulary has nothing to be compared with
 	}
-	return fillShares(s, j, base, &out, j.weight.Change.Width)
+	return fillShares(s, j, base, out, j.weight.Change.Width)
 }
 
 // measuredRows is how many rows of a width are measured at once.
@@ -318,6 +327,15 @@ func below(adapters []KeptAdapter, least float64) []KeptModule {
 
 // beginMerge reads the factors of a job's change, and makes room for its shares.
 func (r *run) beginMerge(j *jobRun) error {
+	for _, p := range j.sources {
+		if p.begun {
+			continue
+		}
+		p.begun = true
+		if err := r.beginMerge(p.jobRun); err != nil {
+			return fmt.Errorf("tensor %s: %w", tensor.Quote(p.weight.Name), err)
+		}
+	}
 	if j.weight.Change == nil {
 		return nil
 	}
@@ -358,18 +376,30 @@ func (j *jobRun) settle() {
 
 // remeasure finds the kept shares in a shard that an earlier run has finished.
 func (r *run) remeasure(ctx context.Context, sh *shardRun, file io.ReaderAt) error {
+	s := newScratch(r.compute)
+	r.newSources(sh)
+	var sources []*jobRun
 	for k := range sh.Jobs {
-		if r.weights[sh.Jobs[k].Weight].Change == nil {
+		w := r.weights[sh.Jobs[k].Weight]
+		if !w.changed() {
 			continue
 		}
 		j, err := r.newJob(ctx, &sh.Jobs[k], sh)
 		if err != nil {
 			return err
 		}
+		j.takeSources()
 		if err := r.beginMerge(j); err != nil {
 			return j.weight.Failed(err)
 		}
-		s := newScratch(r.compute)
+		if j.weight.Change == nil {
+			for _, p := range j.sources {
+				if p.weight.Change != nil && !slices.Contains(sources, p.jobRun) {
+					sources = append(sources, p.jobRun)
+				}
+			}
+			continue
+		}
 		if j.prepared() {
 			if err := r.prepareMerge(ctx, s, j); err != nil {
 				return j.weight.Failed(err)
@@ -379,6 +409,17 @@ func (r *run) remeasure(ctx context.Context, sh *shardRun, file io.ReaderAt) err
 			return j.weight.Failed(err)
 		}
 		j.settle()
+	}
+	for _, p := range sources {
+		if p.prepared() {
+			if err := r.prepareMerge(ctx, s, p); err != nil {
+				return p.weight.Failed(err)
+			}
+		}
+		if err := r.measureSource(ctx, s, p, file); err != nil {
+			return p.weight.Failed(err)
+		}
+		p.settle()
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/models/gguf"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -29,11 +30,11 @@ func (b *planner) layOut(ctx context.Context, dst string, jobs []Job, claimed []
 	for _, w := range b.from.Weights {
 		elements[w.Name] = w.Count()
 	}
-	b.p.Quantized = len(b.quantised)
+	b.p.Quantized += len(b.quantised)
 	for i := range jobs {
 		params += elements[jobs[i].Weight]
 	}
-	opts := formats.Options{MaxShardSize: b.MaxShardSize, MaxTensors: b.MaxTensors, Metadata: b.Metadata(),
+	opts := formats.Options{MaxShardSize: b.MaxShardSize, MaxTensors: b.MaxTensors, Metadata: b.from.metadata(),
 		Parameters: params, Files: claimed}
 	if b.p.SingleFile {
 		if b.MaxTensors > 0 {
@@ -212,6 +213,13 @@ func (b *planner) plainMatrices() []*Weight {
 	return plain
 }
 
+// WritesGGUF reports whether a result is written with the names and keys of llama.cpp: whether ToGGUF is to make it.
+func WritesGGUF(m *Merged, dst string, o Options) (bool, error) {
+	b := planner{Checkpoint: m.Base, Options: o, from: m, p: &Plan{}}
+	f, err := b.outputFormat(dst)
+	return err == nil && f.Name() == gguf.Format, err
+}
+
 // outputFormat is the format that is written: the one that is asked for, that of dst's extension, or the source's.
 func (b *planner) outputFormat(dst string) (formats.Format, error) {
 	byName, single := b.Formats.ForExtension(dst)
@@ -237,7 +245,7 @@ func (b *planner) outputFormat(dst string) (formats.Format, error) {
 	case single:
 		return byName, nil
 	}
-	if b.Format.ReadOnly() {
+	if b.Format.ReadOnly() || b.NamedByGGUF() || b.Origin() != nil { // a folder is a model of transformers
 		return b.Formats.Lookup("safetensors")
 	}
 	return b.Format, nil

@@ -63,7 +63,32 @@ type Weight struct {
 	// Change is what adapters do to it, nil where that is nothing.
 	Change *lora.Change
 	base   *checkpoint.Weight // of a Change: as it was
+
+	// pieces are what the weight is put together of where adapters change some of it; shift is added to each value.
+	pieces []piece
+	shift  float32
+	like   *checkpoint.Weight // that it stands for, whose type it keeps, where that is another
+	made   []string           // the names of the weights that it is made of, where they are others
 }
+
+// metadata are those that are written with the tensors.
+func (m *Merged) metadata() formats.Metadata {
+	if m.gguf != nil {
+		return m.gguf.keys
+	}
+	return m.Base.Metadata()
+}
+
+// stored is the weight as it is in its file, or as it will be.
+func (w *Weight) stored() *checkpoint.Weight {
+	if w.like != nil {
+		return w.like
+	}
+	return w.Weight
+}
+
+// changed reports whether adapters change the weight.
+func (w *Weight) changed() bool { return w.Change != nil || len(w.pieces) > 0 }
 
 // Merged is a checkpoint with adapters added, or as it is: what a plan is made of. The checkpoint itself does not
 // change, and nothing is read but headers; a plan adds the deltas on the way.
@@ -80,6 +105,8 @@ type Merged struct {
 	Vocabulary, VocabularyWas int64
 	// Notices say, in a sentence each, what the user should know.
 	Notices []string
+
+	gguf *inGGUF // where the weights are as llama.cpp has them, else nil
 }
 
 // Plain returns a checkpoint as it is, with nothing merged.

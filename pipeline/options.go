@@ -38,10 +38,12 @@ func CastType(name string) (tensor.DType, error) {
 
 // Check refuses what is wrong whatever the checkpoint is.
 func (o *Options) Check() error {
-	if o.Quantize != "keep" && o.Quantize != "none" {
+	if _, file := fileType(o.Quantize); file {
+		// its rules need no more
+	} else if o.Quantize != "keep" && o.Quantize != "none" {
 		scheme, err := quant.ForType(o.Quantize)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrOption, quant.Default.Unknown(o.Quantize, "keep", "none"))
+			return fmt.Errorf("%w: %w", ErrOption, quant.Default.Unknown(o.Quantize, append(FileTypes(), "keep", "none")...))
 		}
 		if _, err := scheme.Spec(o.Quantize, o.Params); err != nil {
 			return fmt.Errorf("%w: %w", ErrOption, err)
@@ -81,6 +83,7 @@ func (r *Result) Notices() []string {
 		list = append(list, "the result holds infinities in F16: values past 65504, the largest float16, become "+
 			"infinite; bf16 and f32 have room for them")
 	}
+	list = append(list, r.Remarks...)
 	if r.Leftover != "" {
 		list = append(list, r.Leftover)
 	}

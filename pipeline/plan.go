@@ -45,6 +45,8 @@ type Options struct {
 	MaxShardSize int64
 	// MaxTensors is the most tensors a shard may have; 0 is no limit.
 	MaxTensors int
+	// PreTokenizer is llama.cpp's name for how a tokenizer cuts text, where its files do not tell or are not to.
+	PreTokenizer string
 	// AllowNonFinite quantises NaN and infinity as the scheme does, instead of refusing them.
 	AllowNonFinite bool
 }

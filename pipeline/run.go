@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -60,6 +62,8 @@ type Result struct {
 	Leftover string `json:"leftover,omitempty"`
 	// Overflowed says that a cast to F16 has made an infinity, if there was none before.
 	Overflowed bool `json:"overflowed,omitempty"`
+	// Remarks are what schemes say of what they have written.
+	Remarks []string `json:"-"`
 }
 
 // Run carries out a plan that was made from m. Everything is written into a stage beside dst, synced, and put in its
@@ -173,6 +177,8 @@ type run struct {
 	done, written atomic.Int64
 	finished      atomic.Int64 // shards, those of an earlier run included
 	resumed       int
+	remark        sync.Mutex
+	remarks       []string
 	overflows     atomic.Bool      // a cast has made an infinity, or kept one
 	streamer      formats.Streamer // of the shards that their format writes itself, else nil
 	chunk         []byte           // of a tensor on its way to it
@@ -182,6 +188,7 @@ type run struct {
 type shardRun struct {
 	*Shard
 	jobs      []*jobRun // while it is being written
+	sources   map[*Weight]*jobRun
 	file      File
 	stream    *stream       // the file too, where the format writes the shard itself, else nil
 	remaining atomic.Int64  // jobs that are not done
@@ -196,11 +203,17 @@ type jobRun struct {
 	flip      bool // the encoder wants the weight turned round
 	shard     *shardRun
 	deferred  *deferred
-	updates   []*update    // of the weight's change, while it is made
-	shares    []share      // of its contributors
+	updates   []*update // of the weight's change, while it is made
+	shares    []share   // of its contributors
+	preparing sync.Mutex
 	ready     bool         // the norms of DoRA are known
 	remaining atomic.Int64 // tiles that are not done
 	group     *group       // of an encoder that measures, else nil
+
+	sources []source     // where adapters change what the weight is put together of
+	inner   bool         // it is such a source, and writes nothing itself
+	begun   bool         // its factors are read
+	parts   []sourcePart // of a source: who has which part of it
 }
 
 // newJob finds the weight of a job again and makes its encoder.
@@ -228,7 +241,7 @@ func (r *run) newJob(ctx context.Context, j *Job, sh *shardRun) (*jobRun, error)
 
 func (r *run) result(start time.Time) Result {
 	return Result{Adapters: r.shares, Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(),
-		Overflowed: r.overflows.Load(), Elapsed: time.Since(start)}
+		Overflowed: r.overflows.Load(), Remarks: slices.Sorted(slices.Values(r.remarks)), Elapsed: time.Since(start)}
 }
 
 // sourceBytes is how much of the source a job reads.
@@ -356,6 +369,7 @@ func (r *run) feed(ctx context.Context, g *errgroup.Group, tasks chan<- task) er
 				return err
 			}
 		}
+		r.newSources(sh)
 		groups := groupsOf(sh)
 		for k := range sh.Jobs {
 			j, err := groups.job(ctx, r, sh, k, send)

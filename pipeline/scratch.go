@@ -10,6 +10,7 @@ import (
 type scratch struct {
 	checkpoint.Reader
 	cast, arranged []byte
+	gathered       []byte // of a weight that is put together
 	out, kept      []byte
 	deferred       []float32
 	merge          mergeBuffers

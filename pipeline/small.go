@@ -35,6 +35,9 @@ func (b *planner) smallFiles(ctx context.Context) (*smallFiles, error) {
 		b.p.Inputs = append(b.p.Inputs, in)
 	}
 	s := &smallFiles{}
+	if g := b.from.gguf; g != nil && !g.own {
+		return s, b.besideGGUF(ctx, s)
+	}
 	claimer, claims := b.format.(formats.Claimer)
 	if b.p.SingleFile && !claims { // nothing stands beside it
 		return s, nil
@@ -76,6 +79,31 @@ func (b *planner) smallFiles(ctx context.Context) (*smallFiles, error) {
 	}
 	return s, nil
 }
+
+// besideGGUF decides what stands beside a GGUF file that is made of a model: what is neither its config nor its
+// tokenizer, which the file's keys have.
+func (b *planner) besideGGUF(ctx context.Context, s *smallFiles) error {
+	if b.ConfigVersion != "" {
+		b.p.Inputs = append(b.p.Inputs, InputFile{checkpoint.ConfigName, int64(len(b.ConfigJSON)), b.ConfigVersion})
+	}
+	b.p.Inputs = append(b.p.Inputs, b.from.gguf.consumed...)
+	if b.p.SingleFile || !b.Folder {
+		return nil
+	}
+	consumed := map[string]bool{checkpoint.ConfigName: true, generationConfig: true}
+	for _, in := range b.from.gguf.consumed {
+		consumed[in.Name] = true
+	}
+	for _, name := range b.Files() {
+		consumed[name] = true
+	}
+	var err error
+	s.copied, s.skipped, err = filesToCopy(ctx, b.Dir, b.Formats, consumed)
+	return err
+}
+
+// generationConfig is about a model as transformers runs it.
+const generationConfig = "generation_config.json"
 
 // claim gives the format what it has a place for.
 func (b *planner) claim(ctx context.Context, c formats.Claimer, s *smallFiles) error {

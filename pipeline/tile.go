@@ -97,8 +97,8 @@ func (r *run) inTiles(ctx context.Context, s *scratch, t task, tile func(lo, hi 
 	if !j.prepared() {
 		return tile(t.lo, t.hi)
 	}
-	if !j.ready {
-		if err := r.prepareMerge(ctx, s, j); err != nil {
+	for _, p := range j.merging() {
+		if err := r.prepareOnce(ctx, s, p); err != nil {
 			return err
 		}
 	}
@@ -118,6 +118,9 @@ func (r *run) values(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) (
 		return nil, context.Cause(ctx)
 	}
 	w := j.weight
+	if len(j.sources) > 0 {
+		return r.gathered(ctx, s, j, lo, hi)
+	}
 	first, last := w.around(lo, hi)
 	values, err := s.Read(w.Weight, first, last, j.flip)
 	if err != nil {

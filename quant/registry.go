@@ -81,16 +81,22 @@ func (r *Registry) ForType(typ string) (Scheme, error) {
 	return nil, r.Unknown(typ)
 }
 
-// Unknown is the error of a type that no scheme has. It lists those that are known, and words that are chosen instead
+// Unknown is the error of a type that no scheme has. It lists those that are written, and words that are chosen instead
 // of one, and names the nearest.
 func (r *Registry) Unknown(typ string, words ...string) error {
 	var known []string
 	for _, s := range r.All() {
 		for _, t := range s.Types() {
-			known = append(known, t.Name)
+			if !t.ReadOnly {
+				known = append(known, t.Name)
+			}
 		}
 	}
-	known = append(known, words...)
+	for _, w := range words {
+		if !slices.Contains(known, w) {
+			known = append(known, w)
+		}
+	}
 	return fmt.Errorf("%w %q; known are %s%s", ErrUnknown, typ, strings.Join(known, ", "), nearest.Suggestion(typ, known))
 }
 

@@ -158,6 +158,10 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 		"seen it)")
 	f.Float64Var(&minKept, "min-kept", 0.5, "fail where a module keeps less than this share of an adapter; 0 never fails")
 	f.Var(&shard, "max-shard-size", "most bytes of tensors in a file, such as 5GB or 500MiB")
+	f.StringVar(&o.PreTokenizer, "pre-tokenizer", "", "GGUF's `NAME` for how a tokenizer cuts text, such as llama-bpe, "+
+		"in place of what its files say")
+	f.StringVar(&o.RopeScaling, "rope-scaling", "", "rope_parameters, as `JSON`, of a model made of a GGUF file whose "+
+		"keys do not say them")
 	f.IntVar(&o.MaxTensors, "max-tensors", 0, "most tensors in a file of a folder (default: no limit)")
 	f.Var(&memory, "memory", "most memory the whole process uses")
 	f.IntVar(&o.Threads, "threads", 0, "threads that compute (default: one a processor)")

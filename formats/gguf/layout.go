@@ -26,13 +26,7 @@ import (
 //
 // A name that is empty, has a NUL byte or more than 63 bytes, and what Holds refuses, are formats.ErrUnsupported.
 // What Open would refuse to read is formats.ErrLimit.
-//
-// The config of a model is claimed, since its names and keys are others in GGUF, and refused until that can be written.
 func (f Format) Layout(_ context.Context, tensors []tensor.Info, o formats.Options) (formats.Layout, error) {
-	if len(o.Files) > 0 {
-		return formats.Layout{}, unsupportedf("%s: a model of transformers is not written as GGUF yet; GGUF files are, and "+
-			"tensors without a config.json", tensor.Quote(o.Files[0].Name))
-	}
 	for _, t := range tensors {
 		if err := f.Holds(t); err != nil {
 			return formats.Layout{}, tensorError(t.Name, err)
@@ -182,12 +176,4 @@ func appendPair(b []byte, p formats.Pair) ([]byte, error) {
 		b = binary.LittleEndian.AppendUint64(b, uint64(n))
 	}
 	return binary.Append(b, binary.LittleEndian, p.Value)
-}
-
-// Claim takes a config.json.
-func (Format) Claim(_ context.Context, names []string) ([]string, error) {
-	if slices.Contains(names, "config.json") {
-		return []string{"config.json"}, nil
-	}
-	return nil, nil
 }

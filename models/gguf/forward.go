@@ -18,6 +18,7 @@ type Model struct {
 	Tensors      []Tensor         // made ones first, then in the order of their first sources
 	Dropped      []string         // tensors of the checkpoint that GGUF has no place for
 	Zeros        []string         // those that are left out, which is right only if all of their values are 0
+	CutsRows     bool             // Options.Vocabulary matters
 	Notices      []string         // what llama.cpp will compute otherwise
 }
 
@@ -125,6 +126,7 @@ func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Opt
 			m.Dropped = append(m.Dropped, t.Name)
 			continue
 		}
+		m.CutsRows = m.CutsRows || r.has(cutRows)
 		if err := m.add(a, s, r, n, end, t, o, stacks, scales, from); err != nil {
 			return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
 		}

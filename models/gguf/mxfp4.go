@@ -1,6 +1,11 @@
 package gguf
 
-import "github.com/lorakit/lorakit/tensor"
+import (
+	"io"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/tensor"
+)
 
 // mxfp4 is blocks of a scale, a power of two, and 32 codes of 4 bits.
 var mxfp4 = tensor.Encoding{Name: "mxfp4", Elements: 32, Bytes: 17}
@@ -32,5 +37,52 @@ func UnpackMXFP4(codes, scales, src []byte) {
 			c[j] = even&0xf | odd<<4
 			c[j+8] = even>>4 | odd&0xf0
 		}
+	}
+}
+
+// Packed is the bytes of a tensor in blocks of MXFP4, which are packed as they are read from the tensors of its codes
+// and of its scales.
+func (t *Tensor) Packed(codes, scales formats.Tensor) io.ReaderAt {
+	return &packed{codes, scales, t.View.Placed(0), t.ScalesView.Placed(0)}
+}
+
+type packed struct {
+	codes, scales         formats.Tensor
+	codesView, scalesView tensor.View
+}
+
+// ReadAt fills p from the byte off on.
+func (r *packed) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, io.EOF
+	}
+	blocks := r.scalesView.Count()
+	lo := min(off/mxfp4.Bytes, blocks)
+	hi := min((off+int64(len(p))+mxfp4.Bytes-1)/mxfp4.Bytes, blocks)
+	n := hi - lo
+	codes, scales, out := make([]byte, 16*n), make([]byte, n), make([]byte, mxfp4.Bytes*n)
+	err := r.codesView.Gather(codes, 16*lo, 16*hi, 1, 32*n+4096, reading(r.codes))
+	if err == nil {
+		err = r.scalesView.Gather(scales, lo, hi, 1, 2*n+4096, reading(r.scales))
+	}
+	if err != nil {
+		return 0, err
+	}
+	PackMXFP4(out, codes, scales)
+	m := copy(p, out[min(off-lo*mxfp4.Bytes, int64(len(out))):])
+	if m < len(p) {
+		return m, io.EOF
+	}
+	return m, nil
+}
+
+// reading reads bytes of a tensor.
+func reading(t formats.Tensor) func(from, n int64) ([]byte, error) {
+	var b []byte
+	return func(from, n int64) ([]byte, error) {
+		if int64(cap(b)) < n {
+			b = make([]byte, n)
+		}
+		return b[:n], formats.ReadFull(t.Data, b[:n], t.Offset+from)
 	}
 }

@@ -28,6 +28,17 @@ func whole(shape tensor.Shape) View {
 	return v
 }
 
+// Placed is the view as one of a result in which its elements begin at to.
+func (v View) Placed(to int64) tensor.View {
+	dims := make([]tensor.Dim, len(v.Dims))
+	stride := int64(1)
+	for i := len(v.Dims) - 1; i >= 0; i-- {
+		dims[i] = tensor.Dim{N: v.Dims[i], From: v.Strides[i], To: stride}
+		stride *= v.Dims[i]
+	}
+	return tensor.NewView(dims, v.Offset, to)
+}
+
 // cut parts dimension d into outer runs of inner elements each.
 func (v View) cut(d int, outer, inner int64) View {
 	v.Dims = append(append(append([]int64{}, v.Dims[:d]...), outer, inner), v.Dims[d+1:]...)

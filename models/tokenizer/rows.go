@@ -16,7 +16,7 @@ func Rows(files Files, o Options) (int, error) {
 		return vocabSize(r.config, o, len(pieces))
 	}
 	if r.json == nil {
-		return 0, malformedf("found no %s and no %s, expected one of them", tokenizerJSON, tokenizerModel)
+		return 0, errNone
 	}
 	return len(r.json.vocab) + len(r.json.AddedTokens), nil
 }

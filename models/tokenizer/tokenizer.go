@@ -2,6 +2,7 @@ package tokenizer
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -24,6 +25,15 @@ const (
 
 // Files are small files of a folder, by their names in it.
 type Files map[string][]byte
+
+// List is the files in the order of their names.
+func (f Files) List() []formats.File {
+	var list []formats.File
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		list = append(list, formats.File{Name: name, Data: f[name]})
+	}
+	return list
+}
 
 const (
 	tokenizerJSON    = "tokenizer.json"
@@ -59,6 +69,11 @@ type Options struct {
 	// VocabSize is taken where config.json does not say it: the default of the model's class. 0 is the number of tokens.
 	VocabSize int
 }
+
+// ErrNone says that there is no tokenizer among the files.
+var ErrNone = fmt.Errorf("no tokenizer: %w", formats.ErrMalformed)
+
+var errNone = fmt.Errorf("found no %s and no %s, expected one of them: %w", tokenizerJSON, tokenizerModel, ErrNone)
 
 // Types of tokens, as GGUF numbers them.
 const (
@@ -211,7 +226,7 @@ func (r *reader) vocabulary() (*vocabulary, error) {
 	case r.json == nil && ok:
 		return r.wordPieceLines(lines)
 	case r.json == nil:
-		return nil, malformedf("found no %s and no %s, expected one of them", tokenizerJSON, tokenizerModel)
+		return nil, errNone
 	}
 	switch kind := r.json.kind(); kind {
 	case "BPE":

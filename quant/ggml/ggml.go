@@ -6,8 +6,10 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/go-json-experiment/json"
 
@@ -35,12 +37,20 @@ func (Scheme) Types() []quant.Type {
 
 func name(t ggml.Type) string { return strings.ToLower(t.String()) }
 
-// Spec makes the spec of a block type, which has no parameters.
-func (Scheme) Spec(typ string, _ quant.Params) (quant.Spec, error) {
+// Validated is a parameter of all types: a block whose scale no float16 holds is refused, as llama-quantize refuses it,
+// instead of stored with an infinite one, as the functions of ggml do.
+const Validated = "validated"
+
+// Spec makes the spec of a block type. Its one parameter is Validated.
+func (Scheme) Spec(typ string, asked quant.Params) (quant.Spec, error) {
 	if _, err := ggml.Parse(typ); err != nil {
 		return quant.Spec{}, fmt.Errorf("%w: %w", quant.ErrUnknown, err)
 	}
-	return quant.Spec{Type: typ}, nil
+	s := quant.Spec{Type: typ}
+	if asked.Bool(Validated) {
+		s.Params = quant.Params{{Name: Validated, Value: true}}
+	}
+	return s, nil
 }
 
 // Find returns the tensors that are stored in blocks of ggml.
@@ -104,7 +114,9 @@ func (Scheme) Encoder(_ context.Context, s quant.Spec, t tensor.Info) (quant.Enc
 	if t.Count() == 0 {
 		return nil, fmt.Errorf("%w to %s: it is empty", quant.ErrUnsupported, s.Type)
 	}
-	return &encoder{weight{t, typ}, s.AllowNonFinite}, nil
+	e := &encoder{weight: weight{t, typ}, allowNonFinite: s.AllowNonFinite, validated: s.Params.Bool(Validated)}
+	e.infinite.Store(math.MaxInt64)
+	return e, nil
 }
 
 // Config returns the member that tells transformers of such weights.
@@ -184,6 +196,28 @@ func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 type encoder struct {
 	weight
 	allowNonFinite bool
+	validated      bool
+	infinite       atomic.Int64 // the first block with an infinite scale that was found
+}
+
+// Notices says that there are blocks with infinite scales.
+func (e *encoder) Notices() []string {
+	first := e.infinite.Load()
+	if first == math.MaxInt64 {
+		return nil
+	}
+	return []string{fmt.Sprintf("tensor %s: block %d and perhaps others have an infinite scale, as their values are too "+
+		"large or too small for %s: they are no numbers when they are read", tensor.Quote(e.info.Name), first, name(e.typ))}
+}
+
+// noteInfinite notes a block with an infinite scale.
+func (e *encoder) noteInfinite(block int64) {
+	for {
+		first := e.infinite.Load()
+		if block >= first || e.infinite.CompareAndSwap(first, block) {
+			return
+		}
+	}
 }
 
 func (e *encoder) Outputs() []tensor.Info {
@@ -204,7 +238,16 @@ func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) er
 		}
 		if bad := e.typ.Quantize(out[0][first:first+bytes], x); bad >= 0 && !e.allowNonFinite {
 			what := "NaN or infinity"
-			if v := float64(x[bad]); !math.IsNaN(v) && !math.IsInf(v, 0) {
+			nonFinite := slices.IndexFunc(x, func(v float32) bool { return v-v != 0 })
+			if nonFinite >= 0 && !e.validated {
+				bad = nonFinite // whatever else is in blocks before it
+			}
+			if v := x[bad]; v-v == 0 {
+				if nonFinite < 0 && !e.validated {
+					e.noteInfinite((lo + int64(at+bad)) / e.Unit())
+					at += n
+					return nil
+				}
 				what = fmt.Sprintf("a block whose scale %v cannot hold, as its values are too large or too small,", e.typ)
 			}
 			return &quant.NonFiniteError{Index: lo + int64(at+bad), What: what}

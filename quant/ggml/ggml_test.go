@@ -133,7 +133,8 @@ func TestNonFinite(t *testing.T) {
 	} {
 		src, _ := weights(t, 40*256, tensor.F32)
 		binary.LittleEndian.PutUint32(src[4*9000:], math.Float32bits(c.value))
-		s := quant.Spec{Type: c.typ}
+		s, err := ggml.Scheme{}.Spec(c.typ, quant.Params{{Name: ggml.Validated, Value: true}})
+		require.NoError(t, err)
 		e, err := ggml.Scheme{}.Encoder(t.Context(), s, info)
 		require.NoError(t, err)
 		_, err = encode(t, e, src, tensor.F32, 16)
@@ -160,6 +161,26 @@ func TestNonFinite(t *testing.T) {
 		assert.ErrorIs(t, err, quant.ErrMalformed)
 		assert.ErrorContains(t, err, fmt.Sprintf("in block %d", 9000/e.Unit()))
 	}
+}
+
+// TestInfiniteScales stores them where nobody wants them refused, and says so.
+func TestInfiniteScales(t *testing.T) {
+	info := tensor.Info{Name: "w", DType: tensor.F32, Shape: tensor.Shape{40, 256}}
+	src, _ := weights(t, 40*256, tensor.F32)
+	binary.LittleEndian.PutUint32(src[4*9000:], math.Float32bits(1e9))
+	e, err := ggml.Scheme{}.Encoder(t.Context(), quant.Spec{Type: "q4_0"}, info)
+	require.NoError(t, err)
+	_, err = encode(t, e, src, tensor.F32, 16)
+	require.NoError(t, err)
+	notices := e.(interface{ Notices() []string }).Notices()
+	require.Len(t, notices, 1)
+	assert.Contains(t, notices[0], "block 281")
+
+	binary.LittleEndian.PutUint32(src[4*9010:], math.Float32bits(float32(math.NaN())))
+	_, err = encode(t, e, src, tensor.F32, 16)
+	refused := (*quant.NonFiniteError)(nil)
+	require.ErrorAs(t, err, &refused)
+	assert.EqualValues(t, 9010, refused.Index)
 }
 
 func TestRefused(t *testing.T) {

@@ -1,0 +1,233 @@
+package checkpoint
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"sync"
+
+	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Excerpt is a part of a weight that is put together of elements of others.
+type Excerpt struct {
+	Weight *Weight
+	View   tensor.View
+}
+
+// Compose makes a weight of that name, shape and type of pieces, which cover each of its elements once. shift is added
+// to each value, in float32, or where a piece is F16 with the sum rounded to that. Where the only piece is all of
+// another weight, nothing is computed: the result is that one under the new name, in its scheme.
+func Compose(info tensor.Info, pieces []Excerpt, shift float32) (*Weight, error) {
+	count, err := info.Shape.Count()
+	if err != nil {
+		return nil, err
+	}
+	covered := int64(0)
+	for _, p := range pieces {
+		covered += p.View.Count()
+	}
+	if len(pieces) == 0 || covered != count {
+		return nil, fmt.Errorf("%w: %d elements are there for its %d", ErrRefused, covered, count)
+	}
+	if first := pieces[0]; len(pieces) == 1 && first.View.Plain() && shift == 0 && first.Weight.Count() == count {
+		return first.Weight.renamed(info), nil
+	}
+	c := &composed{pieces: pieces, shift: shift, values: pieces[0].Weight.Values}
+	w := &Weight{Info: info}
+	for i, p := range pieces {
+		if p.Weight.Values != c.values {
+			c.values = tensor.F32
+		}
+		if i == 0 || pieces[i-1].Weight != p.Weight {
+			c.stored += p.Weight.StoredBytes() * p.View.Count() / max(p.Weight.Count(), 1)
+		}
+	}
+	if shift != 0 {
+		c.halves = c.values == tensor.F16
+		c.values = tensor.F32
+	}
+	if w.Values = c.values; w.DType == 0 {
+		w.DType = c.values
+	}
+	c.turned = pieces[0].View.Turned()
+	bytes := count * (c.values.Bits() / 8)
+	w.Parts = []formats.Tensor{{
+		Info: tensor.Info{Name: info.Name, DType: c.values, Shape: info.Shape}, File: pieces[0].Weight.Parts[0].File, Data: c,
+		Bytes: bytes,
+	}}
+	return w, nil
+}
+
+// renamed is the weight under another name, in a shape of as many elements.
+func (w *Weight) renamed(info tensor.Info) *Weight {
+	n := *w
+	n.Info = info
+	if info.DType == 0 {
+		n.DType = w.DType
+	}
+	if w.Decoder != nil {
+		n.Decoder = named{w.Decoder, n.Info}
+		return &n
+	}
+	n.Parts = []formats.Tensor{w.Parts[0]}
+	n.Parts[0].Name, n.Parts[0].Shape = info.Name, info.Shape
+	return &n
+}
+
+// named is the decoder of a weight that has got another name, or shape.
+type named struct {
+	quant.Decoder
+	info tensor.Info
+}
+
+func (n named) Info() tensor.Info { return n.info }
+
+// Exact is that of the weight, where it has one.
+func (n named) Exact() quant.Decoder {
+	if e, ok := n.Decoder.(quant.Exact); ok {
+		return named{e.Exact(), n.info}
+	}
+	return n
+}
+
+// composed is the file of a weight that is put together.
+type composed struct {
+	pieces  []Excerpt
+	shift   float32
+	halves  bool // sums are rounded to F16
+	turned  bool
+	values  tensor.DType
+	stored  int64 // bytes that it is made of
+	readers sync.Pool
+}
+
+// Scattered reports whether elements of a weight that is put together are far apart in the file, so that larger pieces
+// of it are read faster.
+func (w *Weight) Scattered() bool {
+	c, ok := w.Parts[0].Data.(*composed)
+	return ok && c.turned
+}
+
+// ReadAt fills p, whole elements.
+func (c *composed) ReadAt(p []byte, off int64) (int, error) {
+	width := c.values.Bits() / 8
+	if off%width != 0 || int64(len(p))%width != 0 {
+		return 0, fmt.Errorf("bytes %d to %d of a weight that is put together of elements of %d", off, off+int64(len(p)),
+			width)
+	}
+	r, ok := c.readers.Get().(*Reader)
+	if !ok {
+		r = NewReader(nil)
+	}
+	defer c.readers.Put(r)
+	if err := c.read(r, p, off/width); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// read fills p with the elements from lo on.
+func (c *composed) read(r *Reader, p []byte, lo int64) error {
+	width := c.values.Bits() / 8
+	hi := lo + int64(len(p))/width
+	for i := range c.pieces {
+		piece := &c.pieces[i]
+		w := piece.Weight
+		err := piece.View.Gather(p, lo, hi, width, c.atOnce(hi-lo), func(from, n int64) ([]byte, error) {
+			if from < 0 || from > w.Count()-n {
+				return nil, fmt.Errorf("tensor %s: %w: %d elements from %d on are asked for, it has %d", tensor.Quote(w.Name),
+					io.ErrUnexpectedEOF, n, from, w.Count())
+			}
+			values, err := r.Read(w, from, from+n, false)
+			if err != nil {
+				return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(w.Name), err)
+			}
+			if w.Values == c.values {
+				return values, nil
+			}
+			b := sized(&r.cast, n*width)
+			return b, tensor.Convert(b, c.values, values, w.Values)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if c.shift == 0 {
+		return nil
+	}
+	return r.add(p, c.shift, c.halves)
+}
+
+// atOnce is how many elements are read at once for n.
+func (c *composed) atOnce(n int64) int64 { return 2*n + 4096 }
+
+// memory is what reading n elements takes, the room for them not counted.
+func (c *composed) memory(n int64) int64 {
+	var most int64
+	for _, p := range c.pieces {
+		m := MemoryFor(p.Weight, c.atOnce(n), false).Total()
+		if p.Weight.Values != c.values {
+			m += min(c.atOnce(n), p.Weight.Count()) * c.values.Bits() / 8
+		}
+		most = max(most, m)
+	}
+	if c.shift != 0 {
+		most += 6 * n
+	}
+	return most
+}
+
+// add adds a number to each of the float32 in p, where halves says so with the sums rounded to float16.
+func (r *Reader) add(p []byte, shift float32, halves bool) error {
+	n := len(p) / 4
+	if cap(r.floats) < n {
+		r.floats = make([]float32, n)
+	}
+	x := r.floats[:n]
+	if err := tensor.ToFloats(x, p, tensor.F32); err != nil {
+		return err
+	}
+	for i := range x {
+		x[i] += shift
+	}
+	if halves {
+		b := sized(&r.cast, int64(2*n))
+		if err := tensor.FromFloats(b, tensor.F16, x); err != nil {
+			return err
+		}
+		if err := tensor.ToFloats(x, b, tensor.F16); err != nil {
+			return err
+		}
+	}
+	return tensor.FromFloats(p, tensor.F32, x)
+}
+
+// Made is a weight whose values are there already, of no file.
+func Made(info tensor.Info, values []float32, file string) *Weight {
+	info.DType = tensor.F32
+	data := make(floatBytes, 0, 4*len(values))
+	for _, v := range values {
+		b := math.Float32bits(v)
+		data = append(data, byte(b), byte(b>>8), byte(b>>16), byte(b>>24))
+	}
+	return &Weight{Info: info, Values: tensor.F32, Parts: []formats.Tensor{{
+		Info: info, File: file, Data: data, Bytes: int64(len(data)),
+	}}}
+}
+
+// floatBytes are bytes that are read as a file.
+type floatBytes []byte
+
+func (b floatBytes) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > int64(len(b)) {
+		return 0, io.EOF
+	}
+	n := copy(p, b[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
