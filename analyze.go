@@ -90,7 +90,7 @@ func analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 			}
 		}
 	}
-	base, err := open(ctx, path, o.FollowLinks)
+	base, err := openModel(ctx, path, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func analyze(ctx context.Context, path, tuned string, o AnalyzeOptions) (*Analys
 	if tuned == "" {
 		return adapt.AnalyzeWeights(ctx, base, ao)
 	}
-	other, err := open(ctx, tuned, o.FollowLinks)
+	other, err := openModel(ctx, tuned, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // Diff compares two checkpoints weight by weight, each read through its format and scheme, so that a quantised one can
-// be held against its source.
+// be held against its source. Of a GGUF file and a checkpoint of transformers, the former is compared as it is there.
 func Diff(ctx context.Context, a, b string, o ReadOptions) (*Comparison, error) {
 	end, err := usePlugins(0)
 	if err != nil {
@@ -24,5 +24,13 @@ func Diff(ctx context.Context, a, b string, o ReadOptions) (*Comparison, error) 
 		return nil, err
 	}
 	defer cb.Close()
+	for _, x := range []struct{ c, other **checkpoint.Checkpoint }{{&ca, &cb}, {&cb, &ca}} {
+		if (*x.c).NamedByGGUF() && !(*x.other).NamedByGGUF() {
+			if *x.c, err = (*x.c).Restored(ctx, checkpoint.RestoreOptions{}); err != nil {
+				return nil, err
+			}
+			break
+		}
+	}
 	return checkpoint.Compare(ctx, ca, cb)
 }

@@ -41,7 +41,7 @@ func Unmerge(
 func (r *ConvertResult) rounding(
 	ctx context.Context, merged, dst string, adapters []Adapter, followLinks bool,
 ) error {
-	c, err := open(ctx, merged, followLinks)
+	c, err := openModel(ctx, merged, followLinks)
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (r *ConvertResult) rounding(
 		return err
 	}
 	defer list.Close()
-	out, err := open(ctx, dst, false)
+	out, err := openModel(ctx, dst, false)
 	if err != nil {
 		return err
 	}

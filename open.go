@@ -34,12 +34,21 @@ func open(ctx context.Context, path string, followLinks bool) (*checkpoint.Check
 	return checkpoint.OpenIn(ctx, dir, name, checkpoint.OpenOptions{})
 }
 
-// openCheckpoint opens a checkpoint, and refuses an adapter.
+// openModel opens the checkpoint at a path as transformers names its tensors, also that of a GGUF file.
+func openModel(ctx context.Context, path string, followLinks bool) (*checkpoint.Checkpoint, error) {
+	dir, name, err := storage.Resolve(path, storage.Options{FollowLinks: followLinks})
+	if err != nil {
+		return nil, err
+	}
+	return checkpoint.OpenModel(ctx, dir, name, checkpoint.OpenOptions{})
+}
+
+// openCheckpoint is openModel, and refuses an adapter.
 func openCheckpoint(ctx context.Context, path string, followLinks bool) (*checkpoint.Checkpoint, error) {
 	if err := checkCheckpoint(path); err != nil {
 		return nil, err
 	}
-	return open(ctx, path, followLinks)
+	return openModel(ctx, path, followLinks)
 }
 
 // checkCheckpoint refuses an adapter where a checkpoint is expected. A folder may hold one of each.

@@ -33,12 +33,12 @@ func VerifyMerge(
 		return nil, err
 	}
 	defer end()
-	out, err := open(ctx, merged, o.FollowLinks)
+	out, err := openModel(ctx, merged, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	c, err := open(ctx, base, o.FollowLinks)
+	c, err := openModel(ctx, base, o.FollowLinks)
 	if err != nil {
 		return nil, err
 	}

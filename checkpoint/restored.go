@@ -13,6 +13,7 @@ import (
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/models/gguf"
 	"github.com/lorakit/lorakit/models/tokenizer"
+	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -33,6 +34,21 @@ type RestoreOptions struct {
 // which Restored makes a checkpoint of transformers.
 func (c *Checkpoint) NamedByGGUF() bool {
 	return gguf.IsModel(c.Metadata())
+}
+
+// OpenModel is OpenIn of what is to be a model of transformers, whose tensors have the names that it has for them: a
+// model in a GGUF file is Restored.
+func OpenModel(ctx context.Context, dir storage.Folder, name string, o OpenOptions) (*Checkpoint, error) {
+	c, err := OpenIn(ctx, dir, name, o)
+	if err != nil || !c.NamedByGGUF() {
+		return c, err
+	}
+	n, err := c.Restored(ctx, RestoreOptions{})
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return n, nil
 }
 
 // Restored returns the checkpoint of a GGUF file as transformers would have it: its tensors' names, shapes and

@@ -2,10 +2,12 @@ package checkpoint
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/parallel"
 	"github.com/lorakit/lorakit/models"
 )
@@ -23,7 +25,8 @@ type Verification struct {
 }
 
 // Verify reads every weight through its scheme. A problem is a value that is not finite, a weight that cannot be read,
-// or one that config.json declares in another form than it has.
+// or one that config.json declares in another form than it has; of a GGUF file also keys that contradict themselves or
+// the tensors.
 func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
 	found := make([]string, len(c.Weights))
 	err := parallel.Each(ctx, len(c.Weights), 0, func(ctx context.Context, i int) (err error) {
@@ -38,6 +41,12 @@ func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
 	}
 	expected := c.expectations()
 	v := &Verification{Tensors: len(c.Weights), Problems: []Problem{}}
+	if c.NamedByGGUF() {
+		_, err := c.restored(ctx, RestoreOptions{Tokenizer: true})
+		if err != nil && !errors.Is(err, formats.ErrUnsupported) { // an architecture, or a part, that is not known is no fault
+			v.Problems = append(v.Problems, Problem{What: err.Error()})
+		}
+	}
 	for i, w := range c.Weights {
 		for _, what := range []string{found[i], expected.mismatch(w)} {
 			if what != "" {
@@ -104,7 +113,7 @@ type expectations struct {
 }
 
 func (c *Checkpoint) expectations() *expectations {
-	if c.Config == nil || !c.Known {
+	if c.Config == nil || !c.Known || c.NamedByGGUF() {
 		return nil
 	}
 	if _, foreign := c.ForeignScheme(); foreign {

@@ -131,13 +131,13 @@ func validate(ctx context.Context, path string, o Options) (*Result, error) {
 	return s.validateAdapter(ctx, o)
 }
 
-// open opens the checkpoint at a path.
+// open opens the checkpoint at a path, as transformers names its tensors.
 func open(ctx context.Context, path string, followLinks bool) (*checkpoint.Checkpoint, error) {
 	dir, name, err := storage.Resolve(path, storage.Options{FollowLinks: followLinks})
 	if err != nil {
 		return nil, err
 	}
-	return checkpoint.OpenIn(ctx, dir, name, checkpoint.OpenOptions{})
+	return checkpoint.OpenModel(ctx, dir, name, checkpoint.OpenOptions{})
 }
 
 // newStep opens what a step needs, without an adapter.
