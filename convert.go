@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"time"
 
@@ -77,6 +78,9 @@ func convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	if err != nil {
 		return nil, err
 	}
+	if err := o.checkGGUF(c.NamedByGGUF(), toGGUF); err != nil {
+		return nil, fmt.Errorf("%s: %w", src, err)
+	}
 	if c.NamedByGGUF() && (!toGGUF || len(o.Merge) > 0) {
 		restore := checkpoint.RestoreOptions{DType: po.DType, Tokenizer: !toGGUF, PreTokenizer: o.PreTokenizer}
 		if o.RopeScaling != "" {
@@ -96,6 +100,7 @@ func convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 		m = merged
 	}
 	if toGGUF {
+		po.MaxShardSize = o.MaxShardSize
 		if m, err = m.ToGGUF(ctx, po); err != nil {
 			return nil, err
 		}

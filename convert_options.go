@@ -14,7 +14,8 @@ type ConvertOptions struct {
 	To string
 	// DType is what plain weights are cast to: "f32", "f16", "bf16", or "keep" (or empty).
 	DType string
-	// Quantize is "keep" (or empty), "none" for plain weights, or a type: "nf4", "fp4", "int8".
+	// Quantize is "keep" (or empty), "none" for plain weights, or a type: "nf4", "fp4", "int8", one of llama.cpp's for
+	// GGUF (QuantizeChoices lists all).
 	Quantize string
 	// BlockSize is how many elements share a scale: a power of two from 32 to 4096; 0 is 64. DoubleQuant quantises the
 	// scales as well. Both are for nf4 and fp4.
@@ -34,7 +35,7 @@ type ConvertOptions struct {
 	// MinKept is the least share of an adapter that each of its modules has to keep; 0 is 0.5, a negative one asks for
 	// nothing.
 	MinKept float64
-	// MaxShardSize is the most bytes of tensors in a file; 0 is 5 GB.
+	// MaxShardSize is the most bytes of tensors in a file; 0 is 5 GB, but of GGUF no limit.
 	MaxShardSize int64
 	// MaxTensors is the most tensors in a file of a folder; 0 is no limit.
 	MaxTensors int
@@ -83,6 +84,19 @@ func (o *ConvertOptions) plan() (pipeline.Options, error) {
 		return po, err
 	}
 	return po, po.Check()
+}
+
+// checkGGUF refuses options that are about models in GGUF files where none is read or written.
+func (o *ConvertOptions) checkGGUF(from, to bool) error {
+	switch {
+	case o.PreTokenizer != "" && from == to:
+		return fmt.Errorf("%w: a pre-tokenizer is for a model that becomes a GGUF file, or was one", ErrOption)
+	case o.RopeScaling != "" && (!from || to):
+		return fmt.Errorf("%w: a rope scaling is for a folder that is made of a model in a GGUF file", ErrOption)
+	case to && o.PerExpert:
+		return fmt.Errorf("%w: GGUF has experts in stacks, and per-expert is for one tensor an expert", ErrOption)
+	}
+	return nil
 }
 
 // params are the parameters of a type that the options have fields for.

@@ -43,7 +43,7 @@ func Verify(ctx context.Context, c *Checkpoint) (*Verification, error) {
 	v := &Verification{Tensors: len(c.Weights), Problems: []Problem{}}
 	if c.NamedByGGUF() {
 		_, err := c.restored(ctx, RestoreOptions{Tokenizer: true})
-		if err != nil && !errors.Is(err, formats.ErrUnsupported) { // an architecture, or a part, that is not known is no fault
+		if err != nil && !errors.Is(err, formats.ErrUnsupported) { // what is not known here is no fault
 			v.Problems = append(v.Problems, Problem{What: err.Error()})
 		}
 	}

@@ -162,21 +162,19 @@ func newBudget(n *needs, memory int64, threads int) (budget, error) {
 
 // scratchSize is the bytes of each slice of a scratch.
 type scratchSize struct {
-	reader                   checkpoint.ReaderMemory
-	cast, arranged, gathered int64
-	out, deferred, merge     int64
+	reader                               checkpoint.ReaderMemory
+	cast, gathered, out, deferred, merge int64
 }
 
 func (a scratchSize) max(b scratchSize) scratchSize {
 	return scratchSize{
-		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.arranged, b.arranged), max(a.gathered, b.gathered),
-		max(a.out, b.out),
+		a.reader.Max(b.reader), max(a.cast, b.cast), max(a.gathered, b.gathered), max(a.out, b.out),
 		max(a.deferred, b.deferred), max(a.merge, b.merge),
 	}
 }
 
 func (a scratchSize) total() int64 {
-	return a.reader.Total() + a.cast + a.arranged + a.gathered + a.out + a.deferred + a.merge
+	return a.reader.Total() + a.cast + a.gathered + a.out + a.deferred + a.merge
 }
 
 // tileElements is how many elements a tile of the job has: whole units, and at least one.
@@ -195,7 +193,6 @@ func (j *jobRun) tileElements(bytes int64) int64 {
 			unit = common(unit, row)
 		}
 	}
-	unit = common(unit, j.run())
 	if j.turned() {
 		bytes *= transposedTiles
 	}
@@ -237,16 +234,13 @@ func (j *jobRun) scratchSize(n int64) scratchSize {
 	if j.DType != j.weight.Values || len(j.weight.pieces) > 0 {
 		s.cast = max(s.cast, n*j.DType.Bits()/8)
 	}
-	if j.run() > 1 {
-		s.arranged = n * j.DType.Bits() / 8
-	}
 	if j.Finite {
 		s.merge = 4 * n
 	}
 	if m := j.weight.Change; m != nil {
 		s.cast = max(s.cast, 4*n)
 		// x, and the delta, what it is added to, what was written and their sums in pieces of at least 64 Ki elements.
-		s.merge = 4*n + (24+4*j.weight.atOnce())*max(m.Width, 64<<10, j.run())
+		s.merge = 4*n + (24+4*j.weight.atOnce())*max(m.Width, 64<<10)
 		if j.RoundTrip != nil {
 			s.merge += j.weight.Count() // 4 bits an element, and its scales twice
 		}

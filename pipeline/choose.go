@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -94,11 +93,7 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 		if err != nil {
 			return nil, w.Failed(err)
 		}
-		arranged, err := b.arrange(ctx, w, j)
-		if err != nil {
-			return nil, w.Failed(err)
-		}
-		jobs = append(jobs, arranged...)
+		jobs = append(jobs, j)
 	}
 	b.group(jobs)
 	if n, ok := b.scheme.(interface{ Notices() []string }); ok { // a scheme's own word on what it writes
@@ -239,19 +234,12 @@ func (j *Job) place(ctx context.Context, scheme quant.Scheme, w *Weight) error {
 
 // encoded is the weight as the job's encoder sees it: Conv1D is turned round first, as transformers does.
 func (j *Job) encoded(w *Weight) tensor.Info {
-	t := tensor.Info{Name: j.name(), DType: j.DType, Shape: w.Shape}
-	if j.Rows != nil {
-		t.Shape = slices.Clone(w.Shape)
-		t.Shape[0] = j.Rows.Count
-	}
+	t := tensor.Info{Name: w.Name, DType: j.DType, Shape: w.Shape}
 	if j.flips(w) {
 		t.Shape = w.Shape.Transposed()
 	}
 	return t
 }
-
-// name is that of the weight in the result.
-func (j *Job) name() string { return cmp.Or(j.Name, j.Weight) }
 
 // flips reports whether the values are turned round before they are quantised.
 func (j *Job) flips(w *Weight) bool {

@@ -182,8 +182,7 @@ func (j *jobRun) prepared() bool {
 // mergeBuffers is the memory in which a worker merges.
 type mergeBuffers struct {
 	base, x, delta, out, total, before []float32
-	other, row                         []float32 // of an element-wise product
-	arranged                           []float32
+	other, row                         []float32   // of an element-wise product
 	lines                              []float64   // of waves
 	deltas                             [][]float32 // of contributors
 	here                               []int       // which contributors those are

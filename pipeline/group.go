@@ -85,8 +85,7 @@ func (r *run) measure(ctx context.Context, s *scratch, t task) error {
 		}
 		s.Begin()
 		defer s.End()
-		first, _ := t.job.extent()
-		return t.job.locate(m.Measure(numbers, lo-first, hi-first, values))
+		return t.job.locate(m.Measure(numbers, lo, hi, values))
 	})
 	if err != nil {
 		return err
@@ -116,5 +115,28 @@ func (j *jobRun) measured(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+// group notes which jobs share what their scheme measures.
+func (b *planner) group(jobs []Job) {
+	g, ok := b.scheme.(quant.Grouper)
+	if !ok {
+		return
+	}
+	byName := map[string]*Job{}
+	var names []string
+	for i := range jobs {
+		if j := &jobs[i]; j.Encode != nil {
+			byName[j.Weight] = j
+			names = append(names, j.Weight)
+		}
+	}
+	for _, members := range g.Groups(b.spec, names) {
+		for _, name := range members {
+			if j := byName[name]; j != nil {
+				j.Group = members[0]
+			}
+		}
 	}
 }

@@ -41,9 +41,6 @@ type share struct {
 func (r *run) resultOf(ctx context.Context, j *jobRun, file io.ReaderAt) (*checkpoint.Weight, error) {
 	out := *j.weight.Weight
 	out.Decoder, out.DType, out.Values, out.Transposed = nil, j.DType, j.DType, false
-	if j.Rows != nil {
-		out.Shape = j.encoded(j.weight).Shape
-	}
 	parts := make([]formats.Tensor, len(j.Outputs))
 	for i, o := range j.Outputs {
 		size, err := o.Size()
@@ -109,10 +106,7 @@ func (w *Weight) atOnce() int64 {
 
 // fillShares fills a job's shares from what is written and what was there.
 func fillShares(s *scratch, j *jobRun, base, out *checkpoint.Weight, width int64) error {
-	rows := j.rows()
-	step := measuredRows(width)
-	step = max(step-step%rows.Run(), rows.Run())
-	first, last := j.extent()
+	step, rows := measuredRows(width), j.weight.Count()/width
 	fill := func(w *checkpoint.Weight, dst []float32, lo, hi int64) error {
 		values, err := s.Read(w, lo, hi, j.flip)
 		if err != nil {
@@ -125,18 +119,13 @@ func fillShares(s *scratch, j *jobRun, base, out *checkpoint.Weight, width int64
 	}
 	value := j.weight.Change.ValueOf != nil
 	alone := len(j.updates) == 1 && !value && j.updates[0].additive()
-	for row := first / width; row < last/width; row += step {
-		end := min(row+step, last/width)
+	for row := int64(0); row < rows; row += step {
+		end := min(row+step, rows)
 		lo, hi := row*width, end*width
 		size := int(hi - lo)
 		o, b, x := floats(&s.merge.out, size), floats(&s.merge.base, size), floats(&s.merge.x, size)
-		if err := fill(out, o, lo-first, hi-first); err != nil {
+		if err := fill(out, o, lo, hi); err != nil {
 			return err
-		}
-		if rows.Run() > 1 {
-			written := floats(&s.merge.arranged, size)
-			copy(written, o)
-			turnRows(o, written, rows, width, true)
 		}
 		if err := fill(base, b, lo, hi); err != nil {
 			return err

@@ -12,7 +12,6 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
-	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
@@ -38,9 +37,6 @@ type Options struct {
 	// RoundTrip adds the deltas of adapters to what is left of each plain weight after it has gone through this
 	// quantisation and back, as QLoRA has seen it in training; nil adds them to the weight as it is.
 	RoundTrip *quant.Spec
-	// Arrange says how a weight stands in the result: under other names, in pieces, with its rows in another order. nil,
-	// and an empty list, leave it as it is.
-	Arrange func(w *checkpoint.Weight) []models.Arrangement
 	// MaxShardSize is the most bytes a shard may have; 0 is no limit.
 	MaxShardSize int64
 	// MaxTensors is the most tensors a shard may have; 0 is no limit.
@@ -104,18 +100,15 @@ type Shard struct {
 	Jobs []Job `json:"jobs"`
 }
 
-// Job is the way of one logical weight: decode, add what adapters add, transpose or arrange its rows, cast, quantise,
-// in this order. With Copy its stored bytes are taken as they are.
+// Job is the way of one logical weight: decode, add what adapters add, transpose, cast, quantise, in this order. With
+// Copy its stored bytes are taken as they are.
 type Job struct {
 	Weight    string       `json:"weight"`
-	Name      string       `json:"name,omitempty"` // in the result, empty where it is the same
 	Copy      bool         `json:"copy,omitempty"`
 	DType     tensor.DType `json:"dtype,omitzero"`    // of the values that are written; 0 of copied blocks
 	Finite    bool         `json:"finite,omitempty"`  // a value that is not finite is an error
 	RoundTrip *quant.Spec  `json:"through,omitempty"` // quantised so, and dequantised, before anything is added
 	Encode    *quant.Spec  `json:"encode,omitempty"`  // nil writes plain values
-	// Rows are those of the weight that are written, and their order; nil is all as they are.
-	Rows *models.Rows `json:"rows,omitempty"`
 	// Group names the weights that share what their scheme measures before it encodes them. They stand in one shard.
 	Group   string   `json:"group,omitempty"`
 	Outputs []Output `json:"outputs"`

@@ -244,15 +244,6 @@ func (r *run) result(start time.Time) Result {
 		Overflowed: r.overflows.Load(), Remarks: slices.Sorted(slices.Values(r.remarks)), Elapsed: time.Since(start)}
 }
 
-// sourceBytes is how much of the source a job reads.
-func (j *jobRun) sourceBytes() int64 {
-	lo, hi := j.extent()
-	if all := j.weight.Count(); all > hi-lo {
-		return int64(float64(j.weight.StoredBytes()) / float64(all) * float64(hi-lo))
-	}
-	return j.weight.StoredBytes()
-}
-
 // prepare finds the weights of all jobs again, and divides the memory for the largest of them.
 func (r *run) prepare(ctx context.Context) error {
 	r.weights = make(map[string]*Weight, len(r.from.Weights))
@@ -279,7 +270,7 @@ func (r *run) prepare(ctx context.Context) error {
 				return err
 			}
 			needs.add(j)
-			r.total += j.sourceBytes()
+			r.total += j.weight.StoredBytes()
 		}
 	}
 	r.budget, err = newBudget(needs, r.opts.Memory, r.opts.Threads)

@@ -9,13 +9,12 @@ import (
 // every other.
 type scratch struct {
 	checkpoint.Reader
-	cast, arranged []byte
-	gathered       []byte // of a weight that is put together
-	out, kept      []byte
-	deferred       []float32
-	merge          mergeBuffers
-	ranges         []quant.Range
-	views          [][]byte
+	cast, out, kept []byte
+	gathered        []byte // of a weight that is put together
+	deferred        []float32
+	merge           mergeBuffers
+	ranges          []quant.Range
+	views           [][]byte
 }
 
 // newScratch makes the memory of a worker that holds a token in compute while it computes.

@@ -38,8 +38,7 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 		return tasks, nil
 	}
 	tasks = r.tiles(j)
-	lo, hi := j.extent()
-	n := hi - lo
+	n := j.weight.Count()
 	if j.encoder != nil {
 		var err error
 		j.deferred, err = newDeferred(ctx, j.encoder.Deferred(0, n), memory, r.budget.deferred, r.scratch)
@@ -50,14 +49,13 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 
 // tiles cuts a job whose values are read into tasks. Of one that has to be prepared one worker does all.
 func (r *run) tiles(j *jobRun) []task {
-	first, last := j.extent()
-	step := j.tileElements(r.budget.tile)
+	n, step := j.weight.Count(), j.tileElements(r.budget.tile)
 	if j.prepared() {
-		step = max(last-first, 1)
+		step = max(n, 1)
 	}
 	var tasks []task
-	for lo := first; lo < last; lo += step {
-		tasks = append(tasks, task{job: j, lo: lo, hi: min(lo+step, last)})
+	for lo := int64(0); lo < n; lo += step {
+		tasks = append(tasks, task{job: j, lo: lo, hi: min(lo+step, n)})
 	}
 	return tasks
 }
@@ -111,8 +109,7 @@ func (r *run) inTiles(ctx context.Context, s *scratch, t task, tile func(lo, hi 
 	return nil
 }
 
-// values reads the elements [lo, hi) of a job's weight, with what adapters add, as they are written or quantised: cast,
-// and their rows arranged.
+// values reads the elements [lo, hi) of a job's weight, with what adapters add, as they are written or quantised: cast.
 func (r *run) values(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
@@ -153,11 +150,6 @@ func (r *run) values(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) (
 		}
 		values = b
 	}
-	if rows := j.rows(); rows.Run() > 1 {
-		b := sized(&s.arranged, int64(len(values)))
-		turnRows(b, values, rows, int64(len(values))/(hi-lo)*j.run()/rows.Run(), false)
-		values = b
-	}
 	return values, nil
 }
 
@@ -167,8 +159,6 @@ func (r *run) change(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) e
 	if err != nil {
 		return err
 	}
-	first, _ := j.extent() // of the weight: what is written begins there
-	lo, hi = lo-first, hi-first
 	if j.encoder == nil {
 		return r.write(j.shard, values, j.Outputs[0].Offset+lo*j.DType.Bits()/8)
 	}
@@ -223,17 +213,7 @@ func (j *jobRun) locate(err error) error {
 	if !errors.As(err, &bad) {
 		return err
 	}
-	first, _ := j.extent()
-	index := bad.Index + first
-	if rows := j.rows(); rows.Run() > 1 { // where it lies in the weight
-		width := j.run() / rows.Run()
-		row := bad.Index / width
-		for i := range rows.Run() {
-			if rows.Place(i) == row%rows.Run() {
-				index = first + (row-row%rows.Run()+i)*width + bad.Index%width
-			}
-		}
-	}
+	index := bad.Index
 	shape := j.weight.Shape
 	if j.flip {
 		index = index%shape[0]*shape[1] + index/shape[0]

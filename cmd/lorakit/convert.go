@@ -27,6 +27,11 @@ layer of the architecture, and no embedding, norm, output head, router or
 expert. DST then loads in transformers and bitsandbytes as their own 4-bit model. The
 files beside the weights (tokenizer, licence, …) are carried along.
 
+A DST that ends in .gguf is a model of llama.cpp: its names, layouts, types and keys, the
+tokenizer among them. --quantize is a file type then, such as q4_k_m, by whose rules each
+tensor gets a type as llama-quantize gives it. A SRC in GGUF becomes a folder of
+transformers, with its config.json and tokenizer, where DST is a folder.
+
 SRC may be a LoRA adapter too: --to peft, kohya, diffusers, mlx or loralib writes it in
 that dialect, and --experts per-expert or fused with its experts laid out in that way, with
 the same delta.
@@ -35,6 +40,8 @@ DST appears whole or not at all: all is written into DST.partial, and one rename
 makes it DST. After a kill or a full disk, --resume goes on with what is there.`,
 		Example: `  lorakit convert llama llama-nf4 --quantize nf4
   lorakit convert llama-nf4 llama-bf16 --quantize none --dtype bf16
+  lorakit convert llama llama.gguf --quantize q4_k_m
+  lorakit convert llama.gguf llama-again
   lorakit convert weights.safetensors half.safetensors --dtype f16
   lorakit convert my-lora my-lora.safetensors --to kohya`,
 		Args: cobra.ExactArgs(2),
@@ -82,7 +89,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 			if o.Base != "dequantized" {
 				names = append(names, "block-size", "double-quant", "allow-non-finite")
 			}
-			if err := useless(c, "says how to quantise; it needs --quantize nf4, fp4 or int8", names...); err != nil {
+			if err := useless(c, "says how to quantise; it needs --quantize nf4, int8, q4_k_m, …", names...); err != nil {
 				return err
 			}
 		}
@@ -106,7 +113,9 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 		if o.Threads < 0 || c.Flags().Changed("threads") && o.Threads == 0 {
 			return usageError{fmt.Errorf("--threads is %d, expected 1 or more", o.Threads)}
 		}
-		o.MaxShardSize, o.Memory = shard.bytes, memory.bytes
+		if o.Memory = memory.bytes; c.Flags().Changed("max-shard-size") {
+			o.MaxShardSize = shard.bytes
+		}
 		limitMemory(o.Memory)
 		p, err := newProgress(progress, c.ErrOrStderr(), dst)
 		if err != nil {
@@ -144,8 +153,8 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.StringVar(&o.To, "to", "", "format to write; lorakit formats lists them (default: that of SRC, or of DST's "+
 		"extension)")
 	f.StringVar(&o.DType, "dtype", "keep", "cast plain weights: keep, f32, f16 or bf16")
-	f.StringVar(&o.Quantize, "quantize", "keep", "keep, none (plain weights), nf4, fp4, int8, or a type of a "+
-		"plugin; lorakit formats lists them")
+	f.StringVar(&o.Quantize, "quantize", "keep", "keep, none (plain weights), nf4, fp4, int8, for GGUF q8_0, q4_k_m, …, "+
+		"or a type of a plugin; lorakit formats lists them")
 	f.IntVar(&o.BlockSize, "block-size", 64, "elements that share one scale in nf4 and fp4: 32, 64, … 4096")
 	f.BoolVar(&o.DoubleQuant, "double-quant", true, "quantise the scales of nf4 and fp4 as well")
 	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for "+
@@ -157,7 +166,8 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.StringVar(&o.Base, "base", "as-is", "what adapters are added to: as-is, or dequantized (NF4 and back, as QLoRA has "+
 		"seen it)")
 	f.Float64Var(&minKept, "min-kept", 0.5, "fail where a module keeps less than this share of an adapter; 0 never fails")
-	f.Var(&shard, "max-shard-size", "most bytes of tensors in a file, such as 5GB or 500MiB")
+	f.Var(&shard, "max-shard-size", "most bytes of tensors in a file, such as 5GB or 500MiB; of GGUF there is no limit "+
+		"where it is not given")
 	f.StringVar(&o.PreTokenizer, "pre-tokenizer", "", "GGUF's `NAME` for how a tokenizer cuts text, such as llama-bpe, "+
 		"in place of what its files say")
 	f.StringVar(&o.RopeScaling, "rope-scaling", "", "rope_parameters, as `JSON`, of a model made of a GGUF file whose "+
@@ -169,12 +179,12 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.BoolVar(&o.Force, "force", false, "replace DST if it exists; the old one is removed last")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print what would be done, and do nothing")
 	linkFlag(c, &o.FollowLinks)
-	f.BoolVar(&o.AllowNonFinite, "allow-non-finite", false, "encode NaN and infinity as bitsandbytes does, instead of "+
+	f.BoolVar(&o.AllowNonFinite, "allow-non-finite", false, "encode NaN and infinity as the scheme does, instead of "+
 		"refusing them")
 	f.StringVar(&progress, "progress", "auto", "auto, bar, plain, json or none")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object on stdout")
 	complete(c, "dtype", "keep", "f32", "f16", "bf16")
-	complete(c, "quantize", "keep", "none", "nf4", "fp4", "int8")
+	complete(c, "quantize", lorakit.QuantizeChoices()...)
 	complete(c, "experts", lorakit.ExpertChoices()...)
 	complete(c, "base", "as-is", "dequantized")
 	complete(c, "progress", "auto", "bar", "plain", "json", "none")

@@ -65,9 +65,14 @@ func formatsCommand() *cobra.Command {
 			t = newTable(w, "SCHEME", "TYPES")
 			for _, s := range r.Schemes {
 				t.row(s.Name, strings.Join(s.Types, " "))
+				if len(s.ReadOnly) > 0 {
+					t.row("", strings.Join(s.ReadOnly, " ")+" (read only)")
+				}
 			}
 			t.flush()
-			fmt.Fprintf(w, "\n%d architectures of transformers are known; --json lists them\n", len(r.Architectures))
+			fmt.Fprintf(w, "\nfile types of GGUF: %s\n", strings.Join(r.GGUF.FileTypes, " "))
+			fmt.Fprintf(w, "\n%d architectures of transformers are known, %d of them to GGUF; --json lists them\n",
+				len(r.Architectures), len(r.GGUF.Architectures))
 			return nil
 		},
 	}
