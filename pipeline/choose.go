@@ -58,7 +58,8 @@ func (b *planner) check() error {
 		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, checkpoint.ConfigName),
 			ErrRefused)
 	}
-	if b.Quantize != "keep" || b.Options.DType != 0 {
+	// Tensors that become a GGUF file's have each been recognised as the model's, experts in MXFP4 too.
+	if b.from.gguf == nil && (b.Quantize != "keep" || b.Options.DType != 0) {
 		if err := b.CheckReadable(); err != nil {
 			return err
 		}
