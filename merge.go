@@ -64,7 +64,7 @@ func (r *ConvertResult) rounding(
 func merge(
 	ctx context.Context, c *checkpoint.Checkpoint, adapters []Adapter, subtract, followLinks bool,
 ) (*pipeline.Merged, lora.Several, error) {
-	list, err := lora.OpenAll(ctx, adapters, storage.Options{FollowLinks: followLinks})
+	list, err := lora.OpenAll(ctx, forBase(adapters, baseOf(ctx, c)), storage.Options{FollowLinks: followLinks})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -180,6 +180,7 @@ type Adapter struct {
 	settings   *Settings                           // of one that was made by New
 	base       *models.Model                       // see model
 	looked     bool                                // base has been looked for
+	foreign    bool                                // its modules have the names of GGUF, see readGGUF
 }
 
 // Close closes the adapter's files.

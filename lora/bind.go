@@ -158,6 +158,9 @@ func Bind(adapters []Weighted, targets []Target, model *models.Model) (*Binding,
 	b.findHead()
 	for i, a := range adapters {
 		b.out.Notices = append(b.out.Notices, a.Notices...)
+		if err := a.placed(); err != nil {
+			return nil, err
+		}
 		if err := a.finiteScales(); err != nil {
 			return nil, a.named(err)
 		}

@@ -291,6 +291,9 @@ func (o *CombineOptions) plainBase(adapters []Weighted) error {
 	}
 	whole := math.Abs(sum) <= 1e-9*size && (o.Type == "cat" || o.Type == "svd") // the other types are no sums
 	for _, a := range adapters {
+		if err := a.Config.always(); err != nil {
+			return a.named(err)
+		}
 		if err := a.Config.plainBase(); err != nil && !(whole && a.Config.subtracts()) {
 			return a.named(err)
 		}

@@ -33,6 +33,7 @@ type Config struct {
 	EnsureTie   bool           `json:"ensure_weight_tying"`
 	Tokens      jsontext.Value `json:"trainable_token_indices"`
 	BLayout     string         `json:"lora_B_layout"` // of unsloth: rank_major or grouped_by_expert
+	Invocation  []int64        `json:"alora_invocation_tokens"`
 	Targets     jsontext.Value `json:"target_modules"`
 	Exclude     jsontext.Value `json:"exclude_modules"`
 	Layers      jsontext.Value `json:"layers_to_transform"`
@@ -90,23 +91,24 @@ func (l *patterns) add(p pattern) {
 // unsupported are the fields that change what an adapter computes and are not known here. A value that is null, false
 // or empty switches them off.
 var unsupported = []string{
-	"alora_invocation_tokens", "arrow_config", "enable_lora", "kasa_config", "layer_replication", "monteclora_config",
+	"arrow_config", "enable_lora", "kasa_config", "layer_replication", "monteclora_config",
 	"use_bdlora", "use_qalora", "velora_config",
 }
 
 // known are the other fields of the configs of PEFT 0.21 and of those that write such folders: the ones that are
 // looked at, and those that say how an adapter begins or is trained.
 var known = []string{
-	"alpha", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "beta1", "beta2", "bias", "corda_config",
+	"alora_invocation_tokens", "alpha", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "beta1", "beta2",
+	"bias", "corda_config",
 	"d_initial", "decompose_both", "decompose_factor", "deltaT",
 	"ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "inference_mode",
 	"init_ia3_weights", "init_lora_weights", "init_r", "init_weights",
 	"layers_pattern", "layers_to_transform", "loftq_config", "lora_B_layout", "lora_alpha", "lora_bias", "lora_dropout",
 	"lora_ga_config", "megatron_config", "megatron_core",
 	"merge_weights", "module_dropout", "modules_to_save", "orth_reg_weight", "peft_type", "peft_version",
-	"projection_prng_key", "qalora_group_size", "r", "rank_dropout", "rank_dropout_scale",
+	"projection_prng_key", "prompt_prefix", "qalora_group_size", "r", "rank_dropout", "rank_dropout_scale",
 	"rank_pattern", "revision", "runtime_config", "save_projection", "target_modules", "target_parameters", "target_r",
-	"task_type", "tfinal", "tinit", "total_step",
+	"task_name", "task_type", "tfinal", "tinit", "total_step",
 	"trainable_token_indices", "use_dora", "use_effective_conv2d", "use_rslora", "vera_dropout",
 	"apply_GS", "block_share", "boft_block_num", "boft_block_size", "boft_dropout", "boft_n_butterfly_factor", "coft",
 	"eps", "init_logits_std", "init_vector_bank_bound", "mini_r", "miss_dropout", "module_dropout", "n_frequency",

@@ -12,7 +12,6 @@ func TestConfigRefuses(t *testing.T) {
 		`{"peft_type": "OTHER", "r": 4}`:                                   "peft_type is \"OTHER\"; known are LORA, ADALORA",
 		`{"peft_type": "LORA", "r": 0}`:                                    "r is 0",
 		`{"peft_type": "LORA", "r": 4, "use_qalora": true}`:                "use_qalora is \"true\"",
-		`{"peft_type": "LORA", "r": 4, "alora_invocation_tokens": [1]}`:    "alora_invocation_tokens",
 		`{"peft_type": "LORA", "r": 4, "layer_replication": [[0, 2]]}`:     "layer_replication",
 		`{"peft_type": "LORA", "r": 4, "lora_B_layout": "other"}`:          "lora_B_layout",
 		`{"peft_type": "LORA", "r": 4, "rank_pattern": {"(": 2}}`:          "regular expression",

@@ -134,6 +134,9 @@ func ExpertChoices() []string { return []string{keepExperts, perExpert, fusedExp
 // apart returns the modules of an adapter with every stack of experts taken apart into modules of single experts,
 // which view the stack's tensors.
 func (a *Adapter) apart() ([]*Module, error) {
+	if err := a.placed(); err != nil {
+		return nil, err
+	}
 	if err := a.plain(); err != nil {
 		return nil, err
 	}

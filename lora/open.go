@@ -29,10 +29,11 @@ const (
 	Diffusers = "diffusers" // one .safetensors file for the components of a pipeline
 	MLX       = "mlx"       // a folder: adapter_config.json, adapters.safetensors
 	LoRALib   = "loralib"   // one file of torch.save with lora_A and lora_B
+	GGUF      = "gguf"      // one .gguf file for llama.cpp, with the names of its base's
 )
 
 // Dialects lists the dialects, which are all read and written.
-func Dialects() []string { return []string{PEFT, Kohya, Diffusers, MLX, LoRALib} }
+func Dialects() []string { return []string{PEFT, Kohya, Diffusers, MLX, LoRALib, GGUF} }
 
 // OpenOptions say what a file leaves open. The zero value is right for all that say everything.
 type OpenOptions struct {
@@ -45,6 +46,12 @@ type OpenOptions struct {
 	// or diffusers has for it: "unet", "text_encoder_2". Others are left out, and a notice says so. An adapter that
 	// names no components is taken to be of that one.
 	Component string
+	// Base is what a GGUF adapter is for. Without one its modules keep the names that they have in its file; elsewhere it
+	// is not looked at.
+	Base *Base
+	// Conditional takes an adapter too whose deltas are for the tokens behind some others alone (aLoRA): whoever opens it
+	// does not add them to weights.
+	Conditional bool
 }
 
 const (
@@ -61,7 +68,8 @@ const mlxFile = "adapters.safetensors"
 // errNone says that a path is none of what Open reads.
 func errNone(path, found string) error {
 	return fmt.Errorf("%s: %w: %s, expected an adapter: a PEFT folder (%s, %s), an MLX folder (%s, %s), or a file of "+
-		"kohya, diffusers or loralib", path, ErrUnsupported, found, configName, adapterFiles[0], configName, mlxFile)
+		"kohya, diffusers, loralib or llama.cpp", path, ErrUnsupported, found, configName, adapterFiles[0], configName,
+		mlxFile)
 }
 
 // Open reads the headers of an adapter of any of the Dialects.
@@ -95,6 +103,13 @@ func OpenIn(ctx context.Context, dir storage.Folder, name string, o OpenOptions)
 	}
 	if err == nil {
 		err = a.checkTypes()
+	}
+	if err == nil && !o.Conditional {
+		if err = a.Config.always(); err != nil && a.Dialect == PEFT {
+			err = fmt.Errorf("%s: %w", filepath.Join(a.Path, configName), err)
+		} else if err != nil {
+			err = a.named(err)
+		}
 	}
 	if err != nil {
 		a.Close()
@@ -275,7 +290,7 @@ func (a *Adapter) openContainer(ctx context.Context, name string) error {
 	return a.expanded(file.Size(), a.tensors)
 }
 
-// openFile reads a file of kohya, diffusers or loralib.
+// openFile reads a file of kohya, diffusers, loralib or llama.cpp.
 func (a *Adapter) openFile(ctx context.Context, name string, o OpenOptions) error {
 	path := a.Path
 	err := a.openContainer(ctx, name)
@@ -294,6 +309,8 @@ func (a *Adapter) openFile(ctx context.Context, name string, o OpenOptions) erro
 		return a.readOneFile(tensors, metadata)
 	case LoRALib:
 		return a.readLoRALib(tensors, o.Alpha)
+	case GGUF:
+		return a.readGGUF(metadata, o.Base)
 	case PEFT, MLX:
 		what := fmt.Sprintf("which has its scaling in an %s beside it, and there is none", configName)
 		if f, err := a.Dir.Open(ctx, configName); err == nil {
@@ -329,6 +346,9 @@ func (a *Adapter) expanded(size int64, tensors []formats.Tensor) error {
 
 // dialectOf tells from the names of a file's tensors of which dialect they are, and by which.
 func dialectOf(tensors []formats.Tensor, metadata formats.Metadata) (dialect, example string) {
+	if isGGUF(metadata) {
+		return GGUF, ""
+	}
 	for i := range tensors { // as PEFT's AdaLoRA, whose lora_A is called as in loralib
 		if name, ok := strings.CutPrefix(tensors[i].Name, peftPrefix); ok && strange(strings.Split(name, ".")) {
 			return PEFT, tensors[i].Name

@@ -47,6 +47,9 @@ func (m *Module) peftOutputs(adapted []string) []Output {
 func (a *Adapter) encodePEFT(experts string) (*Encoded, error) {
 	modules, config := a.Modules, a.Config.raw
 	rebuilt := a.Dialect != PEFT || experts != keepExperts
+	if a.Dialect == GGUF && experts == keepExperts { // which has them as the checkpoint of its base does
+		experts = perExpert
+	}
 	if rebuilt {
 		var err error
 		if experts == perExpert {
@@ -107,7 +110,7 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 	common := commonScales(modules)
 	for _, m := range modules {
 		if _, _, _, ok := splitExpert(m.Name); ok { // PEFT looks up no pattern for them
-			common = scales{m.Rank, m.Scaling * float64(m.Rank), m.Scaling}
+			common = scales{m.Rank, m.alpha(), m.Scaling}
 			break
 		}
 	}
@@ -119,7 +122,7 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 		s.EnsureTie = a.Config.EnsureTie
 		s.Like, s.Keep = &a.Config, slices.Concat(modelFields,
 			[]string{"modules_to_save", "trainable_token_indices", "bias", "use_dora", "lora_bias", "ensure_weight_tying",
-				"lora_dropout", "init_lora_weights"})
+				"lora_dropout", "init_lora_weights", "alora_invocation_tokens", "task_name", "prompt_prefix"})
 	default:
 		s.Base = a.Config.Base
 	}
@@ -180,7 +183,7 @@ func (a *Adapter) peftConfig(modules []*Module) ([]byte, error) {
 		if m.Rank != s.Rank {
 			s.Ranks[full] = m.Rank
 		}
-		if alpha := m.Scaling * float64(m.Rank); alpha != s.Alpha {
+		if alpha := m.alpha(); alpha != s.Alpha {
 			s.Alphas[full] = alpha
 		}
 	}
@@ -226,6 +229,9 @@ type Settings struct {
 	EnsureTie  bool // ensure_weight_tying
 	LoraBias   bool
 	Tokens     map[string][]int64 // trainable_token_indices
+	Invocation []int64            // alora_invocation_tokens
+	// TaskName and PromptPrefix are what llama.cpp shows of an adapter.
+	TaskName, PromptPrefix string
 
 	names ends // that Ranks and Alphas are looked up with
 }
@@ -288,6 +294,15 @@ func PEFTConfig(s Settings, modules []string) ([]byte, error) {
 	}
 	if s.Bias != "" {
 		fields["bias"] = s.Bias
+	}
+	if len(s.Invocation) > 0 {
+		fields["alora_invocation_tokens"] = s.Invocation
+	}
+	if s.TaskName != "" {
+		fields["task_name"] = s.TaskName
+	}
+	if s.PromptPrefix != "" {
+		fields["prompt_prefix"] = s.PromptPrefix
 	}
 	if s.TaskType != "" {
 		fields["task_type"] = s.TaskType

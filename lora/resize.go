@@ -27,6 +27,9 @@ func Resize(ctx context.Context, a *Adapter, rank int, energy float64, emit func
 	if err := a.Config.plainBase(); err != nil {
 		return nil, a.named(err)
 	}
+	if err := a.Config.always(); err != nil {
+		return nil, a.named(err)
+	}
 	naming, err := namingOf([]Weighted{{Adapter: a}})
 	if err != nil {
 		return nil, err

@@ -21,7 +21,8 @@ func UnknownOption(what, value string, known ...string) error {
 		nearest.Suggestion(value, known))
 }
 
-// Source is an adapter in any dialect that is known (Dialects): a PEFT or an MLX folder, a kohya or a loralib file.
+// Source is an adapter in any dialect that is known (Dialects): a PEFT or an MLX folder, a file of kohya,
+// diffusers, loralib or llama.cpp.
 type Source struct {
 	Path   string
 	Weight float64 // the factor of its delta; 0 stands for 1
@@ -33,6 +34,8 @@ type Source struct {
 	// Component, where not empty, is the one part of a pipeline whose modules are taken, for an adapter in one file that
 	// is for several: "unet", "text_encoder".
 	Component string
+	// Base is what a GGUF adapter is for, whose names only it tells.
+	Base *Base
 }
 
 // Paths lists the paths of adapters.
@@ -56,6 +59,10 @@ func (s Several) Close() {
 
 // OpenAll opens adapters. An Alpha or an ExpertLayout that none of them needs is an error of kind ErrOption.
 func OpenAll(ctx context.Context, sources []Source, o storage.Options) (Several, error) {
+	return openAll(ctx, sources, o, false)
+}
+
+func openAll(ctx context.Context, sources []Source, o storage.Options, conditional bool) (Several, error) {
 	var list Several
 	needsAlpha, needsLayout := false, false
 	for _, s := range sources {
@@ -66,7 +73,7 @@ func OpenAll(ctx context.Context, sources []Source, o storage.Options) (Several,
 			list.Close()
 			return nil, fmt.Errorf("%w: the weight of %s is %v, expected a finite number", ErrOption, s.Path, s.Weight)
 		}
-		a, err := openSource(ctx, s, o)
+		a, err := openSource(ctx, s, o, conditional)
 		if err != nil {
 			list.Close()
 			return nil, err
@@ -90,9 +97,9 @@ func OpenAll(ctx context.Context, sources []Source, o storage.Options) (Several,
 }
 
 // OpenWithoutBase opens adapters that are used without their base: one with tensors of modules that its config leaves
-// out is an error.
+// out is an error. What they add to each weight is not added to any, so aLoRA is taken too.
 func OpenWithoutBase(ctx context.Context, sources []Source, o storage.Options) (Several, error) {
-	list, err := OpenAll(ctx, sources, o)
+	list, err := openAll(ctx, sources, o, true)
 	if err != nil {
 		return nil, err
 	}
@@ -129,10 +136,11 @@ func (s Several) Paths() []string {
 	return list
 }
 
-func openSource(ctx context.Context, s Source, o storage.Options) (*Adapter, error) {
+func openSource(ctx context.Context, s Source, o storage.Options, conditional bool) (*Adapter, error) {
 	dir, name, err := storage.Resolve(s.Path, o)
 	if err != nil {
 		return nil, err
 	}
-	return OpenIn(ctx, dir, name, OpenOptions{Alpha: s.Alpha, ExpertLayout: s.ExpertLayout, Component: s.Component})
+	return OpenIn(ctx, dir, name, OpenOptions{Alpha: s.Alpha, ExpertLayout: s.ExpertLayout, Component: s.Component,
+		Base: s.Base, Conditional: conditional})
 }

@@ -100,16 +100,18 @@ type Output struct {
 	tensor.Info
 	From  Matrix
 	Scale float64 // of the values; 1 leaves them as they are
+	// As, where it has a name, is what the tensor is written as. Else that is Info, or with the type that all are cast to.
+	As tensor.Info
 }
 
 // output is a tensor of the values of a matrix.
 func output(name string, from Matrix, shape ...int64) Output {
-	return Output{tensor.Info{Name: name, DType: from.T.DType, Shape: shape}, from, 1}
+	return Output{Info: tensor.Info{Name: name, DType: from.T.DType, Shape: shape}, From: from, Scale: 1}
 }
 
 // asItIs is a tensor under another name.
 func asItIs(name string, t *formats.Tensor) Output {
-	return Output{tensor.Info{Name: name, DType: t.DType, Shape: t.Shape}, matrixOf(t), 1}
+	return Output{Info: tensor.Info{Name: name, DType: t.DType, Shape: t.Shape}, From: matrixOf(t), Scale: 1}
 }
 
 // scaled is a tensor whose values are multiplied, so that they no longer fit their type.
@@ -174,6 +176,10 @@ type Encoded struct {
 type EncodeOptions struct {
 	To      string // one of Dialects; empty keeps that of the adapter
 	Experts string // one of ExpertChoices; empty is "keep", what the dialect has
+	// Of a GGUF adapter: Base is what it is for, Type one of GGUFTypes, where empty is f32. TaskName and PromptPrefix,
+	// where not empty, are put in place of what the adapter says of itself.
+	Base                         *Base
+	Type, TaskName, PromptPrefix string
 }
 
 // Encode makes an adapter one of another dialect, with the same delta. Headers are read, and where experts are joined
@@ -188,6 +194,17 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 	if !slices.Contains(ExpertChoices(), o.Experts) {
 		return nil, fmt.Errorf("%w: experts %s; known are %s", ErrUnsupported, tensor.Quote(o.Experts),
 			choices(o.Experts, ExpertChoices()))
+	}
+	if err := a.placed(); err != nil {
+		return nil, err
+	}
+	if err := a.Config.always(); err != nil && o.To != PEFT && o.To != GGUF {
+		return nil, a.named(err)
+	}
+	if o.To == GGUF {
+		if err := a.otherMethod(); err != nil {
+			return nil, err
+		}
 	}
 	if start := a.Config.Residual(); start != "" && (o.To != PEFT || a.Dialect == Diffusers) {
 		return nil, fmt.Errorf("%s: %w: init_lora_weights is %s, whose deltas are for the base without the part it started "+
@@ -212,6 +229,8 @@ func (a *Adapter) Encode(o EncodeOptions) (*Encoded, error) {
 		e, err = a.encodeMLX(o.Experts)
 	case LoRALib:
 		e, err = a.encodeLoRALib(o.Experts)
+	case GGUF:
+		e, err = a.encodeGGUF(o)
 	default:
 		return nil, fmt.Errorf("%w: dialect %s; known are %s", ErrUnsupported, tensor.Quote(o.To), choices(o.To, Dialects()))
 	}
@@ -271,6 +290,14 @@ type scales struct {
 	scaling float64
 }
 
+// alpha is what gives the scaling by the rank.
+func (m *Module) alpha() float64 {
+	if m.Alpha/float64(m.Rank) == m.Scaling {
+		return m.Alpha // and not what a division and a product leave of it
+	}
+	return m.Scaling * float64(m.Rank)
+}
+
 func commonScales(modules []*Module) scales {
 	counts := map[scales]int{}
 	var best scales
@@ -278,7 +305,7 @@ func commonScales(modules []*Module) scales {
 		if m.A.T == nil {
 			continue
 		}
-		s := scales{m.Rank, m.Scaling * float64(m.Rank), m.Scaling}
+		s := scales{m.Rank, m.alpha(), m.Scaling}
 		if counts[s]++; counts[s] > counts[best] {
 			best = s
 		}

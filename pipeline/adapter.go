@@ -14,6 +14,7 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/ggml"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/lora"
@@ -92,11 +93,14 @@ func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.
 			return err
 		}
 		to := o.DType
-		if cast != 0 && to.Float() {
+		switch {
+		case o.As.Name != "":
+			to = o.As.DType
+		case cast != 0 && to.Float():
 			to = cast
 		}
 		job := Job{Weight: o.Name, DType: to, Finite: true, Outputs: []Output{{Info: o.Info}}}
-		job.Outputs[0].DType = to
+		job.Outputs[0].DType, job.Outputs[0].Encoding = to, o.As.Encoding
 		job.Copy = !weight.DType.Numeric() || weight.DType == to && weight.Parts[0].Data == w.spool // numbers are looked at
 		m.Weights = append(m.Weights, &Weight{Weight: weight})
 		jobs = append(jobs, job)
@@ -123,24 +127,45 @@ func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.
 // weight is the weight that holds the values of an output as they are; what has to be computed is spooled.
 func (w *AdapterWriter) weight(values *lora.Writer, o lora.Output) (*checkpoint.Weight, error) {
 	t := o.Stored()
-	if t == nil {
+	if blocks := o.As.Encoding; t == nil || blocks != (tensor.Encoding{}) {
 		v, err := values.Values(o)
 		if err != nil {
 			return nil, err
 		}
+		info := tensor.Info{Name: o.Name, DType: tensor.F32, Shape: o.Shape}
 		b := make([]byte, 4*len(v))
-		if err := tensor.FromFloats(b, tensor.F32, v); err != nil {
+		if blocks != (tensor.Encoding{}) {
+			info.DType, info.Encoding = 0, blocks
+			b, err = inBlocks(v, blocks)
+		} else {
+			err = tensor.FromFloats(b, tensor.F32, v)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(o.Name), err)
 		}
-		at, err := w.spooled(tensor.Info{Name: o.Name, DType: tensor.F32, Shape: o.Shape}, b)
+		at, err := w.spooled(info, b)
 		if err != nil {
 			return nil, err
 		}
 		t = &at
 	}
 	info := o.Info
-	info.DType = t.DType
+	info.DType, info.Encoding = t.DType, t.Encoding
 	return &checkpoint.Weight{Info: info, Values: t.DType, Parts: []formats.Tensor{*t}}, nil
+}
+
+// inBlocks quantises the values of a factor, which are in memory as they are.
+func inBlocks(v []float32, blocks tensor.Encoding) ([]byte, error) {
+	typ, err := ggml.Parse(blocks.Name)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, len(v)/typ.Elements()*typ.Bytes())
+	if bad := typ.Quantize(b, v); bad >= 0 {
+		return nil, fmt.Errorf("found %v in a block of %v at element %d, expected numbers whose scale float16 holds", v[bad],
+			typ, bad)
+	}
+	return b, nil
 }
 
 // adapterFile says in which format, and under which name, the tensors of an adapter are written.
@@ -154,7 +179,8 @@ func adapterFile(e *lora.Encoded, dst string) (formats.Format, string, error) {
 	case e.File != "" && single:
 		err := fmt.Errorf("%s: %w: a %s adapter is a folder, and this is the name of a file", dst, ErrRefused, e.Dialect)
 		return nil, "", hint.With(err, hint.Hint{
-			Function: "Convert", Option: "To", Value: lora.Kohya + ", " + lora.Diffusers + " or " + lora.LoRALib,
+			Function: "Convert", Option: "To",
+			Value:  strings.Join([]string{lora.Kohya, lora.Diffusers, lora.LoRALib}, ", ") + " or " + lora.GGUF,
 			Effect: "makes a file of one",
 		})
 	case e.File != "":

@@ -57,27 +57,46 @@ func adapterFlags(c *cobra.Command) func(list []string) ([]lorakit.Adapter, erro
 // convertsAdapter reports whether convert is to make an adapter: SRC is one, or --to asks for it.
 func convertsAdapter(c *cobra.Command, src string) bool {
 	to, err := c.Flags().GetString("to")
-	return err == nil && slices.Contains(lorakit.AdapterDialects(), to) || lorakit.IsAdapter(src)
+	// GGUF is a format of checkpoints too.
+	return err == nil && to != "gguf" && slices.Contains(lorakit.AdapterDialects(), to) || lorakit.IsAdapter(src)
 }
 
 // ofAdapters are the flags of convert that it takes for an adapter.
-var ofAdapters = []string{"to", "dtype", "experts", "alpha", "expert-layout", "component", "force", "follow-links",
-	"json", "progress"}
+var ofAdapters = []string{"to", "dtype", "quantize", "experts", "alpha", "expert-layout", "component", "base",
+	"task-name", "prompt-prefix", "force", "follow-links", "json", "progress"}
+
+const aboutGGUF = "is for an adapter that is written as GGUF"
+
+// ggufFlags gives convert the flags of adapters that are written as GGUF.
+func ggufFlags(c *cobra.Command) {
+	c.Flags().String("task-name", "", "of an adapter as GGUF, what llama.cpp calls its task")
+	c.Flags().String("prompt-prefix", "", "of an adapter as GGUF, what llama.cpp puts before its prompts")
+}
 
 // convertAdapter writes an adapter in another dialect.
 func convertAdapter(c *cobra.Command, args []string, parse func([]string) ([]lorakit.Adapter, error)) error {
+	text := func(name string) string { return c.Flags().Lookup(name).Value.String() }
+	asGGUF := text("to") == "gguf" || text("to") == "" && strings.HasSuffix(args[1], ".gguf")
 	var other []string
 	c.Flags().VisitAll(func(f *pflag.Flag) {
-		if !slices.Contains(ofAdapters, f.Name) {
+		if !slices.Contains(ofAdapters, f.Name) || f.Name == "quantize" && !asGGUF {
 			other = append(other, f.Name)
 		}
 	})
 	if err := useless(c, "is for checkpoints, and "+args[0]+" is converted as an adapter", other...); err != nil {
 		return err
 	}
-	text := func(name string) string { return c.Flags().Lookup(name).Value.String() }
+	if !asGGUF {
+		if err := useless(c, aboutGGUF, "task-name", "prompt-prefix"); err != nil {
+			return err
+		}
+	}
 	o := lorakit.AdapterOptions{To: text("to"), DType: text("dtype"), Experts: text("experts"),
+		Quantize: text("quantize"), TaskName: text("task-name"), PromptPrefix: text("prompt-prefix"),
 		Force: text("force") == "true", FollowLinks: text("follow-links") == "true"}
+	if c.Flags().Changed("base") {
+		o.Base = text("base")
+	}
 	if known := lorakit.AdapterDialects(); o.To != "" && !slices.Contains(known, o.To) {
 		return usageError{fmt.Errorf("--to %q is no dialect of adapters; known are %s%s", o.To, strings.Join(known, ", "),
 			nearest.Suggestion(o.To, known))}

@@ -32,9 +32,11 @@ tokenizer among them. --quantize is a file type then, such as q4_k_m, by whose r
 tensor gets a type as llama-quantize gives it. A SRC in GGUF becomes a folder of
 transformers, with its config.json and tokenizer, where DST is a folder.
 
-SRC may be a LoRA adapter too: --to peft, kohya, diffusers, mlx or loralib writes it in
+SRC may be a LoRA adapter too: --to peft, kohya, diffusers, mlx, loralib or gguf writes it in
 that dialect, and --experts per-expert or fused with its experts laid out in that way, with
-the same delta.
+the same delta. For llama.cpp, DST ends in .gguf. To GGUF and from it, --base names the folder
+of the model that the adapter is for, whose config.json is enough; without it the folder counts
+that the adapter's own config names. --dtype f32, f16 or bf16 and --quantize q8_0 are the types.
 
 DST appears whole or not at all: all is written into DST.partial, and one rename
 makes it DST. After a kill or a full disk, --resume goes on with what is there.`,
@@ -43,11 +45,14 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
   lorakit convert llama llama.gguf --quantize q4_k_m
   lorakit convert llama.gguf llama-again
   lorakit convert weights.safetensors half.safetensors --dtype f16
-  lorakit convert my-lora my-lora.safetensors --to kohya`,
+  lorakit convert my-lora my-lora.safetensors --to kohya
+  lorakit convert my-lora my-lora.gguf --base llama
+  lorakit convert my-lora.gguf my-lora --base llama`,
 		Args: cobra.ExactArgs(2),
 	}
 	run := convertFlags(c)
 	parse := adapterFlags(c)
+	ggufFlags(c)
 	c.Flags().StringArrayVar(&merge, "merge", nil, "add the delta of `ADAPTER[=WEIGHT]`; may be repeated")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		adapters, err := parse(merge)
@@ -57,6 +62,9 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
 		if len(adapters) == 0 {
 			if convertsAdapter(c, args[0]) {
 				return convertAdapter(c, args, parse)
+			}
+			if err := useless(c, aboutGGUF, "task-name", "prompt-prefix"); err != nil {
+				return err
 			}
 			about := "is about adapters; it needs --merge ADAPTER"
 			if err := useless(c, about, "base", "min-kept", "alpha", "expert-layout", "component"); err != nil {
@@ -164,7 +172,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "do not quantise the tensors whose whole name matches `GLOB`; may be "+
 		"repeated")
 	f.StringVar(&o.Base, "base", "as-is", "what adapters are added to: as-is, or dequantized (NF4 and back, as QLoRA has "+
-		"seen it)")
+		"seen it); of an adapter to or from GGUF, the folder of its model")
 	f.Float64Var(&minKept, "min-kept", 0.5, "fail where a module keeps less than this share of an adapter; 0 never fails")
 	f.Var(&shard, "max-shard-size", "most bytes of tensors in a file, such as 5GB or 500MiB; of GGUF there is no limit "+
 		"where it is not given")
@@ -186,7 +194,7 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	complete(c, "dtype", "keep", "f32", "f16", "bf16")
 	complete(c, "quantize", lorakit.QuantizeChoices()...)
 	complete(c, "experts", lorakit.ExpertChoices()...)
-	complete(c, "base", "as-is", "dequantized")
+	completeOrFile(c, "base", "as-is", "dequantized")
 	complete(c, "progress", "auto", "bar", "plain", "json", "none")
 	return run
 }
@@ -204,6 +212,14 @@ func useless(c *cobra.Command, why string, names ...string) error {
 func complete(c *cobra.Command, flag string, values ...string) {
 	if err := c.RegisterFlagCompletionFunc(flag,
 		cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag has been defined a few lines above
+	}
+}
+
+// completeOrFile is complete for a flag that may be the name of a file too.
+func completeOrFile(c *cobra.Command, flag string, values ...string) {
+	if err := c.RegisterFlagCompletionFunc(flag,
+		cobra.FixedCompletions(values, cobra.ShellCompDirectiveDefault)); err != nil {
 		panic(err) // the flag has been defined a few lines above
 	}
 }
