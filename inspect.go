@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/lora"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -30,6 +31,8 @@ type Inspection struct {
 	Metadata map[string]any    `json:"metadata"`
 	Values   []InspectedValue  `json:"values"`
 	Tensors  []InspectedTensor `json:"tensors"`
+	// Adapter says that the file's tensors are those of an adapter, of which InspectAdapter says more.
+	Adapter bool `json:"-"`
 }
 
 // InspectedValue is a named value that is stored with the tensors.
@@ -110,6 +113,11 @@ func Inspect(ctx context.Context, path string, o ReadOptions) (*Inspection, erro
 		Values:  []InspectedValue{},
 		Tensors: []InspectedTensor{},
 	}
+	var stored []formats.Tensor
+	for _, w := range c.Weights {
+		stored = append(stored, w.Parts...)
+	}
+	r.Adapter = !c.Folder && lora.AreAdapter(stored, c.Metadata())
 	for _, p := range c.Metadata() {
 		v := inspectedValue(p)
 		r.Metadata[v.Name] = v.Value

@@ -108,7 +108,7 @@ func (c *Checkpoint) restored(ctx context.Context, o RestoreOptions) (*Checkpoin
 		info := tensor.Info{Name: t.Name, Shape: t.Shape, DType: dtype}
 		var excerpts []Excerpt
 		for _, p := range t.Pieces {
-			excerpts = append(excerpts, Excerpt{byName[p.Tensor], p.View.Placed(0).Inverse().Moved(p.First, 0)})
+			excerpts = append(excerpts, Excerpt{byName[p.Tensor], p.View})
 		}
 		if w := excerpts[0].Weight; w.Decoder == nil && !w.DType.Float() {
 			info.DType = w.DType

@@ -155,7 +155,12 @@ func IsAdapter(path string) bool {
 		return false
 	}
 	defer c.Close()
-	dialect, _ := dialectOf(c.Tensors(), c.Metadata())
+	return AreAdapter(c.Tensors(), c.Metadata())
+}
+
+// AreAdapter reports whether the tensors and metadata of a file are those of an adapter.
+func AreAdapter(tensors []formats.Tensor, metadata formats.Metadata) bool {
+	dialect, _ := dialectOf(tensors, metadata)
 	return dialect != ""
 }
 

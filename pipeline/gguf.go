@@ -257,7 +257,7 @@ func madeOf(t *gguf.Tensor, byName map[string]*Weight, file string) (*Weight, er
 	var pieces []piece
 	count := t.View.Count()
 	for i, name := range t.Sources {
-		pieces = append(pieces, piece{byName[name], t.View.Placed(int64(i) * count)})
+		pieces = append(pieces, piece{byName[name], t.View.Moved(0, int64(i)*count)})
 	}
 	return together(tensor.Info{Name: t.Name, Shape: t.Shape}, pieces, t.Shift)
 }

@@ -3,6 +3,7 @@ package tensor
 import (
 	"cmp"
 	"encoding/binary"
+	"iter"
 	"slices"
 )
 
@@ -76,6 +77,24 @@ func (v View) Inverse() View {
 		dims[i] = Dim{d.N, d.To, d.From}
 	}
 	return NewView(dims, v.To, v.From)
+}
+
+// Elements returns where each element stands in the source and in the result, in the order of the result.
+func (v View) Elements() iter.Seq2[int64, int64] {
+	return func(yield func(from, to int64) bool) { v.elements(yield) }
+}
+
+func (v View) elements(yield func(from, to int64) bool) bool {
+	if len(v.Dims) == 0 {
+		return yield(v.From, v.To)
+	}
+	d := v.Dims[0]
+	for i := range d.N {
+		if !(View{v.Dims[1:], v.From + i*d.From, v.To + i*d.To}).elements(yield) {
+			return false
+		}
+	}
+	return true
 }
 
 // Moved is the view with its elements further on in the source and in the result.

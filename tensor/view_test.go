@@ -50,11 +50,18 @@ func TestViewGathers(t *testing.T) {
 		}))
 		require.Equal(t, want, got, "%+v [%d, %d)", v, lo, hi)
 
+		last := int64(-1)
+		found := map[[2]int64]bool{}
+		for from, to := range v.Elements() {
+			require.Greater(t, to, last)
+			last, found[[2]int64{from, to}] = to, true
+		}
 		back, there := map[[2]int64]bool{}, map[[2]int64]bool{}
 		i := v.Inverse()
 		each(i.Dims, i.From, i.To, func(from, to int64) { back[[2]int64{to, from}] = true })
 		each(v.Dims, v.From, v.To, func(from, to int64) { there[[2]int64{from, to}] = true })
 		require.Equal(t, there, back)
+		require.Equal(t, there, found)
 		require.Len(t, there, int(v.Count()))
 	})
 }

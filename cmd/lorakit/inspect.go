@@ -36,7 +36,18 @@ of what they add, and says what its config does.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			debug.SetGCPercent(400) // it ends soon, and what it reads it holds
 			w := c.OutOrStdout()
-			if lorakit.IsAdapter(args[0]) {
+			var r *lorakit.Inspection
+			info, err := os.Stat(args[0])
+			adapter := false
+			if err == nil && info.Mode().IsRegular() { // a file's header, which may be large, is read once
+				if r, err = lorakit.Inspect(c.Context(), args[0], o); err != nil {
+					return err
+				}
+				adapter = r.Adapter
+			} else {
+				adapter = lorakit.IsAdapter(args[0])
+			}
+			if adapter {
 				shown, err := inspectAdapter(c, args[0], parse, o, asJSON)
 				if shown || err != nil {
 					return err
@@ -45,9 +56,10 @@ of what they add, and says what its config does.`,
 			if err := useless(c, "is for an adapter", "alpha", "expert-layout", "component"); err != nil {
 				return err
 			}
-			r, err := lorakit.Inspect(c.Context(), args[0], o)
-			if err != nil {
-				return err
+			if r == nil {
+				if r, err = lorakit.Inspect(c.Context(), args[0], o); err != nil {
+					return err
+				}
 			}
 			switch {
 			case asJSON:

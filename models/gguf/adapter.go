@@ -180,14 +180,13 @@ func (m *Adapters) rows(r *row, part int, count int64) ([]int64, error) {
 			return nil, err
 		}
 	}
-	if v.Plain() && v.Offset == 0 && v.Count() == count {
+	rows := v.placed(0)
+	if rows.Plain() && rows.From == 0 && rows.Count() == count {
 		return nil, nil
 	}
-	list := make([]int64, 0, v.Count())
-	for run := range v.Runs(0, v.Count()) {
-		for i := range run.Count {
-			list = append(list, run.From+i*run.Stride)
-		}
+	list := make([]int64, 0, rows.Count())
+	for from := range rows.Elements() {
+		list = append(list, from)
 	}
 	return list, nil
 }

@@ -30,12 +30,10 @@ type Restored struct {
 	Shift  float32 // what is added to each value, in F32
 }
 
-// Piece says where a part of a checkpoint's tensor is: Scatter of the elements of the GGUF file's tensor from First on
-// with the View puts them in their places.
+// Piece says where a part of a checkpoint's tensor is in a tensor of the GGUF file.
 type Piece struct {
 	Tensor string
-	First  int64
-	View   View
+	View   tensor.View
 }
 
 // Values reads a tensor of a GGUF file whole. Those that are asked for are a few numbers.
@@ -226,7 +224,7 @@ func (b *restorer) restoreGroup(g group, parts []string) ([]Restored, error) {
 	if _, err := shape.Count(); err != nil {
 		return nil, err
 	}
-	views := make([]View, len(parts))
+	views := make([]view, len(parts))
 	for i := range parts {
 		if views[i], err = g.row.view(i, shape, 0, b.settings.whole); err != nil {
 			return nil, err
@@ -242,7 +240,7 @@ func (b *restorer) restoreGroup(g group, parts []string) ([]Restored, error) {
 			t.Shift = -1
 		}
 		for i, name := range parts {
-			t.Pieces = append(t.Pieces, Piece{name, int64(k) * views[i].Count(), views[i]})
+			t.Pieces = append(t.Pieces, Piece{name, views[i].placed(int64(k) * views[i].count()).Inverse()})
 		}
 		list[k] = t
 	}

@@ -27,13 +27,15 @@ type Tensor struct {
 	tensor.Info
 	// Sources are the tensors that it is made of, one after the other in its elements: one, or a stack of equal shapes.
 	Sources []string
-	View    View      // what of each source it has
-	Shift   float32   // what is added to each value before it gets its type
-	Values  []float32 // of a tensor that has no source
+	// View is what of the first source it has, and where; of each next one it is further on by as many elements.
+	View tensor.View
+	// Shift is added to each value before it gets its type, as torch adds: sums of F16 are rounded to F16, others to F32.
+	Shift  float32
+	Values []float32 // of a tensor that has no source
 	// Scales is the source of the scales of blocks of MXFP4, of which ScalesView has one for each: then the View is of the
-	// bytes of the codes, and PackMXFP4 puts the two together.
+	// bytes of the codes, and Packed puts the two together.
 	Scales     string
-	ScalesView View
+	ScalesView tensor.View
 }
 
 // Options steer Forward.
@@ -149,7 +151,7 @@ func (m *Model) place(a *architecture, s *settings, tensors []tensor.Info, o Opt
 // microscales are the scales of a tensor's blocks.
 type microscales struct {
 	source string
-	view   View
+	view   view
 }
 
 // scale gives the tensors in blocks of MXFP4 their scales.
@@ -165,11 +167,13 @@ func (m *Model) scale(scales map[string]microscales) error {
 		if !ok {
 			return fmt.Errorf("tensor %s: %w", tensor.Quote(t.Sources[0]), malformedf("found no scales of its blocks"))
 		}
-		if blocks := t.View.Dims[:len(t.View.Dims)-1]; !slices.Equal(s.view.Dims, blocks) {
+		blocks := slices.Clone(t.Shape)
+		blocks[len(blocks)-1] /= mxfp4.Elements
+		if !slices.Equal(s.view.Dims, blocks) {
 			return fmt.Errorf("tensor %s: %w", tensor.Quote(s.source), malformedf("found scales of blocks %v, expected %v",
-				tensor.Shape(s.view.Dims), tensor.Shape(blocks)))
+				tensor.Shape(s.view.Dims), blocks))
 		}
-		t.Scales, t.ScalesView = s.source, s.view
+		t.Scales, t.ScalesView = s.source, s.view.placed(0)
 		delete(scales, t.Name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(scales)) {
@@ -270,7 +274,8 @@ func (m *Model) add(a *architecture, s *settings, r *row, n numbered, end string
 			return malformedf("found it to be %s, which is made of %s", name, other)
 		}
 		from[name] = tensor.Quote(t.Name)
-		result := Tensor{Info: tensor.Info{Name: name, Shape: r.result(v, t.Shape)}, Sources: []string{t.Name}, View: v}
+		info := tensor.Info{Name: name, Shape: r.result(v, t.Shape)}
+		result := Tensor{Info: info, Sources: []string{t.Name}, View: v.placed(0)}
 		if a.PlusOne != "" && strings.HasSuffix(t.Name, a.PlusOne) {
 			result.Shift = 1
 		}

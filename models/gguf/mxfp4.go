@@ -13,9 +13,9 @@ var mxfp4 = tensor.Encoding{Name: "mxfp4", Elements: 32, Bytes: 17}
 // mxfp4FileType is general.file_type of a file with such blocks.
 const mxfp4FileType = uint32(38)
 
-// PackMXFP4 makes blocks of MXFP4, 17 bytes each, of their scales and of 16 bytes of codes for each. Checkpoints have
+// packMXFP4 makes blocks of MXFP4, 17 bytes each, of their scales and of 16 bytes of codes for each. Checkpoints have
 // two codes that follow one another in a byte; GGUF has one of the first 16 and one of the last 16.
-func PackMXFP4(dst, codes, scales []byte) {
+func packMXFP4(dst, codes, scales []byte) {
 	for i, scale := range scales {
 		block, c := dst[17*i:17*i+17], codes[16*i:16*i+16]
 		block[0] = scale
@@ -27,23 +27,10 @@ func PackMXFP4(dst, codes, scales []byte) {
 	}
 }
 
-// UnpackMXFP4 is the inverse of PackMXFP4.
-func UnpackMXFP4(codes, scales, src []byte) {
-	for i := range scales {
-		block, c := src[17*i:17*i+17], codes[16*i:16*i+16]
-		scales[i] = block[0]
-		for j := range 8 {
-			even, odd := block[1+2*j], block[2+2*j]
-			c[j] = even&0xf | odd<<4
-			c[j+8] = even>>4 | odd&0xf0
-		}
-	}
-}
-
 // Packed is the bytes of a tensor in blocks of MXFP4, which are packed as they are read from the tensors of its codes
 // and of its scales.
 func (t *Tensor) Packed(codes, scales formats.Tensor) io.ReaderAt {
-	return &packed{codes, scales, t.View.Placed(0), t.ScalesView.Placed(0)}
+	return &packed{codes, scales, t.View, t.ScalesView}
 }
 
 type packed struct {
@@ -68,7 +55,7 @@ func (r *packed) ReadAt(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	PackMXFP4(out, codes, scales)
+	packMXFP4(out, codes, scales)
 	m := copy(p, out[min(off-lo*mxfp4.Bytes, int64(len(out))):])
 	if m < len(p) {
 		return m, io.EOF

@@ -81,19 +81,19 @@ func count(text string, args []string, n int) error {
 type numbers func(expression string) (int64, error)
 
 // view is what a part of a row is of a checkpoint's tensor. vocabulary is the rows that an embedding keeps, 0 for all.
-func (r *row) view(part int, shape tensor.Shape, vocabulary int64, find numbers) (View, error) {
+func (r *row) view(part int, shape tensor.Shape, vocabulary int64, find numbers) (view, error) {
 	v := whole(shape)
 	for _, op := range r.ops {
 		var err error
 		if v, err = op.apply(v, part, len(r.names), vocabulary, find); err != nil {
-			return View{}, err
+			return view{}, err
 		}
 	}
 	return v, nil
 }
 
 // apply adds an operation to a view of a tensor, for one of several parts.
-func (op operation) apply(v View, part, parts int, vocabulary int64, find numbers) (View, error) {
+func (op operation) apply(v view, part, parts int, vocabulary int64, find numbers) (view, error) {
 	n := make([]int64, len(op.numbers))
 	if op.kind == permute || op.kind == splitHeads {
 		for i, e := range op.numbers {
@@ -139,7 +139,7 @@ func (op operation) apply(v View, part, parts int, vocabulary int64, find number
 }
 
 // result is the shape in GGUF of a view of a tensor: permuted heads lie one after the other as in their source.
-func (r *row) result(v View, source tensor.Shape) tensor.Shape {
+func (r *row) result(v view, source tensor.Shape) tensor.Shape {
 	if r.has(permute) {
 		return slices.Clone(source)
 	}

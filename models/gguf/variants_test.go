@@ -1,6 +1,7 @@
 package gguf_test
 
 import (
+	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"os"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/models/gguf"
 	"github.com/lorakit/lorakit/tensor"
@@ -68,15 +70,20 @@ func (v variant) pattern(name string) []byte {
 
 // packed computes the bytes of a tensor in blocks of MXFP4.
 func (v variant) packed(t *testing.T, g gguf.Tensor) []byte {
-	codes, scales := make([]byte, g.View.Count()), make([]byte, g.ScalesView.Count())
-	gguf.Gather(g.View, 0, g.View.Count(), codes, v.pattern(g.Sources[0]), 0)
-	gguf.Gather(g.ScalesView, 0, g.ScalesView.Count(), scales, v.pattern(g.Scales), 0)
-	out := make([]byte, 17*len(scales))
-	gguf.PackMXFP4(out, codes, scales)
-	codesBack, scalesBack := make([]byte, len(codes)), make([]byte, len(scales))
-	gguf.UnpackMXFP4(codesBack, scalesBack, out)
-	require.Equal(t, codes, codesBack)
-	require.Equal(t, scales, scalesBack)
+	in := func(name string) formats.Tensor {
+		b := v.pattern(name)
+		return formats.Tensor{Data: bytes.NewReader(b), Bytes: int64(len(b))}
+	}
+	size, err := g.Size()
+	require.NoError(t, err)
+	out := make([]byte, size)
+	blocks := g.Packed(in(g.Sources[0]), in(g.Scales))
+	_, err = blocks.ReadAt(out, 0)
+	require.NoError(t, err)
+	piece := make([]byte, min(50, size-7)) // of blocks that it has no whole one of at either end
+	_, err = blocks.ReadAt(piece, 7)
+	require.NoError(t, err)
+	require.Equal(t, out[7:7+len(piece)], piece)
 	return out
 }
 
