@@ -4,8 +4,8 @@
 //
 // A row of elements is cut into blocks of 32 to 256, each of which is a few bytes by itself: scales, and codes packed
 // in 1 to 8 bits. The K types (Q2_K … Q6_K) and IQ4_XS have scales of groups within a block, which are codes too. Codes
-// of the IQ1, IQ2 and IQ3 types choose among tabled vectors; these types are read only, as ggml makes them with an
-// importance matrix.
+// of the IQ1, IQ2 and IQ3 types choose among tabled vectors; but for IQ3_S these types are read only, as ggml makes them
+// with an importance matrix.
 //
 // Rows may be worked through in pieces of whole blocks; the bytes are the same. All data is little-endian.
 //
@@ -82,7 +82,7 @@ var blocks = [...]block{
 	IQ3XXS: {"iq3_xxs", 256, 98, []int{0}, nil, decodeIQ3XXS},
 	IQ1S:   {"iq1_s", 256, 50, []int{0}, nil, decodeIQ1S},
 	IQ4NL:  {"iq4_nl", 32, 18, []int{0}, encodeIQ4NL, byRuns(32, 18, false, tabled(18, 2, half, nonLinearPairs))},
-	IQ3S:   {"iq3_s", 256, 110, []int{0}, nil, decodeIQ3S},
+	IQ3S:   {"iq3_s", 256, 110, []int{0}, encodeIQ3S, decodeIQ3S},
 	IQ2S:   {"iq2_s", 256, 82, []int{0}, nil, decodeIQ2S},
 	IQ4XS:  {"iq4_xs", 256, 136, []int{0}, grouped(encodeIQ4XS), byRuns(256, 136, false, unpackIQ4XS)},
 	IQ1M:   {"iq1_m", 256, 56, nil, nil, decodeIQ1M},
