@@ -4,7 +4,7 @@
 //
 // A row of elements is cut into blocks of 32 to 256, each of which is a few bytes by itself: scales, and codes packed
 // in 1 to 8 bits. The K types (Q2_K … Q6_K) and IQ4_XS have scales of groups within a block, which are codes too. Codes
-// of the IQ1, IQ2 and IQ3 types choose among tabled vectors; but for IQ3_S these types are read only, as ggml makes them
+// of the IQ1, IQ2 and IQ3 types choose among tabled vectors; all but IQ3_S of these are read only, as ggml makes them
 // with an importance matrix.
 //
 // Rows may be worked through in pieces of whole blocks; the bytes are the same. All data is little-endian.
