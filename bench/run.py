@@ -14,11 +14,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 WORK = os.path.join(ROOT, ".bench")
 ANAMNESIS = "0.7.10"
+LLAMA_CPP = "0.3.36"  # of llama-cpp-python, whose source package has llama.cpp
 MIB, GB = 1 << 20, 1e9
 QUIET = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
 
@@ -119,6 +121,52 @@ def anamnesis():
         cargo("install", "anamnesis", "--version", ANAMNESIS, "--features", "cli,bnb", "--locked", "--root", WORK)
         cargo("build", "--release", "--locked", "--manifest-path", os.path.join(HERE, "anamnesis", "Cargo.toml"))
     return command, kernels
+
+
+def llama_quantize():
+    """llama.cpp's library behind a command line, built with its own flags for a distribution."""
+    program, folder = os.path.join(WORK, "bin", "llama_quantize"), os.path.join(WORK, "llama.cpp")
+    if os.path.exists(program):
+        return program
+    for tool in ("cmake", "g++"):
+        if not shutil.which(tool):
+            raise NotRun(f"{tool} is not installed")
+    say(f"building llama.cpp of llama-cpp-python {LLAMA_CPP}")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    os.makedirs(os.path.dirname(program), exist_ok=True)
+    package, name = f"llama-cpp-python=={LLAMA_CPP}", f"llama_cpp_python-{LLAMA_CPP}"
+    output(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", folder, package)
+    with tarfile.open(os.path.join(folder, name + ".tar.gz")) as archive:
+        archive.extractall(folder, filter="data")
+    source, build = os.path.join(folder, name, "vendor", "llama.cpp"), os.path.join(folder, "build")
+    parts = [f"-DLLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER")]
+    output("cmake", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=OFF", *parts)
+    output("cmake", "--build", build, "--target", "llama", "--parallel", str(os.cpu_count()))
+    libraries = os.path.join(build, "bin")
+    output("g++", "-O1", os.path.join(ROOT, "fixtures", "generate", "llama_quantize.cpp"), "-I" + os.path.join(source, "include"),
+           "-I" + os.path.join(source, "ggml", "include"), "-L" + libraries, "-Wl,-rpath," + libraries, "-lllama", "-lggml", "-lggml-base",
+           "-o", program)
+    return program
+
+
+def with_tokenizer(source):
+    """The checkpoint with a tokenizer of as many tokens as it has, which GGUF has in its file."""
+    folder = os.path.join(WORK, "model-tokenizer")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    for name in os.listdir(source):
+        os.link(os.path.join(source, name), os.path.join(folder, name))
+    small = os.path.join(ROOT, "fixtures", "tokenizers", "llama3")
+    with open(os.path.join(source, "config.json")) as config, open(os.path.join(small, "tokenizer.json")) as file:
+        tokens, tokenizer = json.load(config)["vocab_size"], json.load(file)
+    vocabulary = tokenizer["model"]["vocab"]
+    for number in range(len(vocabulary) + len(tokenizer["added_tokens"]), tokens):
+        vocabulary[f"\u0120token{number}"] = number
+    with open(os.path.join(folder, "tokenizer.json"), "w") as file:
+        json.dump(tokenizer, file)
+    shutil.copy(os.path.join(small, "tokenizer_config.json"), folder)
+    return folder
 
 
 def kernels(*argv):
@@ -442,6 +490,89 @@ def plugin_rows(table, lorakit, source, target, runs):
         shutil.rmtree(target, ignore_errors=True)
 
 
+FILE_TYPES = {"q4_k_m": 15, "q6_k": 18, "q2_k": 10, "iq4_xs": 30, "iq3_s": 26}
+
+
+def gguf_rows(table, lorakit, source, target, runs):
+    copy_rows(table, lorakit, source, target, runs)
+    quantize_rows(table, lorakit, target, runs)
+    key_rows(table, lorakit)
+
+
+def copy_rows(table, lorakit, source, target, runs):
+    """Whole models to GGUF and back, against a copy of what is the same size or larger."""
+    what, goal = "2.2 GB to GGUF {}", "<= 2 x"
+    quiet, out = ["--progress", "none"], os.path.join(target, "model.gguf")
+    back, written = os.path.join(WORK, "q8_0.gguf"), os.path.join(WORK, "from-gguf")
+    try:
+        folder = with_tokenizer(source)
+        to = {"f16": ["--dtype", "f16"], "q8_0": ["--quantize", "q8_0"]}
+        ways = {name: Command(["mkdir", target], [lorakit, "convert", folder, out, *how, *quiet]) for name, how in to.items()}
+        ways["copy"] = Command(["cp", "-r", folder, target])
+        for path in (back, written):
+            subprocess.run(["rm", "-rf", path], check=True)
+        output(lorakit, "convert", folder, back, *to["q8_0"], *quiet)
+        output(lorakit, "convert", back, written, "--dtype", "bf16", *quiet)
+        ways["back"] = Command([lorakit, "convert", back, target, "--dtype", "bf16", *quiet])
+        ways["copy of back"] = Command(["cp", "-r", written, target])
+        for number in range(runs):
+            say(f"GGUF, run {number + 1} of {runs}")
+            for command in ways.values():
+                command.run(target)
+        rows = [(what.format(name), ways[name], ways["copy"]) for name in to]
+        rows.append(("GGUF q8_0 to 2.2 GB of safetensors", ways["back"], ways["copy of back"]))
+        for name, ours, copy in rows:
+            table.row(name, f"cp -r {copy.time():.2f} s", f"{ours.time():.2f} s", f"{ours.time() / copy.time():.2f} x", goal, ours.time() <= 2 * copy.time())
+            table.row("peak memory of it", "", f"{ours.peak() / MIB:.0f} MiB", "", "<= 256 MiB", ours.peak() <= 256 * MIB)
+    except NotRun as why:
+        table.absent(what.format("and back"), str(why), goal)
+    finally:
+        for path in (back, written, target):
+            subprocess.run(["rm", "-rf", path], check=True)
+
+
+def quantize_rows(table, lorakit, target, runs):
+    """GGUF to GGUF, as llama-quantize does it, by as many threads as there are processors. It is slow, so that it runs once."""
+    what, goal, model = "789 MB of float32 to {}", "<= 1/2", os.path.join(WORK, "f32.gguf")
+    try:
+        peer = llama_quantize()
+        if not os.path.exists(model):
+            say("writing a GGUF file of 789 MB")
+            output(sys.executable, os.path.join(HERE, "gguf_model.py"), model + ".part")
+            os.rename(model + ".part", model)
+    except NotRun as why:
+        table.absent(what.format("block types"), str(why), goal)
+        return
+    out = os.path.join(target, "model.gguf")
+    for name, number in FILE_TYPES.items():
+        say(f"{name} by llama-quantize and lorakit")
+        theirs = Command(["mkdir", target], [peer, model, out, str(number), str(os.cpu_count())])
+        ours = Command(["mkdir", target], [lorakit, "convert", model, out, "--quantize", name, "--progress", "none"])
+        theirs.run(target)
+        for _ in range(max(1, runs // 2)):
+            ours.run(target)
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            table.row(what.format(name), f"llama-quantize {theirs.time():.1f} s", f"{ours.time():.2f} s", f"1/{theirs.time() / ours.time():.1f}", goal,
+                      2 * ours.time() <= theirs.time())
+            table.row("peak memory of it", f"llama-quantize {theirs.peak() / MIB:.0f} MiB", f"{ours.peak() / MIB:.0f} MiB", "", "<= 256 MiB", ours.peak() <= 256 * MIB)
+        except NotRun as why:
+            table.absent(what.format(name), str(why), goal)
+
+
+def key_rows(table, lorakit):
+    """A file's keys. lorakit's time is that of its whole process, gguf-py's that of its reader alone."""
+    what, file = "inspect a GGUF file of 150,000 tokens", os.path.join(WORK, "keys.gguf")
+    try:
+        reader = float(output(sys.executable, os.path.join(HERE, "gguf_keys.py"), file))
+        ours = start_up(lorakit, "inspect", file)
+    except NotRun as why:
+        table.absent(what, str(why), ">= 10 x")
+        return
+    table.row(what, f"GGUFReader {reader:.2f} s", f"{ours * 1e3:.0f} ms", f"1/{reader / ours:.0f}", "<= 1/10", 10 * ours <= reader)
+    table.row(what, "", f"{ours * 1e3:.0f} ms", "", "<= 50 ms", ours <= 0.050)
+
+
 def start_rows(table, lorakit, amn):
     ours = start_up(lorakit, "version")
     said = f"{ours * 1e3:.1f} ms"
@@ -499,6 +630,7 @@ def main():
     convert_rows(table, fast["lorakit"], fast["lorakit, one thread"], slow, {name: fast[name] for name in ("cp -r + sync", "cp -r")})
     memory_rows(table, lorakit, source, options.runs)
     start_rows(table, lorakit, amn)
+    gguf_rows(table, lorakit, source, target, options.runs)
     plugin_rows(table, lorakit, source, target, options.runs)
     adapter_rows(table, lorakit, source, target, options.runs)
     step_rows(table, lorakit, source, max(1, options.runs // 2))
