@@ -82,7 +82,7 @@ var blocks = [...]block{
 	IQ3XXS: {"iq3_xxs", 256, 98, []int{0}, nil, decodeIQ3XXS},
 	IQ1S:   {"iq1_s", 256, 50, []int{0}, nil, decodeIQ1S},
 	IQ4NL:  {"iq4_nl", 32, 18, []int{0}, encodeIQ4NL, byRuns(32, 18, false, tabled(18, 2, half, nonLinearPairs))},
-	IQ3S:   {"iq3_s", 256, 110, []int{0}, encodeIQ3S, decodeIQ3S},
+	IQ3S:   {"iq3_s", 256, 110, []int{0}, grouped(encodeIQ3S), decodeIQ3S},
 	IQ2S:   {"iq2_s", 256, 82, []int{0}, nil, decodeIQ2S},
 	IQ4XS:  {"iq4_xs", 256, 136, []int{0}, grouped(encodeIQ4XS), byRuns(256, 136, false, unpackIQ4XS)},
 	IQ1M:   {"iq1_m", 256, 56, nil, nil, decodeIQ1M},

@@ -81,6 +81,9 @@ type Set struct {
 	searchSym, searchNonLinear          func(work *[48][Lanes]float32, x, trials []float32)
 	// searchMoving is for two times as many groups, whose scales are the first two rows; the codes are the last 32.
 	searchMoving func(work *[48][Lanes]float32, x []float32)
+	// roundLatticeFast rounds to vectors, and gives the sums of a search, in the rows that lattice.go names.
+	roundLatticeFast func(work *[48][Lanes]float32, x, w *[Lanes * longestGroup]float32, near []uint32,
+		lists *[latticeVectors + 1]uint32)
 	// encodeQ8 and decodeQ8 do all blocks of 32 elements. The elements and the scales have to be finite.
 	encodeQ8 func(dst []byte, src []float32)
 	decodeQ8 func(dst []float32, src []byte)

@@ -11660,6 +11660,466 @@ DATA movingMost<>+62(SB)/1, $0x00
 DATA movingMost<>+63(SB)/1, $0x00
 GLOBL movingMost<>(SB), RODATA|NOPTR, $64
 
+// func roundLatticeAVX2(work *[48][8]float32, x *[256]float32, w *[256]float32, near []uint32, lists *[4097]uint32)
+// Requires: AVX, AVX2
+TEXT ·roundLatticeAVX2(SB), NOSPLIT, $0-56
+	MOVQ    work+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    w+16(FP), DX
+	MOVQ    near_base+24(FP), BX
+	MOVQ    lists+48(FP), SI
+	LEAQ    512(AX), DI
+	LEAQ    768(AX), R8
+	VXORPS  Y0, Y0, Y0
+	VMOVUPS Y0, 64(AX)
+	VMOVUPS Y0, 96(AX)
+	VMOVUPS Y0, 128(AX)
+
+four:
+	VMOVUPS (AX), Y1
+	VMULPS  (CX), Y1, Y0
+	VSUBPS  searchUnit<>+0(SB), Y0, Y0
+	VMULPS  latticeHalf<>+0(SB), Y0, Y0
+	VADDPS  codeRound<>+0(SB), Y0, Y0
+	VPAND   codeDigits<>+0(SB), Y0, Y0
+	VPSUBD  codeZero<>+0(SB), Y0, Y0
+	VPXOR   Y2, Y2, Y2
+	VPMAXSD Y2, Y0, Y0
+	VPMINSD latticeMost<>+0(SB), Y0, Y0
+	VMOVDQA Y0, Y0
+	VMULPS  32(CX), Y1, Y2
+	VSUBPS  searchUnit<>+0(SB), Y2, Y2
+	VMULPS  latticeHalf<>+0(SB), Y2, Y2
+	VADDPS  codeRound<>+0(SB), Y2, Y2
+	VPAND   codeDigits<>+0(SB), Y2, Y2
+	VPSUBD  codeZero<>+0(SB), Y2, Y2
+	VPXOR   Y3, Y3, Y3
+	VPMAXSD Y3, Y2, Y2
+	VPMINSD latticeMost<>+0(SB), Y2, Y2
+	VPSLLD  $0x03, Y2, Y2
+	VPOR    Y2, Y0, Y0
+	VMULPS  64(CX), Y1, Y2
+	VSUBPS  searchUnit<>+0(SB), Y2, Y2
+	VMULPS  latticeHalf<>+0(SB), Y2, Y2
+	VADDPS  codeRound<>+0(SB), Y2, Y2
+	VPAND   codeDigits<>+0(SB), Y2, Y2
+	VPSUBD  codeZero<>+0(SB), Y2, Y2
+	VPXOR   Y3, Y3, Y3
+	VPMAXSD Y3, Y2, Y2
+	VPMINSD latticeMost<>+0(SB), Y2, Y2
+	VPSLLD  $0x06, Y2, Y2
+	VPOR    Y2, Y0, Y0
+	VMULPS  96(CX), Y1, Y1
+	VSUBPS  searchUnit<>+0(SB), Y1, Y1
+	VMULPS  latticeHalf<>+0(SB), Y1, Y1
+	VADDPS  codeRound<>+0(SB), Y1, Y1
+	VPAND   codeDigits<>+0(SB), Y1, Y1
+	VPSUBD  codeZero<>+0(SB), Y1, Y1
+	VPXOR   Y2, Y2, Y2
+	VPMAXSD Y2, Y1, Y1
+	VPMINSD latticeMost<>+0(SB), Y1, Y1
+	VPSLLD  $0x09, Y1, Y1
+	VPOR    Y1, Y0, Y0
+	VMOVDQU Y0, (DI)
+	XORQ    R9, R9
+
+lane:
+	MOVL         (DI)(R9*1), R10
+	MOVL         (SI)(R10*4), R11
+	MOVL         4(SI)(R10*4), R10
+	LEAQ         (BX)(R11*4), R11
+	LEAQ         (BX)(R10*4), R10
+	VBROADCASTSS 32(AX)(R9*1), Y1
+	VMULPS       latticeLevels<>+0(SB), Y1, Y1
+	VBROADCASTSS (CX)(R9*1), Y3
+	VSUBPS       Y3, Y1, Y2
+	VBROADCASTSS (DX)(R9*1), Y3
+	VMULPS       Y2, Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VBROADCASTSS 32(CX)(R9*1), Y4
+	VSUBPS       Y4, Y1, Y2
+	VBROADCASTSS 32(DX)(R9*1), Y4
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y2, Y4, Y4
+	VBROADCASTSS 64(CX)(R9*1), Y5
+	VSUBPS       Y5, Y1, Y2
+	VBROADCASTSS 64(DX)(R9*1), Y5
+	VMULPS       Y2, Y5, Y5
+	VMULPS       Y2, Y5, Y5
+	VBROADCASTSS 96(CX)(R9*1), Y2
+	VSUBPS       Y2, Y1, Y1
+	VBROADCASTSS 96(DX)(R9*1), Y2
+	VMULPS       Y1, Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVDQU      (R11), Y6
+	VPERMPS      Y3, Y6, Y1
+	VPSRLD       $0x03, Y6, Y7
+	VPERMPS      Y4, Y7, Y7
+	VADDPS       Y7, Y1, Y1
+	VPSRLD       $0x06, Y6, Y7
+	VPERMPS      Y5, Y7, Y7
+	VADDPS       Y7, Y1, Y1
+	VPSRLD       $0x09, Y6, Y7
+	VPERMPS      Y2, Y7, Y7
+	VADDPS       Y7, Y1, Y1
+	VMOVDQU      32(R11), Y8
+	VPERMPS      Y3, Y8, Y7
+	VPSRLD       $0x03, Y8, Y9
+	VPERMPS      Y4, Y9, Y9
+	VADDPS       Y9, Y7, Y7
+	VPSRLD       $0x06, Y8, Y9
+	VPERMPS      Y5, Y9, Y9
+	VADDPS       Y9, Y7, Y7
+	VPSRLD       $0x09, Y8, Y9
+	VPERMPS      Y2, Y9, Y9
+	VADDPS       Y9, Y7, Y7
+	VCMPPS       $0x11, Y1, Y7, Y9
+	VMINPS       Y7, Y1, Y1
+	VBLENDVPS    Y9, Y8, Y6, Y6
+	ADDQ         $0x40, R11
+
+more:
+	CMPQ      R11, R10
+	JAE       whole
+	VMOVDQU   (R11), Y8
+	VPERMPS   Y3, Y8, Y7
+	VPSRLD    $0x03, Y8, Y9
+	VPERMPS   Y4, Y9, Y9
+	VADDPS    Y9, Y7, Y7
+	VPSRLD    $0x06, Y8, Y9
+	VPERMPS   Y5, Y9, Y9
+	VADDPS    Y9, Y7, Y7
+	VPSRLD    $0x09, Y8, Y9
+	VPERMPS   Y2, Y9, Y9
+	VADDPS    Y9, Y7, Y7
+	VCMPPS    $0x11, Y1, Y7, Y9
+	VMINPS    Y7, Y1, Y1
+	VBLENDVPS Y9, Y8, Y6, Y6
+	ADDQ      $0x20, R11
+	JMP       more
+
+whole:
+	VPERM2F128   $0x01, Y1, Y1, Y3
+	VMINPS       Y3, Y1, Y2
+	VSHUFPS      $0x4e, Y2, Y2, Y3
+	VMINPS       Y3, Y2, Y2
+	VSHUFPS      $0xb1, Y2, Y2, Y3
+	VMINPS       Y3, Y2, Y2
+	VCMPPS       $0x04, Y2, Y1, Y3
+	VPOR         Y3, Y6, Y6
+	VEXTRACTI128 $0x01, Y6, X1
+	VPMINUD      X1, X6, X1
+	VPSHUFD      $0x4e, X1, X2
+	VPMINUD      X2, X1, X1
+	VPSHUFD      $0xb1, X1, X2
+	VPMINUD      X2, X1, X1
+	VMOVD        X1, R10
+	ANDL         $0x00000fff, R10
+	MOVL         R10, (DI)(R9*1)
+	ADDQ         $0x04, R9
+	CMPQ         R9, $0x20
+	JB           lane
+	VMOVDQU      (DI), Y1
+	VPCMPEQD     Y1, Y0, Y0
+	VPANDN       latticeOne<>+0(SB), Y0, Y0
+	VPOR         128(AX), Y0, Y0
+	VMOVDQU      Y0, 128(AX)
+	VMOVUPS      64(AX), Y0
+	VMOVUPS      96(AX), Y2
+	VPSRLD       $0x00, Y1, Y3
+	VPAND        latticeMost<>+0(SB), Y3, Y3
+	VPADDD       Y3, Y3, Y3
+	VPADDD       latticeOne<>+0(SB), Y3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMOVUPS      (CX), Y4
+	VMULPS       Y4, Y4, Y5
+	VMULPS       Y4, Y5, Y4
+	VMULPS       Y3, Y4, Y4
+	VADDPS       Y4, Y0, Y0
+	VMULPS       Y3, Y5, Y5
+	VMULPS       Y3, Y5, Y5
+	VADDPS       Y5, Y2, Y2
+	VPSRLD       $0x03, Y1, Y3
+	VPAND        latticeMost<>+0(SB), Y3, Y3
+	VPADDD       Y3, Y3, Y3
+	VPADDD       latticeOne<>+0(SB), Y3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMOVUPS      32(CX), Y4
+	VMULPS       Y4, Y4, Y5
+	VMULPS       Y4, Y5, Y4
+	VMULPS       Y3, Y4, Y4
+	VADDPS       Y4, Y0, Y0
+	VMULPS       Y3, Y5, Y5
+	VMULPS       Y3, Y5, Y5
+	VADDPS       Y5, Y2, Y2
+	VPSRLD       $0x06, Y1, Y3
+	VPAND        latticeMost<>+0(SB), Y3, Y3
+	VPADDD       Y3, Y3, Y3
+	VPADDD       latticeOne<>+0(SB), Y3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMOVUPS      64(CX), Y4
+	VMULPS       Y4, Y4, Y5
+	VMULPS       Y4, Y5, Y4
+	VMULPS       Y3, Y4, Y4
+	VADDPS       Y4, Y0, Y0
+	VMULPS       Y3, Y5, Y5
+	VMULPS       Y3, Y5, Y5
+	VADDPS       Y5, Y2, Y2
+	VPSRLD       $0x09, Y1, Y1
+	VPAND        latticeMost<>+0(SB), Y1, Y1
+	VPADDD       Y1, Y1, Y1
+	VPADDD       latticeOne<>+0(SB), Y1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMOVUPS      96(CX), Y3
+	VMULPS       Y3, Y3, Y4
+	VMULPS       Y3, Y4, Y3
+	VMULPS       Y1, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y1, Y4, Y4
+	VMULPS       Y1, Y4, Y4
+	VADDPS       Y4, Y2, Y2
+	VMOVUPS      Y0, 64(AX)
+	VMOVUPS      Y2, 96(AX)
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x20, DI
+	CMPQ         DI, R8
+	JB           four
+	VZEROUPPER
+	RET
+
+DATA latticeHalf<>+0(SB)/1, $0x00
+DATA latticeHalf<>+1(SB)/1, $0x00
+DATA latticeHalf<>+2(SB)/1, $0x00
+DATA latticeHalf<>+3(SB)/1, $0x3f
+DATA latticeHalf<>+4(SB)/1, $0x00
+DATA latticeHalf<>+5(SB)/1, $0x00
+DATA latticeHalf<>+6(SB)/1, $0x00
+DATA latticeHalf<>+7(SB)/1, $0x3f
+DATA latticeHalf<>+8(SB)/1, $0x00
+DATA latticeHalf<>+9(SB)/1, $0x00
+DATA latticeHalf<>+10(SB)/1, $0x00
+DATA latticeHalf<>+11(SB)/1, $0x3f
+DATA latticeHalf<>+12(SB)/1, $0x00
+DATA latticeHalf<>+13(SB)/1, $0x00
+DATA latticeHalf<>+14(SB)/1, $0x00
+DATA latticeHalf<>+15(SB)/1, $0x3f
+DATA latticeHalf<>+16(SB)/1, $0x00
+DATA latticeHalf<>+17(SB)/1, $0x00
+DATA latticeHalf<>+18(SB)/1, $0x00
+DATA latticeHalf<>+19(SB)/1, $0x3f
+DATA latticeHalf<>+20(SB)/1, $0x00
+DATA latticeHalf<>+21(SB)/1, $0x00
+DATA latticeHalf<>+22(SB)/1, $0x00
+DATA latticeHalf<>+23(SB)/1, $0x3f
+DATA latticeHalf<>+24(SB)/1, $0x00
+DATA latticeHalf<>+25(SB)/1, $0x00
+DATA latticeHalf<>+26(SB)/1, $0x00
+DATA latticeHalf<>+27(SB)/1, $0x3f
+DATA latticeHalf<>+28(SB)/1, $0x00
+DATA latticeHalf<>+29(SB)/1, $0x00
+DATA latticeHalf<>+30(SB)/1, $0x00
+DATA latticeHalf<>+31(SB)/1, $0x3f
+DATA latticeHalf<>+32(SB)/1, $0x00
+DATA latticeHalf<>+33(SB)/1, $0x00
+DATA latticeHalf<>+34(SB)/1, $0x00
+DATA latticeHalf<>+35(SB)/1, $0x3f
+DATA latticeHalf<>+36(SB)/1, $0x00
+DATA latticeHalf<>+37(SB)/1, $0x00
+DATA latticeHalf<>+38(SB)/1, $0x00
+DATA latticeHalf<>+39(SB)/1, $0x3f
+DATA latticeHalf<>+40(SB)/1, $0x00
+DATA latticeHalf<>+41(SB)/1, $0x00
+DATA latticeHalf<>+42(SB)/1, $0x00
+DATA latticeHalf<>+43(SB)/1, $0x3f
+DATA latticeHalf<>+44(SB)/1, $0x00
+DATA latticeHalf<>+45(SB)/1, $0x00
+DATA latticeHalf<>+46(SB)/1, $0x00
+DATA latticeHalf<>+47(SB)/1, $0x3f
+DATA latticeHalf<>+48(SB)/1, $0x00
+DATA latticeHalf<>+49(SB)/1, $0x00
+DATA latticeHalf<>+50(SB)/1, $0x00
+DATA latticeHalf<>+51(SB)/1, $0x3f
+DATA latticeHalf<>+52(SB)/1, $0x00
+DATA latticeHalf<>+53(SB)/1, $0x00
+DATA latticeHalf<>+54(SB)/1, $0x00
+DATA latticeHalf<>+55(SB)/1, $0x3f
+DATA latticeHalf<>+56(SB)/1, $0x00
+DATA latticeHalf<>+57(SB)/1, $0x00
+DATA latticeHalf<>+58(SB)/1, $0x00
+DATA latticeHalf<>+59(SB)/1, $0x3f
+DATA latticeHalf<>+60(SB)/1, $0x00
+DATA latticeHalf<>+61(SB)/1, $0x00
+DATA latticeHalf<>+62(SB)/1, $0x00
+DATA latticeHalf<>+63(SB)/1, $0x3f
+GLOBL latticeHalf<>(SB), RODATA|NOPTR, $64
+
+DATA latticeMost<>+0(SB)/1, $0x07
+DATA latticeMost<>+1(SB)/1, $0x00
+DATA latticeMost<>+2(SB)/1, $0x00
+DATA latticeMost<>+3(SB)/1, $0x00
+DATA latticeMost<>+4(SB)/1, $0x07
+DATA latticeMost<>+5(SB)/1, $0x00
+DATA latticeMost<>+6(SB)/1, $0x00
+DATA latticeMost<>+7(SB)/1, $0x00
+DATA latticeMost<>+8(SB)/1, $0x07
+DATA latticeMost<>+9(SB)/1, $0x00
+DATA latticeMost<>+10(SB)/1, $0x00
+DATA latticeMost<>+11(SB)/1, $0x00
+DATA latticeMost<>+12(SB)/1, $0x07
+DATA latticeMost<>+13(SB)/1, $0x00
+DATA latticeMost<>+14(SB)/1, $0x00
+DATA latticeMost<>+15(SB)/1, $0x00
+DATA latticeMost<>+16(SB)/1, $0x07
+DATA latticeMost<>+17(SB)/1, $0x00
+DATA latticeMost<>+18(SB)/1, $0x00
+DATA latticeMost<>+19(SB)/1, $0x00
+DATA latticeMost<>+20(SB)/1, $0x07
+DATA latticeMost<>+21(SB)/1, $0x00
+DATA latticeMost<>+22(SB)/1, $0x00
+DATA latticeMost<>+23(SB)/1, $0x00
+DATA latticeMost<>+24(SB)/1, $0x07
+DATA latticeMost<>+25(SB)/1, $0x00
+DATA latticeMost<>+26(SB)/1, $0x00
+DATA latticeMost<>+27(SB)/1, $0x00
+DATA latticeMost<>+28(SB)/1, $0x07
+DATA latticeMost<>+29(SB)/1, $0x00
+DATA latticeMost<>+30(SB)/1, $0x00
+DATA latticeMost<>+31(SB)/1, $0x00
+DATA latticeMost<>+32(SB)/1, $0x07
+DATA latticeMost<>+33(SB)/1, $0x00
+DATA latticeMost<>+34(SB)/1, $0x00
+DATA latticeMost<>+35(SB)/1, $0x00
+DATA latticeMost<>+36(SB)/1, $0x07
+DATA latticeMost<>+37(SB)/1, $0x00
+DATA latticeMost<>+38(SB)/1, $0x00
+DATA latticeMost<>+39(SB)/1, $0x00
+DATA latticeMost<>+40(SB)/1, $0x07
+DATA latticeMost<>+41(SB)/1, $0x00
+DATA latticeMost<>+42(SB)/1, $0x00
+DATA latticeMost<>+43(SB)/1, $0x00
+DATA latticeMost<>+44(SB)/1, $0x07
+DATA latticeMost<>+45(SB)/1, $0x00
+DATA latticeMost<>+46(SB)/1, $0x00
+DATA latticeMost<>+47(SB)/1, $0x00
+DATA latticeMost<>+48(SB)/1, $0x07
+DATA latticeMost<>+49(SB)/1, $0x00
+DATA latticeMost<>+50(SB)/1, $0x00
+DATA latticeMost<>+51(SB)/1, $0x00
+DATA latticeMost<>+52(SB)/1, $0x07
+DATA latticeMost<>+53(SB)/1, $0x00
+DATA latticeMost<>+54(SB)/1, $0x00
+DATA latticeMost<>+55(SB)/1, $0x00
+DATA latticeMost<>+56(SB)/1, $0x07
+DATA latticeMost<>+57(SB)/1, $0x00
+DATA latticeMost<>+58(SB)/1, $0x00
+DATA latticeMost<>+59(SB)/1, $0x00
+DATA latticeMost<>+60(SB)/1, $0x07
+DATA latticeMost<>+61(SB)/1, $0x00
+DATA latticeMost<>+62(SB)/1, $0x00
+DATA latticeMost<>+63(SB)/1, $0x00
+GLOBL latticeMost<>(SB), RODATA|NOPTR, $64
+
+DATA latticeLevels<>+0(SB)/1, $0x00
+DATA latticeLevels<>+1(SB)/1, $0x00
+DATA latticeLevels<>+2(SB)/1, $0x80
+DATA latticeLevels<>+3(SB)/1, $0x3f
+DATA latticeLevels<>+4(SB)/1, $0x00
+DATA latticeLevels<>+5(SB)/1, $0x00
+DATA latticeLevels<>+6(SB)/1, $0x40
+DATA latticeLevels<>+7(SB)/1, $0x40
+DATA latticeLevels<>+8(SB)/1, $0x00
+DATA latticeLevels<>+9(SB)/1, $0x00
+DATA latticeLevels<>+10(SB)/1, $0xa0
+DATA latticeLevels<>+11(SB)/1, $0x40
+DATA latticeLevels<>+12(SB)/1, $0x00
+DATA latticeLevels<>+13(SB)/1, $0x00
+DATA latticeLevels<>+14(SB)/1, $0xe0
+DATA latticeLevels<>+15(SB)/1, $0x40
+DATA latticeLevels<>+16(SB)/1, $0x00
+DATA latticeLevels<>+17(SB)/1, $0x00
+DATA latticeLevels<>+18(SB)/1, $0x10
+DATA latticeLevels<>+19(SB)/1, $0x41
+DATA latticeLevels<>+20(SB)/1, $0x00
+DATA latticeLevels<>+21(SB)/1, $0x00
+DATA latticeLevels<>+22(SB)/1, $0x30
+DATA latticeLevels<>+23(SB)/1, $0x41
+DATA latticeLevels<>+24(SB)/1, $0x00
+DATA latticeLevels<>+25(SB)/1, $0x00
+DATA latticeLevels<>+26(SB)/1, $0x50
+DATA latticeLevels<>+27(SB)/1, $0x41
+DATA latticeLevels<>+28(SB)/1, $0x00
+DATA latticeLevels<>+29(SB)/1, $0x00
+DATA latticeLevels<>+30(SB)/1, $0x70
+DATA latticeLevels<>+31(SB)/1, $0x41
+GLOBL latticeLevels<>(SB), RODATA|NOPTR, $32
+
+DATA latticeOne<>+0(SB)/1, $0x01
+DATA latticeOne<>+1(SB)/1, $0x00
+DATA latticeOne<>+2(SB)/1, $0x00
+DATA latticeOne<>+3(SB)/1, $0x00
+DATA latticeOne<>+4(SB)/1, $0x01
+DATA latticeOne<>+5(SB)/1, $0x00
+DATA latticeOne<>+6(SB)/1, $0x00
+DATA latticeOne<>+7(SB)/1, $0x00
+DATA latticeOne<>+8(SB)/1, $0x01
+DATA latticeOne<>+9(SB)/1, $0x00
+DATA latticeOne<>+10(SB)/1, $0x00
+DATA latticeOne<>+11(SB)/1, $0x00
+DATA latticeOne<>+12(SB)/1, $0x01
+DATA latticeOne<>+13(SB)/1, $0x00
+DATA latticeOne<>+14(SB)/1, $0x00
+DATA latticeOne<>+15(SB)/1, $0x00
+DATA latticeOne<>+16(SB)/1, $0x01
+DATA latticeOne<>+17(SB)/1, $0x00
+DATA latticeOne<>+18(SB)/1, $0x00
+DATA latticeOne<>+19(SB)/1, $0x00
+DATA latticeOne<>+20(SB)/1, $0x01
+DATA latticeOne<>+21(SB)/1, $0x00
+DATA latticeOne<>+22(SB)/1, $0x00
+DATA latticeOne<>+23(SB)/1, $0x00
+DATA latticeOne<>+24(SB)/1, $0x01
+DATA latticeOne<>+25(SB)/1, $0x00
+DATA latticeOne<>+26(SB)/1, $0x00
+DATA latticeOne<>+27(SB)/1, $0x00
+DATA latticeOne<>+28(SB)/1, $0x01
+DATA latticeOne<>+29(SB)/1, $0x00
+DATA latticeOne<>+30(SB)/1, $0x00
+DATA latticeOne<>+31(SB)/1, $0x00
+DATA latticeOne<>+32(SB)/1, $0x01
+DATA latticeOne<>+33(SB)/1, $0x00
+DATA latticeOne<>+34(SB)/1, $0x00
+DATA latticeOne<>+35(SB)/1, $0x00
+DATA latticeOne<>+36(SB)/1, $0x01
+DATA latticeOne<>+37(SB)/1, $0x00
+DATA latticeOne<>+38(SB)/1, $0x00
+DATA latticeOne<>+39(SB)/1, $0x00
+DATA latticeOne<>+40(SB)/1, $0x01
+DATA latticeOne<>+41(SB)/1, $0x00
+DATA latticeOne<>+42(SB)/1, $0x00
+DATA latticeOne<>+43(SB)/1, $0x00
+DATA latticeOne<>+44(SB)/1, $0x01
+DATA latticeOne<>+45(SB)/1, $0x00
+DATA latticeOne<>+46(SB)/1, $0x00
+DATA latticeOne<>+47(SB)/1, $0x00
+DATA latticeOne<>+48(SB)/1, $0x01
+DATA latticeOne<>+49(SB)/1, $0x00
+DATA latticeOne<>+50(SB)/1, $0x00
+DATA latticeOne<>+51(SB)/1, $0x00
+DATA latticeOne<>+52(SB)/1, $0x01
+DATA latticeOne<>+53(SB)/1, $0x00
+DATA latticeOne<>+54(SB)/1, $0x00
+DATA latticeOne<>+55(SB)/1, $0x00
+DATA latticeOne<>+56(SB)/1, $0x01
+DATA latticeOne<>+57(SB)/1, $0x00
+DATA latticeOne<>+58(SB)/1, $0x00
+DATA latticeOne<>+59(SB)/1, $0x00
+DATA latticeOne<>+60(SB)/1, $0x01
+DATA latticeOne<>+61(SB)/1, $0x00
+DATA latticeOne<>+62(SB)/1, $0x00
+DATA latticeOne<>+63(SB)/1, $0x00
+GLOBL latticeOne<>(SB), RODATA|NOPTR, $64
+
 // func decodeQ8AVX2(dst []float32, src []byte)
 // Requires: AVX, AVX2, F16C
 TEXT ·decodeQ8AVX2(SB), NOSPLIT, $0-48

@@ -290,6 +290,9 @@ func encodeQ8AVX2(dst []byte, src []float32)
 func searchMovingAVX2(work *[48][8]float32, x []float32)
 
 //go:noescape
+func roundLatticeAVX2(work *[48][8]float32, x *[256]float32, w *[256]float32, near []uint32, lists *[4097]uint32)
+
+//go:noescape
 func decodeQ8AVX2(dst []float32, src []byte)
 
 //go:noescape

@@ -110,6 +110,7 @@ func main() {
 	searches()
 	avx2{}.encodeQ8()
 	searchMoving()
+	roundLattice()
 	avx2{}.decodeQ8()
 	avx2{}.quantizeCodes()
 	avx2{}.scaleCodes("scaleCodesAVX2", false)
