@@ -55,7 +55,7 @@ func encodeIQ3S(s *scratch, p []byte, x []float32) {
 			continue
 		}
 		// ggml leaves no room for a group of zeros: the indices and signs of the groups after it move up, but not their
-		// high bits and their scales.
+		// high bits and their scales, so that such a block decodes to something else. It is so in llama-quantize's files.
 		for k := range 8 {
 			index := grid.index[f.Vector(g, k)]
 			p[2+8*room+k] = byte(index)
