@@ -373,11 +373,19 @@ func (b *restorer) restoreFactors(rope members, kind string) (string, error) {
 
 // tokenIDs sets the ids of the tokens that the config has.
 func (b *restorer) tokenIDs(m members) error {
-	for _, id := range [...]struct{ member, key string }{
+	type named struct{ member, key string }
+	ids := []named{
 		{"bos_token_id", "tokenizer.ggml.bos_token_id"},
 		{"eos_token_id", "tokenizer.ggml.eos_token_id"},
 		{"pad_token_id", "tokenizer.ggml.padding_token_id"},
-	} {
+	}
+	// Beside a tokenizer.model the way to GGUF looks for the id of the unknown token nowhere but here, and llama.cpp
+	// takes 0 where it is not said; a tokenizer.json has it itself.
+	unknown := named{"unk_token_id", "tokenizer.ggml.unknown_token_id"}
+	if b.keys.Get(unknown.key) != nil && b.keys.Get("tokenizer.ggml.model") == "llama" {
+		ids = append(ids, unknown)
+	}
+	for _, id := range ids {
 		v := b.keys.Get(id.key)
 		if v == nil {
 			m[id.member] = nil // a default of transformers is another model's

@@ -308,6 +308,33 @@ func TestGivenScaling(t *testing.T) {
 	}
 }
 
+// TestUnknownToken: the id goes into the config where nothing else in the folder says it.
+func TestUnknownToken(t *testing.T) {
+	for _, c := range []struct {
+		id, model, want any
+	}{
+		{uint32(3), "llama", 3.0},
+		{uint32(3), "gpt2", nil},
+		{nil, "llama", nil},
+	} {
+		_, w := write(t, "llama", gguf.BF16)
+		w.set("tokenizer.ggml.unknown_token_id", c.id)
+		w.set("tokenizer.ggml.model", c.model)
+		got, err := w.back(tensor.BF16)
+		require.NoError(t, err)
+		config := map[string]any{}
+		require.NoError(t, json.Unmarshal(got.Config, &config))
+		require.Equal(t, c.want, config["unk_token_id"])
+	}
+
+	_, w := write(t, "llama", gguf.BF16)
+	w.set("tokenizer.ggml.unknown_token_id", uint32(320))
+	w.set("tokenizer.ggml.model", "llama")
+	_, err := w.back(tensor.BF16)
+	require.ErrorIs(t, err, formats.ErrMalformed)
+	require.ErrorContains(t, err, "unknown_token_id")
+}
+
 // TestAbsentKeys: what a file leaves out is what llama.cpp takes for it, whatever transformers would.
 func TestAbsentKeys(t *testing.T) {
 	_, w := write(t, "qwen3", gguf.F32)
