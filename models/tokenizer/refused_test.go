@@ -351,6 +351,29 @@ func TestVocabTxtAlone(t *testing.T) {
 	require.ErrorContains(t, err, "found a vocab.txt alone")
 }
 
+// sentencepiece looks for its special pieces by their text, which is not "<s>" in every model.
+func TestSpecialPiecesByText(t *testing.T) {
+	keys := formats.Metadata{{Name: keyModel, Value: modelSentencePiece}, {Name: keyPre, Value: "default"},
+		{Name: keyTokens, Value: []string{"<pad>", "<eos>", "<bos>", "<what>", "a", "<s>"}},
+		{Name: keyScores, Value: []float32{0, 0, 0, 0, -1, -2}}, {Name: keyTypes, Value: []int32{3, 3, 3, 2, 1, 1}},
+		{Name: idKeys["bos"], Value: uint32(2)}, {Name: idKeys["eos"], Value: uint32(1)}}
+	files, _, err := FromGGUF(keys, Options{Architecture: "gemma3"})
+	require.NoError(t, err)
+	found := map[protowire.Number]string{}
+	require.NoError(t, fields(files[tokenizerModel], func(n protowire.Number, f field) error {
+		if n != fieldTrainer {
+			return nil
+		}
+		return fields(f.bytes, func(n protowire.Number, f field) error {
+			found[n] = string(f.bytes)
+			return nil
+		})
+	}))
+	require.Equal(t, "<what>", found[trainerUnknownPiece])
+	require.Equal(t, "<bos>", found[trainerBOSPiece])
+	require.Equal(t, "<eos>", found[trainerEOSPiece])
+}
+
 // Added tokens that do not follow the vocabulary, or that merges make, are a part of it; else they would get other ids.
 func TestAddedTokensKeepTheirIDs(t *testing.T) {
 	for _, c := range []struct {

@@ -31,6 +31,10 @@ const (
 	trainerEOS          = 42
 	trainerPad          = 43
 
+	trainerUnknownPiece = 45
+	trainerBOSPiece     = 46
+	trainerEOSPiece     = 47
+
 	normalizerName          = 1
 	normalizerDummyPrefix   = 3
 	normalizerExtraSpaces   = 4
@@ -246,6 +250,10 @@ func (m *model) append(b []byte) []byte {
 	t = appendNumber(t, trainerBOS, m.bos)
 	t = appendNumber(t, trainerEOS, m.eos)
 	t = appendNumber(t, trainerPad, m.pad)
+	// sentencepiece finds them by their text, and takes "<s>" and the like where it is not said.
+	t = m.appendPiece(t, trainerUnknownPiece, m.unknown)
+	t = m.appendPiece(t, trainerBOSPiece, m.bos)
+	t = m.appendPiece(t, trainerEOSPiece, m.eos)
 	b = appendMessage(b, fieldTrainer, t)
 
 	n := protowire.AppendTag(nil, normalizerName, protowire.BytesType)
@@ -254,6 +262,14 @@ func (m *model) append(b []byte) []byte {
 	n = appendNumber(n, normalizerExtraSpaces, 0)
 	n = appendNumber(n, normalizerEscapesSpaces, 1)
 	return appendMessage(b, fieldNormalizer, n)
+}
+
+// appendPiece writes the text of a piece, if the id is of one.
+func (m *model) appendPiece(b []byte, field protowire.Number, id int) []byte {
+	if id < 0 || id >= len(m.pieces) {
+		return b
+	}
+	return protowire.AppendString(protowire.AppendTag(b, field, protowire.BytesType), m.pieces[id].text)
 }
 
 func appendMessage(b []byte, field protowire.Number, message []byte) []byte {
