@@ -16,6 +16,7 @@ import attach
 import dialects
 import encoders
 import files
+import gguf_lora
 import gguf_real
 import gguf_tiny
 import others
@@ -34,7 +35,7 @@ def main(binary, wanted):
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
         for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, plugins, steps,
-                       gguf_tiny, gguf_real, files):
+                       gguf_tiny, gguf_real, gguf_lora, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
                     continue
