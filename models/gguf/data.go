@@ -41,6 +41,7 @@ type architecture struct {
 	Must    map[string]string            `json:"must"`
 	Implied []implied                    `json:"implied"`
 	Every   int                          `json:"full_every"`
+	Assumed map[string][2]string         `json:"assumed"` // key: what llama.cpp takes, what transformers computes with
 
 	RowsOf     map[string]string    `json:"rows"`
 	Back       map[string][2]string `json:"back"` // type, expression

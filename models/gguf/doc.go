@@ -38,6 +38,7 @@
 //	must            members that llama.cpp has no key for, and the only value that it computes with, "" for none
 //	implied         the same, where another value changes what is computed, but is let pass with a notice: is, or then
 //	                where the model has when layers
+//	assumed         keys for which llama.cpp takes something where they are missing, and what transformers computes with
 //	full_every      which layers see everything, of which llama.cpp has no key either: each so manieth; all without it
 //	rows            members that are the number of rows of a tensor
 //	back            members by types and expressions over keys and other members, for keys that are no member by

@@ -67,6 +67,12 @@ func Forward(c *models.Config, tensors []tensor.Info, o Options) (*Model, error)
 	if m.Keys, err = a.keys(s, o.Type.FileType); err != nil {
 		return nil, err
 	}
+	for _, name := range slices.Sorted(maps.Keys(a.Assumed)) {
+		if m.Keys.Get(a.Name+"."+name) == nil {
+			m.Notices = append(m.Notices, fmt.Sprintf("config.json has nothing for the key %s.%s: llama.cpp takes %s, where "+
+				"transformers computes with %s", a.Name, name, a.Assumed[name][0], a.Assumed[name][1]))
+		}
+	}
 	for _, kind := range a.Made {
 		made, err := a.made(kind, s, func(name string, v any) {
 			m.Keys = append(m.Keys, formats.Pair{Name: a.Name + "." + name, Value: v})

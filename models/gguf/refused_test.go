@@ -279,6 +279,16 @@ func TestNotices(t *testing.T) {
 	require.Equal(t, []string{`layer_types has "sliding_attention" in layer 1; GGUF has no key for it, and llama.cpp ` +
 		`computes otherwise`}, m.Notices)
 
+	c = open(t, "deepseek3")
+	m, err = c.forward()
+	require.NoError(t, err)
+	require.Equal(t, []string{"config.json has nothing for the key deepseek2.expert_gating_func: llama.cpp takes softmax, " +
+		"where transformers computes with sigmoid"}, m.Notices)
+	c = edited(t, "deepseek3", edits{"scoring_func": "sigmoid"})
+	m, err = c.forward()
+	require.NoError(t, err)
+	require.Empty(t, m.Notices)
+
 	_, w := write(t, "llama", gguf.F32)
 	w.set("llama.attention.value_length", uint32(9))
 	w.set("llama.rope.something", float32(2))
