@@ -206,7 +206,7 @@ var foreignKinds = []*foreignKind{
 
 	// Weights in other formats.
 	{
-		what: "GGUF, the format of llama.cpp", help: "take the checkpoint that it was made from",
+		what: "GGUF, the format of llama.cpp", help: "give it the extension .gguf",
 		starts: []string{"GGUF"}, ends: []string{".gguf"}, weights: true, format: "gguf",
 	},
 	{

@@ -29,8 +29,9 @@ func (f Format) Open(ctx context.Context, dir storage.Folder, name string) (form
 // reader reads files for formats.OpenFiles.
 type reader struct {
 	limits  Limits
-	several bool // whether the files read so far are some of several
-	tensors int  // in all of them, as they say themselves
+	several bool           // whether the files read so far are some of several
+	tensors int            // in all of them, as they say themselves
+	first   map[string]any // the keys of the first one
 }
 
 func (*reader) Name() string        { return Format{}.Name() }

@@ -65,7 +65,7 @@ func (f Format) Detect(ctx context.Context, dir storage.Folder, name string) (bo
 		}
 		return found, nil
 	}
-	if strings.HasSuffix(name, extension) {
+	if _, ok := stemOf(name); ok {
 		return true, nil
 	}
 	file, err := dir.Open(ctx, name)
@@ -97,7 +97,19 @@ func (Format) Holds(t tensor.Info) error {
 	return checkRows(t)
 }
 
-func isWeights(name string) bool { return strings.HasSuffix(name, extension) && !hidden(name) }
+func isWeights(name string) bool {
+	_, ok := stemOf(name)
+	return ok && !hidden(name)
+}
+
+// stemOf cuts the extension off, in letters of either case.
+func stemOf(name string) (string, bool) {
+	at := len(name) - len(extension)
+	if at < 0 || !strings.EqualFold(name[at:], extension) {
+		return name, false
+	}
+	return name[:at], true
+}
 
 // hidden matches what a Mac leaves beside a file that it copies, ._model.gguf.
 func hidden(name string) bool { return strings.HasPrefix(name, ".") }

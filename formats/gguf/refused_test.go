@@ -265,6 +265,10 @@ func TestSplitRefused(t *testing.T) {
 		third + `: key "split.tensors.count": found 9, expected 8`: func(m storagetest.Memory) {
 			m[third] = part(2, 3, 9, "x")
 		},
+		second + `: key "general.architecture": found another value, expected that of the first file`: func(m storagetest.Memory) {
+			m[second] = head(1, 4).key("split.no", 2).u16(1).key("split.count", 2).u16(3).key("split.tensors.count", 5).u32(8).
+				key("general.architecture", 8).str("another").tensor("x", 0, 0, 1).data(4)
+		},
 		`key "split.tensors.count": found 8, expected the 7 tensors in all 3 files`: func(m storagetest.Memory) {
 			m[third] = part(2, 3, 8, "x")
 		},
@@ -280,6 +284,23 @@ func TestSplitRefused(t *testing.T) {
 				assertKind(t, err)
 			}
 		}
+	}
+}
+
+// TestUpperCase takes names as some systems write them: of a file in a folder, and of files that are one model.
+func TestUpperCase(t *testing.T) {
+	for _, names := range [][]string{{"version2.gguf"}, models(t)["split.gguf"].Files} {
+		m := storagetest.Memory{}
+		for name, b := range files(t, names...) {
+			m[strings.TrimSuffix(name, "gguf")+"GGUF"] = b
+		}
+		found, err := gguf.Format{}.Detect(t.Context(), m, "")
+		require.NoError(t, err)
+		require.True(t, found)
+		c, err := gguf.Format{}.Open(t.Context(), m, "")
+		require.NoError(t, err)
+		require.Len(t, c.Files(), len(names))
+		require.NoError(t, c.Close())
 	}
 }
 

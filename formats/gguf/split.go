@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"reflect"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/storage"
@@ -25,13 +25,14 @@ func isSplitKey(name string) bool {
 
 // part is what the name of a file says: that it is number of count, from 1.
 type part struct {
-	stem          string
-	number, count int
+	stem, extension string
+	number, count   int
 }
 
 // partOf reads a name such as model-00001-of-00003.gguf. Any other, and that of one of one, is of a file by itself.
 func partOf(name string) (part, bool) {
-	stem, ok := strings.CutSuffix(name, extension)
+	stem, ok := stemOf(name)
+	ext := name[len(stem):]
 	if !ok || len(stem) < len("-00001-of-00003") {
 		return part{}, false
 	}
@@ -45,11 +46,11 @@ func partOf(name string) (part, bool) {
 	if err1 != nil || err2 != nil || number < 1 || number > count || count == 1 {
 		return part{}, false
 	}
-	return part{stem, int(number), int(count)}, true
+	return part{stem, ext, int(number), int(count)}, true
 }
 
 func (p part) name(number int) string {
-	return fmt.Sprintf("%s-%05d-of-%05d%s", p.stem, number, p.count, extension)
+	return fmt.Sprintf("%s-%05d-of-%05d%s", p.stem, number, p.count, p.extension)
 }
 
 // Parts lists the files that the file of this name is one of, none where it is one by itself.
@@ -100,7 +101,25 @@ func (r *reader) readSplit(name string, m formats.Metadata) (formats.Metadata, e
 			r.tensors))
 	}
 	r.several, r.tensors = several, int(tensors)
-	return slices.DeleteFunc(m, func(p formats.Pair) bool { return isSplitKey(p.Name) }), nil
+	m = slices.DeleteFunc(m, func(p formats.Pair) bool { return isSplitKey(p.Name) })
+	return m, r.agree(m)
+}
+
+// agree holds the keys of a file against those of the first one of several, if they have any in common.
+func (r *reader) agree(m formats.Metadata) error {
+	if r.first == nil {
+		r.first = make(map[string]any, len(m))
+		for _, p := range m {
+			r.first[p.Name] = p.Value
+		}
+		return nil
+	}
+	for _, p := range m {
+		if first, ok := r.first[p.Name]; ok && !reflect.DeepEqual(first, p.Value) {
+			return keyError(p.Name, malformedf("found another value, expected that of the first file"))
+		}
+	}
+	return nil
 }
 
 // split finds the value of a key that has one type.
