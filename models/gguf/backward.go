@@ -51,8 +51,11 @@ type BackOptions struct {
 // tensor or a value that is not known, formats.ErrMalformed for what does not fit together.
 func Backward(keys formats.Metadata, tensors []tensor.Info, read Values, o BackOptions) (*Checkpoint, error) {
 	name, ok := keys.Get(architectureKey).(string)
-	if !ok {
+	switch v := keys.Get(architectureKey); {
+	case v == nil:
 		return nil, keyError(architectureKey, malformedf("found none, expected the name of an architecture"))
+	case !ok:
+		return nil, keyError(architectureKey, malformedf("found a %T, expected the name of an architecture", v))
 	}
 	if kind := keys.Get(typeKey); kind != nil && kind != "model" {
 		return nil, keyError(typeKey, unsupportedf("found %v, expected model", kind))
@@ -101,7 +104,7 @@ func Backward(keys formats.Metadata, tensors []tensor.Info, read Values, o BackO
 	if out.Tensors, err = b.restore(tensors); err != nil {
 		return nil, err
 	}
-	return out, nil
+	return out, b.fit(keys, tensors)
 }
 
 // restorer makes a checkpoint of a file.
@@ -116,7 +119,7 @@ type restorer struct {
 }
 
 // own is a key of the architecture.
-func (b *restorer) own(name string) any { return b.keys.Get(b.Name + "." + name) }
+func (b *restorer) own(name string) any { return uniform(b.keys.Get(b.Name + "." + name)) }
 
 // choose is the class that the file becomes: the first, unless the file has what another is for.
 func (b *restorer) choose() *class {

@@ -89,6 +89,13 @@ func Forward(c *models.Config, tensors []tensor.Info, o Options) (*Model, error)
 		return nil, err
 	}
 	m.Keys = append(m.Keys, formats.Pair{Name: sizeKey, Value: sizeLabel(m.Tensors)})
+	infos := make([]tensor.Info, len(m.Tensors))
+	for i, t := range m.Tensors {
+		infos[i] = t.Info
+	}
+	if err := a.fit(m.Keys, infos); err != nil {
+		return nil, fmt.Errorf("what config.json says does not fit: %w", err)
+	}
 	return m, nil
 }
 

@@ -33,6 +33,25 @@ func number(v any) (float64, bool) {
 	return 0, false
 }
 
+// uniform is the one number of a list that has it for each layer, as llama.cpp lets files have what may differ between
+// layers. Every other value stays as it is.
+func uniform(v any) any {
+	list := reflect.ValueOf(v)
+	if list.Kind() != reflect.Slice || list.Len() == 0 {
+		return v
+	}
+	first := list.Index(0).Interface()
+	if _, ok := number(first); !ok {
+		return v
+	}
+	for i := range list.Len() {
+		if list.Index(i).Interface() != first {
+			return v
+		}
+	}
+	return first
+}
+
 // members is a config.json that is being made. Numbers are float64 until encode writes them.
 type members map[string]any
 
@@ -199,7 +218,12 @@ func (b *restorer) rope(m, rope members) error {
 	}
 	kind := "default"
 	switch v := b.own(scalingType); v {
-	case nil, "none":
+	case nil:
+		// llama.cpp takes a scaling that has no type for a linear one.
+		if x, ok := number(b.linearFactor()); ok && x != 0 && x != 1 {
+			kind = "linear"
+		}
+	case "none":
 	case "linear", "yarn", "longrope":
 		kind = v.(string)
 	default:
@@ -208,6 +232,9 @@ func (b *restorer) rope(m, rope members) error {
 	if kind == "linear" || kind == "yarn" {
 		for i, k := range scalingKeys {
 			v := b.own(k.key)
+			if i == 0 && kind == "linear" {
+				v = b.linearFactor()
+			}
 			if v == nil || kind == "linear" && i > 0 {
 				if v == nil && k.need && !(kind == "linear" && i > 0) {
 					return keyError(b.Name+"."+k.key, malformedf("found none, which a %s scaling needs", kind))
@@ -244,6 +271,10 @@ func (b *restorer) rope(m, rope members) error {
 			return err
 		}
 	}
+	if _, has := rope["long_factor"]; kind == "longrope" && !has {
+		return keyError(b.Name+"."+scalingType, malformedf("found longrope, and no tensors %s and %s with its factors",
+			factorsLong, factorsShort))
+	}
 	rope["rope_type"] = kind
 	if kind == "default" {
 		delete(rope, "original_max_position_embeddings")
@@ -261,6 +292,14 @@ func (b *restorer) rope(m, rope members) error {
 	}
 	m["rope_parameters"] = rope
 	return nil
+}
+
+// linearFactor is the factor of a linear scaling, which old files have by another name.
+func (b *restorer) linearFactor() any {
+	if v := b.own(scalingFactor); v != nil {
+		return v
+	}
+	return b.own(scaleLinear)
 }
 
 // values reads a tensor of one dimension.
@@ -420,7 +459,8 @@ func (b *restorer) differences() ([]string, error) {
 			continue
 		}
 		v := made.Get(p.Name)
-		if sameValue(v, p.Value) {
+		if sameValue(v, uniform(p.Value)) || p.Name == b.Name+"."+scaleLinear && sameValue(made.Get(b.Name+"."+scalingFactor),
+			p.Value) {
 			continue
 		}
 		if v == nil {

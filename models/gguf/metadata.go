@@ -14,11 +14,11 @@ const Format = "gguf"
 // noArchitecture is what a file has that is no model.
 const noArchitecture = "none"
 
-// IsModel reports whether metadata are the keys of a model of some architecture, known here or not: Backward's are.
+// IsModel reports whether metadata are the keys of a model of some architecture, known here or not. Those of a part of
+// one, such as a projector of images, are too, and those of what is wrong with them: Backward says what it is.
 func IsModel(m formats.Metadata) bool {
-	kind := m.Get(typeKey)
-	a := Architecture(m)
-	return a != "" && a != noArchitecture && (kind == nil || kind == "model")
+	a := m.Get(architectureKey)
+	return a != nil && a != noArchitecture && m.Get(typeKey) != "adapter"
 }
 
 // Architecture is general.architecture, "" where there is none.
@@ -81,6 +81,6 @@ func DType(m formats.Metadata) tensor.DType {
 
 // HasTokenizer reports whether metadata have the keys of a tokenizer.
 func HasTokenizer(m formats.Metadata) bool {
-	model, ok := m.Get("tokenizer.ggml.model").(string)
-	return ok && model != "none" && model != "no_vocab"
+	model := m.Get("tokenizer.ggml.model")
+	return model != "none" && model != "no_vocab" && (model != nil || m.Get(tokensKey) != nil)
 }

@@ -121,6 +121,13 @@ func TestForwardRefuses(t *testing.T) {
 			formats.ErrMalformed, []string{"experts.4.w1", "number 4", "below 4"}},
 		{"mixtral", nil, func(c *checkpoint) { c.reshape(layer+"block_sparse_moe.experts.1.w1.weight", 32, 32) },
 			formats.ErrMalformed, []string{"[64, 32]", "[32, 32]"}},
+		{"llama", edits{"hidden_size": 1000000000}, nil, formats.ErrMalformed,
+			[]string{"config.json", "weight", "1000000000"}},
+		{"llama", edits{"intermediate_size": 0}, nil, formats.ErrMalformed, []string{"blk.0.ffn_down.weight", "[32, 0]"}},
+		{"gemma3", edits{"num_attention_heads": 0}, nil, formats.ErrMalformed,
+			[]string{"blk.0.attn_output.weight", "[32, 0]"}},
+		{"mixtral", edits{"num_experts_per_tok": 5}, nil, formats.ErrMalformed,
+			[]string{"llama.expert_used_count", "5", "4 experts"}},
 		{"mixtral", edits{"num_local_experts": nil}, nil, formats.ErrMalformed, []string{"num_local_experts"}},
 		{"deepseek3", edits{"qk_nope_head_dim": 15}, nil, formats.ErrMalformed,
 			[]string{"kv_b_proj", "4 heads of 31 rows"}},
@@ -217,8 +224,52 @@ func TestBackwardRefuses(t *testing.T) {
 			[]string{"head"}},
 		{"llama", func(w *written) { w.set("llama.attention.head_count", uint32(3)) }, formats.ErrMalformed,
 			[]string{"blk.0.attn_q.weight", "3 heads"}},
-		{"llama", func(w *written) { w.set("llama.attention.head_count_kv", []uint32{2, 2}) }, formats.ErrMalformed,
+		{"llama", func(w *written) { w.set("llama.attention.head_count_kv", []uint32{2, 1}) }, formats.ErrMalformed,
+			[]string{"llama.attention.head_count_kv", "[2 1]"}},
+		{"llama", func(w *written) { w.set("llama.attention.head_count_kv", []int32{}) }, formats.ErrMalformed,
 			[]string{"llama.attention.head_count_kv"}},
+		{"llama", func(w *written) { w.set("general.architecture", uint32(3)) }, formats.ErrMalformed,
+			[]string{"general.architecture", "uint32"}},
+		{"llama", func(w *written) { w.set("general.type", "mmproj") }, formats.ErrUnsupported,
+			[]string{"general.type", "mmproj", "model"}},
+		{"llama", func(w *written) { w.set("llama.rope.scaling.type", "longrope") }, formats.ErrMalformed,
+			[]string{"llama.rope.scaling.type", "rope_factors_long.weight"}},
+		{"llama", func(w *written) { w.set("llama.embedding_length", uint32(64)) }, formats.ErrMalformed,
+			[]string{"output.weight", "[320, 32]", "[320, 64]", "keys of llama"}},
+		{"llama", func(w *written) { w.set("llama.feed_forward_length", uint32(3)) }, formats.ErrMalformed,
+			[]string{"blk.0.ffn_down.weight", "[32, 64]", "[32, 3]"}},
+		{"llama", func(w *written) { w.set("llama.attention.key_length", uint32(16)) }, formats.ErrMalformed,
+			[]string{"blk.0.attn_k.weight", "[32, 32]"}},
+		{"llama", func(w *written) { w.reshape("blk.0.attn_q.weight", 32, 4, 8) }, formats.ErrMalformed,
+			[]string{"blk.0.attn_q.weight", "[32, 4, 8]", "2 dimensions"}},
+		{"llama", func(w *written) { w.reshape("blk.1.attn_norm.weight", 31) }, formats.ErrMalformed,
+			[]string{"blk.1.attn_norm.weight", "[31]", "[32]"}},
+		{"llama", func(w *written) { w.reshape("output.weight", 100, 32) }, formats.ErrMalformed,
+			[]string{"output.weight", "[100, 32]", "[320, 32]"}},
+		{"llama", func(w *written) { w.set("tokenizer.ggml.tokens", make([]string, 321)) }, formats.ErrMalformed,
+			[]string{"tokenizer.ggml.tokens", "321", "320"}},
+		{"llama", func(w *written) {
+			w.set("llama.expert_count", uint32(4))
+			w.set("llama.expert_used_count", uint32(2))
+		}, formats.ErrMalformed, []string{"llama.expert_count", "no tensor of an expert"}},
+		{"qwen2", func(w *written) { w.set("qwen2.attention.head_count", uint32(3)) }, formats.ErrMalformed,
+			[]string{"blk.0.attn_k.weight", "[16, 32]", "[20, 32]"}},
+		{"phi3", func(w *written) { w.reshape("blk.0.ffn_up.weight", 64, 32) }, formats.ErrMalformed,
+			[]string{"blk.0.ffn_up.weight", "[128, 32]"}},
+		{"gpt2", func(w *written) { w.reshape("blk.0.attn_qkv.weight", 64, 32) }, formats.ErrMalformed,
+			[]string{"blk.0.attn_qkv.weight", "[96, 32]"}},
+		{"mixtral", func(w *written) { w.set("llama.expert_used_count", uint32(9)) }, formats.ErrMalformed,
+			[]string{"llama.expert_used_count", "9", "4 experts"}},
+		{"mixtral", func(w *written) { w.set("llama.expert_used_count", nil) }, formats.ErrMalformed,
+			[]string{"llama.expert_used_count", "none"}},
+		{"gptoss", func(w *written) { w.set("gpt-oss.expert_count", uint32(3)) }, formats.ErrMalformed,
+			[]string{"blk.0.ffn_", "[3, 32"}},
+		{"deepseek3", func(w *written) { w.set("deepseek2.leading_dense_block_count", uint32(0)) }, formats.ErrMalformed,
+			[]string{"deepseek2.leading_dense_block_count", "layer 0"}},
+		{"deepseek3", func(w *written) { w.set("deepseek2.leading_dense_block_count", uint32(99)) }, formats.ErrMalformed,
+			[]string{"deepseek2.leading_dense_block_count", "layer 1"}},
+		{"deepseek3", func(w *written) { w.set("deepseek2.attention.kv_lora_rank", uint32(31)) }, formats.ErrMalformed,
+			[]string{"blk.0.attn_", "kv"}},
 		{"llama", func(w *written) { w.set("llama.rope.scaling.type", "other") }, formats.ErrUnsupported,
 			[]string{"other"}},
 		{"llama", func(w *written) { w.set("llama.rope.scaling.type", "yarn") }, formats.ErrMalformed,
@@ -290,12 +341,31 @@ func TestNotices(t *testing.T) {
 	require.Empty(t, m.Notices)
 
 	_, w := write(t, "llama", gguf.F32)
-	w.set("llama.attention.value_length", uint32(9))
+	w.set("llama.vocab_size", uint32(9))
 	w.set("llama.rope.something", float32(2))
 	back, err := w.back(tensor.BF16)
 	require.NoError(t, err)
-	require.ElementsMatch(t, []string{`the key "llama.attention.value_length" is 9; the config means 8`,
+	require.ElementsMatch(t, []string{`the key "llama.vocab_size" is 9; the config means 320`,
 		`the key "llama.rope.something" has no place in the config`}, back.Notices)
+}
+
+// TestListedKeys: a number that is there for each layer, and the same for all, is one number. A scaling without a type,
+// of old files also by another name, is a linear one.
+func TestListedKeys(t *testing.T) {
+	for key, value := range map[string]any{"rope.scaling.factor": float32(4), "rope.scale_linear": float32(4)} {
+		_, w := write(t, "llama", gguf.F32)
+		w.set("llama.attention.head_count_kv", []int32{2, 2})
+		w.set("llama.feed_forward_length", []uint32{64, 64})
+		w.set("llama."+key, value)
+		back, err := w.back(tensor.BF16)
+		require.NoError(t, err)
+		require.Empty(t, back.Notices)
+		config := map[string]any{}
+		require.NoError(t, json.Unmarshal(back.Config, &config))
+		require.EqualValues(t, 2, config["num_key_value_heads"])
+		require.Equal(t, map[string]any{"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+			config["rope_parameters"])
+	}
 }
 
 // TestGivenScaling: a scaling that is given is taken, and held against the divisors of the file.
@@ -353,6 +423,11 @@ func TestAbsentKeys(t *testing.T) {
 	}
 	w.set("qwen3.attention.head_count_kv", nil)
 	w.set("tokenizer.ggml.eos_token_id", nil)
+	for _, layer := range []string{"blk.0.", "blk.1."} {
+		for _, name := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
+			w.reshape(layer+name+".weight", 32, 32)
+		}
+	}
 	back, err := w.back(tensor.F16)
 	require.NoError(t, err)
 	config := map[string]any{}

@@ -32,7 +32,7 @@ type ropeKey struct {
 
 // scalingKeys are those that a linear or yarn scaling has beside its type, of which linear has the first alone.
 var scalingKeys = []ropeKey{
-	{"rope.scaling.factor", "f32", []string{"factor"}, true},
+	{scalingFactor, "f32", []string{"factor"}, true},
 	{"rope.scaling.original_context_length", "u32", []string{"original_max_position_embeddings"}, true},
 	{"rope.scaling.yarn_ext_factor", "f32", []string{"extrapolation_factor"}, false},
 	{"rope.scaling.yarn_attn_factor", "f32", []string{"attention_factor", "attn_factor"}, false},
@@ -43,6 +43,8 @@ var scalingKeys = []ropeKey{
 // The keys of rotary embeddings that are not of scalingKeys.
 const (
 	scalingType    = "rope.scaling.type"
+	scalingFactor  = "rope.scaling.factor"
+	scaleLinear    = "rope.scale_linear" // of files before rope.scaling.type
 	freqBase       = "rope.freq_base"
 	freqBaseSWA    = "rope.freq_base_swa"
 	attnFactor     = "rope.scaling.attn_factor"
