@@ -125,7 +125,7 @@ func readAdded(b []byte) ([]entry, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, malformedf("%s: %v", addedTokens, oneLine(err))
+		return nil, malformedf("%s: %v", addedTokens, wrongJSON(err))
 	}
 	return list, nil
 }

@@ -76,13 +76,13 @@ func merges(v jsontext.Value) ([]string, error) {
 	}
 	d := jsontext.NewDecoder(bytes.NewBuffer(v))
 	if _, err := d.ReadToken(); err != nil {
-		return nil, malformedf("%s: merges: %v", tokenizerJSON, oneLine(err))
+		return nil, malformedf("%s: merges: %v", tokenizerJSON, wrongJSON(err))
 	}
 	var list []string
 	for d.PeekKind() != ']' {
 		one, err := d.ReadValue()
 		if err != nil {
-			return nil, malformedf("%s: merges: %v", tokenizerJSON, oneLine(err))
+			return nil, malformedf("%s: merges: %v", tokenizerJSON, wrongJSON(err))
 		}
 		if len(list) == maxTokens {
 			return nil, fmt.Errorf("%s: merges: %w", tokenizerJSON, errTokens)
@@ -102,7 +102,7 @@ func merges(v jsontext.Value) ([]string, error) {
 		list = append(list, pair[0]+" "+pair[1])
 	}
 	if _, err := d.ReadToken(); err != nil && err != io.EOF {
-		return nil, malformedf("%s: merges: %v", tokenizerJSON, oneLine(err))
+		return nil, malformedf("%s: merges: %v", tokenizerJSON, wrongJSON(err))
 	}
 	return list, nil
 }

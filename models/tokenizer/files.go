@@ -100,7 +100,7 @@ func readOwn(b []byte) (*tokenizerOwn, error) {
 		t.order = append(t.order, name)
 		return nil
 	}); err != nil {
-		return nil, malformedf("%s: %v", tokenizerConfig, oneLine(err))
+		return nil, malformedf("%s: %v", tokenizerConfig, wrongJSON(err))
 	}
 	list := t.members["added_tokens_decoder"]
 	if list == nil || list.Kind() == 'n' {
@@ -319,7 +319,7 @@ func malformedToken(text string, id jsontext.Value) error {
 // unmarshal reads a JSON file. Its text is to be UTF-8, without a name twice in one object.
 func unmarshal(name string, b []byte, to any) error {
 	if err := json.Unmarshal(b, to); err != nil {
-		return malformedf("%s: found what is no JSON that it should have: %v", name, oneLine(err))
+		return malformedf("%s: found what is no JSON that it should have: %v", name, wrongJSON(err))
 	}
 	return nil
 }
@@ -379,6 +379,39 @@ func cut(v jsontext.Value) string {
 	return string(v)
 }
 
-func oneLine(err error) string {
+// wrongJSON says in one line what is wrong with JSON, and where, without the names of types of this program.
+func wrongJSON(err error) string {
+	other, isOther := err.(*json.SemanticError)
+	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok && (isOther || err == error(syntax)) {
+		return fmt.Sprintf("%v at byte %d%s", syntax.Err, syntax.ByteOffset, pointed(syntax.JSONPointer))
+	}
+	if isOther && other.JSONKind != 0 {
+		return fmt.Sprintf("%s in place of another value%s", kindOf(other.JSONKind), pointed(other.JSONPointer))
+	}
 	return strings.ReplaceAll(strings.TrimPrefix(err.Error(), "json: "), "\n", " ")
+}
+
+// kindOf is what a value of JSON is called.
+func kindOf(k jsontext.Kind) string {
+	switch k {
+	case jsontext.KindBeginArray:
+		return "an array"
+	case jsontext.KindBeginObject:
+		return "an object"
+	case jsontext.KindNull, jsontext.KindTrue, jsontext.KindFalse:
+		return k.String()
+	}
+	return "a " + k.String()
+}
+
+// pointed names a place in JSON, for the end of an error.
+func pointed(p jsontext.Pointer) string {
+	const most = 100
+	switch {
+	case p == "":
+		return ""
+	case len(p) > most:
+		p = p[:most] + "…"
+	}
+	return " in " + tensor.Quote(strings.ToValidUTF8(string(p), "�"))
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -61,7 +63,7 @@ func (w *writer) read() error {
 	w.v = v
 	for _, err := range []error{
 		key(w.keys, keyModel, &v.model), key(w.keys, keyPre, &v.pre), key(w.keys, keyTokens, &v.tokens),
-		key(w.keys, keyTypes, &v.types), key(w.keys, keyScores, &v.scores), key(w.keys, keyMerges, &v.merges),
+		listOfWhole(w.keys, keyTypes, &v.types), key(w.keys, keyScores, &v.scores), key(w.keys, keyMerges, &v.merges),
 	} {
 		if err != nil {
 			return err
@@ -79,6 +81,11 @@ func (w *writer) read() error {
 	case v.types == nil:
 		v.types = slices.Repeat([]int32{normal}, len(v.tokens))
 	}
+	for id, score := range v.scores {
+		if math.IsNaN(float64(score)) {
+			return malformedf("%s: token %d: found a NaN, expected a number", keyScores, id)
+		}
+	}
 	v.types = slices.Clone(v.types)
 	for id, kind := range v.types {
 		switch {
@@ -89,15 +96,17 @@ func (w *writer) read() error {
 		}
 	}
 	w.ids, w.add = map[string]int{}, map[string]bool{}
-	for kind, name := range idKeys {
-		var id uint32
-		if err := key(w.keys, name, &id); err != nil {
-			return err
-		}
-		if w.keys.Get(name) == nil {
+	for _, kind := range slices.Sorted(maps.Keys(idKeys)) {
+		name := idKeys[kind]
+		value := w.keys.Get(name)
+		if value == nil {
 			continue
 		}
-		if int64(id) >= int64(len(v.tokens)) {
+		id, ok := anyWhole(reflect.ValueOf(value))
+		switch {
+		case !ok:
+			return malformedf("%s: found a %T, expected a whole number", name, value)
+		case id < 0 || id >= int64(len(v.tokens)):
 			return malformedf("%s: found the id %d, expected less than the number of tokens, %d", name, id, len(v.tokens))
 		}
 		w.ids[kind] = int(id)
@@ -111,6 +120,38 @@ func (w *writer) read() error {
 			w.add[kind] = add
 		}
 	}
+	return nil
+}
+
+// anyWhole is a number of any type of whole numbers: not all that write GGUF take the one that llama.cpp has.
+func anyWhole(v reflect.Value) (int64, bool) {
+	switch {
+	case v.CanInt():
+		return v.Int(), true
+	case v.CanUint():
+		return int64(min(v.Uint(), math.MaxInt64)), true
+	}
+	return 0, false
+}
+
+// listOfWhole takes a list of whole numbers of any type, of which those that are too large become -1.
+func listOfWhole(keys formats.Metadata, name string, to *[]int32) error {
+	value := keys.Get(name)
+	list := reflect.ValueOf(value)
+	if _, same := value.([]int32); value == nil || same || list.Kind() != reflect.Slice {
+		return key(keys, name, to)
+	}
+	all := make([]int32, list.Len())
+	for i := range all {
+		n, ok := anyWhole(list.Index(i))
+		if !ok {
+			return malformedf("%s: found a %T, expected whole numbers", name, value)
+		}
+		if all[i] = -1; n >= 0 && n <= math.MaxInt32 {
+			all[i] = int32(n)
+		}
+	}
+	*to = all
 	return nil
 }
 
@@ -254,7 +295,7 @@ func (o object) MarshalJSONTo(e *jsontext.Encoder) error {
 func (w *writer) write(name string, value any) error {
 	b, err := json.Marshal(value, jsontext.WithIndent("  "))
 	if err != nil {
-		return malformedf("%s: found text that is no UTF-8, expected it for JSON: %v", name, oneLine(err))
+		return malformedf("%s: found text that is no UTF-8, expected it for JSON: %v", name, wrongJSON(err))
 	}
 	w.files[name] = append(b, '\n')
 	return nil
@@ -557,7 +598,7 @@ func (w *writer) vocab(apart bool) (jsontext.Value, error) {
 			continue
 		}
 		if err := e.WriteToken(jsontext.String(text)); err != nil {
-			return nil, malformedf("%s: token %d: %v", keyTokens, id, oneLine(err))
+			return nil, malformedf("%s: token %d: %v", keyTokens, id, wrongJSON(err))
 		}
 		if err := e.WriteToken(jsontext.Int(int64(id))); err != nil {
 			return nil, err

@@ -167,7 +167,7 @@ func (s *specials) postProcessor() error {
 func readProcessor(part jsontext.Value) (p processor, err error) {
 	if err := json.Unmarshal(part, &p); err != nil {
 		return p, malformedf("%s: post_processor: found %s, expected a post-processor: %v", tokenizerJSON, cut(part),
-			oneLine(err))
+			wrongJSON(err))
 	}
 	return p, nil
 }
@@ -412,6 +412,9 @@ func templates(file string, v jsontext.Value, k *keyList) error {
 			return malformedf("%s: chat_template: found %s, expected a list of objects with name and template", file, cut(v))
 		}
 		return setTemplates(file, list, k)
+	case v.Kind() != 'n':
+		return malformedf("%s: chat_template: found %s, expected text or a list of objects with name and template", file,
+			cut(v))
 	}
 	return nil
 }

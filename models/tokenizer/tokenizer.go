@@ -16,7 +16,7 @@ const (
 	// MaxFileBytes is more than the files of any tokenizer have; the largest known have 40 MB.
 	MaxFileBytes = 64 << 20
 	// maxTokens is more than any vocabulary has; the largest known have some 260,000 tokens, and 600,000 merges.
-	maxTokens = 2 << 20
+	maxTokens = 1 << 20
 	// maxPadding is how many ids a vocabulary may have past its last token, whatever vocab_size a config says.
 	maxPadding = 1 << 17
 	// maxTemplates is more than the chat templates of any model.
