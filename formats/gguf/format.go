@@ -26,14 +26,16 @@ type Format struct {
 // field that is zero has its default, which is far above any model known.
 type Limits struct {
 	HeaderBytes int64 // of one file, all before the data; default 2^26
-	Tensors     int   // in all files together; default 2^20
+	Keys        int   // of one file; default 2^16
+	Tensors     int   // in all files together; default 2^17
 	Files       int   // of one model; default 10,000
 }
 
 func (l Limits) withDefaults() Limits {
 	return Limits{
 		HeaderBytes: cmp.Or(l.HeaderBytes, 1<<26),
-		Tensors:     cmp.Or(l.Tensors, 1<<20),
+		Keys:        cmp.Or(l.Keys, 1<<16),
+		Tensors:     cmp.Or(l.Tensors, 1<<17),
 		Files:       cmp.Or(l.Files, 10_000),
 	}
 }

@@ -56,6 +56,9 @@ func readHeader(f io.ReaderAt, size int64, limits Limits) (*header, error) {
 	if tensors > int64(limits.Tensors) {
 		return nil, limitf("found %d tensors, expected at most %d", tensors, limits.Tensors)
 	}
+	if keys > int64(limits.Keys) {
+		return nil, limitf("found %d keys, expected at most %d", keys, limits.Keys)
+	}
 	if err := h.readKeys(s, keys); err != nil {
 		return nil, err
 	}

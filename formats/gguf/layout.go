@@ -103,6 +103,13 @@ func keysOf(m formats.Metadata) (keys formats.Metadata, alignment int64, notices
 // place writes the front of a file, and says where its tensors begin and what is between them.
 func (f Format) place(s *formats.Shard, tensors []tensor.Info, sizes []int64, keys formats.Metadata,
 	alignment int64) error {
+	limits := f.Limits.withDefaults()
+	switch {
+	case len(keys) > limits.Keys:
+		return limitf("found %d keys, expected at most %d", len(keys), limits.Keys)
+	case len(tensors) > limits.Tensors:
+		return limitf("found %d tensors, expected at most %d", len(tensors), limits.Tensors)
+	}
 	b := append(make([]byte, 0, 4<<10), magic...)
 	b = binary.LittleEndian.AppendUint32(b, version)
 	b = binary.LittleEndian.AppendUint64(b, uint64(len(s.Tensors)))
@@ -130,7 +137,7 @@ func (f Format) place(s *formats.Shard, tensors []tensor.Info, sizes []int64, ke
 		s.Offsets = append(s.Offsets, at)
 		at = padded(at+sizes[i], alignment)
 	}
-	if n, most := int64(len(b)), f.Limits.withDefaults().HeaderBytes; n > most {
+	if n, most := int64(len(b)), limits.HeaderBytes; n > most {
 		return limitf("found %d bytes of keys and tensors' names, expected at most %d", n, most)
 	}
 	start := padded(int64(len(b)), alignment)

@@ -241,4 +241,10 @@ func TestLayoutRefuses(t *testing.T) {
 	_, err := small.Layout(t.Context(), nil, formats.Options{Metadata: formats.Metadata{{Name: "x",
 		Value: strings.Repeat("y", 100)}}})
 	require.ErrorIs(t, err, formats.ErrLimit)
+	none := gguf.Format{Limits: gguf.Limits{Keys: 1, Tensors: 1}}
+	two := formats.Options{Metadata: formats.Metadata{{Name: "x", Value: "y"}, {Name: "z", Value: "y"}}}
+	_, err = none.Layout(t.Context(), nil, two)
+	require.ErrorIs(t, err, formats.ErrLimit)
+	_, err = none.Layout(t.Context(), []tensor.Info{f32("a", 1), f32("b", 1)}, formats.Options{})
+	require.ErrorIs(t, err, formats.ErrLimit)
 }
