@@ -24,6 +24,7 @@ type inGGUF struct {
 	own      bool     // they are those of a GGUF file that is read
 	targets  []target // of the weights, in their order
 	consumed []InputFile
+	lost     []*Weight // that adapters change, and that GGUF has no place for
 }
 
 // ToGGUF returns m as llama.cpp has it: other names and layouts of its weights, a type for each, and keys in place of
@@ -62,9 +63,10 @@ func (m *Merged) toGGUF(ctx context.Context, o Options) (*Merged, error) {
 // putBack makes n of m, whose checkpoint was restored from a GGUF file: weights are put back where they come from, and
 // those that have not changed are the file's own.
 func putBack(n, m *Merged, origin *checkpoint.Checkpoint) error {
-	if m.Untied || m.Vocabulary > 0 || m.Head != "" {
-		return fmt.Errorf("%w: the adapter changes the vocabulary, or parts the output head from the embedding, which the "+
-			"file's keys do not know of; merge it into a folder first, and convert that", ErrRefused)
+	if m.Vocabulary > 0 {
+		return fmt.Errorf("%w: the adapter brings %d tokens where there are %d, and the tokenizer in the file's keys does "+
+			"not know them; merge it into a folder first, add its tokenizer, and convert that", ErrRefused, m.Vocabulary,
+			m.VocabularyWas)
 	}
 	type place struct {
 		of    *Weight
@@ -75,7 +77,7 @@ func putBack(n, m *Merged, origin *checkpoint.Checkpoint) error {
 	changed := map[*checkpoint.Weight]bool{}
 	for _, w := range m.Weights {
 		excerpts, shift := m.Base.Excerpts(w.Name)
-		if len(excerpts) == 0 && w.Change != nil {
+		if len(excerpts) == 0 && w.Change != nil && w.Name != m.Head {
 			return fmt.Errorf("tensor %s: %w: an adapter brings it, and the GGUF file has no such tensor", tensor.Quote(w.Name),
 				ErrRefused)
 		}
@@ -102,7 +104,52 @@ func putBack(n, m *Merged, origin *checkpoint.Checkpoint) error {
 		}
 		n.Weights[i].like = w
 	}
-	return nil
+	if m.Head == "" {
+		return nil
+	}
+	head, err := ownHead(m, origin)
+	n.Weights = append(n.Weights, head)
+	return err
+}
+
+// ownHead is the output head, which was the embedding, as a tensor of its own.
+func ownHead(m *Merged, origin *checkpoint.Checkpoint) (*Weight, error) {
+	config, err := m.config()
+	if err != nil {
+		return nil, err
+	}
+	byName := map[string]*Weight{}
+	var infos []tensor.Info
+	for _, w := range m.Weights {
+		byName[w.Name] = w
+		infos = append(infos, w.Info)
+	}
+	model, err := gguf.Forward(config, infos, gguf.Options{Type: gguf.F32})
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range model.Tensors {
+		if !slices.Contains(t.Sources, m.Head) {
+			continue
+		}
+		head, err := madeOf(&t, byName, origin.Path)
+		if err != nil {
+			return nil, err
+		}
+		for _, w := range origin.Weights {
+			if w.Name == embedding {
+				head.like = w
+			}
+		}
+		return head, nil
+	}
+	return nil, partedError(m.Head)
+}
+
+// partedError refuses an adapter that parts what an architecture has as one in llama.cpp.
+func partedError(head string) error {
+	return fmt.Errorf("tensor %s: %w: the adapter parts the output head from the embedding, and llama.cpp has them as "+
+		"one in this architecture", tensor.Quote(head), ErrRefused)
 }
 
 // forward makes n of m: it makes GGUF's tensors and keys of a checkpoint of transformers.
@@ -113,8 +160,12 @@ func forward(ctx context.Context, n, m *Merged, o Options) error {
 	for i, w := range m.Weights {
 		infos[i], byName[w.Name] = w.Info, w
 	}
+	config, err := m.config()
+	if err != nil {
+		return err
+	}
 	options := gguf.Options{Type: gguf.F32}
-	model, err := gguf.Forward(c.Config, infos, options)
+	model, err := gguf.Forward(config, infos, options)
 	if err != nil {
 		return err
 	}
@@ -123,7 +174,7 @@ func forward(ctx context.Context, n, m *Merged, o Options) error {
 		return err
 	}
 	if options.Vocabulary > 0 {
-		if model, err = gguf.Forward(c.Config, infos, options); err != nil {
+		if model, err = gguf.Forward(config, infos, options); err != nil {
 			return err
 		}
 	}
@@ -138,9 +189,8 @@ func forward(ctx context.Context, n, m *Merged, o Options) error {
 		n.gguf.keys = append(n.gguf.keys, formats.Pair{Name: nameKey, Value: modelName(c)})
 	}
 	n.Notices = slices.Concat(m.Notices, model.Notices, notes)
-	if len(model.Dropped) > 0 {
-		dropped := "not written, since GGUF has no place for it: " + list(model.Dropped, 3)
-		n.Notices = append(n.Notices, dropped)
+	if err := n.drop(model.Dropped, byName, m.Head); err != nil {
+		return err
 	}
 	n.Weights = nil
 	for _, t := range model.Tensors {
@@ -151,6 +201,31 @@ func forward(ctx context.Context, n, m *Merged, o Options) error {
 		n.Weights = append(n.Weights, w)
 	}
 	return ctx.Err()
+}
+
+// drop notes what is not written.
+func (m *Merged) drop(names []string, byName map[string]*Weight, head string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	m.Notices = append(m.Notices, "not written, since GGUF has no place for it: "+list(names, 3))
+	var lost []string
+	for _, name := range names {
+		w := byName[name]
+		if w.Change == nil {
+			continue
+		}
+		if name == head {
+			return partedError(name)
+		}
+		m.gguf.lost = append(m.gguf.lost, w)
+		lost = append(lost, name)
+	}
+	if len(lost) > 0 {
+		m.Notices = append(m.Notices, "adapters change what is not written, and that part of them is not in the result: "+
+			list(lost, 3))
+	}
+	return nil
 }
 
 const nameKey = "general.name"

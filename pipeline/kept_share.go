@@ -210,6 +210,14 @@ func (s *share) set(k int64, out, base, total, delta []float32) {
 	}
 }
 
+// lost are the weights that adapters change and that are not written.
+func (m *Merged) lost() []*Weight {
+	if m.gguf == nil {
+		return nil
+	}
+	return m.gguf.lost
+}
+
 // KeptModule is what is left of an adapter in one module.
 type KeptModule struct {
 	Name string `json:"name"`
@@ -253,13 +261,22 @@ func kept(e, d float64) float64 {
 	return 1 + e/d
 }
 
-// keptShares sums the shares of all jobs up.
-func keptShares(adapters []AdapterInput, jobs []*jobRun) []KeptAdapter {
+// keptShares sums the shares of all jobs up. lost are weights that adapters change and that are not written.
+func keptShares(adapters []AdapterInput, jobs []*jobRun, lost []*Weight) []KeptAdapter {
 	out := make([]KeptAdapter, len(adapters))
 	index := make([]map[string]int, len(adapters))
 	for i, a := range adapters {
 		out[i] = KeptAdapter{Path: a.Path, Unused: []string{}, Modules: []KeptModule{}}
 		index[i] = map[string]int{}
+	}
+	for _, w := range lost {
+		for _, t := range w.contributors() {
+			out[t.Adapter].Unused = append(out[t.Adapter].Unused, t.Name)
+		}
+	}
+	for i := range out {
+		slices.Sort(out[i].Unused)
+		out[i].Unused = slices.Compact(out[i].Unused)
 	}
 	for _, j := range jobs {
 		for k, t := range j.weight.contributors() {
@@ -418,7 +435,7 @@ func (r *run) checkKept() error {
 	if len(r.plan.Adapters) == 0 {
 		return nil
 	}
-	r.shares = keptShares(r.plan.Adapters, r.merges)
+	r.shares = keptShares(r.plan.Adapters, r.merges, r.from.lost())
 	short := below(r.shares, r.opts.MinKept)
 	if r.opts.MinKept <= 0 || len(short) == 0 {
 		return nil

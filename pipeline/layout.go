@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/lorakit/lorakit/formats"
@@ -111,16 +110,7 @@ func (b *planner) editedConfig() ([]byte, error) {
 	if b.Options.DType != 0 {
 		edits = append(edits, models.SetDType(b.Options.DType.Torch()))
 	}
-	if b.from.Untied {
-		for _, path := range b.Model.TieSwitches() {
-			edits = append(edits, models.SetAt(path, []byte("false")))
-		}
-	}
-	if b.from.Vocabulary > 0 {
-		for _, path := range b.Config.VocabularyPaths(b.from.VocabularyWas) {
-			edits = append(edits, models.SetAt(path, strconv.AppendInt(nil, b.from.Vocabulary, 10)))
-		}
-	}
+	edits = append(edits, b.from.edits()...)
 	switch {
 	case b.Quantize == "none":
 		edits = append(edits, models.Remove("quantization_config"))

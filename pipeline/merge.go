@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/lora"
+	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -191,6 +193,35 @@ func Merge(ctx context.Context, c *checkpoint.Checkpoint, adapters []lora.Weight
 	}
 	m.growLogitsBias()
 	return m, nil
+}
+
+// edits are what adapters change in config.json.
+func (m *Merged) edits() []models.Edit {
+	var edits []models.Edit
+	if m.Untied {
+		for _, path := range m.Base.Model.TieSwitches() {
+			edits = append(edits, models.SetAt(path, []byte("false")))
+		}
+	}
+	if m.Vocabulary > 0 {
+		for _, path := range m.Base.Config.VocabularyPaths(m.VocabularyWas) {
+			edits = append(edits, models.SetAt(path, strconv.AppendInt(nil, m.Vocabulary, 10)))
+		}
+	}
+	return edits
+}
+
+// config is that of the base, with what adapters change in it.
+func (m *Merged) config() (*models.Config, error) {
+	edits := m.edits()
+	if len(edits) == 0 {
+		return m.Base.Config, nil
+	}
+	b, err := models.EditConfig(m.Base.ConfigJSON, edits...)
+	if err != nil {
+		return nil, err
+	}
+	return models.ParseConfig(b)
 }
 
 // changed is a weight with a change.

@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -156,28 +155,42 @@ func (r *run) finishSources(ctx context.Context, s *scratch, j *jobRun) error {
 // measureSource is measureKept of a source, of what was written of it in file.
 func (r *run) measureSource(ctx context.Context, s *scratch, p *jobRun, file io.ReaderAt) error {
 	var excerpts []checkpoint.Excerpt
-	covered := int64(0)
+	shift := float32(0)
 	for _, part := range p.parts {
 		out, err := r.resultOf(ctx, part.job, file)
 		if err != nil {
 			return err
 		}
 		excerpts = append(excerpts, checkpoint.Excerpt{Weight: out, View: part.view.Inverse()})
-		covered += part.view.Count()
+		shift = -part.job.weight.shift
 	}
-	base := p.weight.base
-	if base == nil || !slices.Equal(base.Shape, p.weight.Shape) {
-		base = nil
-	}
-	if missing := p.weight.Count() - covered; missing > 0 { // rows that are cut off keep nothing of an adapter
-		view := tensor.NewView([]tensor.Dim{{N: missing, From: 1, To: 1}}, covered, covered)
-		excerpts = append(excerpts, checkpoint.Excerpt{Weight: cmp.Or(base, p.weight.Weight), View: view})
-	}
-	out, err := checkpoint.Compose(tensor.Info{Name: p.weight.Name, Shape: p.weight.Shape}, excerpts, 0)
+	out, err := p.weight.from(excerpts, shift)
 	if err != nil {
 		return err
 	}
+	base := p.weight.base
+	if base != nil && !slices.Equal(base.Shape, p.weight.Shape) {
+		base = nil
+	}
 	return fillShares(s, p, base, out, p.weight.Change.Width)
+}
+
+// from is a weight that adapters change as it stands in a result, of whose weights it has excerpts. Rows at its end
+// that are in none are cut off there: they keep nothing of an adapter.
+func (w *Weight) from(excerpts []checkpoint.Excerpt, shift float32) (*checkpoint.Weight, error) {
+	covered := int64(0)
+	for _, x := range excerpts {
+		covered += x.View.Count()
+	}
+	if missing := w.Count() - covered; missing > 0 {
+		base := w.Weight
+		if w.base != nil && slices.Equal(w.base.Shape, w.Shape) {
+			base = w.base
+		}
+		view := tensor.NewView([]tensor.Dim{{N: missing, From: 1, To: 1}}, covered, covered)
+		excerpts = append(excerpts, checkpoint.Excerpt{Weight: base, View: view})
+	}
+	return checkpoint.Compose(tensor.Info{Name: w.Name, Shape: w.Shape}, excerpts, shift)
 }
 
 // merging are the jobs whose weights adapters change: the sources of a job, or itself.
