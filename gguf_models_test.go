@@ -178,3 +178,31 @@ func sameTensors(t *testing.T, want, got map[string]entry) {
 		require.True(t, string(w.data) == string(got[k].data), "%s differs", k)
 	}
 }
+
+// TestTurnedTensorsAreNotCopied: bytes that lie otherwise in the source are read in tiles that are large enough, and
+// that the memory has room for. Copied piece by piece they would be read element by element.
+func TestTurnedTensorsAreNotCopied(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "x.gguf")
+	_, err := lorakit.Convert(t.Context(), filepath.Join(ggufModels, "gpt2"), file, lorakit.ConvertOptions{})
+	require.NoError(t, err)
+	for src, turned := range map[string]string{
+		filepath.Join(ggufModels, "gptoss"): "ffn_down_exps.weight", filepath.Join(ggufModels, "gpt2"): "attn_qkv.weight",
+		file: "attn.c_attn.weight",
+	} {
+		dst := "dry.gguf"
+		if src == file {
+			dst = "dry"
+		}
+		r, err := lorakit.Convert(t.Context(), src, dst, lorakit.ConvertOptions{DryRun: true})
+		require.NoError(t, err)
+		seen := 0
+		for _, j := range r.Plan.Shards[0].Jobs {
+			if strings.HasSuffix(j.Weight, turned) {
+				seen++
+				require.False(t, j.Copy, j.Weight)
+			}
+		}
+		require.Positive(t, seen, turned)
+	}
+}

@@ -104,6 +104,12 @@ type composed struct {
 	readers sync.Pool
 }
 
+// Composed reports whether a weight is put together of elements of others, so that its bytes are no range of a file.
+func (w *Weight) Composed() bool {
+	_, ok := w.Parts[0].Data.(*composed)
+	return ok
+}
+
 // Scattered reports whether elements of a weight that is put together are far apart in the file, so that larger pieces
 // of it are read faster.
 func (w *Weight) Scattered() bool {

@@ -142,7 +142,8 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 			return Job{}, err
 		}
 		return encodeJob(ctx, w, w.DType, scheme, spec)
-	case w.Change == nil && (w.Decoder == nil && to == w.Values || w.Decoder != nil && b.Quantize == "keep" && b.holds(w)):
+	case w.Change == nil && (w.Decoder == nil && to == w.Values && !w.Composed() ||
+		w.Decoder != nil && b.Quantize == "keep" && b.holds(w)):
 		return copyJob(w), nil
 	case w.Decoder != nil:
 		b.decoded++

@@ -333,7 +333,7 @@ func (b *planner) targetJob(ctx context.Context, w *Weight, t target) (Job, erro
 		if !t.dtype.Numeric() && t.dtype != w.Values {
 			return Job{}, fmt.Errorf("%w: found the type %v, which is not cast to %v", ErrRefused, w.DType, t.dtype)
 		}
-		if !changed && w.Decoder == nil && w.Values == t.dtype {
+		if !changed && w.Decoder == nil && w.Values == t.dtype && !w.Composed() {
 			return copyJob(w), nil
 		}
 		if !w.Values.Numeric() {
