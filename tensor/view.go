@@ -67,7 +67,7 @@ func (v View) Plain() bool {
 // that is turned round.
 func (v View) Turned() bool {
 	last := len(v.Dims) - 1
-	return last >= 0 && v.Dims[last].From != 1 && slices.ContainsFunc(v.Dims, func(d Dim) bool { return d.From == 1 })
+	return last >= 0 && slices.ContainsFunc(v.Dims, func(d Dim) bool { return d.From < v.Dims[last].From })
 }
 
 // Inverse exchanges source and result.

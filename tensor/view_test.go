@@ -129,3 +129,12 @@ func BenchmarkViewTurned(b *testing.B) {
 		})
 	}
 }
+
+// Turned is what is read a little at a time: every second column of a matrix that is turned round too.
+func TestViewTurned(t *testing.T) {
+	require.False(t, View{}.Turned())
+	require.False(t, NewView([]Dim{{4, 3, 3}, {3, 1, 1}}, 0, 0).Turned())
+	require.False(t, NewView([]Dim{{2, 100, 8}, {4, 2, 1}}, 0, 0).Turned(), "every second of rows")
+	require.True(t, NewView([]Dim{{4, 1, 3}, {3, 4, 1}}, 0, 0).Turned())
+	require.True(t, NewView([]Dim{{2, 100, 12}, {4, 2, 3}, {3, 8, 1}}, 1, 0).Turned(), "every second of columns")
+}
