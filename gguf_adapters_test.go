@@ -86,15 +86,21 @@ func random(shape tensor.Shape, seed string, middle, spread float64) entry {
 	return entry{tensor.Info{DType: tensor.F32, Shape: shape}, b}
 }
 
-// make writes the adapter for a model, and returns its folder.
+// make writes the adapter for a model of the fixtures, and returns its folder.
 func (a madeAdapter) make(t *testing.T, base string) string {
+	t.Helper()
+	return a.makeFor(t, filepath.Join(ggufModels, base))
+}
+
+// makeFor is make for a model in a folder.
+func (a madeAdapter) makeFor(t *testing.T, base string) string {
 	t.Helper()
 	target := a.target
 	if target == "" {
 		target = "all-linear"
 	}
 	out := filepath.Join(t.TempDir(), a.kind)
-	_, err := lorakit.Attach(t.Context(), filepath.Join(ggufModels, base), out,
+	_, err := lorakit.Attach(t.Context(), base, out,
 		lorakit.AttachOptions{Rank: 4, Alpha: 12, Init: "gaussian", Target: target})
 	require.NoError(t, err)
 	tensors := load(t, out)
@@ -131,7 +137,7 @@ func (a madeAdapter) make(t *testing.T, base string) string {
 	}
 	if len(a.saved) > 0 {
 		config["modules_to_save"] = a.saved
-		stored := load(t, filepath.Join(ggufModels, base))
+		stored := load(t, base)
 		for _, module := range a.saved {
 			for _, part := range []string{".weight", ".bias"} {
 				name := module + part

@@ -7,6 +7,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
@@ -103,13 +104,13 @@ func (n *needs) add(j *jobRun) {
 	if j.Copy {
 		return
 	}
-	factors := int64(0)
+	factors, seen := int64(0), map[*formats.Tensor]bool{}
 	if j.weight.Change != nil {
-		factors = j.weight.factorBytes()
+		factors = j.weight.factorBytes(seen)
 	}
-	for _, p := range j.weight.pieces {
+	for _, p := range j.weight.pieces { // experts of a stack share the factors of it
 		if p.of.Change != nil {
-			factors += p.of.factorBytes()
+			factors += p.of.factorBytes(seen)
 		}
 	}
 	n.factors = max(n.factors, factors)

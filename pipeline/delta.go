@@ -30,6 +30,7 @@ type factors struct {
 	order []*formats.Tensor
 	size  int64
 	limit int64
+	held  map[*formats.Tensor][]float32 // while it is not nil, all that was got
 }
 
 // mostFactors is how many bytes of them are kept at most.
@@ -39,9 +40,15 @@ func (f *factors) get(t *formats.Tensor) ([]float32, error) {
 	if v, ok := f.have[t]; ok {
 		return v, nil
 	}
+	if v, ok := f.held[t]; ok {
+		return v, nil
+	}
 	v, err := lora.Floats(t)
 	if err != nil {
 		return nil, err
+	}
+	if f.held != nil {
+		f.held[t] = v
 	}
 	if f.have == nil {
 		f.have = map[*formats.Tensor][]float32{}
@@ -58,13 +65,13 @@ func (f *factors) get(t *formats.Tensor) ([]float32, error) {
 	return v, nil
 }
 
-// factorBytes is the memory of a change while a weight is merged: its factors, and two sums a row for each kept share.
-func (w *Weight) factorBytes() int64 {
+// factorBytes is the memory of a change while a weight is merged: its factors, but for those that were seen, and two
+// sums a row for each kept share.
+func (w *Weight) factorBytes(seen map[*formats.Tensor]bool) int64 {
 	var total int64
 	for _, t := range w.contributors() {
 		total += 16 * t.Rows
 	}
-	seen := map[*formats.Tensor]bool{}
 	for i := range w.Change.Updates {
 		t := &w.Change.Updates[i]
 		tensors := []*formats.Tensor{t.Left.T, t.Right.T, t.Module.Magnitude}

@@ -333,6 +333,10 @@ func below(adapters []KeptAdapter, least float64) []KeptModule {
 
 // beginMerge reads the factors of a job's change, and makes room for its shares.
 func (r *run) beginMerge(j *jobRun) error {
+	if len(j.sources) > 0 { // which share factors: none is read twice
+		r.factors.held = map[*formats.Tensor][]float32{}
+		defer func() { r.factors.held = nil }()
+	}
 	for _, p := range j.sources {
 		if p.begun {
 			continue
