@@ -24,39 +24,38 @@ type target struct {
 // tensor a type, or of a block type, which all that are chosen get; a name of both is the file type, unless tensors are
 // chosen by Include.
 func (m *Merged) chooseTypes(o Options) error {
+	m.gguf.targets = make([]target, len(m.Weights))
 	file, isFile := fileType(o.Quantize)
 	block, err := ggml.Parse(o.Quantize)
-	isBlock := err == nil && block.Valid()
 	switch {
-	case isFile && len(o.Include) == 0 && len(o.Exclude) == 0:
-		return m.byFileType(file, o)
-	case isFile && (!isBlock || len(o.Include) == 0):
-		if err := m.byFileType(file, o); err != nil {
-			return err
-		}
-		return m.only(o)
-	case isBlock:
+	case err == nil && block.Valid() && (!isFile || len(o.Include) > 0):
 		return m.byBlock(block, o)
+	case isFile:
+		return m.byFileType(file, o)
 	case o.Quantize != "keep" && o.Quantize != "none":
 		return fmt.Errorf("%w: a GGUF file has no %s, expected one of its own types, such as q4_k_m or q8_0", ErrRefused,
 			tensor.Quote(o.Quantize))
 	case o.DType == 0:
 		return m.asTheyAre(o)
 	}
+	return m.asPlain(o)
+}
+
+// asPlain gives the weights that do not stay in blocks the type of a file of plain values.
+func (m *Merged) asPlain(o Options) error {
 	base, err := plainType(o.DType)
 	if err != nil {
 		return err
 	}
-	m.gguf.targets = make([]target, len(m.Weights))
-	quantised := false
+	stay := false
 	for i, w := range m.Weights {
-		if t, ok := m.stays(w, o); ok {
-			m.gguf.targets[i], quantised = t, true
-			continue
+		t, ok := m.stays(w, o)
+		if !ok {
+			t = plain(base.Of(w.Info))
 		}
-		m.gguf.targets[i] = plain(base.Of(w.Info))
+		m.gguf.targets[i], stay = t, stay || ok
 	}
-	if !quantised || !m.gguf.own {
+	if !stay || !m.gguf.own {
 		m.setFileType(base.FileType)
 	}
 	return nil
@@ -112,7 +111,6 @@ func (m *Merged) stays(w *Weight, o Options) (target, bool) {
 
 // asTheyAre keeps the types that weights have: of a model of transformers what llama.cpp wants in F32 becomes that.
 func (m *Merged) asTheyAre(o Options) error {
-	m.gguf.targets = make([]target, len(m.Weights))
 	elements := map[tensor.DType]int64{}
 	for i, w := range m.Weights {
 		t, ok := m.stays(w, o)
@@ -165,7 +163,6 @@ func (m *Merged) setFileType(n uint32) {
 // byFileType gives each weight the type that llama.cpp gives it: its converter, for a model of transformers to q8_0,
 // else llama-quantize.
 func (m *Merged) byFileType(f ggml.FileType, o Options) error {
-	m.gguf.targets = make([]target, len(m.Weights))
 	types := make([]ggml.Type, len(m.Weights))
 	if m.gguf.own || f != ggml.FileQ8_0 {
 		tensors := make([]ggml.Tensor, len(m.Weights))
@@ -185,6 +182,8 @@ func (m *Merged) byFileType(f ggml.FileType, o Options) error {
 	}
 	for i, w := range m.Weights {
 		switch t := types[i]; {
+		case len(o.Include) > 0 && !m.matches(w, o.Include), m.matches(w, o.Exclude):
+			m.gguf.targets[i] = m.unquantised(w, o)
 		case w.Decoder == nil && w.Encoding != (tensor.Encoding{}):
 			m.gguf.targets[i] = target{typ: w.Encoding.Name}
 		case !m.gguf.own && f == ggml.FileQ8_0:
@@ -220,7 +219,6 @@ func (m *Merged) unquantised(w *Weight, o Options) target {
 
 // byBlock gives the weights that are chosen exactly one type.
 func (m *Merged) byBlock(block ggml.Type, o Options) error {
-	m.gguf.targets = make([]target, len(m.Weights))
 	for i, w := range m.Weights {
 		chosen := m.matches(w, o.Include)
 		if len(o.Include) == 0 {
@@ -234,16 +232,6 @@ func (m *Merged) byBlock(block ggml.Type, o Options) error {
 	}
 	if f, ok := ggml.FileOf(block); ok {
 		m.setFileType(uint32(f))
-	}
-	return nil
-}
-
-// only takes back what was chosen for weights that Include leaves out or Exclude names.
-func (m *Merged) only(o Options) error {
-	for i, w := range m.Weights {
-		if len(o.Include) > 0 && !m.matches(w, o.Include) || m.matches(w, o.Exclude) {
-			m.gguf.targets[i] = m.unquantised(w, o)
-		}
 	}
 	return nil
 }
