@@ -72,6 +72,7 @@ type implied struct {
 	Is     string  `json:"is"`
 	When   float64 `json:"when"` // layers
 	Then   string  `json:"then"`
+	OrMore bool    `json:"or_more"` // a larger number is as good, and none goes back
 }
 
 // row says what becomes of the tensors of a module.

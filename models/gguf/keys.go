@@ -132,15 +132,36 @@ func (a *architecture) check(s *settings) (notices []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if !reflect.DeepEqual(v, only) {
+		if !reflect.DeepEqual(v, only) && !i.enough(v, only) {
 			notices = append(notices, fmt.Sprintf("%s is %v; GGUF has no key for it, and llama.cpp computes with %v",
 				i.Member, v, orNone(only)))
 		}
+	}
+	notices = append(notices, a.otherActivations(s)...)
+	made := map[string]string{"llama3": "rope_freqs", "longrope": "rope_factors", "su": "rope_factors"}[s.ropeType()]
+	if made != "" && !slices.Contains(a.Made, made) {
+		notices = append(notices, fmt.Sprintf("rope_parameters is of the type %s; GGUF has no place for its factors in %s, "+
+			"and llama.cpp computes without them", s.ropeType(), a.Name))
 	}
 	if n := a.otherWindows(s); n != "" {
 		notices = append(notices, n)
 	}
 	return notices, nil
+}
+
+// otherActivations says that a config has another activation than its class, whose own llama.cpp has built in.
+func (a *architecture) otherActivations(s *settings) (notices []string) {
+	for _, member := range slices.Sorted(maps.Keys(a.Classes[0].Config)) {
+		only, isWord := a.Classes[0].Config[member].(string)
+		found, _ := s.find(member)
+		word, ok := found.(string)
+		if !isWord || !ok || word == only || word == "swish" && only == "silu" { // two names of one
+			continue
+		}
+		notices = append(notices, fmt.Sprintf("%s is %s; GGUF has no key for it, and llama.cpp computes with %s", member,
+			tensor.Quote(word), only))
+	}
+	return notices
 }
 
 // otherWindows says that a config has sliding windows in other layers than llama.cpp.
@@ -158,6 +179,13 @@ func (a *architecture) otherWindows(s *settings) string {
 		}
 	}
 	return ""
+}
+
+// enough says that a config has more than llama.cpp takes, where more is as good.
+func (i implied) enough(v, only any) bool {
+	x, isNumber := v.(float64)
+	y, limited := only.(float64)
+	return i.OrMore && isNumber && (!limited || x >= y)
 }
 
 // expression is what a model with so many layers has.

@@ -107,7 +107,7 @@ func (b *restorer) config(dtype tensor.DType) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", i.Member, malformedf("%v", err))
 		}
-		if ok {
+		if ok && !i.OrMore {
 			if x, isNumber := v.(float64); isNumber {
 				v = wholeNumber(x)
 			}

@@ -559,3 +559,37 @@ func TestOtherLayouts(t *testing.T) {
 		require.True(t, m.Tensors[i].View.Plain())
 	})
 }
+
+// TestComputedOtherwise: what llama.cpp has built in, or has no factors for, is told of every config that wants another.
+func TestComputedOtherwise(t *testing.T) {
+	llama3 := map[string]any{"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+		"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+	longrope := map[string]any{"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0,
+		"long_factor": []int{2}, "short_factor": []int{1}, "original_max_position_embeddings": 64}
+	for _, c := range []struct {
+		model string
+		edits edits
+		says  string
+	}{
+		{"llama", edits{"hidden_act": "gelu"}, `hidden_act is "gelu"; GGUF has no key for it, and llama.cpp computes with silu`},
+		{"llama", edits{"hidden_act": "swish"}, ""},
+		{"bert", edits{"hidden_act": "relu"}, `hidden_act is "relu"; GGUF has no key for it, and llama.cpp computes with gelu`},
+		{"gemma3", edits{"hidden_activation": "silu"}, `hidden_activation is "silu"`},
+		{"mistral", edits{"max_position_embeddings": 64, "sliding_window": 16}, "sliding_window is 16; "},
+		{"mistral", edits{"max_position_embeddings": 64, "sliding_window": 64}, ""},
+		{"qwen2", edits{"use_sliding_window": true}, "use_sliding_window is true; "},
+		{"smollm3", edits{"no_rope_layer_interval": 2}, "no_rope_layer_interval is 2; "},
+		{"gpt2", edits{"scale_attn_by_inverse_layer_idx": true}, "scale_attn_by_inverse_layer_idx is true; "},
+		{"qwen3", edits{"rope_parameters": llama3}, "rope_parameters is of the type llama3; GGUF has no place for its factors"},
+		{"llama", edits{"rope_parameters": longrope}, "rope_parameters is of the type longrope; "},
+	} {
+		ck := edited(t, c.model, c.edits)
+		m, err := ck.forward()
+		require.NoError(t, err, "%s %v", c.model, c.edits)
+		if c.says == "" {
+			require.Empty(t, m.Notices, "%s %v", c.model, c.edits)
+		} else {
+			require.Contains(t, strings.Join(m.Notices, "\n"), c.says, "%s %v", c.model, c.edits)
+		}
+	}
+}
