@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -340,8 +341,9 @@ func (b *restorer) restoreFreqs(m, rope members, kind string) (string, error) {
 			return "llama3", nil
 		}
 	}
-	return kind, tensorError(ropeFreqs, unsupportedf("found divisors of no llama3 scaling whose low and high factors are "+
-		"1 and 4, expected the scaling to be given"))
+	return kind, hint.With(tensorError(ropeFreqs, unsupportedf("found divisors of no llama3 scaling whose low and high "+
+		"factors are 1 and 4, expected the scaling to be given")),
+		hint.Hint{Option: "RopeScaling", Value: "JSON", Effect: "gives it, as rope_parameters"})
 }
 
 // otherFreqs says that a scaling that was given makes other divisors than the file has.

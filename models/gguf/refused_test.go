@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/models/gguf"
 	"github.com/lorakit/lorakit/tensor"
@@ -560,7 +561,7 @@ func TestOtherLayouts(t *testing.T) {
 	})
 }
 
-// TestComputedOtherwise: what llama.cpp has built in, or has no factors for, is told of every config that wants another.
+// TestComputedOtherwise: what llama.cpp has built in, or has no factors for, is told of each config that differs.
 func TestComputedOtherwise(t *testing.T) {
 	llama3 := map[string]any{"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
 		"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -592,4 +593,13 @@ func TestComputedOtherwise(t *testing.T) {
 			require.Contains(t, strings.Join(m.Notices, "\n"), c.says, "%s %v", c.model, c.edits)
 		}
 	}
+}
+
+// TestAsksForScaling: factors that no key explains are an error that names the option which does.
+func TestAsksForScaling(t *testing.T) {
+	_, w := write(t, "llama3", gguf.F32)
+	w.values["rope_freqs.weight"][1] = 3.5
+	_, err := w.back(tensor.BF16)
+	require.ErrorIs(t, err, formats.ErrUnsupported)
+	require.Equal(t, "RopeScaling", hint.Of(err)[0].Option)
 }
