@@ -72,8 +72,8 @@ func madeAdapters(t *testing.T, base string) []madeAdapter {
 	})
 }
 
-// mergedIn are the models in which kinds of adapters meet what models have in different ways: turned matrices, heads cut
-// in two, stacks, norms with 1 added, towers. The other kinds are merged into every model.
+// mergedIn are the models in which kinds of adapters meet what models have in different ways: turned matrices, heads
+// that are cut in two, stacks, norms with 1 added, towers. The other kinds are merged into every model.
 var mergedIn = map[string][]string{
 	"rslora":    {"qwen2"},
 	"dora":      {"llama", "gpt2", "deepseek3", "gptoss", "phi3"},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/lorakit/lorakit/formats"
@@ -108,6 +109,12 @@ type composed struct {
 func (w *Weight) Composed() bool {
 	_, ok := w.Parts[0].Data.(*composed)
 	return ok
+}
+
+// Decodes reports whether reading the weight dequantises something.
+func (w *Weight) Decodes() bool {
+	c, ok := w.Parts[0].Data.(*composed)
+	return w.Decoder != nil || ok && slices.ContainsFunc(c.pieces, func(x Excerpt) bool { return x.Weight.Decodes() })
 }
 
 // Scattered reports whether elements of a weight that is put together are far apart in the file, so that larger pieces

@@ -114,8 +114,8 @@ type Options struct {
 	Groups []int
 }
 
-// Claimer is a Format that has small files of a checkpoint, such as its config.json, in its own, with the tensors' names
-// as they are. What it claims is given to Layout, and not written beside the weights.
+// Claimer is a Format that has small files of a checkpoint, such as its config.json, in its own. What it claims is for
+// Layout, and not written beside the weights.
 type Claimer interface {
 	Format
 	// Claim chooses from the names of all small files that a checkpoint has beside its weights.

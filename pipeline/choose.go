@@ -145,7 +145,7 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 	case w.Change == nil && (w.Decoder == nil && to == w.Values && !w.Composed() ||
 		w.Decoder != nil && b.Quantize == "keep" && b.holds(w)):
 		return copyJob(w), nil
-	case w.Decoder != nil:
+	case w.Decodes():
 		b.decoded++
 		b.changed = true
 	}
@@ -207,6 +207,8 @@ func (b *planner) quantiseJob(ctx context.Context, w *Weight) (Job, error) {
 		if w.Change == nil && have.Equal(spec) && (to == w.DType || w.Values != w.DType) {
 			return copyJob(w), nil
 		}
+		b.decoded++
+	} else if w.Decodes() {
 		b.decoded++
 	}
 	b.changed = true

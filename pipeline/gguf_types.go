@@ -47,16 +47,21 @@ func (m *Merged) asPlain(o Options) error {
 	if err != nil {
 		return err
 	}
-	stay := false
+	stay := 0
 	for i, w := range m.Weights {
 		t, ok := m.stays(w, o)
 		if !ok {
 			t = plain(base.Of(w.Info))
+		} else {
+			stay++
 		}
-		m.gguf.targets[i], stay = t, stay || ok
+		m.gguf.targets[i] = t
 	}
-	if !stay || !m.gguf.own {
+	if stay == 0 || !m.gguf.own {
 		m.setFileType(base.FileType)
+	} else {
+		m.Notices = append(slices.Clone(m.Notices), fmt.Sprintf("left in blocks, whatever the dtype: %s; quantize none "+
+			"dequantises them", plural(stay, "weight")))
 	}
 	return nil
 }
@@ -277,7 +282,7 @@ func (b *planner) targetJobs(ctx context.Context) ([]Job, error) {
 		if err != nil {
 			return nil, w.Failed(err)
 		}
-		if w.Decoder != nil && !j.Copy {
+		if w.Decodes() && !j.Copy {
 			b.decoded++
 			if j.Encode != nil {
 				again++

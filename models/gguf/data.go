@@ -39,6 +39,7 @@ type architecture struct {
 	Words   map[string]map[string]uint32 `json:"words"`
 	Fixed   map[string]any               `json:"fixed"`
 	Must    map[string]string            `json:"must"`
+	NotNull []string                     `json:"not_null"`
 	Implied []implied                    `json:"implied"`
 	Every   int                          `json:"full_every"`
 	Assumed map[string][2]string         `json:"assumed"` // key: what llama.cpp takes, what transformers computes with

@@ -36,8 +36,9 @@
 //	words           numbers that keys have for words
 //	fixed           keys that are always the same
 //	must            members that llama.cpp has no key for, and the only value that it computes with, "" for none
-//	implied         the same, where another value changes what is computed, but is let pass with a notice: is, or then
-//	                where the model has when layers
+//	not_null        members that may not be null, for which GGUF has no word
+//	implied         the same as must, where another value changes what is computed, but is let pass with a notice: is,
+//	                or then where the model has when layers
 //	assumed         keys for which llama.cpp takes something where they are missing, and what transformers computes with
 //	full_every      which layers see everything, of which llama.cpp has no key either: each so manieth; all without it
 //	rows            members that are the number of rows of a tensor

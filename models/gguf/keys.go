@@ -122,6 +122,11 @@ func (a *architecture) check(s *settings) (notices []string, err error) {
 				orNone(only))
 		}
 	}
+	for _, member := range a.NotNull {
+		if v, there := s.members[member]; there && v == nil {
+			return nil, unsupportedf("config.json: %s: found null, expected a number: GGUF has no word for none", member)
+		}
+	}
 	for _, i := range a.Implied {
 		v, ok := s.find(i.Member)
 		if !ok {

@@ -155,6 +155,8 @@ func TestForwardRefuses(t *testing.T) {
 		{"gpt2", edits{"n_inner": 100}, nil, formats.ErrUnsupported, []string{"n_inner", "100", "128"}},
 		{"gemma3", edits{"attn_logit_softcapping": 50}, nil, formats.ErrUnsupported,
 			[]string{"attn_logit_softcapping", "none"}},
+		{"gemma2", edits{"final_logit_softcapping": jsontext.Value("null")}, nil, formats.ErrUnsupported,
+			[]string{"final_logit_softcapping", "null"}},
 		{"gemma2", edits{"final_logit_softcapping": true}, nil, formats.ErrMalformed, []string{"final_logit_softcapping"}},
 		{"qwen3", nil, func(c *checkpoint) { c.reshape("model.norm.weight", 0) }, formats.ErrUnsupported,
 			[]string{`"model.norm.weight"`, "[0]"}},

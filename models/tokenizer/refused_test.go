@@ -341,6 +341,8 @@ func TestChatTemplates(t *testing.T) {
 	is(keyTemplate+".tool_use", "tools")
 	files[tokenizerConfig] = []byte(`{"chat_template":null}`)
 	is(keyTemplate, nil)
+	files[tokenizerConfig] = []byte(`{"chat_template":""}`) // gguf-py writes no empty text
+	is(keyTemplate, nil)
 	files[tokenizerConfig] = []byte(`{"chat_template":"own"}`)
 	is(keyTemplate, "own")
 	files[tokenizerConfig] = []byte(`{}`) // which the converter takes for none

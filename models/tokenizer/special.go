@@ -405,7 +405,7 @@ func templates(file string, v jsontext.Value, k *keyList) error {
 	switch {
 	case v == nil:
 	case v.Kind() == '"':
-		k.set(keyTemplate, text(v))
+		setTemplate(k, keyTemplate, text(v))
 	case v.Kind() == '[':
 		var list []template
 		if err := json.Unmarshal(v, &list); err != nil {
@@ -417,6 +417,13 @@ func templates(file string, v jsontext.Value, k *keyList) error {
 			cut(v))
 	}
 	return nil
+}
+
+// setTemplate writes a template, as gguf-py does unless it is empty.
+func setTemplate(k *keyList, name, template string) {
+	if template != "" {
+		k.set(name, template)
+	}
 }
 
 func setTemplates(file string, list []template, k *keyList) error {
@@ -435,12 +442,12 @@ func setTemplates(file string, list []template, k *keyList) error {
 		switch {
 		case name == "" || t.Template == nil:
 		case name == "default":
-			k.set(keyTemplate, *t.Template)
+			setTemplate(k, keyTemplate, *t.Template)
 		default:
 			if !slices.Contains(names, name) {
 				names = append(names, name)
 			}
-			k.set(keyTemplate+"."+name, *t.Template)
+			setTemplate(k, keyTemplate+"."+name, *t.Template)
 		}
 	}
 	if len(names) > 0 {
