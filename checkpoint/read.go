@@ -6,7 +6,6 @@ import (
 	"math"
 
 	"github.com/lorakit/lorakit/formats"
-	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -25,14 +24,14 @@ func ReadPart(t *formats.Tensor, p []byte, off int64) error {
 // Reader reads pieces of weights. Its memory grows to what the largest piece needs and is used again for every other.
 // It is for one goroutine at a time.
 type Reader struct {
-	raw, strip, piece, values []byte
-	ranges, rowRanges         []quant.Range
-	views, rowViews           [][]byte
-	compute                   chan struct{}
-	column                    []float32
-	cast                      []byte // of a weight that is put together
-	floats                    []float32
-	inner                     *Reader // of what such a weight is put together of
+	strip, piece, values []byte
+	tile, row            inputs
+	band                 band
+	compute              chan struct{}
+	column               []float32
+	cast                 []byte // of a weight that is put together
+	floats               []float32
+	inner                *Reader // of what such a weight is put together of
 }
 
 // NewReader makes a Reader. While it computes it holds a token in compute, so that readers that share the channel
@@ -83,32 +82,12 @@ func (r *Reader) readStored(w *Weight, values *[]byte, lo, hi int64) ([]byte, er
 	}
 	b := sized(values, (last-first)*width)
 	r.Begin()
-	err := w.Decoder.Decode(b, first, last, r.views)
+	err := w.Decoder.Decode(b, first, last, r.tile.views)
 	r.End()
 	if err != nil {
 		return nil, err
 	}
 	return b[(lo-first)*width : (hi-first)*width], nil
-}
-
-// readInputs reads what the elements [lo, hi) of a quantised weight, whole units, are decoded from.
-func (r *Reader) readInputs(w *Weight, lo, hi int64) error {
-	r.ranges = w.Decoder.Inputs(r.ranges[:0], lo, hi)
-	var total int64
-	for _, x := range r.ranges {
-		total += x.Length
-	}
-	raw := sized(&r.raw, total)
-	r.views = r.views[:0]
-	for _, x := range r.ranges {
-		view := raw[:x.Length:x.Length]
-		raw = raw[x.Length:]
-		if err := ReadPart(&w.Parts[x.Part], view, x.Offset); err != nil {
-			return err
-		}
-		r.views = append(r.views, view)
-	}
-	return nil
 }
 
 // readFloats fills rows of dst, which begin stride elements apart, with rows that lie one after the other in the file,
@@ -154,31 +133,15 @@ func (r *Reader) decodeFloats(w *Weight, dst []float32, stride, at, rows, cols i
 	defer r.End()
 	for k := range rows {
 		lo := at + k*cols
-		if err := r.viewRow(w, lo, lo+cols); err != nil {
+		if err := r.row.within(&r.tile, w.Decoder, lo, lo+cols); err != nil {
 			return err
 		}
 		err := tensor.FillFloats(dst[k*stride:][:cols], func(b []byte) error {
-			return w.Decoder.Decode(b, lo, lo+cols, r.rowViews)
+			return w.Decoder.Decode(b, lo, lo+cols, r.row.views)
 		})
 		if err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// viewRow finds what the elements [lo, hi) are decoded from in what readInputs has read for more of them.
-func (r *Reader) viewRow(w *Weight, lo, hi int64) error {
-	r.rowRanges = w.Decoder.Inputs(r.rowRanges[:0], lo, hi)
-	r.rowViews = r.rowViews[:0]
-	for i, x := range r.rowRanges {
-		if i >= len(r.ranges) || x.Part != r.ranges[i].Part || x.Offset < r.ranges[i].Offset ||
-			x.Offset-r.ranges[i].Offset > r.ranges[i].Length-x.Length {
-			return fmt.Errorf("%w: elements %d to %d are decoded from other bytes than those around them",
-				quant.ErrMalformed, lo, hi)
-		}
-		from := x.Offset - r.ranges[i].Offset
-		r.rowViews = append(r.rowViews, r.views[i][from:from+x.Length])
 	}
 	return nil
 }
@@ -223,7 +186,7 @@ func sized(b *[]byte, n int64) []byte {
 }
 
 // ReaderMemory is the bytes of a Reader's buffers.
-type ReaderMemory struct{ raw, strip, piece, values int64 }
+type ReaderMemory struct{ raw, band, strip, piece, values int64 }
 
 // MemoryFor is what a Reader takes at most to read n elements of w at a time.
 func MemoryFor(w *Weight, n int64, flip bool) ReaderMemory {
@@ -246,8 +209,10 @@ func MemoryFor(w *Weight, n int64, flip bool) ReaderMemory {
 	}
 	if d := w.Decoder; d != nil {
 		m.values += extra * width
-		for _, r := range d.Inputs(nil, 0, min(n+extra, w.Count())) {
-			m.raw += r.Length
+		n = min(n+extra, w.Count())
+		m.raw += inputBytes(d, n)
+		if b := w.Band(); b > 0 {
+			m.band = inputBytes(d, max(b, n))
 		}
 	}
 	return m
@@ -255,11 +220,13 @@ func MemoryFor(w *Weight, n int64, flip bool) ReaderMemory {
 
 // Max is what a Reader takes for the larger of two reads.
 func (m ReaderMemory) Max(o ReaderMemory) ReaderMemory {
-	return ReaderMemory{max(m.raw, o.raw), max(m.strip, o.strip), max(m.piece, o.piece), max(m.values, o.values)}
+	return ReaderMemory{
+		max(m.raw, o.raw), max(m.band, o.band), max(m.strip, o.strip), max(m.piece, o.piece), max(m.values, o.values),
+	}
 }
 
 // Total is the sum of all buffers.
-func (m ReaderMemory) Total() int64 { return m.raw + m.strip + m.piece + m.values }
+func (m ReaderMemory) Total() int64 { return m.raw + m.band + m.strip + m.piece + m.values }
 
 // float64Reader reads pieces of a weight as float64.
 type float64Reader struct {

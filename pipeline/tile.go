@@ -47,9 +47,13 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 	return tasks, nil
 }
 
-// tiles cuts a job whose values are read into tasks. Of one that has to be prepared one worker does all.
+// tiles cuts a job whose values are read into tasks: tiles, but of a weight that has to be prepared one worker does all,
+// and tiles that are read together are one worker's.
 func (r *run) tiles(j *jobRun) []task {
 	n, step := j.weight.Count(), j.tileElements(r.budget.tile)
+	if band := j.weight.Band(); band > step {
+		step = band - band%step
+	}
 	if j.prepared() {
 		step = max(n, 1)
 	}
@@ -92,12 +96,11 @@ func (r *run) do(ctx context.Context, s *scratch, g *errgroup.Group, t task) err
 // inTiles prepares the job of a task, where it has to be, and goes through the task tile by tile.
 func (r *run) inTiles(ctx context.Context, s *scratch, t task, tile func(lo, hi int64) error) error {
 	j := t.job
-	if !j.prepared() {
-		return tile(t.lo, t.hi)
-	}
-	for _, p := range j.merging() {
-		if err := r.prepareOnce(ctx, s, p); err != nil {
-			return err
+	if j.prepared() {
+		for _, p := range j.merging() {
+			if err := r.prepareOnce(ctx, s, p); err != nil {
+				return err
+			}
 		}
 	}
 	step := j.tileElements(r.budget.tile)

@@ -53,11 +53,20 @@ type Stored interface {
 	Config() []byte
 }
 
-// Range is a piece of a stored tensor: bytes [Offset, Offset+Length) of the tensor number Part in the weight's list.
+// Range is a piece of a stored tensor: bytes [Offset, Offset+Length) of the tensor number Part in the weight's list. With
+// a Count above 1 it is so many pieces, each Stride bytes behind the one before, that are handed over as one, with
+// nothing between them: a few columns of a matrix that lies by rows. Outputs of an Encoder have no such.
 type Range struct {
 	Part           int
 	Offset, Length int64
+	Stride, Count  int64
 }
+
+// Bytes is how much is handed over.
+func (r Range) Bytes() int64 { return r.Length * max(r.Count, 1) }
+
+// Scattered reports whether the range is several pieces.
+func (r Range) Scattered() bool { return r.Count > 1 }
 
 // Decoder reads one quantised weight. It is safe for concurrent use.
 type Decoder interface {
@@ -70,7 +79,8 @@ type Decoder interface {
 	// Unit is the number of elements at whose multiples a tile may begin.
 	Unit() int64
 	// Inputs appends to r the ranges that the elements [lo, hi) are decoded from. lo is a multiple of Unit, hi as well or
-	// the end.
+	// the end. Fewer elements have as many ranges, each within that of more: where ranges are scattered, more are read at
+	// once than are decoded.
 	Inputs(r []Range, lo, hi int64) []Range
 	// Values is the type that Decode writes: that of Info where rounding to it is part of the scheme, else the one that
 	// the scheme computes in.
@@ -154,6 +164,15 @@ type Type struct {
 type Declaration struct {
 	// Skips reports whether the module stays plain; nil leaves it to the loader, by the model's class.
 	Skips func(module string) bool
+	// Unread says of weights that the scheme has a name for and does not read how they are stored; empty for those that it
+	// reads. They are seen as the raw tensors that they consist of.
+	Unread Layout
+}
+
+// Layout is a way to store quantised weights that is known by name alone.
+type Layout struct {
+	Name   string // in a few words, such as "AWQ's layout for gemv"
+	Advice string // what can be done about it
 }
 
 // Assigned is a weight of a checkpoint that is written, and how it is quantised.

@@ -210,7 +210,23 @@ func encode(e quant.Encoder, w *weight, tiles []span) ([]sample, error) {
 	})
 }
 
-// piece is some of a part.
+// pieces are some of a part, which may be scattered.
+func (s *sample) pieces(r quant.Range) ([]byte, error) {
+	if !r.Scattered() {
+		return s.piece(r)
+	}
+	var all []byte
+	for k := range r.Count {
+		p, err := s.piece(quant.Range{Offset: r.Offset + k*r.Stride, Length: r.Length})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p...)
+	}
+	return all, nil
+}
+
+// piece is some of a part, in one.
 func (s *sample) piece(r quant.Range) ([]byte, error) {
 	if n := int64(len(s.data)); r.Offset < 0 || r.Length < 0 || r.Offset > n || r.Length > n-r.Offset {
 		return nil, fmt.Errorf("part %s: found %d bytes at %d, expected some of %d", quoted(s.Info), r.Length, r.Offset, n)
@@ -233,7 +249,7 @@ func decode(d quant.Decoder, s *stored, tiles []span) ([]byte, error) {
 	for _, t := range tiles {
 		var in [][]byte
 		for _, r := range d.Inputs(nil, t.lo, t.hi) {
-			p, err := parts[r.Part].piece(r)
+			p, err := parts[r.Part].pieces(r)
 			if err != nil {
 				return nil, err
 			}
