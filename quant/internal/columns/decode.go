@@ -1,0 +1,243 @@
+package columns
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+const (
+	// blockOut and blockIn are how many columns and inputs are worked on at a time, so that they stay in a cache.
+	blockOut = 64
+	blockIn  = 1024
+)
+
+// scratch is the memory of a tile.
+type scratch struct {
+	scales []float32 // of all groups, as they are stored
+	zeros  []byte    // of all groups, in whole eights of columns
+	index  []uint32  // of the inputs, where they have groups in no order
+	runs   []run     // else
+	pairs  []pair    // the parameters of one column
+
+	codes   [blockOut * blockIn]byte // of a block, by columns
+	byInput [blockOut * blockIn]byte
+	words   [blockIn]byte // of one column
+	x       [blockIn]float32
+}
+
+// run are the inputs before end that the run before does not have: they are of one group.
+type run struct{ end, group int64 }
+
+// pair are the parameters of a group.
+type pair struct{ zero, scale float32 }
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// tile is a Decode under way: n columns, from first on.
+type tile struct {
+	*Decoder
+	*scratch
+	stored   []byte // the codes
+	first, n int64
+	eights   int64 // columns of zeros, from first rounded down to a multiple of 8
+}
+
+// Decode writes whole rows of the weight.
+func (d *Decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
+	if lo >= hi {
+		return nil
+	}
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	t := &tile{Decoder: d, scratch: s, stored: in[partCodes], first: lo / d.In, n: (hi - lo) / d.In}
+	s.scales = sized(s.scales, d.Groups*t.n)
+	if err := tensor.ToFloats(s.scales, in[partScales], d.scale); err != nil {
+		return err
+	}
+	t.unpackZeros(in[partZeros])
+	if err := t.group(in); err != nil {
+		return err
+	}
+	for o := int64(0); o < t.n; {
+		end := min(t.n, (t.first+o+blockOut)/8*8-t.first) // at whole eights
+		if err := t.block(dst, o, end); err != nil {
+			return err
+		}
+		o = end
+	}
+	return nil
+}
+
+// block decodes the columns [o, end) of the tile.
+func (t *tile) block(dst []byte, o, end int64) error {
+	width, inputs := t.scale.Bits()/8, t.In
+	first := 0 // run
+	for i := int64(0); i < inputs; i += blockIn {
+		m := min(blockIn, inputs-i)
+		codes, pitch := t.unpack(o, end, i, m)
+		for len(t.runs) > 0 && t.runs[first].end <= i {
+			first++
+		}
+		for c := o; c < end; c++ {
+			x := t.x[:m]
+			t.values(x, codes[(c-o)*pitch:], c, i, first)
+			at := (c*inputs + i) * width
+			if err := tensor.FromFloats(dst[at:at+m*width], t.scale, x); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// values computes those of a column for the inputs from i on, whose first is in that run.
+func (t *tile) values(x []float32, codes []byte, c, i int64, first int) {
+	if len(t.runs) == 0 {
+		t.pairs = sized(t.pairs, t.Groups)
+		for g := range t.pairs {
+			t.pairs[g] = t.pair(int64(g), c)
+		}
+		index := t.index[i:][:len(x)]
+		codes = codes[:len(x)]
+		for k, g := range index {
+			p := t.pairs[g]
+			x[k] = (float32(codes[k]) - p.zero) * p.scale
+		}
+		return
+	}
+	for _, r := range t.runs[first:] {
+		n := min(r.end-i, int64(len(x)))
+		p := t.pair(r.group, c)
+		some := codes[:n]
+		to := x[:n]
+		for k, q := range some {
+			to[k] = (float32(q) - p.zero) * p.scale
+		}
+		x, codes, i = x[n:], codes[n:], i+n
+		if len(x) == 0 {
+			return
+		}
+	}
+}
+
+// pair are the parameters of a group of column c.
+func (t *tile) pair(group, c int64) pair {
+	return pair{float32(t.zeros[group*t.eights+t.first%8+c]), t.scales[group*t.n+c]}
+}
+
+// unpack returns the codes of the columns [o, end) for m inputs from i on, by columns that are pitch bytes apart.
+func (t *tile) unpack(o, end, i, m int64) (codes []byte, pitch int64) {
+	if t.Down {
+		pitch = (m + 7) / 8 * 8
+		row, rows := i*t.Bits/32, Words(m, t.Bits)
+		words := t.words[:4*rows]
+		for c := o; c < end; c++ {
+			at := 4 * (row*t.n + c)
+			for k := int64(0); k < 4*rows; k += 4 {
+				binary.LittleEndian.PutUint32(words[k:], binary.LittleEndian.Uint32(t.stored[at:]))
+				at += 4 * t.n
+			}
+			t.unpackFields(t.codes[(c-o)*pitch:][:pitch], words)
+		}
+		return t.codes[:], pitch
+	}
+	row := int64(len(t.stored)) / t.In
+	from := (t.first + o) / 8
+	wide := (t.first+end+7)/8 - from
+	at := i*row + (from-t.first/8)*t.Bits
+	for k := range m {
+		t.unpackFields(t.byInput[k*8*wide:][:8*wide], t.stored[at:min(at+wide*t.Bits, (i+k+1)*row)])
+		at += row
+	}
+	tensor.Transpose(t.codes[:8*wide*m], t.byInput[:8*wide*m], int(m), int(8*wide), 1)
+	return t.codes[(t.first+o)%8*m:], m
+}
+
+// unpackZeros fills zeros.
+func (t *tile) unpackZeros(stored []byte) {
+	row := int64(len(stored)) / t.Groups
+	t.eights = (t.first+t.n+7)/8*8 - t.first/8*8
+	t.zeros = sized(t.zeros, t.Groups*t.eights)
+	for g := range t.Groups {
+		zeros := t.zeros[g*t.eights:][:t.eights]
+		t.unpackFields(zeros, stored[g*row:][:row])
+		for i, z := range zeros {
+			zeros[i] = (z + t.Plus) & (1<<t.Bits - 1)
+		}
+	}
+}
+
+// unpackFields cuts a stream of bits into bytes, a multiple of eight of them.
+func (d *Decoder) unpackFields(dst, src []byte) {
+	// Eight fields are Bits bytes. They are parted in halves, quarters and eighths.
+	b := uint(d.Bits)
+	halves := uint64(1)<<(4*b) - 1
+	quarters := (uint64(1)<<(2*b) - 1) * 0x0000_0001_0000_0001
+	eighths := (uint64(1)<<b - 1) * 0x0001_0001_0001_0001
+	for ; len(dst) >= 8; dst = dst[8:] {
+		var v uint64
+		if len(src) >= 8 {
+			v = binary.LittleEndian.Uint64(src)
+		} else { // the end
+			var last [8]byte
+			copy(last[:], src)
+			v = binary.LittleEndian.Uint64(last[:])
+		}
+		src = src[min(int(b), len(src)):]
+		if b < 8 {
+			v = v&halves | v>>(4*b&63)&halves<<32
+			v = v&quarters | v>>(2*b&63)&quarters<<16
+			v = v&eighths | v>>(b&63)&eighths<<8
+		}
+		if d.Interleaved {
+			v = spread(v&0xffff_ffff) | spread(v>>32)<<8
+		}
+		binary.LittleEndian.PutUint64(dst, v)
+	}
+}
+
+// spread puts four bytes where every other is.
+func spread(v uint64) uint64 {
+	v = (v | v<<16) & 0x0000_ffff_0000_ffff
+	return (v | v<<8) & 0x00ff_00ff_00ff_00ff
+}
+
+// group finds the groups of the inputs.
+func (t *tile) group(in [][]byte) error {
+	t.runs = t.runs[:0]
+	if t.Index == "" {
+		for g := range t.Groups {
+			t.runs = append(t.runs, run{min((g+1)*t.GroupSize, t.In), g})
+		}
+		return nil
+	}
+	t.index = sized(t.index, t.In)
+	last := int64(-1)
+	for i := range t.index {
+		g := int64(int32(binary.LittleEndian.Uint32(in[partIndex][4*i:])))
+		if g < 0 || g >= t.Groups {
+			return fmt.Errorf("%w: %s has the group %d for input %d, expected 0 to %d", quant.ErrMalformed,
+				tensor.Quote(t.Index), g, i, t.Groups-1)
+		}
+		t.index[i] = uint32(g)
+		if g != last {
+			t.runs, last = append(t.runs, run{group: g}), g
+		}
+		t.runs[len(t.runs)-1].end = int64(i) + 1
+	}
+	if len(t.runs) > len(t.index)/16 && len(t.runs) > 1 { // each for itself
+		t.runs = t.runs[:0]
+	}
+	return nil
+}
+
+func sized[T any](s []T, n int64) []T {
+	if int64(cap(s)) < n {
+		return make([]T, n)
+	}
+	return s[:n]
+}

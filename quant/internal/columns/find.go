@@ -1,0 +1,138 @@
+package columns
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// The endings of the names of parts, behind that of a module.
+const (
+	codesSuffix  = ".qweight"
+	scalesSuffix = ".scales"
+	zerosSuffix  = ".qzeros"
+)
+
+// Module is what Find has found of a weight: the name of its module, and the shapes of its codes and of its scales.
+type Module struct {
+	Name          string
+	Codes, Scales tensor.Shape
+}
+
+// Find makes a decoder for each module that has codes, in the order of the tensors. layout says how one is stored; that
+// all parts are so is then checked.
+func Find(ctx context.Context, s quant.Stored, layout func(m Module) (Layout, error)) ([]quant.Decoder, error) {
+	var found []quant.Decoder
+	for _, t := range s.Tensors() {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		d, err := find(t, s, layout)
+		if err != nil {
+			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
+		}
+		if d != nil {
+			found = append(found, d)
+		}
+	}
+	return found, nil
+}
+
+// find makes the decoder of codes, and nil of all other tensors.
+func find(t tensor.Info, s quant.Stored, layout func(m Module) (Layout, error)) (quant.Decoder, error) {
+	if module, ok := strings.CutSuffix(t.Name, zerosSuffix); ok {
+		if _, ok := s.Lookup(module + codesSuffix); !ok {
+			return nil, Missing(module + codesSuffix)
+		}
+	}
+	module, ok := strings.CutSuffix(t.Name, codesSuffix)
+	if !ok {
+		return nil, nil
+	}
+	if t.DType != tensor.I32 || len(t.Shape) != 2 {
+		return nil, fmt.Errorf("%w: it is %v %v, expected I32 with two dimensions", quant.ErrMalformed, t.DType, t.Shape)
+	}
+	scales, ok := s.Lookup(module + scalesSuffix)
+	if !ok {
+		return nil, Missing(module + scalesSuffix)
+	}
+	if !scales.DType.Float() || len(scales.Shape) != 2 {
+		return nil, fmt.Errorf("%w: %s is %v %v, expected F16, BF16 or F32 with two dimensions", quant.ErrMalformed,
+			tensor.Quote(scales.Name), scales.DType, scales.Shape)
+	}
+	d := &Decoder{scale: scales.DType, parts: []string{t.Name, scales.Name, module + zerosSuffix}}
+	var err error
+	if d.Layout, err = layout(Module{module, t.Shape, scales.Shape}); err != nil {
+		return nil, err
+	}
+	if d.Index != "" {
+		d.parts = append(d.parts, d.Index)
+	}
+	d.weight = tensor.Info{Name: module + ".weight", DType: s.DType(), Shape: tensor.Shape{d.Out, d.In}}
+	if !d.weight.DType.Float() {
+		d.weight.DType = d.scale
+	}
+	if _, ok := s.Lookup(d.weight.Name); ok {
+		return nil, fmt.Errorf("%w: %s is there too", quant.ErrMalformed, tensor.Quote(d.weight.Name))
+	}
+	return d, d.check(s)
+}
+
+// Missing is the error of a part that is not there.
+func Missing(name string) error {
+	return fmt.Errorf("%w: %s is missing", quant.ErrMalformed, tensor.Quote(name))
+}
+
+// CheckGroupSize refuses a group_size of a config that no weight can have.
+func CheckGroupSize(n int64) error {
+	if n < 1 && n != -1 {
+		return fmt.Errorf("%w: quantization_config has group_size %d, expected -1 or at least 1", quant.ErrMalformed, n)
+	}
+	return nil
+}
+
+// GroupsOf is how many groups there are of so many inputs, and how many one has, by the group_size of a config. -1 is one
+// for all.
+func GroupsOf(inputs, size int64) (groups, each int64) {
+	if size < 1 || size > inputs {
+		size = max(inputs, 1)
+	}
+	return (inputs + size - 1) / size, size
+}
+
+// check returns an error unless all parts are stored as the layout says.
+func (d *Decoder) check(s quant.Stored) error {
+	if d.Out <= 0 || d.In <= 0 || d.Groups <= 0 {
+		return fmt.Errorf("%w: it is of shape %v in %d groups, expected some of each", quant.ErrMalformed, d.weight.Shape,
+			d.Groups)
+	}
+	if _, err := d.weight.Size(); err != nil {
+		return fmt.Errorf("%w: %w", quant.ErrMalformed, err)
+	}
+	codes := tensor.Shape{d.In, Words(d.Out, d.Bits)}
+	if d.Down {
+		codes = tensor.Shape{Words(d.In, d.Bits), d.Out}
+	}
+	want := []tensor.Info{
+		partCodes:  {DType: tensor.I32, Shape: codes},
+		partScales: {DType: d.scale, Shape: tensor.Shape{d.Groups, d.Out}},
+		partZeros:  {DType: tensor.I32, Shape: tensor.Shape{d.Groups, Words(d.Out, d.Bits)}},
+		partIndex:  {DType: tensor.I32, Shape: tensor.Shape{d.In}},
+	}
+	for i, name := range d.parts {
+		got, ok := s.Lookup(name)
+		if !ok {
+			return Missing(name)
+		}
+		if want := want[i]; got.DType != want.DType || !slices.Equal(got.Shape, want.Shape) {
+			return fmt.Errorf("%w: %s is %v %v, expected %v %v for a weight of shape %v in %d groups and %d bits",
+				quant.ErrMalformed, tensor.Quote(name), got.DType, got.Shape, want.DType, want.Shape, d.weight.Shape, d.Groups,
+				d.Bits)
+		}
+	}
+	return nil
+}
