@@ -48,7 +48,7 @@ func (Scheme) Config([]quant.Assigned, []string) (key string, object []byte, err
 
 func notWritten() error {
 	err := fmt.Errorf("%w to gptq: it is read only, since GPTQ chooses its integers by the activations of a model and "+
-		"rounding alone is not what the name promises; w4a16 is groups of 4 bits by rounding", quant.ErrUnsupported)
+		"rounding alone is not what the name promises", quant.ErrUnsupported)
 	return hint.With(err, hint.Hint{Option: "Quantize", Value: "w4a16", Effect: "writes groups of 4 bits by rounding"})
 }
 
