@@ -176,9 +176,9 @@ func (b *chooser) nothingChosen(c *checkpoint.Checkpoint, target string) error {
 	if len(b.names) > 0 {
 		word = b.names[0]
 	}
-	if method, ok := c.ForeignScheme(); ok {
+	if layout, ok := c.ForeignScheme(); ok {
 		return fmt.Errorf("%w: target %s matches none of the linear layers that can be read: its weights are stored as %s",
-			ErrRefused, tensor.Quote(target), method)
+			ErrRefused, tensor.Quote(target), layout.Name)
 	}
 	if len(names) == 0 {
 		return fmt.Errorf("%w: it has no linear layer", ErrRefused)

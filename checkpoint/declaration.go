@@ -8,8 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/go-json-experiment/json"
-
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -27,42 +25,22 @@ func (c *Checkpoint) declaration() (quant.Declaration, bool) {
 	return quant.Declaration{}, false
 }
 
-// ForeignScheme says how config.json has the weights stored, in a few words, where no scheme here reads it, so that
-// they are seen as the raw tensors they consist of.
-func (c *Checkpoint) ForeignScheme() (string, bool) {
-	if c.Config == nil || c.Config.Quantization == nil {
-		return "", false
-	}
-	if _, ok := c.declaration(); ok {
-		return "", false
-	}
-	var named struct {
-		Method string `json:"quant_method"`
-	}
-	if json.Unmarshal(c.Config.Quantization, &named) == nil && named.Method != "" {
-		return tensor.Quote(named.Method), true
-	}
-	var mlx struct { // as mlx-lm writes it
-		GroupSize int    `json:"group_size"`
-		Bits      int    `json:"bits"`
-		Mode      string `json:"mode"`
-	}
-	if json.Unmarshal(c.Config.Quantization, &mlx) != nil || mlx.GroupSize <= 0 || mlx.Bits <= 0 {
-		return "a scheme that its quantization_config does not name", true
-	}
-	kind := "affine"
-	if mlx.Mode != "" && mlx.Mode != kind {
-		kind = tensor.Quote(mlx.Mode)
-	}
-	return fmt.Sprintf("MLX's %s quantisation of %d bits", kind, mlx.Bits), true
-}
-
-// CheckReadable refuses a checkpoint whose weights are not the model's as they stand in its file: in a scheme that is
-// not read here, or with an adapter beside them that was never merged.
+// CheckReadable refuses a checkpoint whose weights are not the model's as they stand in its file: in a scheme or a type
+// that is not read here, or with an adapter beside them that was never merged.
 func (c *Checkpoint) CheckReadable() error {
-	if method, ok := c.ForeignScheme(); ok {
-		return fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
-			filepath.Join(c.Path, ConfigName), ErrRefused, method, strings.Join(c.Schemes.Names(), ", "))
+	if layout, ok := c.ForeignScheme(); ok {
+		err := fmt.Errorf("%s: %w: its weights are stored as %s, expected plain ones or a scheme that can be read: %s",
+			filepath.Join(c.Path, ConfigName), ErrRefused, layout.Name, strings.Join(c.Schemes.Names(), ", "))
+		if layout.Advice != "" {
+			err = fmt.Errorf("%w; %s", err, layout.Advice)
+		}
+		return err
+	}
+	for _, w := range c.Weights {
+		if w.DType == tensor.F8E4M3FNUZ || w.DType == tensor.F8E5M2FNUZ {
+			return w.Failed(fmt.Errorf("%w: it is stored as %v, a float8 that some of AMD's GPUs have for themselves, expected "+
+				"another type; take the checkpoint that it was made from, or one in float8_e4m3fn", ErrRefused, w.DType))
+		}
 	}
 	base, part := "", ""
 	for _, w := range c.Weights {

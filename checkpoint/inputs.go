@@ -88,7 +88,7 @@ type band struct {
 	n      int64 // its Band
 }
 
-// bandBytes is about what a band has of stored bytes.
+// bandBytes is the least that a band has of stored bytes; of a weight with fewer than twice as many it has all.
 const bandBytes = 4 << 20
 
 // Band is how many elements a Reader reads at once of a weight whose bytes lie the other way round than its elements;
@@ -108,7 +108,7 @@ func (w *Weight) Band() int64 {
 	if !scattered {
 		return 0
 	}
-	n := w.Count() / max(1, (w.StoredBytes()+bandBytes-1)/bandBytes)
+	n := w.Count() / max(1, w.StoredBytes()/bandBytes)
 	return max(n-n%unit, min(unit, w.Count()))
 }
 

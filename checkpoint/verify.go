@@ -120,6 +120,9 @@ func (c *Checkpoint) expectations() *expectations {
 		return nil
 	}
 	p, _ := c.declaration()
+	if p.Unsaid {
+		return nil
+	}
 	return &expectations{c: c, quantised: c.Config.Quantization != nil, skips: p.Skips}
 }
 

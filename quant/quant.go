@@ -53,9 +53,9 @@ type Stored interface {
 	Config() []byte
 }
 
-// Range is a piece of a stored tensor: bytes [Offset, Offset+Length) of the tensor number Part in the weight's list. With
-// a Count above 1 it is so many pieces, each Stride bytes behind the one before, that are handed over as one, with
-// nothing between them: a few columns of a matrix that lies by rows. Outputs of an Encoder have no such.
+// Range is a piece of a stored tensor: bytes [Offset, Offset+Length) of the tensor number Part in the weight's list.
+// With a Count above 1 it is so many pieces, each Stride bytes behind the one before, that are handed over as one,
+// with nothing between them: a few columns of a matrix that lies by rows. Outputs of an Encoder have no such.
 type Range struct {
 	Part           int
 	Offset, Length int64
@@ -164,6 +164,8 @@ type Type struct {
 type Declaration struct {
 	// Skips reports whether the module stays plain; nil leaves it to the loader, by the model's class.
 	Skips func(module string) bool
+	// Unsaid says that any module may be quantised, or not: its tensors alone tell.
+	Unsaid bool
 	// Unread says of weights that the scheme has a name for and does not read how they are stored; empty for those that it
 	// reads. They are seen as the raw tensors that they consist of.
 	Unread Layout

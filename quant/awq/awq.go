@@ -1,5 +1,5 @@
-// Package awq reads the weights of AWQ checkpoints in the layout for gemm, as AutoAWQ saves them: integers of 4 bits along
-// the rows of a matrix that lies (in, out), with a scale and a zero for each group of inputs.
+// Package awq reads the weights of AWQ checkpoints in the layout for gemm, as AutoAWQ saves them: integers of 4 bits
+// along the rows of a matrix that lies (in, out), with a scale and a zero for each group of inputs.
 //
 // It writes none: what makes an AWQ weight is how its channels are scaled before they are rounded, by what they do to
 // activations. Source: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration"
@@ -50,8 +50,8 @@ func (Scheme) Config([]quant.Assigned, []string) (key string, object []byte, err
 }
 
 func notWritten() error {
-	err := fmt.Errorf("%w to awq: it is read only, since AWQ scales the channels of a model by its activations and rounding "+
-		"alone is not what the name promises; w4a16 is groups of 4 bits by rounding", quant.ErrUnsupported)
+	err := fmt.Errorf("%w to awq: it is read only, since AWQ scales the channels of a model by its activations and "+
+		"rounding alone is not what the name promises", quant.ErrUnsupported)
 	return hint.With(err, hint.Hint{Option: "Quantize", Value: "w4a16", Effect: "writes groups of 4 bits by rounding"})
 }
 
@@ -120,7 +120,7 @@ func (Scheme) Declaration(b []byte) (quant.Declaration, bool) {
 	if !ok {
 		return quant.Declaration{}, false
 	}
-	return quant.Declaration{Skips: func(string) bool { return true }, Unread: c.unread()}, true
+	return quant.Declaration{Unsaid: true, Unread: c.unread()}, true
 }
 
 // Find returns the weights whose integers are M.qweight, where config.json says that they are AWQ's.

@@ -76,7 +76,8 @@ func (c *config) unread() quant.Layout {
 			Advice: "take the checkpoint that it was repacked from, with checkpoint_format gptq or gptq_v2"}
 	case layout == "gptq_p" || c.Bits >= 5 && c.Bits <= 7:
 		return quant.Layout{Name: "GPTQ in planar words, as GPTQModel has 5, 6 and 7 bits",
-			Advice: "take the checkpoint that it was made from, or one of 2, 3, 4 or 8 bits with checkpoint_format gptq or gptq_v2"}
+			Advice: "take the checkpoint that it was made from, or one of 2, 3, 4 or 8 bits with checkpoint_format gptq or " +
+				"gptq_v2"}
 	case layout != firstVersion && layout != secondVersion:
 		return quant.Layout{Name: "GPTQ with checkpoint_format " + tensor.Quote(layout), Advice: again}
 	case c.Words != "" && c.Words != "int32":
@@ -92,5 +93,5 @@ func (Scheme) Declaration(b []byte) (quant.Declaration, bool) {
 	if !ok {
 		return quant.Declaration{}, false
 	}
-	return quant.Declaration{Skips: func(string) bool { return true }, Unread: c.unread()}, true
+	return quant.Declaration{Unsaid: true, Unread: c.unread()}, true
 }

@@ -1,6 +1,6 @@
-// Package gptq reads the weights of GPTQ checkpoints, as AutoGPTQ, GPTQModel, optimum and AutoRound save them: integers of
-// 2, 3, 4 or 8 bits down the columns of a matrix that lies (in, out), with a scale and a zero for each group of inputs.
-// With act-order (desc_act) a list says which group an input is in.
+// Package gptq reads the weights of GPTQ checkpoints, as AutoGPTQ, GPTQModel, optimum and AutoRound save them:
+// integers of 2, 3, 4 or 8 bits down the columns of a matrix that lies (in, out), with a scale and a zero for each
+// group of inputs. With act-order (desc_act) a list says which group an input is in.
 //
 // It writes none: what makes a GPTQ weight is how its integers are chosen, by what they do to activations. Source:
 // Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022); names,

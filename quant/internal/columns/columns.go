@@ -22,7 +22,7 @@ type Layout struct {
 	Out, In int64
 	Bits    int64 // of an integer: 2, 3, 4 or 8
 	// Down says that the codes of an output stand one after the other in the words of its column. Otherwise those of an
-	// input do along its row.
+	// input do along its row, in 4 bits.
 	Down bool
 	// Interleaved says that the fields of a row stand in another order, of every eight 0, 2, 4, 6, 1, 3, 5, 7.
 	Interleaved bool
@@ -81,7 +81,8 @@ func (d *Decoder) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
 	return r
 }
 
-// fields are the bytes of the columns [o0, o1), whole eights of them, in rows of integers. Eight of them are Bits bytes.
+// fields are the bytes of the columns [o0, o1), whole eights of them, in rows of integers. Eight of them are Bits
+// bytes.
 func (d *Decoder) fields(part int, o0, o1, rows int64) quant.Range {
 	row := 4 * Words(d.Out, d.Bits)
 	from, to := o0/8*d.Bits, min((o1+7)/8*d.Bits, row)

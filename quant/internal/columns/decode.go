@@ -23,10 +23,9 @@ type scratch struct {
 	runs   []run     // else
 	pairs  []pair    // the parameters of one column
 
-	codes   [blockOut * blockIn]byte // of a block, by columns
-	byInput [blockOut * blockIn]byte
-	words   [blockIn]byte // of one column
-	x       [blockIn]float32
+	codes [blockOut * blockIn]byte // of a block, by columns
+	words [blockIn]byte            // of one column
+	x     [blockIn]float32
 }
 
 // run are the inputs before end that the run before does not have: they are of one group.
@@ -145,16 +144,55 @@ func (t *tile) unpack(o, end, i, m int64) (codes []byte, pitch int64) {
 		}
 		return t.codes[:], pitch
 	}
+	pitch = (m + 7) / 8 * 8
 	row := int64(len(t.stored)) / t.In
-	from := (t.first + o) / 8
-	wide := (t.first+end+7)/8 - from
-	at := i*row + (from-t.first/8)*t.Bits
-	for k := range m {
-		t.unpackFields(t.byInput[k*8*wide:][:8*wide], t.stored[at:min(at+wide*t.Bits, (i+k+1)*row)])
-		at += row
+	from, to := (t.first+o)/8, (t.first+end+7)/8
+	for w := from; w < to; w++ { // words, of eight columns
+		words := t.stored[i*row+4*(w-t.first/8):]
+		t.turnWords(t.codes[(w-from)*8*pitch:][:8*pitch], words, pitch, m, row)
 	}
-	tensor.Transpose(t.codes[:8*wide*m], t.byInput[:8*wide*m], int(m), int(8*wide), 1)
-	return t.codes[(t.first+o)%8*m:], m
+	return t.codes[(t.first+o)%8*pitch:], pitch
+}
+
+// turnWords writes the codes of the eight columns of m words that are row bytes apart, by columns.
+func (t *tile) turnWords(dst, words []byte, pitch, m, row int64) {
+	var v [8]uint64
+	for k := int64(0); k < m; k += 8 {
+		for l := range min(8, m-k) {
+			v[l] = nibbles(uint64(binary.LittleEndian.Uint32(words[(k+l)*row:])))
+		}
+		a0, a4 := exchange(v[0], v[4], 32, 0x0000_0000_ffff_ffff)
+		a1, a5 := exchange(v[1], v[5], 32, 0x0000_0000_ffff_ffff)
+		a2, a6 := exchange(v[2], v[6], 32, 0x0000_0000_ffff_ffff)
+		a3, a7 := exchange(v[3], v[7], 32, 0x0000_0000_ffff_ffff)
+		a0, a2 = exchange(a0, a2, 16, 0x0000_ffff_0000_ffff)
+		a1, a3 = exchange(a1, a3, 16, 0x0000_ffff_0000_ffff)
+		a4, a6 = exchange(a4, a6, 16, 0x0000_ffff_0000_ffff)
+		a5, a7 = exchange(a5, a7, 16, 0x0000_ffff_0000_ffff)
+		a0, a1 = exchange(a0, a1, 8, 0x00ff_00ff_00ff_00ff)
+		a2, a3 = exchange(a2, a3, 8, 0x00ff_00ff_00ff_00ff)
+		a4, a5 = exchange(a4, a5, 8, 0x00ff_00ff_00ff_00ff)
+		a6, a7 = exchange(a6, a7, 8, 0x00ff_00ff_00ff_00ff)
+		if t.Interleaved {
+			a1, a2, a3, a4, a5, a6 = a4, a1, a5, a2, a6, a3
+		}
+		for c, x := range [8]uint64{a0, a1, a2, a3, a4, a5, a6, a7} {
+			binary.LittleEndian.PutUint64(dst[int64(c)*pitch+k:], x)
+		}
+	}
+}
+
+// nibbles puts the eight of a word into bytes.
+func nibbles(v uint64) uint64 {
+	v = (v | v<<16) & 0x0000_ffff_0000_ffff
+	v = (v | v<<8) & 0x00ff_00ff_00ff_00ff
+	return (v | v<<4) & 0x0f0f_0f0f_0f0f_0f0f
+}
+
+// exchange swaps the upper halves of the parts of a, 2*shift bits each, with the lower halves of those of b. The mask
+// covers the lower halves.
+func exchange(a, b uint64, shift uint, mask uint64) (uint64, uint64) {
+	return a&mask | b&mask<<shift, a>>shift&mask | b&^mask
 }
 
 // unpackZeros fills zeros.

@@ -95,8 +95,8 @@ func CheckGroupSize(n int64) error {
 	return nil
 }
 
-// GroupsOf is how many groups there are of so many inputs, and how many one has, by the group_size of a config. -1 is one
-// for all.
+// GroupsOf is how many groups there are of so many inputs, and how many one has, by the group_size of a config. -1 is
+// one for all.
 func GroupsOf(inputs, size int64) (groups, each int64) {
 	if size < 1 || size > inputs {
 		size = max(inputs, 1)

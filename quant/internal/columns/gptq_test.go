@@ -127,6 +127,7 @@ func TestGPTQLayouts(t *testing.T) {
 		object := `{"quant_method": "gptq", "group_size": 32, ` + config + `}`
 		d, ok := gptq.Scheme{}.Declaration([]byte(object))
 		require.True(t, ok)
+		assert.True(t, d.Unsaid)
 		assert.Contains(t, d.Unread.Name, want)
 		assert.Equal(t, want == "", d.Unread == quant.Layout{}, config)
 		if want == "" {
@@ -158,9 +159,12 @@ func TestGPTQNotWritten(t *testing.T) {
 }
 
 func FuzzGPTQ(f *testing.F) {
-	f.Add(int64(4), int64(32), true, false, []byte{0, 8, 16}, []byte{3, 2, 16}, []byte{0, 2, 2}, []byte{0, 64}, make([]byte, 99))
-	f.Add(int64(3), int64(-1), false, true, []byte{0, 3, 33}, []byte{4, 1, 33}, []byte{0, 1, 4}, []byte{}, []byte("abcdefgh"))
-	f.Add(int64(2), int64(16), false, true, []byte{0, 2, 7}, []byte{2, 3, 7}, []byte{0, 3, 1}, []byte{0, 41}, []byte{1, 0, 0, 0, 2})
+	f.Add(int64(4), int64(32), true, false,
+		[]byte{0, 8, 16}, []byte{3, 2, 16}, []byte{0, 2, 2}, []byte{0, 64}, make([]byte, 99))
+	f.Add(int64(3), int64(-1), false, true,
+		[]byte{0, 3, 33}, []byte{4, 1, 33}, []byte{0, 1, 4}, []byte{}, []byte("abcdefgh"))
+	f.Add(int64(2), int64(16), false, true,
+		[]byte{0, 2, 7}, []byte{2, 3, 7}, []byte{0, 3, 1}, []byte{0, 41}, []byte{1, 0, 0, 0, 2})
 	f.Fuzz(func(t *testing.T, bits, group int64, act, dynamic bool, codes, scales, zeros, index, data []byte) {
 		config := map[string]any{"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": act}
 		if dynamic {
