@@ -32,6 +32,7 @@ type planner struct {
 	changed     bool           // whether the scheme of any weight changes
 	unfit       int            // how many were chosen that hold nothing to quantise
 	uncast      []string       // what is not cast: types that only a scheme gives a meaning
+	dissolved   []string       // the types of schemes with changed weights that are read only: all are dequantised
 }
 
 func (b *planner) notice(format string, args ...any) {
@@ -74,6 +75,9 @@ func (b *planner) check() error {
 func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 	if b.from.gguf != nil {
 		return b.targetJobs(ctx)
+	}
+	if err := b.dissolve(); err != nil {
+		return nil, err
 	}
 	jobs := make([]Job, 0, len(b.from.Weights))
 	for _, w := range b.from.Weights {
@@ -134,16 +138,17 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 	if b.Options.DType != 0 && !w.DType.Numeric() && !w.DType.Integer() {
 		b.uncast = append(b.uncast, w.Name)
 	}
+	keeps := w.Decoder != nil && b.Quantize == "keep" && b.holds(w) &&
+		!slices.Contains(b.dissolved, w.Decoder.Spec().Type)
 	switch {
-	case w.Change != nil && w.Decoder != nil && b.Quantize == "keep" && b.holds(w):
+	case w.Change != nil && keeps:
 		spec := w.Decoder.Spec()
 		scheme, err := b.Schemes.ForType(spec.Type)
 		if err != nil {
 			return Job{}, err
 		}
 		return encodeJob(ctx, w, w.DType, scheme, spec)
-	case w.Change == nil && (w.Decoder == nil && to == w.Values && !w.Composed() ||
-		w.Decoder != nil && b.Quantize == "keep" && b.holds(w)):
+	case w.Change == nil && (w.Decoder == nil && to == w.Values && !w.Composed() || keeps):
 		return copyJob(w), nil
 	case w.Decodes():
 		b.decoded++
@@ -151,6 +156,32 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 	}
 	return Job{Weight: w.Name, DType: to, RoundTrip: b.roundTrip(w),
 		Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+}
+
+// dissolve finds what cannot be written again as it was: types that are read only, of weights that are changed. As a
+// config.json promises that all weights in a scheme are so, all of its types go.
+func (b *planner) dissolve() error {
+	for _, w := range b.from.Weights {
+		if w.Change == nil || w.Decoder == nil || b.Quantize != "keep" {
+			continue
+		}
+		typ := w.Decoder.Spec().Type
+		scheme, err := b.Schemes.ForType(typ)
+		if err != nil {
+			return err
+		}
+		types := scheme.Types()
+		if slices.Contains(b.dissolved, typ) ||
+			!slices.ContainsFunc(types, func(t quant.Type) bool { return t.Name == typ && t.ReadOnly }) {
+			continue
+		}
+		for _, t := range types {
+			b.dissolved = append(b.dissolved, t.Name)
+		}
+		b.notice("%s is read only: what is merged is not written as %s again, and all weights in it are dequantised", typ,
+			typ)
+	}
+	return nil
 }
 
 // holds reports whether the format that is written has a place for a weight as it is stored.

@@ -112,7 +112,7 @@ func (b *planner) editedConfig() ([]byte, error) {
 	}
 	edits = append(edits, b.from.edits()...)
 	switch {
-	case b.Quantize == "none":
+	case b.Quantize == "none" || len(b.dissolved) > 0:
 		edits = append(edits, models.Remove("quantization_config"))
 	case b.scheme != nil && b.changed:
 		key, object, err := b.scheme.Config(b.assigned(), b.skipped())

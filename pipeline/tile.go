@@ -47,8 +47,8 @@ func (r *run) pieces(ctx context.Context, j *jobRun, memory *semaphore.Weighted)
 	return tasks, nil
 }
 
-// tiles cuts a job whose values are read into tasks: tiles, but of a weight that has to be prepared one worker does all,
-// and tiles that are read together are one worker's.
+// tiles cuts a job whose values are read into tasks: tiles, but of a weight that has to be prepared one worker does
+// all, and tiles that are read together are one worker's.
 func (r *run) tiles(j *jobRun) []task {
 	n, step := j.weight.Count(), j.tileElements(r.budget.tile)
 	if band := j.weight.Band(); band > step {
