@@ -112,6 +112,11 @@ func (w *Weight) Band() int64 {
 	return max(n-n%unit, min(unit, w.Count()))
 }
 
+// BandBytes is about the memory that a Reader takes for a band.
+func (w *Weight) BandBytes() int64 {
+	return int64(float64(w.StoredBytes()) * float64(w.Band()) / float64(max(w.Count(), 1)))
+}
+
 // readInputs reads what the elements [lo, hi) of a quantised weight, whole units, are decoded from.
 func (r *Reader) readInputs(w *Weight, lo, hi int64) error {
 	b := &r.band

@@ -142,6 +142,13 @@ func (s *step) measure(backward bool) sizes {
 		}
 	}
 	z.each = 2*z.tile + z.matrices*z.scores
+	if s.base != nil {
+		band := int64(0) // or a band, of which the tile is a part
+		for _, w := range s.base.Weights {
+			band = max(band, w.BandBytes())
+		}
+		z.each += int(band / 4)
+	}
 	return z
 }
 

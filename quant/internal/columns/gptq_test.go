@@ -83,11 +83,14 @@ func TestGPTQMalformed(t *testing.T) {
 		},
 		`"m0.g_idx" is I64 [96], expected I32 [96]`: func(m *memory) { info(m, "m0.g_idx", tensor.I64, 96) },
 		`"m0.g_idx" is of shape [96, 1]`:            func(m *memory) { info(m, "m0.g_idx", tensor.I32, 96, 1) },
-		"expected some of each":                     func(m *memory) { info(m, "m0.g_idx", tensor.I32, 0) },
-		"bits 9, expected 2, 3, 4 or 8":             config(`"bits": 4`, `"bits": 9`),
-		"bits 0, expected 2, 3, 4 or 8":             config(`"bits": 4`, `"bits": "4"`),
-		"group_size 0, expected -1":                 config(`"group_size": 32`, `"group_size": 0`),
-		"group_size -2, expected -1":                config(`"group_size": 32`, `"group_size": -2`),
+		"it has 1048577 inputs in 32769 groups, expected at most": func(m *memory) {
+			info(m, "m0.g_idx", tensor.I32, 1<<20+1)
+		},
+		"expected some of each":         func(m *memory) { info(m, "m0.g_idx", tensor.I32, 0) },
+		"bits 9, expected 2, 3, 4 or 8": config(`"bits": 4`, `"bits": 9`),
+		"bits 0, expected 2, 3, 4 or 8": config(`"bits": 4`, `"bits": "4"`),
+		"group_size 0, expected -1":     config(`"group_size": 32`, `"group_size": 0`),
+		"group_size -2, expected -1":    config(`"group_size": 32`, `"group_size": -2`),
 	} {
 		m, _ := openFixture(t, folder+"gptq-4-v2-act.safetensors")
 		change(m)
