@@ -162,12 +162,16 @@ func (r *Reader) readTransposed(w *Weight, lo, hi int64) ([]byte, error) {
 		}
 	} else {
 		strip = sized(&r.strip, rows*wide*width)
-		for k := range rows {
-			piece, err := r.readStored(w, &r.piece, k*cols+c0, k*cols+c1)
+		for at, left := int64(0), strip; at < rows; {
+			n := min(w.rowsAtOnce(), rows-at)
+			piece, err := r.readStored(w, &r.piece, at*cols+c0, (at+n-1)*cols+c1)
 			if err != nil {
 				return nil, err
 			}
-			copy(strip[k*wide*width:], piece)
+			for k := range n {
+				left = left[copy(left, piece[k*cols*width:][:wide*width]):]
+			}
+			at += n
 		}
 	}
 	b := sized(&r.values, rows*wide*width)
@@ -175,6 +179,16 @@ func (r *Reader) readTransposed(w *Weight, lo, hi int64) ([]byte, error) {
 	tensor.Transpose(b, strip, int(rows), int(wide), int(width))
 	r.End()
 	return b[(lo-c0*rows)*width : (hi-c0*rows)*width], nil
+}
+
+// rowsAtOnce is how many rows of the file are best read together where parts of them are wanted: several where a
+// decoder works on no less than one, which it does faster than one by one.
+func (w *Weight) rowsAtOnce() int64 {
+	stored := w.Stored()
+	if cols := stored[len(stored)-1]; w.Decoder != nil && w.Decoder.Unit() == cols {
+		return max(1, (64<<10)/cols)
+	}
+	return 1
 }
 
 // sized returns (*b)[:n], with new memory only where b is too small.
@@ -202,7 +216,7 @@ func MemoryFor(w *Weight, n int64, flip bool) ReaderMemory {
 		stored := w.Stored()
 		m.values = (n + 2*stored[0]) * width // whole columns around it
 		m.strip = m.values + extra*width
-		m.piece = (n/max(stored[0], 1) + 2 + extra) * width
+		m.piece = (n/max(stored[0], 1) + 2 + extra + (w.rowsAtOnce()-1)*stored[1]) * width
 	}
 	if c, ok := w.Parts[0].Data.(*composed); ok {
 		m.raw = c.memory(n)
