@@ -29,8 +29,10 @@ import (
 	_ "github.com/lorakit/lorakit/formats/gguf"        // registers the container
 	_ "github.com/lorakit/lorakit/formats/pytorch"     // registers the container
 	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
+	_ "github.com/lorakit/lorakit/quant/awq"           // registers the scheme
 	_ "github.com/lorakit/lorakit/quant/bnb"           // registers the scheme
 	_ "github.com/lorakit/lorakit/quant/ggml"          // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/gptq"          // registers the scheme
 )
 
 // Version is the release, by semantic versioning.
