@@ -55,19 +55,7 @@ const (
 
 // ToE4M3 returns the code of the nearest value, of two the one with an even code. The sign stays, of zeros too; beyond
 // MaxE4M3 it is that of MaxE4M3; NaN becomes NaN.
-func ToE4M3(x float32) byte { return toE4M3(x, true) }
-
-// ToE4M3Low is ToE4M3 but for two nearest values, where it takes the one nearer to zero, and for zeros, which lose
-// their sign: the first of the nearest, where all codes are gone through in order.
-func ToE4M3Low(x float32) byte {
-	c := toE4M3(x, false)
-	if c == 0x80 {
-		return 0
-	}
-	return c
-}
-
-func toE4M3(x float32, even bool) byte {
+func ToE4M3(x float32) byte {
 	b := math.Float32bits(x)
 	sign := byte(b >> 24 & 0x80)
 	b &^= signBit
@@ -79,45 +67,32 @@ func toE4M3(x float32, even bool) byte {
 	case b < smallE4:
 		// In 2^14 the last bit is 2^-9, so that the addition rounds, to even.
 		const magic = 1 << 14
-		a := math.Float32frombits(b)
-		c := math.Float32bits(a+magic) & 0xff
-		if !even && math.Float32frombits(math.Float32bits(magic)|c)-magic-a == 0x1p-10 {
-			c--
-		}
-		return sign | byte(c)
+		return sign | byte(math.Float32bits(math.Float32frombits(b)+magic))
 	}
-	half := uint32(1<<19 - 1)
-	if even {
-		half += b >> 20 & 1
-	}
-	return sign | byte((b+half)>>20-(127-7)<<3)
+	return sign | byte((b+1<<19-1+b>>20&1)>>20-(127-7)<<3)
 }
 
 // ToE2M1 returns the code of the nearest value, of two the one with an even code. The sign stays, of zeros too; beyond
 // MaxE2M1 it is that of MaxE2M1. NaN has no code and becomes MaxE2M1.
 func ToE2M1(x float32) byte {
-	a := math.Float32bits(x)
-	sign := byte(a >> 28 & 8)
-	return sign | magnitudesE2M1(math.Float32frombits(a&^signBit), true)
+	b := math.Float32bits(x)
+	a := b &^ signBit
+	// Between 1 and 6 a code is an exponent and the first digit of a mantissa; below are only 0 and 0.5.
+	c := min((a+halfE2+a>>22&1)>>22-codesE2, 7)
+	if a < one {
+		c = over(a, quarter) + over(a, threeQuarters-1)
+	}
+	return byte(b>>28&8 | c)
 }
 
-// ToE2M1Low is ToE2M1 but for two nearest values, where it takes the one nearer to zero, and for zeros, which lose
-// their sign: the first of the nearest, where all codes are gone through in order.
-func ToE2M1Low(x float32) byte {
-	a := math.Float32bits(x)
-	c := magnitudesE2M1(math.Float32frombits(a&^signBit), false)
-	if c == 0 {
-		return 0
-	}
-	return byte(a>>28&8) | c
-}
+// Bits of float32, for E2M1: its last digit is bit 22.
+const (
+	one           = 127 << 23
+	quarter       = 125 << 23
+	threeQuarters = 126<<23 | 1<<22
+	halfE2        = 1<<21 - 1
+	codesE2       = 127<<1 - 2 // what codes are less than those bits
+)
 
-// magnitudesE2M1 counts the middles between values that a magnitude is beyond.
-func magnitudesE2M1(a float32, even bool) (c byte) {
-	for i, m := range [7]float32{0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5} {
-		if a > m || a != a || even && a == m && i%2 == 1 {
-			c++
-		}
-	}
-	return c
-}
+// over is 1 where a is more than b, which are below 2^31, else 0.
+func over(a, b uint32) uint32 { return (b - a) >> 31 }

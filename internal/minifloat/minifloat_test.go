@@ -28,39 +28,33 @@ func TestNearest(t *testing.T) {
 		name      string
 		values    []float32 // of the codes without a sign, ascending
 		sign, nan byte
-		even, low func(float32) byte
+		code      func(float32) byte
 	}{
-		{"E4M3", E4M3[:0x7f], 0x80, NaNE4M3, ToE4M3, ToE4M3Low},
-		{"E2M1", E2M1[:8], 8, 7, ToE2M1, ToE2M1Low},
+		{"E4M3", E4M3[:0x7f], 0x80, NaNE4M3, ToE4M3},
+		{"E2M1", E2M1[:8], 8, 7, ToE2M1},
 	} {
-		nearest := func(x float32) (even, low byte) {
+		nearest := func(x float32) (code byte) {
 			sign := byte(0)
 			if math.Signbit(float64(x)) {
 				sign = f.sign
 			}
 			if x != x {
-				return sign | f.nan, sign | f.nan
+				return sign | f.nan
 			}
 			a := math.Min(math.Abs(float64(x)), 1e6)
 			for c := 1; c < len(f.values); c++ {
-				d, best := math.Abs(float64(f.values[c])-a), math.Abs(float64(f.values[low])-a)
-				if d < best {
-					even, low = byte(c), byte(c)
-				} else if d == best && c%2 == 0 {
-					even = byte(c)
+				d, best := math.Abs(float64(f.values[c])-a), math.Abs(float64(f.values[code])-a)
+				if d < best || d == best && c%2 == 0 {
+					code = byte(c)
 				}
 			}
-			if low > 0 {
-				low |= sign
-			}
-			return even | sign, low
+			return code | sign
 		}
 		for top := range uint32(1 << 14) {
 			for _, rest := range []uint32{0, 1, 1<<18 - 1} {
 				x := math.Float32frombits(top<<18 | rest)
-				even, low := nearest(x)
-				if f.even(x) != even || f.low(x) != low {
-					t.Fatalf("%s of %x: %#x and %#x, expected %#x and %#x", f.name, x, f.even(x), f.low(x), even, low)
+				if want := nearest(x); f.code(x) != want {
+					t.Fatalf("%s of %x: %#x, expected %#x", f.name, x, f.code(x), want)
 				}
 			}
 		}
