@@ -92,6 +92,15 @@ type Set struct {
 	scaleCodesLess func(dst []float32, codes []byte, scales, mins []float32)
 	// quantizeCodes does all groups of 16 elements.
 	quantizeCodes func(codes []byte, x, scales, mins []float32, least, most int32)
+	// extremes and dequantizeAffine do the first done groups: extremes those before the first that holds a NaN or an
+	// infinity, dequantizeAffine those before the first whose scale or bias is one.
+	extremes         [floats]func(lo, hi []float32, src []byte, group int) (done int)
+	dequantizeAffine [floats]func(dst, codes []byte, scales, biases []float32, group int) (done int)
+	// quantizeAffine does all groups.
+	quantizeAffine [floats]func(codes, src []byte, scales, biases []float32, group int, most float32)
+	// ranks does a multiple of 32 numbers; divide does all groups.
+	ranks  func(codes []byte, x []float32, limits *[8]float32)
+	divide func(x, divisors []float32, group int)
 	// tiles multiplies matrices.
 	tiles *tiles
 }

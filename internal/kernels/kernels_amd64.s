@@ -12277,3 +12277,866 @@ loop:
 done:
 	VZEROUPPER
 	RET
+
+// func extremesF32AVX2(lo []float32, hi []float32, src []byte, group int) (done int)
+// Requires: AVX, AVX2
+TEXT ·extremesF32AVX2(SB), NOSPLIT, $0-88
+	MOVQ    lo_base+0(FP), AX
+	MOVQ    hi_base+24(FP), CX
+	MOVQ    src_base+48(FP), DX
+	MOVQ    lo_len+8(FP), BX
+	MOVQ    group+72(FP), SI
+	VMOVUPS magnitude<>+0(SB), Y0
+	XORQ    DI, DI
+
+group:
+	CMPQ    DI, BX
+	JGE     groups_done
+	VMOVUPS plusInfinity<>+0(SB), Y1
+	VMOVUPS minusInfinity<>+0(SB), Y2
+	VMOVUPS plusInfinity<>+0(SB), Y3
+	VMOVUPS minusInfinity<>+0(SB), Y4
+	VXORPS  Y5, Y5, Y5
+	MOVQ    SI, R8
+
+extremes:
+	VMOVUPS      (DX), Y6
+	VMINPS       Y6, Y1, Y1
+	VMAXPS       Y6, Y2, Y2
+	VPAND        Y0, Y6, Y6
+	VPMAXUD      Y6, Y5, Y5
+	VMOVUPS      32(DX), Y6
+	VMINPS       Y6, Y3, Y3
+	VMAXPS       Y6, Y4, Y4
+	VPAND        Y0, Y6, Y6
+	VPMAXUD      Y6, Y5, Y5
+	ADDQ         $0x40, DX
+	SUBQ         $+16, R8
+	JNE          extremes
+	VEXTRACTI128 $0x01, Y5, X6
+	VPMAXUD      X5, X6, X6
+	VPSHUFD      $0x4e, X6, X5
+	VPMAXUD      X5, X6, X6
+	VPSHUFD      $0xb1, X6, X5
+	VPMAXUD      X5, X6, X6
+	VMOVD        X6, R8
+	CMPL         R8, $0x7f800000
+	JAE          groups_done
+	VMINPS       Y3, Y1, Y1
+	VMAXPS       Y4, Y2, Y2
+	VXORPS       signBit<>+0(SB), Y1, Y1
+	VPERM2F128   $0x20, Y2, Y1, Y3
+	VPERM2F128   $0x31, Y2, Y1, Y2
+	VMAXPS       Y3, Y2, Y2
+	VSHUFPS      $0x4e, Y2, Y2, Y3
+	VMAXPS       Y3, Y2, Y2
+	VSHUFPS      $0xb1, Y2, Y2, Y3
+	VMAXPS       Y3, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X6
+	VXORPS       X1, X1, X1
+	VADDSS       X1, X6, X6
+	VMOVSS       X6, (CX)(DI*4)
+	VSUBSS       X2, X1, X6
+	VMOVSS       X6, (AX)(DI*4)
+	INCQ         DI
+	JMP          group
+
+groups_done:
+	MOVQ DI, done+80(FP)
+	VZEROUPPER
+	RET
+
+DATA plusInfinity<>+0(SB)/1, $0x00
+DATA plusInfinity<>+1(SB)/1, $0x00
+DATA plusInfinity<>+2(SB)/1, $0x80
+DATA plusInfinity<>+3(SB)/1, $0x7f
+DATA plusInfinity<>+4(SB)/1, $0x00
+DATA plusInfinity<>+5(SB)/1, $0x00
+DATA plusInfinity<>+6(SB)/1, $0x80
+DATA plusInfinity<>+7(SB)/1, $0x7f
+DATA plusInfinity<>+8(SB)/1, $0x00
+DATA plusInfinity<>+9(SB)/1, $0x00
+DATA plusInfinity<>+10(SB)/1, $0x80
+DATA plusInfinity<>+11(SB)/1, $0x7f
+DATA plusInfinity<>+12(SB)/1, $0x00
+DATA plusInfinity<>+13(SB)/1, $0x00
+DATA plusInfinity<>+14(SB)/1, $0x80
+DATA plusInfinity<>+15(SB)/1, $0x7f
+DATA plusInfinity<>+16(SB)/1, $0x00
+DATA plusInfinity<>+17(SB)/1, $0x00
+DATA plusInfinity<>+18(SB)/1, $0x80
+DATA plusInfinity<>+19(SB)/1, $0x7f
+DATA plusInfinity<>+20(SB)/1, $0x00
+DATA plusInfinity<>+21(SB)/1, $0x00
+DATA plusInfinity<>+22(SB)/1, $0x80
+DATA plusInfinity<>+23(SB)/1, $0x7f
+DATA plusInfinity<>+24(SB)/1, $0x00
+DATA plusInfinity<>+25(SB)/1, $0x00
+DATA plusInfinity<>+26(SB)/1, $0x80
+DATA plusInfinity<>+27(SB)/1, $0x7f
+DATA plusInfinity<>+28(SB)/1, $0x00
+DATA plusInfinity<>+29(SB)/1, $0x00
+DATA plusInfinity<>+30(SB)/1, $0x80
+DATA plusInfinity<>+31(SB)/1, $0x7f
+DATA plusInfinity<>+32(SB)/1, $0x00
+DATA plusInfinity<>+33(SB)/1, $0x00
+DATA plusInfinity<>+34(SB)/1, $0x80
+DATA plusInfinity<>+35(SB)/1, $0x7f
+DATA plusInfinity<>+36(SB)/1, $0x00
+DATA plusInfinity<>+37(SB)/1, $0x00
+DATA plusInfinity<>+38(SB)/1, $0x80
+DATA plusInfinity<>+39(SB)/1, $0x7f
+DATA plusInfinity<>+40(SB)/1, $0x00
+DATA plusInfinity<>+41(SB)/1, $0x00
+DATA plusInfinity<>+42(SB)/1, $0x80
+DATA plusInfinity<>+43(SB)/1, $0x7f
+DATA plusInfinity<>+44(SB)/1, $0x00
+DATA plusInfinity<>+45(SB)/1, $0x00
+DATA plusInfinity<>+46(SB)/1, $0x80
+DATA plusInfinity<>+47(SB)/1, $0x7f
+DATA plusInfinity<>+48(SB)/1, $0x00
+DATA plusInfinity<>+49(SB)/1, $0x00
+DATA plusInfinity<>+50(SB)/1, $0x80
+DATA plusInfinity<>+51(SB)/1, $0x7f
+DATA plusInfinity<>+52(SB)/1, $0x00
+DATA plusInfinity<>+53(SB)/1, $0x00
+DATA plusInfinity<>+54(SB)/1, $0x80
+DATA plusInfinity<>+55(SB)/1, $0x7f
+DATA plusInfinity<>+56(SB)/1, $0x00
+DATA plusInfinity<>+57(SB)/1, $0x00
+DATA plusInfinity<>+58(SB)/1, $0x80
+DATA plusInfinity<>+59(SB)/1, $0x7f
+DATA plusInfinity<>+60(SB)/1, $0x00
+DATA plusInfinity<>+61(SB)/1, $0x00
+DATA plusInfinity<>+62(SB)/1, $0x80
+DATA plusInfinity<>+63(SB)/1, $0x7f
+GLOBL plusInfinity<>(SB), RODATA|NOPTR, $64
+
+DATA minusInfinity<>+0(SB)/1, $0x00
+DATA minusInfinity<>+1(SB)/1, $0x00
+DATA minusInfinity<>+2(SB)/1, $0x80
+DATA minusInfinity<>+3(SB)/1, $0xff
+DATA minusInfinity<>+4(SB)/1, $0x00
+DATA minusInfinity<>+5(SB)/1, $0x00
+DATA minusInfinity<>+6(SB)/1, $0x80
+DATA minusInfinity<>+7(SB)/1, $0xff
+DATA minusInfinity<>+8(SB)/1, $0x00
+DATA minusInfinity<>+9(SB)/1, $0x00
+DATA minusInfinity<>+10(SB)/1, $0x80
+DATA minusInfinity<>+11(SB)/1, $0xff
+DATA minusInfinity<>+12(SB)/1, $0x00
+DATA minusInfinity<>+13(SB)/1, $0x00
+DATA minusInfinity<>+14(SB)/1, $0x80
+DATA minusInfinity<>+15(SB)/1, $0xff
+DATA minusInfinity<>+16(SB)/1, $0x00
+DATA minusInfinity<>+17(SB)/1, $0x00
+DATA minusInfinity<>+18(SB)/1, $0x80
+DATA minusInfinity<>+19(SB)/1, $0xff
+DATA minusInfinity<>+20(SB)/1, $0x00
+DATA minusInfinity<>+21(SB)/1, $0x00
+DATA minusInfinity<>+22(SB)/1, $0x80
+DATA minusInfinity<>+23(SB)/1, $0xff
+DATA minusInfinity<>+24(SB)/1, $0x00
+DATA minusInfinity<>+25(SB)/1, $0x00
+DATA minusInfinity<>+26(SB)/1, $0x80
+DATA minusInfinity<>+27(SB)/1, $0xff
+DATA minusInfinity<>+28(SB)/1, $0x00
+DATA minusInfinity<>+29(SB)/1, $0x00
+DATA minusInfinity<>+30(SB)/1, $0x80
+DATA minusInfinity<>+31(SB)/1, $0xff
+DATA minusInfinity<>+32(SB)/1, $0x00
+DATA minusInfinity<>+33(SB)/1, $0x00
+DATA minusInfinity<>+34(SB)/1, $0x80
+DATA minusInfinity<>+35(SB)/1, $0xff
+DATA minusInfinity<>+36(SB)/1, $0x00
+DATA minusInfinity<>+37(SB)/1, $0x00
+DATA minusInfinity<>+38(SB)/1, $0x80
+DATA minusInfinity<>+39(SB)/1, $0xff
+DATA minusInfinity<>+40(SB)/1, $0x00
+DATA minusInfinity<>+41(SB)/1, $0x00
+DATA minusInfinity<>+42(SB)/1, $0x80
+DATA minusInfinity<>+43(SB)/1, $0xff
+DATA minusInfinity<>+44(SB)/1, $0x00
+DATA minusInfinity<>+45(SB)/1, $0x00
+DATA minusInfinity<>+46(SB)/1, $0x80
+DATA minusInfinity<>+47(SB)/1, $0xff
+DATA minusInfinity<>+48(SB)/1, $0x00
+DATA minusInfinity<>+49(SB)/1, $0x00
+DATA minusInfinity<>+50(SB)/1, $0x80
+DATA minusInfinity<>+51(SB)/1, $0xff
+DATA minusInfinity<>+52(SB)/1, $0x00
+DATA minusInfinity<>+53(SB)/1, $0x00
+DATA minusInfinity<>+54(SB)/1, $0x80
+DATA minusInfinity<>+55(SB)/1, $0xff
+DATA minusInfinity<>+56(SB)/1, $0x00
+DATA minusInfinity<>+57(SB)/1, $0x00
+DATA minusInfinity<>+58(SB)/1, $0x80
+DATA minusInfinity<>+59(SB)/1, $0xff
+DATA minusInfinity<>+60(SB)/1, $0x00
+DATA minusInfinity<>+61(SB)/1, $0x00
+DATA minusInfinity<>+62(SB)/1, $0x80
+DATA minusInfinity<>+63(SB)/1, $0xff
+GLOBL minusInfinity<>(SB), RODATA|NOPTR, $64
+
+// func quantizeAffineF32AVX2(codes []byte, src []byte, scales []float32, biases []float32, group int, most float32)
+// Requires: AVX, AVX2
+TEXT ·quantizeAffineF32AVX2(SB), NOSPLIT, $0-108
+	MOVQ         codes_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         scales_base+48(FP), DX
+	MOVQ         biases_base+72(FP), BX
+	MOVQ         scales_len+56(FP), SI
+	MOVQ         group+96(FP), DI
+	VXORPS       Y1, Y1, Y1
+	VBROADCASTSS most+104(FP), Y0
+	VMOVDQU      laneOrder<>+0(SB), Y2
+	XORQ         R8, R8
+
+group:
+	CMPQ         R8, SI
+	JGE          groups_done
+	VBROADCASTSS (DX)(R8*4), Y3
+	VBROADCASTSS (BX)(R8*4), Y4
+	MOVQ         DI, R9
+
+codes:
+	VMOVUPS   (CX), Y5
+	VSUBPS    Y4, Y5, Y5
+	VDIVPS    Y3, Y5, Y5
+	VMAXPS    Y1, Y5, Y5
+	VMINPS    Y0, Y5, Y5
+	VCVTPS2DQ Y5, Y5
+	VMOVUPS   32(CX), Y6
+	VSUBPS    Y4, Y6, Y6
+	VDIVPS    Y3, Y6, Y6
+	VMAXPS    Y1, Y6, Y6
+	VMINPS    Y0, Y6, Y6
+	VCVTPS2DQ Y6, Y6
+	VMOVUPS   64(CX), Y7
+	VSUBPS    Y4, Y7, Y7
+	VDIVPS    Y3, Y7, Y7
+	VMAXPS    Y1, Y7, Y7
+	VMINPS    Y0, Y7, Y7
+	VCVTPS2DQ Y7, Y7
+	VMOVUPS   96(CX), Y8
+	VSUBPS    Y4, Y8, Y8
+	VDIVPS    Y3, Y8, Y8
+	VMAXPS    Y1, Y8, Y8
+	VMINPS    Y0, Y8, Y8
+	VCVTPS2DQ Y8, Y8
+	VPACKUSDW Y6, Y5, Y5
+	VPACKUSDW Y8, Y7, Y7
+	VPACKUSWB Y7, Y5, Y5
+	VPERMD    Y5, Y2, Y5
+	VMOVDQU   Y5, (AX)
+	ADDQ      $+128, CX
+	ADDQ      $0x20, AX
+	SUBQ      $+32, R9
+	JNE       codes
+	INCQ      R8
+	JMP       group
+
+groups_done:
+	VZEROUPPER
+	RET
+
+// func dequantizeAffineF32AVX2(dst []byte, codes []byte, scales []float32, biases []float32, group int) (done int)
+// Requires: AVX, AVX2
+TEXT ·dequantizeAffineF32AVX2(SB), NOSPLIT, $0-112
+	MOVQ dst_base+0(FP), AX
+	MOVQ codes_base+24(FP), CX
+	MOVQ scales_base+48(FP), DX
+	MOVQ biases_base+72(FP), BX
+	MOVQ scales_len+56(FP), SI
+	MOVQ group+96(FP), DI
+	XORQ R8, R8
+
+group:
+	CMPQ         R8, SI
+	JGE          groups_done
+	MOVL         (DX)(R8*4), R9
+	ANDL         $0x7fffffff, R9
+	CMPL         R9, $0x7f800000
+	JAE          groups_done
+	MOVL         (BX)(R8*4), R9
+	ANDL         $0x7fffffff, R9
+	CMPL         R9, $0x7f800000
+	JAE          groups_done
+	VBROADCASTSS (DX)(R8*4), Y0
+	VBROADCASTSS (BX)(R8*4), Y1
+	MOVQ         DI, R9
+
+values:
+	VPMOVZXBD (CX), Y2
+	VCVTDQ2PS Y2, Y2
+	VMULPS    Y0, Y2, Y2
+	VADDPS    Y1, Y2, Y2
+	VPMOVZXBD 8(CX), Y3
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y0, Y3, Y3
+	VADDPS    Y1, Y3, Y3
+	VMOVUPS   Y2, (AX)
+	VMOVUPS   Y3, 32(AX)
+	ADDQ      $0x10, CX
+	ADDQ      $0x40, AX
+	SUBQ      $+16, R9
+	JNE       values
+	INCQ      R8
+	JMP       group
+
+groups_done:
+	MOVQ R8, done+104(FP)
+	VZEROUPPER
+	RET
+
+// func extremesF16AVX2(lo []float32, hi []float32, src []byte, group int) (done int)
+// Requires: AVX, AVX2, F16C
+TEXT ·extremesF16AVX2(SB), NOSPLIT, $0-88
+	MOVQ    lo_base+0(FP), AX
+	MOVQ    hi_base+24(FP), CX
+	MOVQ    src_base+48(FP), DX
+	MOVQ    lo_len+8(FP), BX
+	MOVQ    group+72(FP), SI
+	VMOVUPS magnitude<>+0(SB), Y0
+	XORQ    DI, DI
+
+group:
+	CMPQ    DI, BX
+	JGE     groups_done
+	VMOVUPS plusInfinity<>+0(SB), Y1
+	VMOVUPS minusInfinity<>+0(SB), Y2
+	VMOVUPS plusInfinity<>+0(SB), Y3
+	VMOVUPS minusInfinity<>+0(SB), Y4
+	VXORPS  Y5, Y5, Y5
+	MOVQ    SI, R8
+
+extremes:
+	VCVTPH2PS    (DX), Y6
+	VMINPS       Y6, Y1, Y1
+	VMAXPS       Y6, Y2, Y2
+	VPAND        Y0, Y6, Y6
+	VPMAXUD      Y6, Y5, Y5
+	VCVTPH2PS    16(DX), Y6
+	VMINPS       Y6, Y3, Y3
+	VMAXPS       Y6, Y4, Y4
+	VPAND        Y0, Y6, Y6
+	VPMAXUD      Y6, Y5, Y5
+	ADDQ         $0x20, DX
+	SUBQ         $+16, R8
+	JNE          extremes
+	VEXTRACTI128 $0x01, Y5, X6
+	VPMAXUD      X5, X6, X6
+	VPSHUFD      $0x4e, X6, X5
+	VPMAXUD      X5, X6, X6
+	VPSHUFD      $0xb1, X6, X5
+	VPMAXUD      X5, X6, X6
+	VMOVD        X6, R8
+	CMPL         R8, $0x7f800000
+	JAE          groups_done
+	VMINPS       Y3, Y1, Y1
+	VMAXPS       Y4, Y2, Y2
+	VXORPS       signBit<>+0(SB), Y1, Y1
+	VPERM2F128   $0x20, Y2, Y1, Y3
+	VPERM2F128   $0x31, Y2, Y1, Y2
+	VMAXPS       Y3, Y2, Y2
+	VSHUFPS      $0x4e, Y2, Y2, Y3
+	VMAXPS       Y3, Y2, Y2
+	VSHUFPS      $0xb1, Y2, Y2, Y3
+	VMAXPS       Y3, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X6
+	VXORPS       X1, X1, X1
+	VADDSS       X1, X6, X6
+	VMOVSS       X6, (CX)(DI*4)
+	VSUBSS       X2, X1, X6
+	VMOVSS       X6, (AX)(DI*4)
+	INCQ         DI
+	JMP          group
+
+groups_done:
+	MOVQ DI, done+80(FP)
+	VZEROUPPER
+	RET
+
+// func quantizeAffineF16AVX2(codes []byte, src []byte, scales []float32, biases []float32, group int, most float32)
+// Requires: AVX, AVX2, F16C
+TEXT ·quantizeAffineF16AVX2(SB), NOSPLIT, $0-108
+	MOVQ         codes_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         scales_base+48(FP), DX
+	MOVQ         biases_base+72(FP), BX
+	MOVQ         scales_len+56(FP), SI
+	MOVQ         group+96(FP), DI
+	VXORPS       Y1, Y1, Y1
+	VBROADCASTSS most+104(FP), Y0
+	VMOVDQU      laneOrder<>+0(SB), Y2
+	XORQ         R8, R8
+
+group:
+	CMPQ         R8, SI
+	JGE          groups_done
+	VBROADCASTSS (DX)(R8*4), Y3
+	VBROADCASTSS (BX)(R8*4), Y4
+	MOVQ         DI, R9
+
+codes:
+	VCVTPH2PS (CX), Y5
+	VSUBPS    Y4, Y5, Y5
+	VDIVPS    Y3, Y5, Y5
+	VMAXPS    Y1, Y5, Y5
+	VMINPS    Y0, Y5, Y5
+	VCVTPS2DQ Y5, Y5
+	VCVTPH2PS 16(CX), Y6
+	VSUBPS    Y4, Y6, Y6
+	VDIVPS    Y3, Y6, Y6
+	VMAXPS    Y1, Y6, Y6
+	VMINPS    Y0, Y6, Y6
+	VCVTPS2DQ Y6, Y6
+	VCVTPH2PS 32(CX), Y7
+	VSUBPS    Y4, Y7, Y7
+	VDIVPS    Y3, Y7, Y7
+	VMAXPS    Y1, Y7, Y7
+	VMINPS    Y0, Y7, Y7
+	VCVTPS2DQ Y7, Y7
+	VCVTPH2PS 48(CX), Y8
+	VSUBPS    Y4, Y8, Y8
+	VDIVPS    Y3, Y8, Y8
+	VMAXPS    Y1, Y8, Y8
+	VMINPS    Y0, Y8, Y8
+	VCVTPS2DQ Y8, Y8
+	VPACKUSDW Y6, Y5, Y5
+	VPACKUSDW Y8, Y7, Y7
+	VPACKUSWB Y7, Y5, Y5
+	VPERMD    Y5, Y2, Y5
+	VMOVDQU   Y5, (AX)
+	ADDQ      $+64, CX
+	ADDQ      $0x20, AX
+	SUBQ      $+32, R9
+	JNE       codes
+	INCQ      R8
+	JMP       group
+
+groups_done:
+	VZEROUPPER
+	RET
+
+// func dequantizeAffineF16AVX2(dst []byte, codes []byte, scales []float32, biases []float32, group int) (done int)
+// Requires: AVX, AVX2, F16C
+TEXT ·dequantizeAffineF16AVX2(SB), NOSPLIT, $0-112
+	MOVQ dst_base+0(FP), AX
+	MOVQ codes_base+24(FP), CX
+	MOVQ scales_base+48(FP), DX
+	MOVQ biases_base+72(FP), BX
+	MOVQ scales_len+56(FP), SI
+	MOVQ group+96(FP), DI
+	XORQ R8, R8
+
+group:
+	CMPQ         R8, SI
+	JGE          groups_done
+	MOVL         (DX)(R8*4), R9
+	ANDL         $0x7fffffff, R9
+	CMPL         R9, $0x7f800000
+	JAE          groups_done
+	MOVL         (BX)(R8*4), R9
+	ANDL         $0x7fffffff, R9
+	CMPL         R9, $0x7f800000
+	JAE          groups_done
+	VBROADCASTSS (DX)(R8*4), Y0
+	VBROADCASTSS (BX)(R8*4), Y1
+	MOVQ         DI, R9
+
+values:
+	VPMOVZXBD (CX), Y2
+	VCVTDQ2PS Y2, Y2
+	VMULPS    Y0, Y2, Y2
+	VCVTPS2PH $0x00, Y2, X2
+	VCVTPH2PS X2, Y2
+	VADDPS    Y1, Y2, Y2
+	VPMOVZXBD 8(CX), Y3
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y0, Y3, Y3
+	VCVTPS2PH $0x00, Y3, X3
+	VCVTPH2PS X3, Y3
+	VADDPS    Y1, Y3, Y3
+	VCVTPS2PH $0x00, Y2, (AX)
+	VCVTPS2PH $0x00, Y3, 16(AX)
+	ADDQ      $0x10, CX
+	ADDQ      $0x20, AX
+	SUBQ      $+16, R9
+	JNE       values
+	INCQ      R8
+	JMP       group
+
+groups_done:
+	MOVQ R8, done+104(FP)
+	VZEROUPPER
+	RET
+
+// func extremesBF16AVX2(lo []float32, hi []float32, src []byte, group int) (done int)
+// Requires: AVX, AVX2
+TEXT ·extremesBF16AVX2(SB), NOSPLIT, $0-88
+	MOVQ    lo_base+0(FP), AX
+	MOVQ    hi_base+24(FP), CX
+	MOVQ    src_base+48(FP), DX
+	MOVQ    lo_len+8(FP), BX
+	MOVQ    group+72(FP), SI
+	VMOVUPS magnitude<>+0(SB), Y0
+	XORQ    DI, DI
+
+group:
+	CMPQ    DI, BX
+	JGE     groups_done
+	VMOVUPS plusInfinity<>+0(SB), Y1
+	VMOVUPS minusInfinity<>+0(SB), Y2
+	VMOVUPS plusInfinity<>+0(SB), Y3
+	VMOVUPS minusInfinity<>+0(SB), Y4
+	VXORPS  Y5, Y5, Y5
+	MOVQ    SI, R8
+
+extremes:
+	VPMOVZXWD    (DX), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMINPS       Y6, Y1, Y1
+	VMAXPS       Y6, Y2, Y2
+	VPAND        Y0, Y6, Y6
+	VPMAXUD      Y6, Y5, Y5
+	VPMOVZXWD    16(DX), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMINPS       Y6, Y3, Y3
+	VMAXPS       Y6, Y4, Y4
+	VPAND        Y0, Y6, Y6
+	VPMAXUD      Y6, Y5, Y5
+	ADDQ         $0x20, DX
+	SUBQ         $+16, R8
+	JNE          extremes
+	VEXTRACTI128 $0x01, Y5, X6
+	VPMAXUD      X5, X6, X6
+	VPSHUFD      $0x4e, X6, X5
+	VPMAXUD      X5, X6, X6
+	VPSHUFD      $0xb1, X6, X5
+	VPMAXUD      X5, X6, X6
+	VMOVD        X6, R8
+	CMPL         R8, $0x7f800000
+	JAE          groups_done
+	VMINPS       Y3, Y1, Y1
+	VMAXPS       Y4, Y2, Y2
+	VXORPS       signBit<>+0(SB), Y1, Y1
+	VPERM2F128   $0x20, Y2, Y1, Y3
+	VPERM2F128   $0x31, Y2, Y1, Y2
+	VMAXPS       Y3, Y2, Y2
+	VSHUFPS      $0x4e, Y2, Y2, Y3
+	VMAXPS       Y3, Y2, Y2
+	VSHUFPS      $0xb1, Y2, Y2, Y3
+	VMAXPS       Y3, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X6
+	VXORPS       X1, X1, X1
+	VADDSS       X1, X6, X6
+	VMOVSS       X6, (CX)(DI*4)
+	VSUBSS       X2, X1, X6
+	VMOVSS       X6, (AX)(DI*4)
+	INCQ         DI
+	JMP          group
+
+groups_done:
+	MOVQ DI, done+80(FP)
+	VZEROUPPER
+	RET
+
+// func quantizeAffineBF16AVX2(codes []byte, src []byte, scales []float32, biases []float32, group int, most float32)
+// Requires: AVX, AVX2
+TEXT ·quantizeAffineBF16AVX2(SB), NOSPLIT, $0-108
+	MOVQ         codes_base+0(FP), AX
+	MOVQ         src_base+24(FP), CX
+	MOVQ         scales_base+48(FP), DX
+	MOVQ         biases_base+72(FP), BX
+	MOVQ         scales_len+56(FP), SI
+	MOVQ         group+96(FP), DI
+	VXORPS       Y1, Y1, Y1
+	VBROADCASTSS most+104(FP), Y0
+	VMOVDQU      laneOrder<>+0(SB), Y2
+	XORQ         R8, R8
+
+group:
+	CMPQ         R8, SI
+	JGE          groups_done
+	VBROADCASTSS (DX)(R8*4), Y3
+	VBROADCASTSS (BX)(R8*4), Y4
+	MOVQ         DI, R9
+
+codes:
+	VPMOVZXWD (CX), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VSUBPS    Y4, Y5, Y5
+	VDIVPS    Y3, Y5, Y5
+	VMAXPS    Y1, Y5, Y5
+	VMINPS    Y0, Y5, Y5
+	VCVTPS2DQ Y5, Y5
+	VPMOVZXWD 16(CX), Y6
+	VPSLLD    $0x10, Y6, Y6
+	VSUBPS    Y4, Y6, Y6
+	VDIVPS    Y3, Y6, Y6
+	VMAXPS    Y1, Y6, Y6
+	VMINPS    Y0, Y6, Y6
+	VCVTPS2DQ Y6, Y6
+	VPMOVZXWD 32(CX), Y7
+	VPSLLD    $0x10, Y7, Y7
+	VSUBPS    Y4, Y7, Y7
+	VDIVPS    Y3, Y7, Y7
+	VMAXPS    Y1, Y7, Y7
+	VMINPS    Y0, Y7, Y7
+	VCVTPS2DQ Y7, Y7
+	VPMOVZXWD 48(CX), Y8
+	VPSLLD    $0x10, Y8, Y8
+	VSUBPS    Y4, Y8, Y8
+	VDIVPS    Y3, Y8, Y8
+	VMAXPS    Y1, Y8, Y8
+	VMINPS    Y0, Y8, Y8
+	VCVTPS2DQ Y8, Y8
+	VPACKUSDW Y6, Y5, Y5
+	VPACKUSDW Y8, Y7, Y7
+	VPACKUSWB Y7, Y5, Y5
+	VPERMD    Y5, Y2, Y5
+	VMOVDQU   Y5, (AX)
+	ADDQ      $+64, CX
+	ADDQ      $0x20, AX
+	SUBQ      $+32, R9
+	JNE       codes
+	INCQ      R8
+	JMP       group
+
+groups_done:
+	VZEROUPPER
+	RET
+
+// func dequantizeAffineBF16AVX2(dst []byte, codes []byte, scales []float32, biases []float32, group int) (done int)
+// Requires: AVX, AVX2
+TEXT ·dequantizeAffineBF16AVX2(SB), NOSPLIT, $0-112
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         codes_base+24(FP), CX
+	MOVQ         scales_base+48(FP), DX
+	MOVQ         biases_base+72(FP), BX
+	MOVQ         scales_len+56(FP), SI
+	MOVQ         group+96(FP), DI
+	MOVL         $0x00000001, R8
+	VMOVD        R8, X0
+	VPBROADCASTD X0, Y0
+	MOVL         $0x00007fff, R8
+	VMOVD        R8, X1
+	VPBROADCASTD X1, Y1
+	MOVL         $0x00007fc0, R8
+	VMOVD        R8, X2
+	VPBROADCASTD X2, Y2
+	XORQ         R8, R8
+
+group:
+	CMPQ         R8, SI
+	JGE          groups_done
+	MOVL         (DX)(R8*4), R9
+	ANDL         $0x7fffffff, R9
+	CMPL         R9, $0x7f800000
+	JAE          groups_done
+	MOVL         (BX)(R8*4), R9
+	ANDL         $0x7fffffff, R9
+	CMPL         R9, $0x7f800000
+	JAE          groups_done
+	VBROADCASTSS (DX)(R8*4), Y2
+	VBROADCASTSS (BX)(R8*4), Y3
+	MOVQ         DI, R9
+
+values:
+	VPMOVZXBD (CX), Y4
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VPSRLD    $0x10, Y4, Y5
+	VPAND     Y0, Y5, Y5
+	VPADDD    Y1, Y5, Y5
+	VPADDD    Y4, Y5, Y5
+	VPSRLD    $0x10, Y5, Y5
+	VPSLLD    $0x10, Y5, Y5
+	VADDPS    Y3, Y5, Y5
+	VPMOVZXBD 8(CX), Y4
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VPSRLD    $0x10, Y4, Y6
+	VPAND     Y0, Y6, Y6
+	VPADDD    Y1, Y6, Y6
+	VPADDD    Y4, Y6, Y6
+	VPSRLD    $0x10, Y6, Y6
+	VPSLLD    $0x10, Y6, Y6
+	VADDPS    Y3, Y6, Y6
+	VPSRLD    $0x10, Y5, Y4
+	VPAND     Y0, Y4, Y4
+	VPADDD    Y1, Y4, Y4
+	VPADDD    Y5, Y4, Y4
+	VPSRLD    $0x10, Y4, Y4
+	VPSRLD    $0x10, Y6, Y5
+	VPAND     Y0, Y5, Y5
+	VPADDD    Y1, Y5, Y5
+	VPADDD    Y6, Y5, Y5
+	VPSRLD    $0x10, Y5, Y5
+	VPACKUSDW Y5, Y4, Y4
+	VPERMQ    $0xd8, Y4, Y4
+	VMOVDQU   Y4, (AX)
+	ADDQ      $0x10, CX
+	ADDQ      $0x20, AX
+	SUBQ      $+16, R9
+	JNE       values
+	INCQ      R8
+	JMP       group
+
+groups_done:
+	MOVQ R8, done+104(FP)
+	VZEROUPPER
+	RET
+
+// func ranksAVX2(codes []byte, x []float32, limits *[8]float32)
+// Requires: AVX, AVX2
+TEXT ·ranksAVX2(SB), NOSPLIT, $0-56
+	MOVQ         codes_base+0(FP), AX
+	MOVQ         x_base+24(FP), CX
+	MOVQ         x_len+32(FP), DX
+	MOVQ         limits+48(FP), BX
+	VBROADCASTSS (BX), Y0
+	VBROADCASTSS 4(BX), Y1
+	VBROADCASTSS 8(BX), Y2
+	VBROADCASTSS 12(BX), Y3
+	VBROADCASTSS 16(BX), Y4
+	VBROADCASTSS 20(BX), Y5
+	VBROADCASTSS 24(BX), Y6
+	VBROADCASTSS 28(BX), Y7
+	ANDQ         $-32, DX
+
+loop:
+	TESTQ     DX, DX
+	JE        done
+	VMOVUPS   (CX), Y8
+	VPSRLD    $0x1f, Y8, Y10
+	VPSLLD    $0x03, Y10, Y10
+	VANDPS    magnitude<>+0(SB), Y8, Y8
+	VCMPPS    $0x16, Y7, Y8, Y9
+	VPAND     Y9, Y10, Y10
+	VCMPPS    $0x16, Y0, Y8, Y9
+	VPSUBD    Y9, Y10, Y10
+	VCMPPS    $0x16, Y1, Y8, Y9
+	VPSUBD    Y9, Y10, Y10
+	VCMPPS    $0x16, Y2, Y8, Y9
+	VPSUBD    Y9, Y10, Y10
+	VCMPPS    $0x16, Y3, Y8, Y9
+	VPSUBD    Y9, Y10, Y10
+	VCMPPS    $0x16, Y4, Y8, Y9
+	VPSUBD    Y9, Y10, Y10
+	VCMPPS    $0x16, Y5, Y8, Y9
+	VPSUBD    Y9, Y10, Y10
+	VCMPPS    $0x16, Y6, Y8, Y9
+	VPSUBD    Y9, Y10, Y10
+	VMOVUPS   32(CX), Y8
+	VPSRLD    $0x1f, Y8, Y11
+	VPSLLD    $0x03, Y11, Y11
+	VANDPS    magnitude<>+0(SB), Y8, Y8
+	VCMPPS    $0x16, Y7, Y8, Y9
+	VPAND     Y9, Y11, Y11
+	VCMPPS    $0x16, Y0, Y8, Y9
+	VPSUBD    Y9, Y11, Y11
+	VCMPPS    $0x16, Y1, Y8, Y9
+	VPSUBD    Y9, Y11, Y11
+	VCMPPS    $0x16, Y2, Y8, Y9
+	VPSUBD    Y9, Y11, Y11
+	VCMPPS    $0x16, Y3, Y8, Y9
+	VPSUBD    Y9, Y11, Y11
+	VCMPPS    $0x16, Y4, Y8, Y9
+	VPSUBD    Y9, Y11, Y11
+	VCMPPS    $0x16, Y5, Y8, Y9
+	VPSUBD    Y9, Y11, Y11
+	VCMPPS    $0x16, Y6, Y8, Y9
+	VPSUBD    Y9, Y11, Y11
+	VMOVUPS   64(CX), Y8
+	VPSRLD    $0x1f, Y8, Y12
+	VPSLLD    $0x03, Y12, Y12
+	VANDPS    magnitude<>+0(SB), Y8, Y8
+	VCMPPS    $0x16, Y7, Y8, Y9
+	VPAND     Y9, Y12, Y12
+	VCMPPS    $0x16, Y0, Y8, Y9
+	VPSUBD    Y9, Y12, Y12
+	VCMPPS    $0x16, Y1, Y8, Y9
+	VPSUBD    Y9, Y12, Y12
+	VCMPPS    $0x16, Y2, Y8, Y9
+	VPSUBD    Y9, Y12, Y12
+	VCMPPS    $0x16, Y3, Y8, Y9
+	VPSUBD    Y9, Y12, Y12
+	VCMPPS    $0x16, Y4, Y8, Y9
+	VPSUBD    Y9, Y12, Y12
+	VCMPPS    $0x16, Y5, Y8, Y9
+	VPSUBD    Y9, Y12, Y12
+	VCMPPS    $0x16, Y6, Y8, Y9
+	VPSUBD    Y9, Y12, Y12
+	VMOVUPS   96(CX), Y8
+	VPSRLD    $0x1f, Y8, Y13
+	VPSLLD    $0x03, Y13, Y13
+	VANDPS    magnitude<>+0(SB), Y8, Y8
+	VCMPPS    $0x16, Y7, Y8, Y9
+	VPAND     Y9, Y13, Y13
+	VCMPPS    $0x16, Y0, Y8, Y9
+	VPSUBD    Y9, Y13, Y13
+	VCMPPS    $0x16, Y1, Y8, Y9
+	VPSUBD    Y9, Y13, Y13
+	VCMPPS    $0x16, Y2, Y8, Y9
+	VPSUBD    Y9, Y13, Y13
+	VCMPPS    $0x16, Y3, Y8, Y9
+	VPSUBD    Y9, Y13, Y13
+	VCMPPS    $0x16, Y4, Y8, Y9
+	VPSUBD    Y9, Y13, Y13
+	VCMPPS    $0x16, Y5, Y8, Y9
+	VPSUBD    Y9, Y13, Y13
+	VCMPPS    $0x16, Y6, Y8, Y9
+	VPSUBD    Y9, Y13, Y13
+	VPACKUSDW Y11, Y10, Y10
+	VPACKUSDW Y13, Y12, Y12
+	VPACKUSWB Y12, Y10, Y10
+	VMOVDQU   laneOrder<>+0(SB), Y8
+	VPERMD    Y10, Y8, Y10
+	VMOVDQU   Y10, (AX)
+	SUBQ      $-128, CX
+	ADDQ      $0x20, AX
+	SUBQ      $+32, DX
+	JMP       loop
+
+done:
+	VZEROUPPER
+	RET
+
+// func divideAVX2(x []float32, divisors []float32, group int)
+// Requires: AVX
+TEXT ·divideAVX2(SB), NOSPLIT, $0-56
+	MOVQ    x_base+0(FP), AX
+	MOVQ    divisors_base+24(FP), CX
+	MOVQ    divisors_len+32(FP), DX
+	MOVQ    group+48(FP), BX
+	VMOVUPS everyNaN<>+0(SB), Y0
+	XORQ    SI, SI
+
+group:
+	CMPQ         SI, DX
+	JGE          groups_done
+	VBROADCASTSS (CX)(SI*4), Y1
+	MOVQ         BX, DI
+
+divided:
+	VMOVUPS   (AX), Y2
+	VDIVPS    Y1, Y2, Y2
+	VCMPPS    $0x03, Y2, Y2, Y3
+	VBLENDVPS Y3, Y0, Y2, Y2
+	VMOVUPS   Y2, (AX)
+	VMOVUPS   32(AX), Y2
+	VDIVPS    Y1, Y2, Y2
+	VCMPPS    $0x03, Y2, Y2, Y3
+	VBLENDVPS Y3, Y0, Y2, Y2
+	VMOVUPS   Y2, 32(AX)
+	ADDQ      $0x40, AX
+	SUBQ      $+16, DI
+	JNE       divided
+	INCQ      SI
+	JMP       group
+
+groups_done:
+	VZEROUPPER
+	RET

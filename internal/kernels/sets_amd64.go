@@ -48,6 +48,12 @@ func assembly() (sets []*Set) {
 			scaleCodes:        scaleCodesAVX2,
 			scaleCodesLess:    scaleCodesLessAVX2,
 			searchNonLinear:   searchNonLinearAVX2,
+			ranks:             ranksAVX2,
+			divide:            divideAVX2,
+			extremes:          ends{extremesF32AVX2, extremesF16AVX2, extremesBF16AVX2},
+			quantizeAffine:    affines{quantizeAffineF32AVX2, quantizeAffineF16AVX2, quantizeAffineBF16AVX2},
+			dequantizeAffine: unaffines{dequantizeAffineF32AVX2, dequantizeAffineF16AVX2,
+				dequantizeAffineBF16AVX2},
 			tiles: &tiles{48, mulAddAVX512, [3]multiplier{mulAddEdge1AVX512, mulAddEdge2AVX512, mulAddEdge3AVX512},
 				transposeAVX2},
 		})
@@ -89,6 +95,12 @@ func assembly() (sets []*Set) {
 			scaleCodes:        scaleCodesAVX2,
 			scaleCodesLess:    scaleCodesLessAVX2,
 			searchNonLinear:   searchNonLinearAVX2,
+			ranks:             ranksAVX2,
+			divide:            divideAVX2,
+			extremes:          ends{extremesF32AVX2, extremesF16AVX2, extremesBF16AVX2},
+			quantizeAffine:    affines{quantizeAffineF32AVX2, quantizeAffineF16AVX2, quantizeAffineBF16AVX2},
+			dequantizeAffine: unaffines{dequantizeAffineF32AVX2, dequantizeAffineF16AVX2,
+				dequantizeAffineBF16AVX2},
 			tiles: &tiles{24, mulAddAVX2, [3]multiplier{mulAddEdge1AVX2, mulAddEdge2AVX2, mulAddEdge3AVX2},
 				transposeAVX2},
 		})
@@ -101,6 +113,9 @@ type (
 	dequantizers = [floats]func(dst, packed []byte, absmax []float32, code *[16]float32, blockSize int) int
 	magnitudes   = [floats]func(src []byte) (uint32, int)
 	rows         = [floats]func(dst, src []byte, scale float32) int
+	ends         = [floats]func(lo, hi []float32, src []byte, group int) int
+	affines      = [floats]func(codes, src []byte, scales, biases []float32, group int, most float32)
+	unaffines    = [floats]func(dst, codes []byte, scales, biases []float32, group int) int
 	casts        = [floats]func(dst, src []byte) int
 	merges       = [floats]func(dst, src []byte, delta []float32, scale float32, share *[2]sums) int
 )

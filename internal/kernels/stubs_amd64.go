@@ -303,3 +303,36 @@ func scaleCodesAVX2(dst []float32, codes []byte, scales []float32)
 
 //go:noescape
 func scaleCodesLessAVX2(dst []float32, codes []byte, scales []float32, mins []float32)
+
+//go:noescape
+func extremesF32AVX2(lo []float32, hi []float32, src []byte, group int) (done int)
+
+//go:noescape
+func quantizeAffineF32AVX2(codes []byte, src []byte, scales []float32, biases []float32, group int, most float32)
+
+//go:noescape
+func dequantizeAffineF32AVX2(dst []byte, codes []byte, scales []float32, biases []float32, group int) (done int)
+
+//go:noescape
+func extremesF16AVX2(lo []float32, hi []float32, src []byte, group int) (done int)
+
+//go:noescape
+func quantizeAffineF16AVX2(codes []byte, src []byte, scales []float32, biases []float32, group int, most float32)
+
+//go:noescape
+func dequantizeAffineF16AVX2(dst []byte, codes []byte, scales []float32, biases []float32, group int) (done int)
+
+//go:noescape
+func extremesBF16AVX2(lo []float32, hi []float32, src []byte, group int) (done int)
+
+//go:noescape
+func quantizeAffineBF16AVX2(codes []byte, src []byte, scales []float32, biases []float32, group int, most float32)
+
+//go:noescape
+func dequantizeAffineBF16AVX2(dst []byte, codes []byte, scales []float32, biases []float32, group int) (done int)
+
+//go:noescape
+func ranksAVX2(codes []byte, x []float32, limits *[8]float32)
+
+//go:noescape
+func divideAVX2(x []float32, divisors []float32, group int)

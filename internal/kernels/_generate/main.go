@@ -115,6 +115,13 @@ func main() {
 	avx2{}.quantizeCodes()
 	avx2{}.scaleCodes("scaleCodesAVX2", false)
 	avx2{}.scaleCodes("scaleCodesLessAVX2", true)
+	for _, f := range floats {
+		avx2{}.extremes(f)
+		avx2{}.quantizeAffine(f)
+		avx2{}.dequantizeAffine(f)
+	}
+	avx2{}.ranks()
+	avx2{}.divide()
 	Generate()
 }
 
