@@ -223,7 +223,11 @@ func (c *Checkpoint) assemble(ctx context.Context) error {
 	if notice != "" {
 		c.Notices = append(c.Notices, notice)
 	}
-	s := newStored(tensors, c.DType(), c.ConfigJSON)
+	var config []byte
+	if c.Config != nil {
+		config = c.Config.JSON()
+	}
+	s := newStored(tensors, c.DType(), config)
 
 	quantised := make(map[string]quant.Decoder) // by the name of the first part
 	companion := make(map[string]string)        // name of a part -> its weight

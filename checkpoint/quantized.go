@@ -5,16 +5,30 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Decoded returns a weight like w whose values are read from parts, the stored tensors of one weight in the
-// scheme.
-func Decoded(ctx context.Context, w *Weight, scheme quant.Scheme, parts []formats.Tensor) (*Weight, error) {
-	s := newStored(parts, w.DType, nil)
+// Decoded returns a weight like w whose values are read from parts, the stored tensors of one weight that the scheme has
+// quantised by a spec.
+func Decoded(
+	ctx context.Context, w *Weight, scheme quant.Scheme, spec quant.Spec, parts []formats.Tensor,
+) (*Weight, error) {
+	// Some schemes say in config.json alone how a weight is to be read.
+	key, object, err := scheme.Config([]quant.Assigned{{Name: w.Name, Spec: spec}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	config, err := json.Marshal(map[string]jsontext.Value{key: object})
+	if err != nil {
+		return nil, err
+	}
+	s := newStored(parts, w.DType, config)
 	d, err := scheme.Find(ctx, s)
 	if err != nil {
 		return nil, err
@@ -113,7 +127,7 @@ func (r *Reader) Quantized(
 	if err := e.Finish(kept, write); err != nil {
 		return nil, err
 	}
-	low, err := Decoded(ctx, w, scheme, parts)
+	low, err := Decoded(ctx, w, scheme, spec, parts)
 	if err != nil {
 		return nil, err
 	}

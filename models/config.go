@@ -31,6 +31,8 @@ type Config struct {
 	// "bfloat16" from dtype or torch_dtype, of the file or of its first section that has one; "" where none does
 	DType        string
 	Quantization jsontext.Value // quantization_config as it is in the file, or MLX's own quantization, or nil
+	// QuantizationKeys are the members at the top that say how the weights are quantised: those two, if they are there.
+	QuantizationKeys []string
 
 	// TieWordEmbeddings is the file's own value, or that of its text_config, or nil. Model.Tensor knows what an absent
 	// one means.
@@ -38,6 +40,9 @@ type Config struct {
 
 	root jsontext.Value // the literals that are no JSON replaced
 }
+
+// JSON is the file, with numbers in the place of Python's NaN, Infinity and -Infinity.
+func (c *Config) JSON() []byte { return c.root }
 
 // ParseConfig reads a config.json. Python's NaN, Infinity and -Infinity are taken where a number may stand; everything
 // else is to be JSON, an object, in UTF-8 and without a name twice in one object.
@@ -58,6 +63,7 @@ func ParseConfig(b []byte) (*Config, error) {
 		case "quantization":
 			if v.Kind() == '{' && bytes.Contains(v, []byte(`"group_size"`)) {
 				mlx = bytes.Clone(b[m.value.from:m.value.to])
+				c.QuantizationKeys = append(c.QuantizationKeys, m.name)
 			}
 		case "model_type":
 			if err := text(v, m.name, &c.ModelType); err != nil {
@@ -75,6 +81,7 @@ func ParseConfig(b []byte) (*Config, error) {
 				c.Architecture = list[0]
 			}
 		case "quantization_config":
+			c.QuantizationKeys = append(c.QuantizationKeys, m.name)
 			if v.Kind() != 'n' {
 				c.Quantization = bytes.Clone(b[m.value.from:m.value.to])
 			}

@@ -217,3 +217,20 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
+
+// TestQuantizationKeys: both members that say how weights are quantised, and MLX's only where it is one.
+func TestQuantizationKeys(t *testing.T) {
+	for config, want := range map[string][]string{
+		`{"a": Infinity}`: nil,
+		`{"quantization": {"group_size": 64, "bits": 4}}`:             {"quantization"},
+		`{"quantization_config": null, "quantization": {"by": "me"}}`: {"quantization_config"},
+		`{"quantization_config": {}, "a": NaN, "quantization": {"group_size": 64}}`: {"quantization_config",
+			"quantization"},
+	} {
+		c, err := ParseConfig([]byte(config))
+		require.NoError(t, err)
+		assert.Equal(t, want, c.QuantizationKeys, config)
+		assert.True(t, json.Valid(c.JSON()), config)
+		assert.Len(t, c.JSON(), len(config))
+	}
+}

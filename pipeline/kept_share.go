@@ -57,7 +57,7 @@ func (r *run) resultOf(ctx context.Context, j *jobRun, file io.ReaderAt) (*check
 	if err != nil {
 		return nil, err
 	}
-	w, err := checkpoint.Decoded(ctx, &out, scheme, parts)
+	w, err := checkpoint.Decoded(ctx, &out, scheme, *j.Encode, parts)
 	if err != nil {
 		return nil, err
 	}

@@ -104,6 +104,9 @@ func (p *Plan) place(ctx context.Context, f formats.Format, jobs []Job, o format
 	return p.checkStreamed(f, o.Metadata)
 }
 
+// quantizationConfig is where most look for how weights are quantised.
+const quantizationConfig = "quantization_config"
+
 // editedConfig is config.json with what the plan changes in it.
 func (b *planner) editedConfig() ([]byte, error) {
 	var edits []models.Edit
@@ -113,13 +116,23 @@ func (b *planner) editedConfig() ([]byte, error) {
 	edits = append(edits, b.from.edits()...)
 	switch {
 	case b.Quantize == "none" || len(b.dissolved) > 0:
-		edits = append(edits, models.Remove("quantization_config"))
+		for _, key := range b.Config.QuantizationKeys {
+			edits = append(edits, models.Remove(key))
+		}
 	case b.scheme != nil && b.changed:
 		key, object, err := b.scheme.Config(b.assigned(), b.skipped())
 		if err != nil {
 			return nil, err
 		}
+		for _, old := range b.Config.QuantizationKeys {
+			if old != key && old != quantizationConfig {
+				edits = append(edits, models.Remove(old))
+			}
+		}
 		edits = append(edits, models.Set(key, object))
+		if key != quantizationConfig {
+			edits = append(edits, models.Set(quantizationConfig, object))
+		}
 	}
 	return models.EditConfig(b.ConfigJSON, edits...)
 }

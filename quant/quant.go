@@ -49,7 +49,7 @@ type Stored interface {
 	// DType is the type that the checkpoint has as a whole, for weights whose stored form does not say what they were;
 	// 0 is unknown.
 	DType() tensor.DType
-	// Config is its config.json, nil where there is none.
+	// Config is its config.json, nil where there is none. It is JSON: for Python's NaN and infinities it has numbers.
 	Config() []byte
 }
 
@@ -199,6 +199,7 @@ type Scheme interface {
 	// ErrUnsupported.
 	Encoder(ctx context.Context, s Spec, t tensor.Info) (Encoder, error)
 	// Config returns a member of config.json, its key and a JSON object, that tells a loader of the quantised weights.
+	// Where the key is not quantization_config, that gets a copy of it, for those who look there.
 	// skip lists the modules that it must not expect to be quantised; nil means the loader's own choice.
 	Config(weights []Assigned, skip []string) (key string, object []byte, err error)
 	// Declaration reads the quantization_config of a config.json. It reports false for another scheme's.
