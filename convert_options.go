@@ -17,8 +17,8 @@ type ConvertOptions struct {
 	// Quantize is "keep" (or empty), "none" for plain weights, or a type: "nf4", "fp4", "int8", one of llama.cpp's for
 	// GGUF (QuantizeChoices lists all).
 	Quantize string
-	// BlockSize is how many elements share a scale: a power of two from 32 to 4096; 0 is 64. DoubleQuant quantises the
-	// scales as well. Both are for nf4 and fp4.
+	// BlockSize is how many elements share a scale: a power of two from 32 to 4096 in nf4 and fp4, 32, 64 or 128 in mlx2
+	// to mlx8; 0 is 64. DoubleQuant quantises the scales of nf4 and fp4 as well.
 	BlockSize   int
 	DoubleQuant bool
 	// PerExpert quantises the matrices of experts as well.

@@ -33,6 +33,7 @@ import (
 	_ "github.com/lorakit/lorakit/quant/bnb"           // registers the scheme
 	_ "github.com/lorakit/lorakit/quant/ggml"          // registers the scheme
 	_ "github.com/lorakit/lorakit/quant/gptq"          // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/mlx"           // registers the scheme
 )
 
 // Version is the release, by semantic versioning.

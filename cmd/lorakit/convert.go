@@ -162,8 +162,9 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 		"extension)")
 	f.StringVar(&o.DType, "dtype", "keep", "cast plain weights: keep, f32, f16 or bf16")
 	f.StringVar(&o.Quantize, "quantize", "keep", "keep, none (plain weights), nf4, fp4, int8, for GGUF q8_0, q4_k_m, …, "+
-		"or a type of a plugin; lorakit formats lists them")
-	f.IntVar(&o.BlockSize, "block-size", 64, "elements that share one scale in nf4 and fp4: 32, 64, … 4096")
+		"for MLX mlx4, …, or a type of a plugin; lorakit formats lists them")
+	f.IntVar(&o.BlockSize, "block-size", 64, "elements that share one scale: 32, 64, … 4096 in nf4 and fp4, 32, 64 or "+
+		"128 in mlx2 to mlx8")
 	f.BoolVar(&o.DoubleQuant, "double-quant", true, "quantise the scales of nf4 and fp4 as well")
 	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for "+
 		"vLLM and unsloth); of an adapter also fused")

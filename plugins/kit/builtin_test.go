@@ -14,6 +14,7 @@ import (
 	"github.com/lorakit/lorakit/quant"
 	_ "github.com/lorakit/lorakit/quant/bnb"
 	_ "github.com/lorakit/lorakit/quant/ggml"
+	_ "github.com/lorakit/lorakit/quant/mlx"
 )
 
 // TestBuiltIn: what is built in passes what plugins have to.
