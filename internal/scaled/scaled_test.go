@@ -1,0 +1,63 @@
+package scaled
+
+import (
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/lorakit/lorakit/internal/minifloat"
+)
+
+// TestGrid holds the runs of any rows to the definition of a grid.
+func TestGrid(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func(name string) int64 { return rapid.Int64Range(1, 9).Draw(t, name) }
+		g := Grid{draw("rows"), draw("cols"), draw("block rows"), draw("block cols")}
+		stack := draw("stack")
+		lo := rapid.Int64Range(0, stack*g.Rows).Draw(t, "lo")
+		hi := rapid.Int64Range(lo, stack*g.Rows).Draw(t, "hi")
+		first, last := g.Scales(lo*g.Cols, hi*g.Cols)
+		var got []int64
+		g.Each(lo*g.Cols, hi*g.Cols, func(from, to, scale int) {
+			require.Len(t, got, from)
+			for range to - from {
+				got = append(got, first+int64(scale))
+			}
+		})
+		var want []int64
+		for row := lo; row < hi; row++ {
+			matrix, r := row/g.Rows, row%g.Rows
+			for c := range g.Cols {
+				want = append(want, (matrix*g.ScaleRows()+r/g.BlockRows)*g.ScaleCols()+c/g.BlockCols)
+			}
+		}
+		require.Equal(t, want, got)
+		for _, s := range got {
+			require.True(t, s >= first && s < last)
+		}
+	})
+}
+
+func TestRuns(t *testing.T) {
+	codes := []byte{0x12, 0x7e, 0xf8}
+	got := make([]float32, 6)
+	Nibbles(got, codes, &minifloat.E2M1, 2)
+	require.Equal(t, []float32{2, 1, -8, 12, float32(math.Copysign(0, -1)), -12}, got)
+	Bytes(got[:3], []byte{0x38, 0xb8, 0x7e}, &minifloat.E4M3, 0.5)
+	require.Equal(t, []float32{0.5, -0.5, 224}, got[:3])
+
+	nan, inf := float32(math.NaN()), float32(math.Inf(-1))
+	m, finite := MaxAbs([]float32{1, -3, 2})
+	require.Equal(t, float32(3), m)
+	require.True(t, finite)
+	m, finite = MaxAbs([]float32{1, nan, -2, inf})
+	require.Equal(t, float32(2), m)
+	require.False(t, finite)
+	lo, hi, finite := Range([]float32{1, 3, inf})
+	require.Equal(t, []float32{0, 3}, []float32{lo, hi})
+	require.False(t, finite)
+	require.Equal(t, 1, NonFinite([]float32{1, nan, inf}))
+	require.Equal(t, -1, NonFinite([]float32{1}))
+}
