@@ -101,6 +101,11 @@ type Set struct {
 	// ranks does a multiple of 32 numbers; divide does all groups.
 	ranks  func(codes []byte, x []float32, limits *[8]float32)
 	divide func(x, divisors []float32, group int)
+	// encodeE4M3 and encodeE2M1 do all elements but for what is no whole 32; the others all groups of 16.
+	encodeE4M3, encodeE2M1 func(dst []byte, x []float32, plus float32)
+	magnitudes             func(dst []uint32, x []float32)
+	multiply               func(x, by []float32)
+	nibbles                func(dst []float32, codes []byte, values *[16]float32, by []float32)
 	// tiles multiplies matrices.
 	tiles *tiles
 }

@@ -13140,3 +13140,1429 @@ divided:
 groups_done:
 	VZEROUPPER
 	RET
+
+// func encodeE4M3AVX2(dst []byte, x []float32, plus float32)
+// Requires: AVX, AVX2
+TEXT ·encodeE4M3AVX2(SB), NOSPLIT, $0-52
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         x_base+24(FP), CX
+	MOVQ         x_len+32(FP), DX
+	VBROADCASTSS plus+48(FP), Y0
+	ANDQ         $-32, DX
+
+loop:
+	TESTQ     DX, DX
+	JE        done
+	VADDPS    (CX), Y0, Y1
+	VPAND     magnitude<>+0(SB), Y1, Y2
+	VPCMPGTD  E4M3Infinite<>+0(SB), Y2, Y6
+	VPMINUD   E4M3Largest<>+0(SB), Y2, Y2
+	VPSRLD    $0x14, Y2, Y4
+	VPAND     E4M3Odd<>+0(SB), Y4, Y3
+	VPADDD    Y2, Y3, Y3
+	VPADDD    E4M3Half<>+0(SB), Y3, Y3
+	VPSRLD    $0x14, Y3, Y4
+	VPSUBD    E4M3Bias<>+0(SB), Y4, Y4
+	VADDPS    E4M3Add<>+0(SB), Y2, Y3
+	VPSUBD    E4M3Add<>+0(SB), Y3, Y3
+	VMOVDQU   E4M3Least<>+0(SB), Y5
+	VPCMPGTD  Y2, Y5, Y5
+	VPBLENDVB Y5, Y3, Y4, Y4
+	VPBLENDVB Y6, E4M3NaN<>+0(SB), Y4, Y4
+	VPSRLD    $0x18, Y1, Y1
+	VPAND     E4M3Sign<>+0(SB), Y1, Y1
+	VPOR      Y1, Y4, Y4
+	VADDPS    32(CX), Y0, Y1
+	VPAND     magnitude<>+0(SB), Y1, Y2
+	VPCMPGTD  E4M3Infinite<>+0(SB), Y2, Y7
+	VPMINUD   E4M3Largest<>+0(SB), Y2, Y2
+	VPSRLD    $0x14, Y2, Y5
+	VPAND     E4M3Odd<>+0(SB), Y5, Y3
+	VPADDD    Y2, Y3, Y3
+	VPADDD    E4M3Half<>+0(SB), Y3, Y3
+	VPSRLD    $0x14, Y3, Y5
+	VPSUBD    E4M3Bias<>+0(SB), Y5, Y5
+	VADDPS    E4M3Add<>+0(SB), Y2, Y3
+	VPSUBD    E4M3Add<>+0(SB), Y3, Y3
+	VMOVDQU   E4M3Least<>+0(SB), Y6
+	VPCMPGTD  Y2, Y6, Y6
+	VPBLENDVB Y6, Y3, Y5, Y5
+	VPBLENDVB Y7, E4M3NaN<>+0(SB), Y5, Y5
+	VPSRLD    $0x18, Y1, Y1
+	VPAND     E4M3Sign<>+0(SB), Y1, Y1
+	VPOR      Y1, Y5, Y5
+	VADDPS    64(CX), Y0, Y1
+	VPAND     magnitude<>+0(SB), Y1, Y2
+	VPCMPGTD  E4M3Infinite<>+0(SB), Y2, Y8
+	VPMINUD   E4M3Largest<>+0(SB), Y2, Y2
+	VPSRLD    $0x14, Y2, Y6
+	VPAND     E4M3Odd<>+0(SB), Y6, Y3
+	VPADDD    Y2, Y3, Y3
+	VPADDD    E4M3Half<>+0(SB), Y3, Y3
+	VPSRLD    $0x14, Y3, Y6
+	VPSUBD    E4M3Bias<>+0(SB), Y6, Y6
+	VADDPS    E4M3Add<>+0(SB), Y2, Y3
+	VPSUBD    E4M3Add<>+0(SB), Y3, Y3
+	VMOVDQU   E4M3Least<>+0(SB), Y7
+	VPCMPGTD  Y2, Y7, Y7
+	VPBLENDVB Y7, Y3, Y6, Y6
+	VPBLENDVB Y8, E4M3NaN<>+0(SB), Y6, Y6
+	VPSRLD    $0x18, Y1, Y1
+	VPAND     E4M3Sign<>+0(SB), Y1, Y1
+	VPOR      Y1, Y6, Y6
+	VADDPS    96(CX), Y0, Y1
+	VPAND     magnitude<>+0(SB), Y1, Y2
+	VPCMPGTD  E4M3Infinite<>+0(SB), Y2, Y9
+	VPMINUD   E4M3Largest<>+0(SB), Y2, Y2
+	VPSRLD    $0x14, Y2, Y7
+	VPAND     E4M3Odd<>+0(SB), Y7, Y3
+	VPADDD    Y2, Y3, Y3
+	VPADDD    E4M3Half<>+0(SB), Y3, Y3
+	VPSRLD    $0x14, Y3, Y7
+	VPSUBD    E4M3Bias<>+0(SB), Y7, Y7
+	VADDPS    E4M3Add<>+0(SB), Y2, Y3
+	VPSUBD    E4M3Add<>+0(SB), Y3, Y3
+	VMOVDQU   E4M3Least<>+0(SB), Y8
+	VPCMPGTD  Y2, Y8, Y8
+	VPBLENDVB Y8, Y3, Y7, Y7
+	VPBLENDVB Y9, E4M3NaN<>+0(SB), Y7, Y7
+	VPSRLD    $0x18, Y1, Y1
+	VPAND     E4M3Sign<>+0(SB), Y1, Y1
+	VPOR      Y1, Y7, Y7
+	VPACKUSDW Y5, Y4, Y4
+	VPACKUSDW Y7, Y6, Y6
+	VPACKUSWB Y6, Y4, Y4
+	VMOVDQU   unpacked<>+0(SB), Y1
+	VPERMD    Y4, Y1, Y4
+	VMOVDQU   Y4, (AX)
+	ADDQ      $0x20, AX
+	SUBQ      $-128, CX
+	SUBQ      $+32, DX
+	JMP       loop
+
+done:
+	VZEROUPPER
+	RET
+
+DATA E4M3Infinite<>+0(SB)/1, $0x00
+DATA E4M3Infinite<>+1(SB)/1, $0x00
+DATA E4M3Infinite<>+2(SB)/1, $0x80
+DATA E4M3Infinite<>+3(SB)/1, $0x7f
+DATA E4M3Infinite<>+4(SB)/1, $0x00
+DATA E4M3Infinite<>+5(SB)/1, $0x00
+DATA E4M3Infinite<>+6(SB)/1, $0x80
+DATA E4M3Infinite<>+7(SB)/1, $0x7f
+DATA E4M3Infinite<>+8(SB)/1, $0x00
+DATA E4M3Infinite<>+9(SB)/1, $0x00
+DATA E4M3Infinite<>+10(SB)/1, $0x80
+DATA E4M3Infinite<>+11(SB)/1, $0x7f
+DATA E4M3Infinite<>+12(SB)/1, $0x00
+DATA E4M3Infinite<>+13(SB)/1, $0x00
+DATA E4M3Infinite<>+14(SB)/1, $0x80
+DATA E4M3Infinite<>+15(SB)/1, $0x7f
+DATA E4M3Infinite<>+16(SB)/1, $0x00
+DATA E4M3Infinite<>+17(SB)/1, $0x00
+DATA E4M3Infinite<>+18(SB)/1, $0x80
+DATA E4M3Infinite<>+19(SB)/1, $0x7f
+DATA E4M3Infinite<>+20(SB)/1, $0x00
+DATA E4M3Infinite<>+21(SB)/1, $0x00
+DATA E4M3Infinite<>+22(SB)/1, $0x80
+DATA E4M3Infinite<>+23(SB)/1, $0x7f
+DATA E4M3Infinite<>+24(SB)/1, $0x00
+DATA E4M3Infinite<>+25(SB)/1, $0x00
+DATA E4M3Infinite<>+26(SB)/1, $0x80
+DATA E4M3Infinite<>+27(SB)/1, $0x7f
+DATA E4M3Infinite<>+28(SB)/1, $0x00
+DATA E4M3Infinite<>+29(SB)/1, $0x00
+DATA E4M3Infinite<>+30(SB)/1, $0x80
+DATA E4M3Infinite<>+31(SB)/1, $0x7f
+DATA E4M3Infinite<>+32(SB)/1, $0x00
+DATA E4M3Infinite<>+33(SB)/1, $0x00
+DATA E4M3Infinite<>+34(SB)/1, $0x80
+DATA E4M3Infinite<>+35(SB)/1, $0x7f
+DATA E4M3Infinite<>+36(SB)/1, $0x00
+DATA E4M3Infinite<>+37(SB)/1, $0x00
+DATA E4M3Infinite<>+38(SB)/1, $0x80
+DATA E4M3Infinite<>+39(SB)/1, $0x7f
+DATA E4M3Infinite<>+40(SB)/1, $0x00
+DATA E4M3Infinite<>+41(SB)/1, $0x00
+DATA E4M3Infinite<>+42(SB)/1, $0x80
+DATA E4M3Infinite<>+43(SB)/1, $0x7f
+DATA E4M3Infinite<>+44(SB)/1, $0x00
+DATA E4M3Infinite<>+45(SB)/1, $0x00
+DATA E4M3Infinite<>+46(SB)/1, $0x80
+DATA E4M3Infinite<>+47(SB)/1, $0x7f
+DATA E4M3Infinite<>+48(SB)/1, $0x00
+DATA E4M3Infinite<>+49(SB)/1, $0x00
+DATA E4M3Infinite<>+50(SB)/1, $0x80
+DATA E4M3Infinite<>+51(SB)/1, $0x7f
+DATA E4M3Infinite<>+52(SB)/1, $0x00
+DATA E4M3Infinite<>+53(SB)/1, $0x00
+DATA E4M3Infinite<>+54(SB)/1, $0x80
+DATA E4M3Infinite<>+55(SB)/1, $0x7f
+DATA E4M3Infinite<>+56(SB)/1, $0x00
+DATA E4M3Infinite<>+57(SB)/1, $0x00
+DATA E4M3Infinite<>+58(SB)/1, $0x80
+DATA E4M3Infinite<>+59(SB)/1, $0x7f
+DATA E4M3Infinite<>+60(SB)/1, $0x00
+DATA E4M3Infinite<>+61(SB)/1, $0x00
+DATA E4M3Infinite<>+62(SB)/1, $0x80
+DATA E4M3Infinite<>+63(SB)/1, $0x7f
+GLOBL E4M3Infinite<>(SB), RODATA|NOPTR, $64
+
+DATA E4M3Largest<>+0(SB)/1, $0x00
+DATA E4M3Largest<>+1(SB)/1, $0x00
+DATA E4M3Largest<>+2(SB)/1, $0xe0
+DATA E4M3Largest<>+3(SB)/1, $0x43
+DATA E4M3Largest<>+4(SB)/1, $0x00
+DATA E4M3Largest<>+5(SB)/1, $0x00
+DATA E4M3Largest<>+6(SB)/1, $0xe0
+DATA E4M3Largest<>+7(SB)/1, $0x43
+DATA E4M3Largest<>+8(SB)/1, $0x00
+DATA E4M3Largest<>+9(SB)/1, $0x00
+DATA E4M3Largest<>+10(SB)/1, $0xe0
+DATA E4M3Largest<>+11(SB)/1, $0x43
+DATA E4M3Largest<>+12(SB)/1, $0x00
+DATA E4M3Largest<>+13(SB)/1, $0x00
+DATA E4M3Largest<>+14(SB)/1, $0xe0
+DATA E4M3Largest<>+15(SB)/1, $0x43
+DATA E4M3Largest<>+16(SB)/1, $0x00
+DATA E4M3Largest<>+17(SB)/1, $0x00
+DATA E4M3Largest<>+18(SB)/1, $0xe0
+DATA E4M3Largest<>+19(SB)/1, $0x43
+DATA E4M3Largest<>+20(SB)/1, $0x00
+DATA E4M3Largest<>+21(SB)/1, $0x00
+DATA E4M3Largest<>+22(SB)/1, $0xe0
+DATA E4M3Largest<>+23(SB)/1, $0x43
+DATA E4M3Largest<>+24(SB)/1, $0x00
+DATA E4M3Largest<>+25(SB)/1, $0x00
+DATA E4M3Largest<>+26(SB)/1, $0xe0
+DATA E4M3Largest<>+27(SB)/1, $0x43
+DATA E4M3Largest<>+28(SB)/1, $0x00
+DATA E4M3Largest<>+29(SB)/1, $0x00
+DATA E4M3Largest<>+30(SB)/1, $0xe0
+DATA E4M3Largest<>+31(SB)/1, $0x43
+DATA E4M3Largest<>+32(SB)/1, $0x00
+DATA E4M3Largest<>+33(SB)/1, $0x00
+DATA E4M3Largest<>+34(SB)/1, $0xe0
+DATA E4M3Largest<>+35(SB)/1, $0x43
+DATA E4M3Largest<>+36(SB)/1, $0x00
+DATA E4M3Largest<>+37(SB)/1, $0x00
+DATA E4M3Largest<>+38(SB)/1, $0xe0
+DATA E4M3Largest<>+39(SB)/1, $0x43
+DATA E4M3Largest<>+40(SB)/1, $0x00
+DATA E4M3Largest<>+41(SB)/1, $0x00
+DATA E4M3Largest<>+42(SB)/1, $0xe0
+DATA E4M3Largest<>+43(SB)/1, $0x43
+DATA E4M3Largest<>+44(SB)/1, $0x00
+DATA E4M3Largest<>+45(SB)/1, $0x00
+DATA E4M3Largest<>+46(SB)/1, $0xe0
+DATA E4M3Largest<>+47(SB)/1, $0x43
+DATA E4M3Largest<>+48(SB)/1, $0x00
+DATA E4M3Largest<>+49(SB)/1, $0x00
+DATA E4M3Largest<>+50(SB)/1, $0xe0
+DATA E4M3Largest<>+51(SB)/1, $0x43
+DATA E4M3Largest<>+52(SB)/1, $0x00
+DATA E4M3Largest<>+53(SB)/1, $0x00
+DATA E4M3Largest<>+54(SB)/1, $0xe0
+DATA E4M3Largest<>+55(SB)/1, $0x43
+DATA E4M3Largest<>+56(SB)/1, $0x00
+DATA E4M3Largest<>+57(SB)/1, $0x00
+DATA E4M3Largest<>+58(SB)/1, $0xe0
+DATA E4M3Largest<>+59(SB)/1, $0x43
+DATA E4M3Largest<>+60(SB)/1, $0x00
+DATA E4M3Largest<>+61(SB)/1, $0x00
+DATA E4M3Largest<>+62(SB)/1, $0xe0
+DATA E4M3Largest<>+63(SB)/1, $0x43
+GLOBL E4M3Largest<>(SB), RODATA|NOPTR, $64
+
+DATA E4M3Odd<>+0(SB)/1, $0x01
+DATA E4M3Odd<>+1(SB)/1, $0x00
+DATA E4M3Odd<>+2(SB)/1, $0x00
+DATA E4M3Odd<>+3(SB)/1, $0x00
+DATA E4M3Odd<>+4(SB)/1, $0x01
+DATA E4M3Odd<>+5(SB)/1, $0x00
+DATA E4M3Odd<>+6(SB)/1, $0x00
+DATA E4M3Odd<>+7(SB)/1, $0x00
+DATA E4M3Odd<>+8(SB)/1, $0x01
+DATA E4M3Odd<>+9(SB)/1, $0x00
+DATA E4M3Odd<>+10(SB)/1, $0x00
+DATA E4M3Odd<>+11(SB)/1, $0x00
+DATA E4M3Odd<>+12(SB)/1, $0x01
+DATA E4M3Odd<>+13(SB)/1, $0x00
+DATA E4M3Odd<>+14(SB)/1, $0x00
+DATA E4M3Odd<>+15(SB)/1, $0x00
+DATA E4M3Odd<>+16(SB)/1, $0x01
+DATA E4M3Odd<>+17(SB)/1, $0x00
+DATA E4M3Odd<>+18(SB)/1, $0x00
+DATA E4M3Odd<>+19(SB)/1, $0x00
+DATA E4M3Odd<>+20(SB)/1, $0x01
+DATA E4M3Odd<>+21(SB)/1, $0x00
+DATA E4M3Odd<>+22(SB)/1, $0x00
+DATA E4M3Odd<>+23(SB)/1, $0x00
+DATA E4M3Odd<>+24(SB)/1, $0x01
+DATA E4M3Odd<>+25(SB)/1, $0x00
+DATA E4M3Odd<>+26(SB)/1, $0x00
+DATA E4M3Odd<>+27(SB)/1, $0x00
+DATA E4M3Odd<>+28(SB)/1, $0x01
+DATA E4M3Odd<>+29(SB)/1, $0x00
+DATA E4M3Odd<>+30(SB)/1, $0x00
+DATA E4M3Odd<>+31(SB)/1, $0x00
+DATA E4M3Odd<>+32(SB)/1, $0x01
+DATA E4M3Odd<>+33(SB)/1, $0x00
+DATA E4M3Odd<>+34(SB)/1, $0x00
+DATA E4M3Odd<>+35(SB)/1, $0x00
+DATA E4M3Odd<>+36(SB)/1, $0x01
+DATA E4M3Odd<>+37(SB)/1, $0x00
+DATA E4M3Odd<>+38(SB)/1, $0x00
+DATA E4M3Odd<>+39(SB)/1, $0x00
+DATA E4M3Odd<>+40(SB)/1, $0x01
+DATA E4M3Odd<>+41(SB)/1, $0x00
+DATA E4M3Odd<>+42(SB)/1, $0x00
+DATA E4M3Odd<>+43(SB)/1, $0x00
+DATA E4M3Odd<>+44(SB)/1, $0x01
+DATA E4M3Odd<>+45(SB)/1, $0x00
+DATA E4M3Odd<>+46(SB)/1, $0x00
+DATA E4M3Odd<>+47(SB)/1, $0x00
+DATA E4M3Odd<>+48(SB)/1, $0x01
+DATA E4M3Odd<>+49(SB)/1, $0x00
+DATA E4M3Odd<>+50(SB)/1, $0x00
+DATA E4M3Odd<>+51(SB)/1, $0x00
+DATA E4M3Odd<>+52(SB)/1, $0x01
+DATA E4M3Odd<>+53(SB)/1, $0x00
+DATA E4M3Odd<>+54(SB)/1, $0x00
+DATA E4M3Odd<>+55(SB)/1, $0x00
+DATA E4M3Odd<>+56(SB)/1, $0x01
+DATA E4M3Odd<>+57(SB)/1, $0x00
+DATA E4M3Odd<>+58(SB)/1, $0x00
+DATA E4M3Odd<>+59(SB)/1, $0x00
+DATA E4M3Odd<>+60(SB)/1, $0x01
+DATA E4M3Odd<>+61(SB)/1, $0x00
+DATA E4M3Odd<>+62(SB)/1, $0x00
+DATA E4M3Odd<>+63(SB)/1, $0x00
+GLOBL E4M3Odd<>(SB), RODATA|NOPTR, $64
+
+DATA E4M3Half<>+0(SB)/1, $0xff
+DATA E4M3Half<>+1(SB)/1, $0xff
+DATA E4M3Half<>+2(SB)/1, $0x07
+DATA E4M3Half<>+3(SB)/1, $0x00
+DATA E4M3Half<>+4(SB)/1, $0xff
+DATA E4M3Half<>+5(SB)/1, $0xff
+DATA E4M3Half<>+6(SB)/1, $0x07
+DATA E4M3Half<>+7(SB)/1, $0x00
+DATA E4M3Half<>+8(SB)/1, $0xff
+DATA E4M3Half<>+9(SB)/1, $0xff
+DATA E4M3Half<>+10(SB)/1, $0x07
+DATA E4M3Half<>+11(SB)/1, $0x00
+DATA E4M3Half<>+12(SB)/1, $0xff
+DATA E4M3Half<>+13(SB)/1, $0xff
+DATA E4M3Half<>+14(SB)/1, $0x07
+DATA E4M3Half<>+15(SB)/1, $0x00
+DATA E4M3Half<>+16(SB)/1, $0xff
+DATA E4M3Half<>+17(SB)/1, $0xff
+DATA E4M3Half<>+18(SB)/1, $0x07
+DATA E4M3Half<>+19(SB)/1, $0x00
+DATA E4M3Half<>+20(SB)/1, $0xff
+DATA E4M3Half<>+21(SB)/1, $0xff
+DATA E4M3Half<>+22(SB)/1, $0x07
+DATA E4M3Half<>+23(SB)/1, $0x00
+DATA E4M3Half<>+24(SB)/1, $0xff
+DATA E4M3Half<>+25(SB)/1, $0xff
+DATA E4M3Half<>+26(SB)/1, $0x07
+DATA E4M3Half<>+27(SB)/1, $0x00
+DATA E4M3Half<>+28(SB)/1, $0xff
+DATA E4M3Half<>+29(SB)/1, $0xff
+DATA E4M3Half<>+30(SB)/1, $0x07
+DATA E4M3Half<>+31(SB)/1, $0x00
+DATA E4M3Half<>+32(SB)/1, $0xff
+DATA E4M3Half<>+33(SB)/1, $0xff
+DATA E4M3Half<>+34(SB)/1, $0x07
+DATA E4M3Half<>+35(SB)/1, $0x00
+DATA E4M3Half<>+36(SB)/1, $0xff
+DATA E4M3Half<>+37(SB)/1, $0xff
+DATA E4M3Half<>+38(SB)/1, $0x07
+DATA E4M3Half<>+39(SB)/1, $0x00
+DATA E4M3Half<>+40(SB)/1, $0xff
+DATA E4M3Half<>+41(SB)/1, $0xff
+DATA E4M3Half<>+42(SB)/1, $0x07
+DATA E4M3Half<>+43(SB)/1, $0x00
+DATA E4M3Half<>+44(SB)/1, $0xff
+DATA E4M3Half<>+45(SB)/1, $0xff
+DATA E4M3Half<>+46(SB)/1, $0x07
+DATA E4M3Half<>+47(SB)/1, $0x00
+DATA E4M3Half<>+48(SB)/1, $0xff
+DATA E4M3Half<>+49(SB)/1, $0xff
+DATA E4M3Half<>+50(SB)/1, $0x07
+DATA E4M3Half<>+51(SB)/1, $0x00
+DATA E4M3Half<>+52(SB)/1, $0xff
+DATA E4M3Half<>+53(SB)/1, $0xff
+DATA E4M3Half<>+54(SB)/1, $0x07
+DATA E4M3Half<>+55(SB)/1, $0x00
+DATA E4M3Half<>+56(SB)/1, $0xff
+DATA E4M3Half<>+57(SB)/1, $0xff
+DATA E4M3Half<>+58(SB)/1, $0x07
+DATA E4M3Half<>+59(SB)/1, $0x00
+DATA E4M3Half<>+60(SB)/1, $0xff
+DATA E4M3Half<>+61(SB)/1, $0xff
+DATA E4M3Half<>+62(SB)/1, $0x07
+DATA E4M3Half<>+63(SB)/1, $0x00
+GLOBL E4M3Half<>(SB), RODATA|NOPTR, $64
+
+DATA E4M3Bias<>+0(SB)/1, $0xc0
+DATA E4M3Bias<>+1(SB)/1, $0x03
+DATA E4M3Bias<>+2(SB)/1, $0x00
+DATA E4M3Bias<>+3(SB)/1, $0x00
+DATA E4M3Bias<>+4(SB)/1, $0xc0
+DATA E4M3Bias<>+5(SB)/1, $0x03
+DATA E4M3Bias<>+6(SB)/1, $0x00
+DATA E4M3Bias<>+7(SB)/1, $0x00
+DATA E4M3Bias<>+8(SB)/1, $0xc0
+DATA E4M3Bias<>+9(SB)/1, $0x03
+DATA E4M3Bias<>+10(SB)/1, $0x00
+DATA E4M3Bias<>+11(SB)/1, $0x00
+DATA E4M3Bias<>+12(SB)/1, $0xc0
+DATA E4M3Bias<>+13(SB)/1, $0x03
+DATA E4M3Bias<>+14(SB)/1, $0x00
+DATA E4M3Bias<>+15(SB)/1, $0x00
+DATA E4M3Bias<>+16(SB)/1, $0xc0
+DATA E4M3Bias<>+17(SB)/1, $0x03
+DATA E4M3Bias<>+18(SB)/1, $0x00
+DATA E4M3Bias<>+19(SB)/1, $0x00
+DATA E4M3Bias<>+20(SB)/1, $0xc0
+DATA E4M3Bias<>+21(SB)/1, $0x03
+DATA E4M3Bias<>+22(SB)/1, $0x00
+DATA E4M3Bias<>+23(SB)/1, $0x00
+DATA E4M3Bias<>+24(SB)/1, $0xc0
+DATA E4M3Bias<>+25(SB)/1, $0x03
+DATA E4M3Bias<>+26(SB)/1, $0x00
+DATA E4M3Bias<>+27(SB)/1, $0x00
+DATA E4M3Bias<>+28(SB)/1, $0xc0
+DATA E4M3Bias<>+29(SB)/1, $0x03
+DATA E4M3Bias<>+30(SB)/1, $0x00
+DATA E4M3Bias<>+31(SB)/1, $0x00
+DATA E4M3Bias<>+32(SB)/1, $0xc0
+DATA E4M3Bias<>+33(SB)/1, $0x03
+DATA E4M3Bias<>+34(SB)/1, $0x00
+DATA E4M3Bias<>+35(SB)/1, $0x00
+DATA E4M3Bias<>+36(SB)/1, $0xc0
+DATA E4M3Bias<>+37(SB)/1, $0x03
+DATA E4M3Bias<>+38(SB)/1, $0x00
+DATA E4M3Bias<>+39(SB)/1, $0x00
+DATA E4M3Bias<>+40(SB)/1, $0xc0
+DATA E4M3Bias<>+41(SB)/1, $0x03
+DATA E4M3Bias<>+42(SB)/1, $0x00
+DATA E4M3Bias<>+43(SB)/1, $0x00
+DATA E4M3Bias<>+44(SB)/1, $0xc0
+DATA E4M3Bias<>+45(SB)/1, $0x03
+DATA E4M3Bias<>+46(SB)/1, $0x00
+DATA E4M3Bias<>+47(SB)/1, $0x00
+DATA E4M3Bias<>+48(SB)/1, $0xc0
+DATA E4M3Bias<>+49(SB)/1, $0x03
+DATA E4M3Bias<>+50(SB)/1, $0x00
+DATA E4M3Bias<>+51(SB)/1, $0x00
+DATA E4M3Bias<>+52(SB)/1, $0xc0
+DATA E4M3Bias<>+53(SB)/1, $0x03
+DATA E4M3Bias<>+54(SB)/1, $0x00
+DATA E4M3Bias<>+55(SB)/1, $0x00
+DATA E4M3Bias<>+56(SB)/1, $0xc0
+DATA E4M3Bias<>+57(SB)/1, $0x03
+DATA E4M3Bias<>+58(SB)/1, $0x00
+DATA E4M3Bias<>+59(SB)/1, $0x00
+DATA E4M3Bias<>+60(SB)/1, $0xc0
+DATA E4M3Bias<>+61(SB)/1, $0x03
+DATA E4M3Bias<>+62(SB)/1, $0x00
+DATA E4M3Bias<>+63(SB)/1, $0x00
+GLOBL E4M3Bias<>(SB), RODATA|NOPTR, $64
+
+DATA E4M3Add<>+0(SB)/1, $0x00
+DATA E4M3Add<>+1(SB)/1, $0x00
+DATA E4M3Add<>+2(SB)/1, $0x80
+DATA E4M3Add<>+3(SB)/1, $0x46
+DATA E4M3Add<>+4(SB)/1, $0x00
+DATA E4M3Add<>+5(SB)/1, $0x00
+DATA E4M3Add<>+6(SB)/1, $0x80
+DATA E4M3Add<>+7(SB)/1, $0x46
+DATA E4M3Add<>+8(SB)/1, $0x00
+DATA E4M3Add<>+9(SB)/1, $0x00
+DATA E4M3Add<>+10(SB)/1, $0x80
+DATA E4M3Add<>+11(SB)/1, $0x46
+DATA E4M3Add<>+12(SB)/1, $0x00
+DATA E4M3Add<>+13(SB)/1, $0x00
+DATA E4M3Add<>+14(SB)/1, $0x80
+DATA E4M3Add<>+15(SB)/1, $0x46
+DATA E4M3Add<>+16(SB)/1, $0x00
+DATA E4M3Add<>+17(SB)/1, $0x00
+DATA E4M3Add<>+18(SB)/1, $0x80
+DATA E4M3Add<>+19(SB)/1, $0x46
+DATA E4M3Add<>+20(SB)/1, $0x00
+DATA E4M3Add<>+21(SB)/1, $0x00
+DATA E4M3Add<>+22(SB)/1, $0x80
+DATA E4M3Add<>+23(SB)/1, $0x46
+DATA E4M3Add<>+24(SB)/1, $0x00
+DATA E4M3Add<>+25(SB)/1, $0x00
+DATA E4M3Add<>+26(SB)/1, $0x80
+DATA E4M3Add<>+27(SB)/1, $0x46
+DATA E4M3Add<>+28(SB)/1, $0x00
+DATA E4M3Add<>+29(SB)/1, $0x00
+DATA E4M3Add<>+30(SB)/1, $0x80
+DATA E4M3Add<>+31(SB)/1, $0x46
+DATA E4M3Add<>+32(SB)/1, $0x00
+DATA E4M3Add<>+33(SB)/1, $0x00
+DATA E4M3Add<>+34(SB)/1, $0x80
+DATA E4M3Add<>+35(SB)/1, $0x46
+DATA E4M3Add<>+36(SB)/1, $0x00
+DATA E4M3Add<>+37(SB)/1, $0x00
+DATA E4M3Add<>+38(SB)/1, $0x80
+DATA E4M3Add<>+39(SB)/1, $0x46
+DATA E4M3Add<>+40(SB)/1, $0x00
+DATA E4M3Add<>+41(SB)/1, $0x00
+DATA E4M3Add<>+42(SB)/1, $0x80
+DATA E4M3Add<>+43(SB)/1, $0x46
+DATA E4M3Add<>+44(SB)/1, $0x00
+DATA E4M3Add<>+45(SB)/1, $0x00
+DATA E4M3Add<>+46(SB)/1, $0x80
+DATA E4M3Add<>+47(SB)/1, $0x46
+DATA E4M3Add<>+48(SB)/1, $0x00
+DATA E4M3Add<>+49(SB)/1, $0x00
+DATA E4M3Add<>+50(SB)/1, $0x80
+DATA E4M3Add<>+51(SB)/1, $0x46
+DATA E4M3Add<>+52(SB)/1, $0x00
+DATA E4M3Add<>+53(SB)/1, $0x00
+DATA E4M3Add<>+54(SB)/1, $0x80
+DATA E4M3Add<>+55(SB)/1, $0x46
+DATA E4M3Add<>+56(SB)/1, $0x00
+DATA E4M3Add<>+57(SB)/1, $0x00
+DATA E4M3Add<>+58(SB)/1, $0x80
+DATA E4M3Add<>+59(SB)/1, $0x46
+DATA E4M3Add<>+60(SB)/1, $0x00
+DATA E4M3Add<>+61(SB)/1, $0x00
+DATA E4M3Add<>+62(SB)/1, $0x80
+DATA E4M3Add<>+63(SB)/1, $0x46
+GLOBL E4M3Add<>(SB), RODATA|NOPTR, $64
+
+DATA E4M3Least<>+0(SB)/1, $0x00
+DATA E4M3Least<>+1(SB)/1, $0x00
+DATA E4M3Least<>+2(SB)/1, $0x80
+DATA E4M3Least<>+3(SB)/1, $0x3c
+DATA E4M3Least<>+4(SB)/1, $0x00
+DATA E4M3Least<>+5(SB)/1, $0x00
+DATA E4M3Least<>+6(SB)/1, $0x80
+DATA E4M3Least<>+7(SB)/1, $0x3c
+DATA E4M3Least<>+8(SB)/1, $0x00
+DATA E4M3Least<>+9(SB)/1, $0x00
+DATA E4M3Least<>+10(SB)/1, $0x80
+DATA E4M3Least<>+11(SB)/1, $0x3c
+DATA E4M3Least<>+12(SB)/1, $0x00
+DATA E4M3Least<>+13(SB)/1, $0x00
+DATA E4M3Least<>+14(SB)/1, $0x80
+DATA E4M3Least<>+15(SB)/1, $0x3c
+DATA E4M3Least<>+16(SB)/1, $0x00
+DATA E4M3Least<>+17(SB)/1, $0x00
+DATA E4M3Least<>+18(SB)/1, $0x80
+DATA E4M3Least<>+19(SB)/1, $0x3c
+DATA E4M3Least<>+20(SB)/1, $0x00
+DATA E4M3Least<>+21(SB)/1, $0x00
+DATA E4M3Least<>+22(SB)/1, $0x80
+DATA E4M3Least<>+23(SB)/1, $0x3c
+DATA E4M3Least<>+24(SB)/1, $0x00
+DATA E4M3Least<>+25(SB)/1, $0x00
+DATA E4M3Least<>+26(SB)/1, $0x80
+DATA E4M3Least<>+27(SB)/1, $0x3c
+DATA E4M3Least<>+28(SB)/1, $0x00
+DATA E4M3Least<>+29(SB)/1, $0x00
+DATA E4M3Least<>+30(SB)/1, $0x80
+DATA E4M3Least<>+31(SB)/1, $0x3c
+DATA E4M3Least<>+32(SB)/1, $0x00
+DATA E4M3Least<>+33(SB)/1, $0x00
+DATA E4M3Least<>+34(SB)/1, $0x80
+DATA E4M3Least<>+35(SB)/1, $0x3c
+DATA E4M3Least<>+36(SB)/1, $0x00
+DATA E4M3Least<>+37(SB)/1, $0x00
+DATA E4M3Least<>+38(SB)/1, $0x80
+DATA E4M3Least<>+39(SB)/1, $0x3c
+DATA E4M3Least<>+40(SB)/1, $0x00
+DATA E4M3Least<>+41(SB)/1, $0x00
+DATA E4M3Least<>+42(SB)/1, $0x80
+DATA E4M3Least<>+43(SB)/1, $0x3c
+DATA E4M3Least<>+44(SB)/1, $0x00
+DATA E4M3Least<>+45(SB)/1, $0x00
+DATA E4M3Least<>+46(SB)/1, $0x80
+DATA E4M3Least<>+47(SB)/1, $0x3c
+DATA E4M3Least<>+48(SB)/1, $0x00
+DATA E4M3Least<>+49(SB)/1, $0x00
+DATA E4M3Least<>+50(SB)/1, $0x80
+DATA E4M3Least<>+51(SB)/1, $0x3c
+DATA E4M3Least<>+52(SB)/1, $0x00
+DATA E4M3Least<>+53(SB)/1, $0x00
+DATA E4M3Least<>+54(SB)/1, $0x80
+DATA E4M3Least<>+55(SB)/1, $0x3c
+DATA E4M3Least<>+56(SB)/1, $0x00
+DATA E4M3Least<>+57(SB)/1, $0x00
+DATA E4M3Least<>+58(SB)/1, $0x80
+DATA E4M3Least<>+59(SB)/1, $0x3c
+DATA E4M3Least<>+60(SB)/1, $0x00
+DATA E4M3Least<>+61(SB)/1, $0x00
+DATA E4M3Least<>+62(SB)/1, $0x80
+DATA E4M3Least<>+63(SB)/1, $0x3c
+GLOBL E4M3Least<>(SB), RODATA|NOPTR, $64
+
+DATA E4M3NaN<>+0(SB)/1, $0x7f
+DATA E4M3NaN<>+1(SB)/1, $0x00
+DATA E4M3NaN<>+2(SB)/1, $0x00
+DATA E4M3NaN<>+3(SB)/1, $0x00
+DATA E4M3NaN<>+4(SB)/1, $0x7f
+DATA E4M3NaN<>+5(SB)/1, $0x00
+DATA E4M3NaN<>+6(SB)/1, $0x00
+DATA E4M3NaN<>+7(SB)/1, $0x00
+DATA E4M3NaN<>+8(SB)/1, $0x7f
+DATA E4M3NaN<>+9(SB)/1, $0x00
+DATA E4M3NaN<>+10(SB)/1, $0x00
+DATA E4M3NaN<>+11(SB)/1, $0x00
+DATA E4M3NaN<>+12(SB)/1, $0x7f
+DATA E4M3NaN<>+13(SB)/1, $0x00
+DATA E4M3NaN<>+14(SB)/1, $0x00
+DATA E4M3NaN<>+15(SB)/1, $0x00
+DATA E4M3NaN<>+16(SB)/1, $0x7f
+DATA E4M3NaN<>+17(SB)/1, $0x00
+DATA E4M3NaN<>+18(SB)/1, $0x00
+DATA E4M3NaN<>+19(SB)/1, $0x00
+DATA E4M3NaN<>+20(SB)/1, $0x7f
+DATA E4M3NaN<>+21(SB)/1, $0x00
+DATA E4M3NaN<>+22(SB)/1, $0x00
+DATA E4M3NaN<>+23(SB)/1, $0x00
+DATA E4M3NaN<>+24(SB)/1, $0x7f
+DATA E4M3NaN<>+25(SB)/1, $0x00
+DATA E4M3NaN<>+26(SB)/1, $0x00
+DATA E4M3NaN<>+27(SB)/1, $0x00
+DATA E4M3NaN<>+28(SB)/1, $0x7f
+DATA E4M3NaN<>+29(SB)/1, $0x00
+DATA E4M3NaN<>+30(SB)/1, $0x00
+DATA E4M3NaN<>+31(SB)/1, $0x00
+DATA E4M3NaN<>+32(SB)/1, $0x7f
+DATA E4M3NaN<>+33(SB)/1, $0x00
+DATA E4M3NaN<>+34(SB)/1, $0x00
+DATA E4M3NaN<>+35(SB)/1, $0x00
+DATA E4M3NaN<>+36(SB)/1, $0x7f
+DATA E4M3NaN<>+37(SB)/1, $0x00
+DATA E4M3NaN<>+38(SB)/1, $0x00
+DATA E4M3NaN<>+39(SB)/1, $0x00
+DATA E4M3NaN<>+40(SB)/1, $0x7f
+DATA E4M3NaN<>+41(SB)/1, $0x00
+DATA E4M3NaN<>+42(SB)/1, $0x00
+DATA E4M3NaN<>+43(SB)/1, $0x00
+DATA E4M3NaN<>+44(SB)/1, $0x7f
+DATA E4M3NaN<>+45(SB)/1, $0x00
+DATA E4M3NaN<>+46(SB)/1, $0x00
+DATA E4M3NaN<>+47(SB)/1, $0x00
+DATA E4M3NaN<>+48(SB)/1, $0x7f
+DATA E4M3NaN<>+49(SB)/1, $0x00
+DATA E4M3NaN<>+50(SB)/1, $0x00
+DATA E4M3NaN<>+51(SB)/1, $0x00
+DATA E4M3NaN<>+52(SB)/1, $0x7f
+DATA E4M3NaN<>+53(SB)/1, $0x00
+DATA E4M3NaN<>+54(SB)/1, $0x00
+DATA E4M3NaN<>+55(SB)/1, $0x00
+DATA E4M3NaN<>+56(SB)/1, $0x7f
+DATA E4M3NaN<>+57(SB)/1, $0x00
+DATA E4M3NaN<>+58(SB)/1, $0x00
+DATA E4M3NaN<>+59(SB)/1, $0x00
+DATA E4M3NaN<>+60(SB)/1, $0x7f
+DATA E4M3NaN<>+61(SB)/1, $0x00
+DATA E4M3NaN<>+62(SB)/1, $0x00
+DATA E4M3NaN<>+63(SB)/1, $0x00
+GLOBL E4M3NaN<>(SB), RODATA|NOPTR, $64
+
+DATA E4M3Sign<>+0(SB)/1, $0x80
+DATA E4M3Sign<>+1(SB)/1, $0x00
+DATA E4M3Sign<>+2(SB)/1, $0x00
+DATA E4M3Sign<>+3(SB)/1, $0x00
+DATA E4M3Sign<>+4(SB)/1, $0x80
+DATA E4M3Sign<>+5(SB)/1, $0x00
+DATA E4M3Sign<>+6(SB)/1, $0x00
+DATA E4M3Sign<>+7(SB)/1, $0x00
+DATA E4M3Sign<>+8(SB)/1, $0x80
+DATA E4M3Sign<>+9(SB)/1, $0x00
+DATA E4M3Sign<>+10(SB)/1, $0x00
+DATA E4M3Sign<>+11(SB)/1, $0x00
+DATA E4M3Sign<>+12(SB)/1, $0x80
+DATA E4M3Sign<>+13(SB)/1, $0x00
+DATA E4M3Sign<>+14(SB)/1, $0x00
+DATA E4M3Sign<>+15(SB)/1, $0x00
+DATA E4M3Sign<>+16(SB)/1, $0x80
+DATA E4M3Sign<>+17(SB)/1, $0x00
+DATA E4M3Sign<>+18(SB)/1, $0x00
+DATA E4M3Sign<>+19(SB)/1, $0x00
+DATA E4M3Sign<>+20(SB)/1, $0x80
+DATA E4M3Sign<>+21(SB)/1, $0x00
+DATA E4M3Sign<>+22(SB)/1, $0x00
+DATA E4M3Sign<>+23(SB)/1, $0x00
+DATA E4M3Sign<>+24(SB)/1, $0x80
+DATA E4M3Sign<>+25(SB)/1, $0x00
+DATA E4M3Sign<>+26(SB)/1, $0x00
+DATA E4M3Sign<>+27(SB)/1, $0x00
+DATA E4M3Sign<>+28(SB)/1, $0x80
+DATA E4M3Sign<>+29(SB)/1, $0x00
+DATA E4M3Sign<>+30(SB)/1, $0x00
+DATA E4M3Sign<>+31(SB)/1, $0x00
+DATA E4M3Sign<>+32(SB)/1, $0x80
+DATA E4M3Sign<>+33(SB)/1, $0x00
+DATA E4M3Sign<>+34(SB)/1, $0x00
+DATA E4M3Sign<>+35(SB)/1, $0x00
+DATA E4M3Sign<>+36(SB)/1, $0x80
+DATA E4M3Sign<>+37(SB)/1, $0x00
+DATA E4M3Sign<>+38(SB)/1, $0x00
+DATA E4M3Sign<>+39(SB)/1, $0x00
+DATA E4M3Sign<>+40(SB)/1, $0x80
+DATA E4M3Sign<>+41(SB)/1, $0x00
+DATA E4M3Sign<>+42(SB)/1, $0x00
+DATA E4M3Sign<>+43(SB)/1, $0x00
+DATA E4M3Sign<>+44(SB)/1, $0x80
+DATA E4M3Sign<>+45(SB)/1, $0x00
+DATA E4M3Sign<>+46(SB)/1, $0x00
+DATA E4M3Sign<>+47(SB)/1, $0x00
+DATA E4M3Sign<>+48(SB)/1, $0x80
+DATA E4M3Sign<>+49(SB)/1, $0x00
+DATA E4M3Sign<>+50(SB)/1, $0x00
+DATA E4M3Sign<>+51(SB)/1, $0x00
+DATA E4M3Sign<>+52(SB)/1, $0x80
+DATA E4M3Sign<>+53(SB)/1, $0x00
+DATA E4M3Sign<>+54(SB)/1, $0x00
+DATA E4M3Sign<>+55(SB)/1, $0x00
+DATA E4M3Sign<>+56(SB)/1, $0x80
+DATA E4M3Sign<>+57(SB)/1, $0x00
+DATA E4M3Sign<>+58(SB)/1, $0x00
+DATA E4M3Sign<>+59(SB)/1, $0x00
+DATA E4M3Sign<>+60(SB)/1, $0x80
+DATA E4M3Sign<>+61(SB)/1, $0x00
+DATA E4M3Sign<>+62(SB)/1, $0x00
+DATA E4M3Sign<>+63(SB)/1, $0x00
+GLOBL E4M3Sign<>(SB), RODATA|NOPTR, $64
+
+// func encodeE2M1AVX2(dst []byte, x []float32, plus float32)
+// Requires: AVX, AVX2
+TEXT ·encodeE2M1AVX2(SB), NOSPLIT, $0-52
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         x_base+24(FP), CX
+	MOVQ         x_len+32(FP), DX
+	VBROADCASTSS plus+48(FP), Y0
+	ANDQ         $-32, DX
+
+loop:
+	TESTQ        DX, DX
+	JE           done
+	VADDPS       (CX), Y0, Y1
+	VPAND        magnitude<>+0(SB), Y1, Y2
+	VPMINUD      E2M1Largest<>+0(SB), Y2, Y2
+	VPSRLD       $0x16, Y2, Y4
+	VPAND        E2M1Odd<>+0(SB), Y4, Y3
+	VPADDD       Y2, Y3, Y3
+	VPADDD       E2M1Half<>+0(SB), Y3, Y3
+	VPSRLD       $0x16, Y3, Y4
+	VPSUBD       E2M1Bias<>+0(SB), Y4, Y4
+	VADDPS       E2M1Add<>+0(SB), Y2, Y3
+	VPSUBD       E2M1Add<>+0(SB), Y3, Y3
+	VMOVDQU      E2M1Least<>+0(SB), Y5
+	VPCMPGTD     Y2, Y5, Y5
+	VPBLENDVB    Y5, Y3, Y4, Y4
+	VPSRLD       $0x1c, Y1, Y1
+	VPAND        E2M1Sign<>+0(SB), Y1, Y1
+	VPOR         Y1, Y4, Y4
+	VADDPS       32(CX), Y0, Y1
+	VPAND        magnitude<>+0(SB), Y1, Y2
+	VPMINUD      E2M1Largest<>+0(SB), Y2, Y2
+	VPSRLD       $0x16, Y2, Y5
+	VPAND        E2M1Odd<>+0(SB), Y5, Y3
+	VPADDD       Y2, Y3, Y3
+	VPADDD       E2M1Half<>+0(SB), Y3, Y3
+	VPSRLD       $0x16, Y3, Y5
+	VPSUBD       E2M1Bias<>+0(SB), Y5, Y5
+	VADDPS       E2M1Add<>+0(SB), Y2, Y3
+	VPSUBD       E2M1Add<>+0(SB), Y3, Y3
+	VMOVDQU      E2M1Least<>+0(SB), Y6
+	VPCMPGTD     Y2, Y6, Y6
+	VPBLENDVB    Y6, Y3, Y5, Y5
+	VPSRLD       $0x1c, Y1, Y1
+	VPAND        E2M1Sign<>+0(SB), Y1, Y1
+	VPOR         Y1, Y5, Y5
+	VADDPS       64(CX), Y0, Y1
+	VPAND        magnitude<>+0(SB), Y1, Y2
+	VPMINUD      E2M1Largest<>+0(SB), Y2, Y2
+	VPSRLD       $0x16, Y2, Y6
+	VPAND        E2M1Odd<>+0(SB), Y6, Y3
+	VPADDD       Y2, Y3, Y3
+	VPADDD       E2M1Half<>+0(SB), Y3, Y3
+	VPSRLD       $0x16, Y3, Y6
+	VPSUBD       E2M1Bias<>+0(SB), Y6, Y6
+	VADDPS       E2M1Add<>+0(SB), Y2, Y3
+	VPSUBD       E2M1Add<>+0(SB), Y3, Y3
+	VMOVDQU      E2M1Least<>+0(SB), Y7
+	VPCMPGTD     Y2, Y7, Y7
+	VPBLENDVB    Y7, Y3, Y6, Y6
+	VPSRLD       $0x1c, Y1, Y1
+	VPAND        E2M1Sign<>+0(SB), Y1, Y1
+	VPOR         Y1, Y6, Y6
+	VADDPS       96(CX), Y0, Y1
+	VPAND        magnitude<>+0(SB), Y1, Y2
+	VPMINUD      E2M1Largest<>+0(SB), Y2, Y2
+	VPSRLD       $0x16, Y2, Y7
+	VPAND        E2M1Odd<>+0(SB), Y7, Y3
+	VPADDD       Y2, Y3, Y3
+	VPADDD       E2M1Half<>+0(SB), Y3, Y3
+	VPSRLD       $0x16, Y3, Y7
+	VPSUBD       E2M1Bias<>+0(SB), Y7, Y7
+	VADDPS       E2M1Add<>+0(SB), Y2, Y3
+	VPSUBD       E2M1Add<>+0(SB), Y3, Y3
+	VMOVDQU      E2M1Least<>+0(SB), Y8
+	VPCMPGTD     Y2, Y8, Y8
+	VPBLENDVB    Y8, Y3, Y7, Y7
+	VPSRLD       $0x1c, Y1, Y1
+	VPAND        E2M1Sign<>+0(SB), Y1, Y1
+	VPOR         Y1, Y7, Y7
+	VPACKUSDW    Y5, Y4, Y4
+	VPACKUSDW    Y7, Y6, Y6
+	VPACKUSWB    Y6, Y4, Y4
+	VMOVDQU      unpacked<>+0(SB), Y1
+	VPERMD       Y4, Y1, Y4
+	VPMADDUBSW   nibblePairs<>+0(SB), Y4, Y4
+	VEXTRACTI128 $0x01, Y4, X1
+	VPACKUSWB    X1, X4, X1
+	VMOVDQU      X1, (AX)
+	ADDQ         $0x10, AX
+	SUBQ         $-128, CX
+	SUBQ         $+32, DX
+	JMP          loop
+
+done:
+	VZEROUPPER
+	RET
+
+DATA E2M1Largest<>+0(SB)/1, $0x00
+DATA E2M1Largest<>+1(SB)/1, $0x00
+DATA E2M1Largest<>+2(SB)/1, $0xc0
+DATA E2M1Largest<>+3(SB)/1, $0x40
+DATA E2M1Largest<>+4(SB)/1, $0x00
+DATA E2M1Largest<>+5(SB)/1, $0x00
+DATA E2M1Largest<>+6(SB)/1, $0xc0
+DATA E2M1Largest<>+7(SB)/1, $0x40
+DATA E2M1Largest<>+8(SB)/1, $0x00
+DATA E2M1Largest<>+9(SB)/1, $0x00
+DATA E2M1Largest<>+10(SB)/1, $0xc0
+DATA E2M1Largest<>+11(SB)/1, $0x40
+DATA E2M1Largest<>+12(SB)/1, $0x00
+DATA E2M1Largest<>+13(SB)/1, $0x00
+DATA E2M1Largest<>+14(SB)/1, $0xc0
+DATA E2M1Largest<>+15(SB)/1, $0x40
+DATA E2M1Largest<>+16(SB)/1, $0x00
+DATA E2M1Largest<>+17(SB)/1, $0x00
+DATA E2M1Largest<>+18(SB)/1, $0xc0
+DATA E2M1Largest<>+19(SB)/1, $0x40
+DATA E2M1Largest<>+20(SB)/1, $0x00
+DATA E2M1Largest<>+21(SB)/1, $0x00
+DATA E2M1Largest<>+22(SB)/1, $0xc0
+DATA E2M1Largest<>+23(SB)/1, $0x40
+DATA E2M1Largest<>+24(SB)/1, $0x00
+DATA E2M1Largest<>+25(SB)/1, $0x00
+DATA E2M1Largest<>+26(SB)/1, $0xc0
+DATA E2M1Largest<>+27(SB)/1, $0x40
+DATA E2M1Largest<>+28(SB)/1, $0x00
+DATA E2M1Largest<>+29(SB)/1, $0x00
+DATA E2M1Largest<>+30(SB)/1, $0xc0
+DATA E2M1Largest<>+31(SB)/1, $0x40
+DATA E2M1Largest<>+32(SB)/1, $0x00
+DATA E2M1Largest<>+33(SB)/1, $0x00
+DATA E2M1Largest<>+34(SB)/1, $0xc0
+DATA E2M1Largest<>+35(SB)/1, $0x40
+DATA E2M1Largest<>+36(SB)/1, $0x00
+DATA E2M1Largest<>+37(SB)/1, $0x00
+DATA E2M1Largest<>+38(SB)/1, $0xc0
+DATA E2M1Largest<>+39(SB)/1, $0x40
+DATA E2M1Largest<>+40(SB)/1, $0x00
+DATA E2M1Largest<>+41(SB)/1, $0x00
+DATA E2M1Largest<>+42(SB)/1, $0xc0
+DATA E2M1Largest<>+43(SB)/1, $0x40
+DATA E2M1Largest<>+44(SB)/1, $0x00
+DATA E2M1Largest<>+45(SB)/1, $0x00
+DATA E2M1Largest<>+46(SB)/1, $0xc0
+DATA E2M1Largest<>+47(SB)/1, $0x40
+DATA E2M1Largest<>+48(SB)/1, $0x00
+DATA E2M1Largest<>+49(SB)/1, $0x00
+DATA E2M1Largest<>+50(SB)/1, $0xc0
+DATA E2M1Largest<>+51(SB)/1, $0x40
+DATA E2M1Largest<>+52(SB)/1, $0x00
+DATA E2M1Largest<>+53(SB)/1, $0x00
+DATA E2M1Largest<>+54(SB)/1, $0xc0
+DATA E2M1Largest<>+55(SB)/1, $0x40
+DATA E2M1Largest<>+56(SB)/1, $0x00
+DATA E2M1Largest<>+57(SB)/1, $0x00
+DATA E2M1Largest<>+58(SB)/1, $0xc0
+DATA E2M1Largest<>+59(SB)/1, $0x40
+DATA E2M1Largest<>+60(SB)/1, $0x00
+DATA E2M1Largest<>+61(SB)/1, $0x00
+DATA E2M1Largest<>+62(SB)/1, $0xc0
+DATA E2M1Largest<>+63(SB)/1, $0x40
+GLOBL E2M1Largest<>(SB), RODATA|NOPTR, $64
+
+DATA E2M1Odd<>+0(SB)/1, $0x01
+DATA E2M1Odd<>+1(SB)/1, $0x00
+DATA E2M1Odd<>+2(SB)/1, $0x00
+DATA E2M1Odd<>+3(SB)/1, $0x00
+DATA E2M1Odd<>+4(SB)/1, $0x01
+DATA E2M1Odd<>+5(SB)/1, $0x00
+DATA E2M1Odd<>+6(SB)/1, $0x00
+DATA E2M1Odd<>+7(SB)/1, $0x00
+DATA E2M1Odd<>+8(SB)/1, $0x01
+DATA E2M1Odd<>+9(SB)/1, $0x00
+DATA E2M1Odd<>+10(SB)/1, $0x00
+DATA E2M1Odd<>+11(SB)/1, $0x00
+DATA E2M1Odd<>+12(SB)/1, $0x01
+DATA E2M1Odd<>+13(SB)/1, $0x00
+DATA E2M1Odd<>+14(SB)/1, $0x00
+DATA E2M1Odd<>+15(SB)/1, $0x00
+DATA E2M1Odd<>+16(SB)/1, $0x01
+DATA E2M1Odd<>+17(SB)/1, $0x00
+DATA E2M1Odd<>+18(SB)/1, $0x00
+DATA E2M1Odd<>+19(SB)/1, $0x00
+DATA E2M1Odd<>+20(SB)/1, $0x01
+DATA E2M1Odd<>+21(SB)/1, $0x00
+DATA E2M1Odd<>+22(SB)/1, $0x00
+DATA E2M1Odd<>+23(SB)/1, $0x00
+DATA E2M1Odd<>+24(SB)/1, $0x01
+DATA E2M1Odd<>+25(SB)/1, $0x00
+DATA E2M1Odd<>+26(SB)/1, $0x00
+DATA E2M1Odd<>+27(SB)/1, $0x00
+DATA E2M1Odd<>+28(SB)/1, $0x01
+DATA E2M1Odd<>+29(SB)/1, $0x00
+DATA E2M1Odd<>+30(SB)/1, $0x00
+DATA E2M1Odd<>+31(SB)/1, $0x00
+DATA E2M1Odd<>+32(SB)/1, $0x01
+DATA E2M1Odd<>+33(SB)/1, $0x00
+DATA E2M1Odd<>+34(SB)/1, $0x00
+DATA E2M1Odd<>+35(SB)/1, $0x00
+DATA E2M1Odd<>+36(SB)/1, $0x01
+DATA E2M1Odd<>+37(SB)/1, $0x00
+DATA E2M1Odd<>+38(SB)/1, $0x00
+DATA E2M1Odd<>+39(SB)/1, $0x00
+DATA E2M1Odd<>+40(SB)/1, $0x01
+DATA E2M1Odd<>+41(SB)/1, $0x00
+DATA E2M1Odd<>+42(SB)/1, $0x00
+DATA E2M1Odd<>+43(SB)/1, $0x00
+DATA E2M1Odd<>+44(SB)/1, $0x01
+DATA E2M1Odd<>+45(SB)/1, $0x00
+DATA E2M1Odd<>+46(SB)/1, $0x00
+DATA E2M1Odd<>+47(SB)/1, $0x00
+DATA E2M1Odd<>+48(SB)/1, $0x01
+DATA E2M1Odd<>+49(SB)/1, $0x00
+DATA E2M1Odd<>+50(SB)/1, $0x00
+DATA E2M1Odd<>+51(SB)/1, $0x00
+DATA E2M1Odd<>+52(SB)/1, $0x01
+DATA E2M1Odd<>+53(SB)/1, $0x00
+DATA E2M1Odd<>+54(SB)/1, $0x00
+DATA E2M1Odd<>+55(SB)/1, $0x00
+DATA E2M1Odd<>+56(SB)/1, $0x01
+DATA E2M1Odd<>+57(SB)/1, $0x00
+DATA E2M1Odd<>+58(SB)/1, $0x00
+DATA E2M1Odd<>+59(SB)/1, $0x00
+DATA E2M1Odd<>+60(SB)/1, $0x01
+DATA E2M1Odd<>+61(SB)/1, $0x00
+DATA E2M1Odd<>+62(SB)/1, $0x00
+DATA E2M1Odd<>+63(SB)/1, $0x00
+GLOBL E2M1Odd<>(SB), RODATA|NOPTR, $64
+
+DATA E2M1Half<>+0(SB)/1, $0xff
+DATA E2M1Half<>+1(SB)/1, $0xff
+DATA E2M1Half<>+2(SB)/1, $0x1f
+DATA E2M1Half<>+3(SB)/1, $0x00
+DATA E2M1Half<>+4(SB)/1, $0xff
+DATA E2M1Half<>+5(SB)/1, $0xff
+DATA E2M1Half<>+6(SB)/1, $0x1f
+DATA E2M1Half<>+7(SB)/1, $0x00
+DATA E2M1Half<>+8(SB)/1, $0xff
+DATA E2M1Half<>+9(SB)/1, $0xff
+DATA E2M1Half<>+10(SB)/1, $0x1f
+DATA E2M1Half<>+11(SB)/1, $0x00
+DATA E2M1Half<>+12(SB)/1, $0xff
+DATA E2M1Half<>+13(SB)/1, $0xff
+DATA E2M1Half<>+14(SB)/1, $0x1f
+DATA E2M1Half<>+15(SB)/1, $0x00
+DATA E2M1Half<>+16(SB)/1, $0xff
+DATA E2M1Half<>+17(SB)/1, $0xff
+DATA E2M1Half<>+18(SB)/1, $0x1f
+DATA E2M1Half<>+19(SB)/1, $0x00
+DATA E2M1Half<>+20(SB)/1, $0xff
+DATA E2M1Half<>+21(SB)/1, $0xff
+DATA E2M1Half<>+22(SB)/1, $0x1f
+DATA E2M1Half<>+23(SB)/1, $0x00
+DATA E2M1Half<>+24(SB)/1, $0xff
+DATA E2M1Half<>+25(SB)/1, $0xff
+DATA E2M1Half<>+26(SB)/1, $0x1f
+DATA E2M1Half<>+27(SB)/1, $0x00
+DATA E2M1Half<>+28(SB)/1, $0xff
+DATA E2M1Half<>+29(SB)/1, $0xff
+DATA E2M1Half<>+30(SB)/1, $0x1f
+DATA E2M1Half<>+31(SB)/1, $0x00
+DATA E2M1Half<>+32(SB)/1, $0xff
+DATA E2M1Half<>+33(SB)/1, $0xff
+DATA E2M1Half<>+34(SB)/1, $0x1f
+DATA E2M1Half<>+35(SB)/1, $0x00
+DATA E2M1Half<>+36(SB)/1, $0xff
+DATA E2M1Half<>+37(SB)/1, $0xff
+DATA E2M1Half<>+38(SB)/1, $0x1f
+DATA E2M1Half<>+39(SB)/1, $0x00
+DATA E2M1Half<>+40(SB)/1, $0xff
+DATA E2M1Half<>+41(SB)/1, $0xff
+DATA E2M1Half<>+42(SB)/1, $0x1f
+DATA E2M1Half<>+43(SB)/1, $0x00
+DATA E2M1Half<>+44(SB)/1, $0xff
+DATA E2M1Half<>+45(SB)/1, $0xff
+DATA E2M1Half<>+46(SB)/1, $0x1f
+DATA E2M1Half<>+47(SB)/1, $0x00
+DATA E2M1Half<>+48(SB)/1, $0xff
+DATA E2M1Half<>+49(SB)/1, $0xff
+DATA E2M1Half<>+50(SB)/1, $0x1f
+DATA E2M1Half<>+51(SB)/1, $0x00
+DATA E2M1Half<>+52(SB)/1, $0xff
+DATA E2M1Half<>+53(SB)/1, $0xff
+DATA E2M1Half<>+54(SB)/1, $0x1f
+DATA E2M1Half<>+55(SB)/1, $0x00
+DATA E2M1Half<>+56(SB)/1, $0xff
+DATA E2M1Half<>+57(SB)/1, $0xff
+DATA E2M1Half<>+58(SB)/1, $0x1f
+DATA E2M1Half<>+59(SB)/1, $0x00
+DATA E2M1Half<>+60(SB)/1, $0xff
+DATA E2M1Half<>+61(SB)/1, $0xff
+DATA E2M1Half<>+62(SB)/1, $0x1f
+DATA E2M1Half<>+63(SB)/1, $0x00
+GLOBL E2M1Half<>(SB), RODATA|NOPTR, $64
+
+DATA E2M1Bias<>+0(SB)/1, $0xfc
+DATA E2M1Bias<>+1(SB)/1, $0x00
+DATA E2M1Bias<>+2(SB)/1, $0x00
+DATA E2M1Bias<>+3(SB)/1, $0x00
+DATA E2M1Bias<>+4(SB)/1, $0xfc
+DATA E2M1Bias<>+5(SB)/1, $0x00
+DATA E2M1Bias<>+6(SB)/1, $0x00
+DATA E2M1Bias<>+7(SB)/1, $0x00
+DATA E2M1Bias<>+8(SB)/1, $0xfc
+DATA E2M1Bias<>+9(SB)/1, $0x00
+DATA E2M1Bias<>+10(SB)/1, $0x00
+DATA E2M1Bias<>+11(SB)/1, $0x00
+DATA E2M1Bias<>+12(SB)/1, $0xfc
+DATA E2M1Bias<>+13(SB)/1, $0x00
+DATA E2M1Bias<>+14(SB)/1, $0x00
+DATA E2M1Bias<>+15(SB)/1, $0x00
+DATA E2M1Bias<>+16(SB)/1, $0xfc
+DATA E2M1Bias<>+17(SB)/1, $0x00
+DATA E2M1Bias<>+18(SB)/1, $0x00
+DATA E2M1Bias<>+19(SB)/1, $0x00
+DATA E2M1Bias<>+20(SB)/1, $0xfc
+DATA E2M1Bias<>+21(SB)/1, $0x00
+DATA E2M1Bias<>+22(SB)/1, $0x00
+DATA E2M1Bias<>+23(SB)/1, $0x00
+DATA E2M1Bias<>+24(SB)/1, $0xfc
+DATA E2M1Bias<>+25(SB)/1, $0x00
+DATA E2M1Bias<>+26(SB)/1, $0x00
+DATA E2M1Bias<>+27(SB)/1, $0x00
+DATA E2M1Bias<>+28(SB)/1, $0xfc
+DATA E2M1Bias<>+29(SB)/1, $0x00
+DATA E2M1Bias<>+30(SB)/1, $0x00
+DATA E2M1Bias<>+31(SB)/1, $0x00
+DATA E2M1Bias<>+32(SB)/1, $0xfc
+DATA E2M1Bias<>+33(SB)/1, $0x00
+DATA E2M1Bias<>+34(SB)/1, $0x00
+DATA E2M1Bias<>+35(SB)/1, $0x00
+DATA E2M1Bias<>+36(SB)/1, $0xfc
+DATA E2M1Bias<>+37(SB)/1, $0x00
+DATA E2M1Bias<>+38(SB)/1, $0x00
+DATA E2M1Bias<>+39(SB)/1, $0x00
+DATA E2M1Bias<>+40(SB)/1, $0xfc
+DATA E2M1Bias<>+41(SB)/1, $0x00
+DATA E2M1Bias<>+42(SB)/1, $0x00
+DATA E2M1Bias<>+43(SB)/1, $0x00
+DATA E2M1Bias<>+44(SB)/1, $0xfc
+DATA E2M1Bias<>+45(SB)/1, $0x00
+DATA E2M1Bias<>+46(SB)/1, $0x00
+DATA E2M1Bias<>+47(SB)/1, $0x00
+DATA E2M1Bias<>+48(SB)/1, $0xfc
+DATA E2M1Bias<>+49(SB)/1, $0x00
+DATA E2M1Bias<>+50(SB)/1, $0x00
+DATA E2M1Bias<>+51(SB)/1, $0x00
+DATA E2M1Bias<>+52(SB)/1, $0xfc
+DATA E2M1Bias<>+53(SB)/1, $0x00
+DATA E2M1Bias<>+54(SB)/1, $0x00
+DATA E2M1Bias<>+55(SB)/1, $0x00
+DATA E2M1Bias<>+56(SB)/1, $0xfc
+DATA E2M1Bias<>+57(SB)/1, $0x00
+DATA E2M1Bias<>+58(SB)/1, $0x00
+DATA E2M1Bias<>+59(SB)/1, $0x00
+DATA E2M1Bias<>+60(SB)/1, $0xfc
+DATA E2M1Bias<>+61(SB)/1, $0x00
+DATA E2M1Bias<>+62(SB)/1, $0x00
+DATA E2M1Bias<>+63(SB)/1, $0x00
+GLOBL E2M1Bias<>(SB), RODATA|NOPTR, $64
+
+DATA E2M1Add<>+0(SB)/1, $0x00
+DATA E2M1Add<>+1(SB)/1, $0x00
+DATA E2M1Add<>+2(SB)/1, $0x80
+DATA E2M1Add<>+3(SB)/1, $0x4a
+DATA E2M1Add<>+4(SB)/1, $0x00
+DATA E2M1Add<>+5(SB)/1, $0x00
+DATA E2M1Add<>+6(SB)/1, $0x80
+DATA E2M1Add<>+7(SB)/1, $0x4a
+DATA E2M1Add<>+8(SB)/1, $0x00
+DATA E2M1Add<>+9(SB)/1, $0x00
+DATA E2M1Add<>+10(SB)/1, $0x80
+DATA E2M1Add<>+11(SB)/1, $0x4a
+DATA E2M1Add<>+12(SB)/1, $0x00
+DATA E2M1Add<>+13(SB)/1, $0x00
+DATA E2M1Add<>+14(SB)/1, $0x80
+DATA E2M1Add<>+15(SB)/1, $0x4a
+DATA E2M1Add<>+16(SB)/1, $0x00
+DATA E2M1Add<>+17(SB)/1, $0x00
+DATA E2M1Add<>+18(SB)/1, $0x80
+DATA E2M1Add<>+19(SB)/1, $0x4a
+DATA E2M1Add<>+20(SB)/1, $0x00
+DATA E2M1Add<>+21(SB)/1, $0x00
+DATA E2M1Add<>+22(SB)/1, $0x80
+DATA E2M1Add<>+23(SB)/1, $0x4a
+DATA E2M1Add<>+24(SB)/1, $0x00
+DATA E2M1Add<>+25(SB)/1, $0x00
+DATA E2M1Add<>+26(SB)/1, $0x80
+DATA E2M1Add<>+27(SB)/1, $0x4a
+DATA E2M1Add<>+28(SB)/1, $0x00
+DATA E2M1Add<>+29(SB)/1, $0x00
+DATA E2M1Add<>+30(SB)/1, $0x80
+DATA E2M1Add<>+31(SB)/1, $0x4a
+DATA E2M1Add<>+32(SB)/1, $0x00
+DATA E2M1Add<>+33(SB)/1, $0x00
+DATA E2M1Add<>+34(SB)/1, $0x80
+DATA E2M1Add<>+35(SB)/1, $0x4a
+DATA E2M1Add<>+36(SB)/1, $0x00
+DATA E2M1Add<>+37(SB)/1, $0x00
+DATA E2M1Add<>+38(SB)/1, $0x80
+DATA E2M1Add<>+39(SB)/1, $0x4a
+DATA E2M1Add<>+40(SB)/1, $0x00
+DATA E2M1Add<>+41(SB)/1, $0x00
+DATA E2M1Add<>+42(SB)/1, $0x80
+DATA E2M1Add<>+43(SB)/1, $0x4a
+DATA E2M1Add<>+44(SB)/1, $0x00
+DATA E2M1Add<>+45(SB)/1, $0x00
+DATA E2M1Add<>+46(SB)/1, $0x80
+DATA E2M1Add<>+47(SB)/1, $0x4a
+DATA E2M1Add<>+48(SB)/1, $0x00
+DATA E2M1Add<>+49(SB)/1, $0x00
+DATA E2M1Add<>+50(SB)/1, $0x80
+DATA E2M1Add<>+51(SB)/1, $0x4a
+DATA E2M1Add<>+52(SB)/1, $0x00
+DATA E2M1Add<>+53(SB)/1, $0x00
+DATA E2M1Add<>+54(SB)/1, $0x80
+DATA E2M1Add<>+55(SB)/1, $0x4a
+DATA E2M1Add<>+56(SB)/1, $0x00
+DATA E2M1Add<>+57(SB)/1, $0x00
+DATA E2M1Add<>+58(SB)/1, $0x80
+DATA E2M1Add<>+59(SB)/1, $0x4a
+DATA E2M1Add<>+60(SB)/1, $0x00
+DATA E2M1Add<>+61(SB)/1, $0x00
+DATA E2M1Add<>+62(SB)/1, $0x80
+DATA E2M1Add<>+63(SB)/1, $0x4a
+GLOBL E2M1Add<>(SB), RODATA|NOPTR, $64
+
+DATA E2M1Least<>+0(SB)/1, $0x00
+DATA E2M1Least<>+1(SB)/1, $0x00
+DATA E2M1Least<>+2(SB)/1, $0x80
+DATA E2M1Least<>+3(SB)/1, $0x3f
+DATA E2M1Least<>+4(SB)/1, $0x00
+DATA E2M1Least<>+5(SB)/1, $0x00
+DATA E2M1Least<>+6(SB)/1, $0x80
+DATA E2M1Least<>+7(SB)/1, $0x3f
+DATA E2M1Least<>+8(SB)/1, $0x00
+DATA E2M1Least<>+9(SB)/1, $0x00
+DATA E2M1Least<>+10(SB)/1, $0x80
+DATA E2M1Least<>+11(SB)/1, $0x3f
+DATA E2M1Least<>+12(SB)/1, $0x00
+DATA E2M1Least<>+13(SB)/1, $0x00
+DATA E2M1Least<>+14(SB)/1, $0x80
+DATA E2M1Least<>+15(SB)/1, $0x3f
+DATA E2M1Least<>+16(SB)/1, $0x00
+DATA E2M1Least<>+17(SB)/1, $0x00
+DATA E2M1Least<>+18(SB)/1, $0x80
+DATA E2M1Least<>+19(SB)/1, $0x3f
+DATA E2M1Least<>+20(SB)/1, $0x00
+DATA E2M1Least<>+21(SB)/1, $0x00
+DATA E2M1Least<>+22(SB)/1, $0x80
+DATA E2M1Least<>+23(SB)/1, $0x3f
+DATA E2M1Least<>+24(SB)/1, $0x00
+DATA E2M1Least<>+25(SB)/1, $0x00
+DATA E2M1Least<>+26(SB)/1, $0x80
+DATA E2M1Least<>+27(SB)/1, $0x3f
+DATA E2M1Least<>+28(SB)/1, $0x00
+DATA E2M1Least<>+29(SB)/1, $0x00
+DATA E2M1Least<>+30(SB)/1, $0x80
+DATA E2M1Least<>+31(SB)/1, $0x3f
+DATA E2M1Least<>+32(SB)/1, $0x00
+DATA E2M1Least<>+33(SB)/1, $0x00
+DATA E2M1Least<>+34(SB)/1, $0x80
+DATA E2M1Least<>+35(SB)/1, $0x3f
+DATA E2M1Least<>+36(SB)/1, $0x00
+DATA E2M1Least<>+37(SB)/1, $0x00
+DATA E2M1Least<>+38(SB)/1, $0x80
+DATA E2M1Least<>+39(SB)/1, $0x3f
+DATA E2M1Least<>+40(SB)/1, $0x00
+DATA E2M1Least<>+41(SB)/1, $0x00
+DATA E2M1Least<>+42(SB)/1, $0x80
+DATA E2M1Least<>+43(SB)/1, $0x3f
+DATA E2M1Least<>+44(SB)/1, $0x00
+DATA E2M1Least<>+45(SB)/1, $0x00
+DATA E2M1Least<>+46(SB)/1, $0x80
+DATA E2M1Least<>+47(SB)/1, $0x3f
+DATA E2M1Least<>+48(SB)/1, $0x00
+DATA E2M1Least<>+49(SB)/1, $0x00
+DATA E2M1Least<>+50(SB)/1, $0x80
+DATA E2M1Least<>+51(SB)/1, $0x3f
+DATA E2M1Least<>+52(SB)/1, $0x00
+DATA E2M1Least<>+53(SB)/1, $0x00
+DATA E2M1Least<>+54(SB)/1, $0x80
+DATA E2M1Least<>+55(SB)/1, $0x3f
+DATA E2M1Least<>+56(SB)/1, $0x00
+DATA E2M1Least<>+57(SB)/1, $0x00
+DATA E2M1Least<>+58(SB)/1, $0x80
+DATA E2M1Least<>+59(SB)/1, $0x3f
+DATA E2M1Least<>+60(SB)/1, $0x00
+DATA E2M1Least<>+61(SB)/1, $0x00
+DATA E2M1Least<>+62(SB)/1, $0x80
+DATA E2M1Least<>+63(SB)/1, $0x3f
+GLOBL E2M1Least<>(SB), RODATA|NOPTR, $64
+
+DATA E2M1Sign<>+0(SB)/1, $0x08
+DATA E2M1Sign<>+1(SB)/1, $0x00
+DATA E2M1Sign<>+2(SB)/1, $0x00
+DATA E2M1Sign<>+3(SB)/1, $0x00
+DATA E2M1Sign<>+4(SB)/1, $0x08
+DATA E2M1Sign<>+5(SB)/1, $0x00
+DATA E2M1Sign<>+6(SB)/1, $0x00
+DATA E2M1Sign<>+7(SB)/1, $0x00
+DATA E2M1Sign<>+8(SB)/1, $0x08
+DATA E2M1Sign<>+9(SB)/1, $0x00
+DATA E2M1Sign<>+10(SB)/1, $0x00
+DATA E2M1Sign<>+11(SB)/1, $0x00
+DATA E2M1Sign<>+12(SB)/1, $0x08
+DATA E2M1Sign<>+13(SB)/1, $0x00
+DATA E2M1Sign<>+14(SB)/1, $0x00
+DATA E2M1Sign<>+15(SB)/1, $0x00
+DATA E2M1Sign<>+16(SB)/1, $0x08
+DATA E2M1Sign<>+17(SB)/1, $0x00
+DATA E2M1Sign<>+18(SB)/1, $0x00
+DATA E2M1Sign<>+19(SB)/1, $0x00
+DATA E2M1Sign<>+20(SB)/1, $0x08
+DATA E2M1Sign<>+21(SB)/1, $0x00
+DATA E2M1Sign<>+22(SB)/1, $0x00
+DATA E2M1Sign<>+23(SB)/1, $0x00
+DATA E2M1Sign<>+24(SB)/1, $0x08
+DATA E2M1Sign<>+25(SB)/1, $0x00
+DATA E2M1Sign<>+26(SB)/1, $0x00
+DATA E2M1Sign<>+27(SB)/1, $0x00
+DATA E2M1Sign<>+28(SB)/1, $0x08
+DATA E2M1Sign<>+29(SB)/1, $0x00
+DATA E2M1Sign<>+30(SB)/1, $0x00
+DATA E2M1Sign<>+31(SB)/1, $0x00
+DATA E2M1Sign<>+32(SB)/1, $0x08
+DATA E2M1Sign<>+33(SB)/1, $0x00
+DATA E2M1Sign<>+34(SB)/1, $0x00
+DATA E2M1Sign<>+35(SB)/1, $0x00
+DATA E2M1Sign<>+36(SB)/1, $0x08
+DATA E2M1Sign<>+37(SB)/1, $0x00
+DATA E2M1Sign<>+38(SB)/1, $0x00
+DATA E2M1Sign<>+39(SB)/1, $0x00
+DATA E2M1Sign<>+40(SB)/1, $0x08
+DATA E2M1Sign<>+41(SB)/1, $0x00
+DATA E2M1Sign<>+42(SB)/1, $0x00
+DATA E2M1Sign<>+43(SB)/1, $0x00
+DATA E2M1Sign<>+44(SB)/1, $0x08
+DATA E2M1Sign<>+45(SB)/1, $0x00
+DATA E2M1Sign<>+46(SB)/1, $0x00
+DATA E2M1Sign<>+47(SB)/1, $0x00
+DATA E2M1Sign<>+48(SB)/1, $0x08
+DATA E2M1Sign<>+49(SB)/1, $0x00
+DATA E2M1Sign<>+50(SB)/1, $0x00
+DATA E2M1Sign<>+51(SB)/1, $0x00
+DATA E2M1Sign<>+52(SB)/1, $0x08
+DATA E2M1Sign<>+53(SB)/1, $0x00
+DATA E2M1Sign<>+54(SB)/1, $0x00
+DATA E2M1Sign<>+55(SB)/1, $0x00
+DATA E2M1Sign<>+56(SB)/1, $0x08
+DATA E2M1Sign<>+57(SB)/1, $0x00
+DATA E2M1Sign<>+58(SB)/1, $0x00
+DATA E2M1Sign<>+59(SB)/1, $0x00
+DATA E2M1Sign<>+60(SB)/1, $0x08
+DATA E2M1Sign<>+61(SB)/1, $0x00
+DATA E2M1Sign<>+62(SB)/1, $0x00
+DATA E2M1Sign<>+63(SB)/1, $0x00
+GLOBL E2M1Sign<>(SB), RODATA|NOPTR, $64
+
+DATA nibblePairs<>+0(SB)/1, $0x01
+DATA nibblePairs<>+1(SB)/1, $0x10
+DATA nibblePairs<>+2(SB)/1, $0x01
+DATA nibblePairs<>+3(SB)/1, $0x10
+DATA nibblePairs<>+4(SB)/1, $0x01
+DATA nibblePairs<>+5(SB)/1, $0x10
+DATA nibblePairs<>+6(SB)/1, $0x01
+DATA nibblePairs<>+7(SB)/1, $0x10
+DATA nibblePairs<>+8(SB)/1, $0x01
+DATA nibblePairs<>+9(SB)/1, $0x10
+DATA nibblePairs<>+10(SB)/1, $0x01
+DATA nibblePairs<>+11(SB)/1, $0x10
+DATA nibblePairs<>+12(SB)/1, $0x01
+DATA nibblePairs<>+13(SB)/1, $0x10
+DATA nibblePairs<>+14(SB)/1, $0x01
+DATA nibblePairs<>+15(SB)/1, $0x10
+DATA nibblePairs<>+16(SB)/1, $0x01
+DATA nibblePairs<>+17(SB)/1, $0x10
+DATA nibblePairs<>+18(SB)/1, $0x01
+DATA nibblePairs<>+19(SB)/1, $0x10
+DATA nibblePairs<>+20(SB)/1, $0x01
+DATA nibblePairs<>+21(SB)/1, $0x10
+DATA nibblePairs<>+22(SB)/1, $0x01
+DATA nibblePairs<>+23(SB)/1, $0x10
+DATA nibblePairs<>+24(SB)/1, $0x01
+DATA nibblePairs<>+25(SB)/1, $0x10
+DATA nibblePairs<>+26(SB)/1, $0x01
+DATA nibblePairs<>+27(SB)/1, $0x10
+DATA nibblePairs<>+28(SB)/1, $0x01
+DATA nibblePairs<>+29(SB)/1, $0x10
+DATA nibblePairs<>+30(SB)/1, $0x01
+DATA nibblePairs<>+31(SB)/1, $0x10
+DATA nibblePairs<>+32(SB)/1, $0x01
+DATA nibblePairs<>+33(SB)/1, $0x10
+DATA nibblePairs<>+34(SB)/1, $0x01
+DATA nibblePairs<>+35(SB)/1, $0x10
+DATA nibblePairs<>+36(SB)/1, $0x01
+DATA nibblePairs<>+37(SB)/1, $0x10
+DATA nibblePairs<>+38(SB)/1, $0x01
+DATA nibblePairs<>+39(SB)/1, $0x10
+DATA nibblePairs<>+40(SB)/1, $0x01
+DATA nibblePairs<>+41(SB)/1, $0x10
+DATA nibblePairs<>+42(SB)/1, $0x01
+DATA nibblePairs<>+43(SB)/1, $0x10
+DATA nibblePairs<>+44(SB)/1, $0x01
+DATA nibblePairs<>+45(SB)/1, $0x10
+DATA nibblePairs<>+46(SB)/1, $0x01
+DATA nibblePairs<>+47(SB)/1, $0x10
+DATA nibblePairs<>+48(SB)/1, $0x01
+DATA nibblePairs<>+49(SB)/1, $0x10
+DATA nibblePairs<>+50(SB)/1, $0x01
+DATA nibblePairs<>+51(SB)/1, $0x10
+DATA nibblePairs<>+52(SB)/1, $0x01
+DATA nibblePairs<>+53(SB)/1, $0x10
+DATA nibblePairs<>+54(SB)/1, $0x01
+DATA nibblePairs<>+55(SB)/1, $0x10
+DATA nibblePairs<>+56(SB)/1, $0x01
+DATA nibblePairs<>+57(SB)/1, $0x10
+DATA nibblePairs<>+58(SB)/1, $0x01
+DATA nibblePairs<>+59(SB)/1, $0x10
+DATA nibblePairs<>+60(SB)/1, $0x01
+DATA nibblePairs<>+61(SB)/1, $0x10
+DATA nibblePairs<>+62(SB)/1, $0x01
+DATA nibblePairs<>+63(SB)/1, $0x10
+GLOBL nibblePairs<>(SB), RODATA|NOPTR, $64
+
+// func magnitudesAVX2(dst []uint32, x []float32)
+// Requires: AVX, AVX2
+TEXT ·magnitudesAVX2(SB), NOSPLIT, $0-48
+	MOVQ    dst_base+0(FP), AX
+	MOVQ    x_base+24(FP), CX
+	MOVQ    x_len+32(FP), DX
+	VMOVUPS magnitude<>+0(SB), Y0
+	ANDQ    $-16, DX
+
+loop:
+	TESTQ        DX, DX
+	JE           done
+	VPAND        (CX), Y0, Y1
+	VPAND        32(CX), Y0, Y2
+	VPMAXUD      Y1, Y2, Y1
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMAXUD      X1, X2, X2
+	VPSHUFD      $0x4e, X2, X1
+	VPMAXUD      X1, X2, X2
+	VPSHUFD      $0xb1, X2, X1
+	VPMAXUD      X1, X2, X2
+	VMOVD        X2, BX
+	MOVL         BX, (AX)
+	ADDQ         $0x04, AX
+	ADDQ         $0x40, CX
+	SUBQ         $+16, DX
+	JMP          loop
+
+done:
+	VZEROUPPER
+	RET
+
+// func multiplyAVX2(x []float32, by []float32)
+// Requires: AVX
+TEXT ·multiplyAVX2(SB), NOSPLIT, $0-48
+	MOVQ x_base+0(FP), AX
+	MOVQ by_base+24(FP), CX
+	MOVQ x_len+8(FP), DX
+	ANDQ $-16, DX
+
+loop:
+	TESTQ        DX, DX
+	JE           done
+	VBROADCASTSS (CX), Y0
+	VMOVUPS      (AX), Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, (AX)
+	VMOVUPS      32(AX), Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 32(AX)
+	ADDQ         $0x04, CX
+	ADDQ         $0x40, AX
+	SUBQ         $+16, DX
+	JMP          loop
+
+done:
+	VZEROUPPER
+	RET
+
+// func nibblesAVX2(dst []float32, codes []byte, values *[16]float32, by []float32)
+// Requires: AVX, AVX2
+TEXT ·nibblesAVX2(SB), NOSPLIT, $0-80
+	MOVQ    dst_base+0(FP), AX
+	MOVQ    codes_base+24(FP), CX
+	MOVQ    by_base+56(FP), DX
+	MOVQ    dst_len+8(FP), BX
+	MOVQ    values+48(FP), SI
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
+	ANDQ    $-16, BX
+
+loop:
+	TESTQ        BX, BX
+	JE           done
+	VBROADCASTSS (DX), Y2
+	VPMOVZXBD    (CX), Y3
+	VPSRLD       $0x04, Y3, Y4
+	VPERMPS      Y0, Y3, Y5
+	VPERMPS      Y1, Y3, Y6
+	VPSLLD       $0x1c, Y3, Y3
+	VBLENDVPS    Y3, Y6, Y5, Y5
+	VMULPS       Y2, Y5, Y5
+	VPERMPS      Y0, Y4, Y3
+	VPERMPS      Y1, Y4, Y6
+	VPSLLD       $0x1c, Y4, Y4
+	VBLENDVPS    Y4, Y6, Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VUNPCKLPS    Y3, Y5, Y2
+	VUNPCKHPS    Y3, Y5, Y3
+	VPERM2F128   $0x20, Y3, Y2, Y4
+	VMOVUPS      Y4, (AX)
+	VPERM2F128   $0x31, Y3, Y2, Y4
+	VMOVUPS      Y4, 32(AX)
+	ADDQ         $0x04, DX
+	ADDQ         $0x08, CX
+	ADDQ         $0x40, AX
+	SUBQ         $+16, BX
+	JMP          loop
+
+done:
+	VZEROUPPER
+	RET

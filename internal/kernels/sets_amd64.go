@@ -54,6 +54,11 @@ func assembly() (sets []*Set) {
 			quantizeAffine:    affines{quantizeAffineF32AVX2, quantizeAffineF16AVX2, quantizeAffineBF16AVX2},
 			dequantizeAffine: unaffines{dequantizeAffineF32AVX2, dequantizeAffineF16AVX2,
 				dequantizeAffineBF16AVX2},
+			encodeE4M3: encodeE4M3AVX2,
+			encodeE2M1: encodeE2M1AVX2,
+			magnitudes: magnitudesAVX2,
+			multiply:   multiplyAVX2,
+			nibbles:    nibblesAVX2,
 			tiles: &tiles{48, mulAddAVX512, [3]multiplier{mulAddEdge1AVX512, mulAddEdge2AVX512, mulAddEdge3AVX512},
 				transposeAVX2},
 		})
@@ -101,6 +106,11 @@ func assembly() (sets []*Set) {
 			quantizeAffine:    affines{quantizeAffineF32AVX2, quantizeAffineF16AVX2, quantizeAffineBF16AVX2},
 			dequantizeAffine: unaffines{dequantizeAffineF32AVX2, dequantizeAffineF16AVX2,
 				dequantizeAffineBF16AVX2},
+			encodeE4M3: encodeE4M3AVX2,
+			encodeE2M1: encodeE2M1AVX2,
+			magnitudes: magnitudesAVX2,
+			multiply:   multiplyAVX2,
+			nibbles:    nibblesAVX2,
 			tiles: &tiles{24, mulAddAVX2, [3]multiplier{mulAddEdge1AVX2, mulAddEdge2AVX2, mulAddEdge3AVX2},
 				transposeAVX2},
 		})

@@ -336,3 +336,18 @@ func ranksAVX2(codes []byte, x []float32, limits *[8]float32)
 
 //go:noescape
 func divideAVX2(x []float32, divisors []float32, group int)
+
+//go:noescape
+func encodeE4M3AVX2(dst []byte, x []float32, plus float32)
+
+//go:noescape
+func encodeE2M1AVX2(dst []byte, x []float32, plus float32)
+
+//go:noescape
+func magnitudesAVX2(dst []uint32, x []float32)
+
+//go:noescape
+func multiplyAVX2(x []float32, by []float32)
+
+//go:noescape
+func nibblesAVX2(dst []float32, codes []byte, values *[16]float32, by []float32)

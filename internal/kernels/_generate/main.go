@@ -122,6 +122,11 @@ func main() {
 	}
 	avx2{}.ranks()
 	avx2{}.divide()
+	avx2{}.encodeMinifloat(e4m3)
+	avx2{}.encodeMinifloat(e2m1)
+	avx2{}.magnitudes()
+	avx2{}.byGroups("multiplyAVX2", func(m, x, r Op) { VMULPS(m, x, r) })
+	avx2{}.nibbles()
 	Generate()
 }
 
