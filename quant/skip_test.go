@@ -1,4 +1,4 @@
-package bnb
+package quant
 
 import (
 	"testing"
