@@ -104,10 +104,10 @@ func Types() (all []Type) {
 	return all
 }
 
-// Parse finds a type by its name, in capitals or not, such as q4_K.
+// Parse finds a type by its name, in capitals or not, such as q4_K, or by what Unique has for it.
 func Parse(name string) (Type, error) {
 	for _, t := range Types() {
-		if strings.EqualFold(name, blocks[t].name) {
+		if strings.EqualFold(name, blocks[t].name) || name == t.Unique() {
 			return t, nil
 		}
 	}
@@ -137,6 +137,14 @@ func (t Type) String() string {
 
 // Name is the name in lower case, such as "q4_k", by which a type is asked for.
 func (t Type) Name() string { return strings.ToLower(t.String()) }
+
+// Unique is Name, or where other schemes have a type of that name one with ggml's before it.
+func (t Type) Unique() string {
+	if t == MXFP4 || t == NVFP4 {
+		return "ggml-" + t.Name()
+	}
+	return t.Name()
+}
 
 // Elements is the number of elements in a block.
 func (t Type) Elements() int { return blocks[t].elements }

@@ -108,7 +108,7 @@ func (m *Merged) stays(w *Weight, o Options) (target, bool) {
 		return target{typ: s.Encoding.Name}, s.Encoding != (tensor.Encoding{})
 	}
 	typ := s.Decoder.Spec().Type
-	if _, err := ggml.Parse(typ); err != nil || o.Quantize == "none" {
+	if t, err := ggml.Parse(typ); err != nil || t.Unique() != typ || o.Quantize == "none" {
 		return target{}, false
 	}
 	return target{typ: typ}, true
@@ -375,7 +375,7 @@ func (b *planner) targetJob(ctx context.Context, w *Weight, t target) (Job, erro
 
 // blockType finds the scheme that has ggml's block types.
 func (b *planner) blockType(t ggml.Type) (quant.Scheme, string, error) {
-	name := t.Name()
+	name := t.Unique()
 	s, err := b.Schemes.ForType(name)
 	return s, name, err
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -26,7 +25,8 @@ type Scheme struct{}
 // Name returns the quant_method that transformers has for such weights.
 func (Scheme) Name() string { return "gguf" }
 
-// Types lists the block types by their names in lower case, such as "q4_k". Each puts a weight in exactly that type.
+// Types lists the block types by their names in lower case, such as "q4_k", but for those that other schemes have too:
+// these are ggml-mxfp4 and ggml-nvfp4. Each puts a weight in exactly that type.
 func (Scheme) Types() []quant.Type {
 	var types []quant.Type
 	for _, t := range ggml.Types() {
@@ -35,7 +35,7 @@ func (Scheme) Types() []quant.Type {
 	return types
 }
 
-func name(t ggml.Type) string { return strings.ToLower(t.String()) }
+func name(t ggml.Type) string { return t.Unique() }
 
 // Validated is a parameter of all types: a block whose scale no float16 holds is refused, as llama-quantize refuses it,
 // instead of stored with an infinite one, as the functions of ggml do.
@@ -43,10 +43,11 @@ const Validated = "validated"
 
 // Spec makes the spec of a block type. Its one parameter is Validated.
 func (Scheme) Spec(typ string, asked quant.Params) (quant.Spec, error) {
-	if _, err := ggml.Parse(typ); err != nil {
+	t, err := ggml.Parse(typ)
+	if err != nil {
 		return quant.Spec{}, fmt.Errorf("%w: %w", quant.ErrUnknown, err)
 	}
-	s := quant.Spec{Type: typ}
+	s := quant.Spec{Type: name(t)}
 	if asked.Bool(Validated) {
 		s.Params = quant.Params{{Name: Validated, Value: true}}
 	}
