@@ -100,7 +100,9 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 		}
 		jobs = append(jobs, j)
 	}
-	b.group(jobs)
+	if err := b.group(ctx, jobs); err != nil {
+		return nil, err
+	}
 	if n, ok := b.scheme.(interface{ Notices() []string }); ok { // a scheme's own word on what it writes
 		b.p.Notices = append(b.p.Notices, n.Notices()...)
 	}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -118,25 +119,73 @@ func (j *jobRun) measured(ctx context.Context) error {
 	}
 }
 
-// group notes which jobs share what their scheme measures.
-func (b *planner) group(jobs []Job) {
-	g, ok := b.scheme.(quant.Grouper)
-	if !ok {
-		return
+// group notes which jobs share what their scheme measures. Where one of a group is encoded all are, so that they go on
+// sharing it.
+func (b *planner) group(ctx context.Context, jobs []Job) error {
+	type kind struct {
+		grouper quant.Grouper
+		scheme  quant.Scheme
+		spec    quant.Spec
+		byName  map[string]*Job
+		names   []string
 	}
-	byName := map[string]*Job{}
-	var names []string
+	var kinds []*kind
+	weights := make(map[string]*Weight, len(b.from.Weights))
+	for _, w := range b.from.Weights {
+		weights[w.Name] = w
+	}
 	for i := range jobs {
-		if j := &jobs[i]; j.Encode != nil {
-			byName[j.Weight] = j
-			names = append(names, j.Weight)
+		j := &jobs[i]
+		w := weights[j.Weight]
+		var spec quant.Spec
+		switch {
+		case j.Encode != nil:
+			spec = *j.Encode
+		case j.Copy && w.Decoder != nil:
+			spec = w.Decoder.Spec()
+		default:
+			continue
 		}
+		scheme, err := b.Schemes.ForType(spec.Type)
+		grouper, ok := scheme.(quant.Grouper)
+		if err != nil || !ok {
+			continue
+		}
+		at := slices.IndexFunc(kinds, func(k *kind) bool { return k.spec.Equal(spec) })
+		if at < 0 {
+			at = len(kinds)
+			kinds = append(kinds, &kind{grouper: grouper, scheme: scheme, spec: spec, byName: map[string]*Job{}})
+		}
+		kinds[at].byName[j.Weight] = j
+		kinds[at].names = append(kinds[at].names, j.Weight)
 	}
-	for _, members := range g.Groups(b.spec, names) {
-		for _, name := range members {
-			if j := byName[name]; j != nil {
+	again := 0
+	for _, k := range kinds {
+		for _, members := range k.grouper.Groups(k.spec, k.names) {
+			encoded := func(name string) bool { return k.byName[name] != nil && k.byName[name].Encode != nil }
+			if !slices.ContainsFunc(members, encoded) {
+				continue
+			}
+			for _, name := range members {
+				j := k.byName[name]
+				if j == nil {
+					continue
+				}
+				if j.Encode == nil {
+					w := weights[name]
+					n, err := encodeJob(ctx, w, w.DType, k.scheme, k.spec)
+					if err != nil {
+						return w.Failed(err)
+					}
+					*j = n
+					again++
+				}
 				j.Group = members[0]
 			}
 		}
 	}
+	if again > 0 {
+		b.notice("quantised anew, since they share a scale with weights that change: %s", plural(again, "weight"))
+	}
+	return nil
 }
