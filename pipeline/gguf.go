@@ -155,10 +155,21 @@ func partedError(head string) error {
 // forward makes n of m: it makes GGUF's tensors and keys of a checkpoint of transformers.
 func forward(ctx context.Context, n, m *Merged, o Options) error {
 	c := m.Base
-	infos := make([]tensor.Info, len(m.Weights))
+	infos := make([]tensor.Info, 0, len(m.Weights))
 	byName := make(map[string]*Weight, len(m.Weights))
-	for i, w := range m.Weights {
-		infos[i], byName[w.Name] = w.Info, w
+	add := func(w *Weight) {
+		infos = append(infos, w.Info)
+		byName[w.Name] = w
+	}
+	for _, w := range m.Weights {
+		alien := func(p formats.Tensor) bool { return !gguf.Packs(c.Config, p.Name) }
+		if w.Decoder == nil || w.Change != nil || slices.ContainsFunc(w.Parts, alien) {
+			add(w)
+			continue
+		}
+		for _, p := range w.Parts { // GGUF has the same codes
+			add(&Weight{Weight: &checkpoint.Weight{Info: p.Info, Values: p.DType, Parts: []formats.Tensor{p}}})
+		}
 	}
 	config, err := m.config()
 	if err != nil {

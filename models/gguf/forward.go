@@ -99,6 +99,19 @@ func Forward(c *models.Config, tensors []tensor.Info, o Options) (*Model, error)
 	return m, nil
 }
 
+// Packs reports whether a tensor of a checkpoint is codes, or scales of codes, that GGUF has as they are.
+func Packs(c *models.Config, name string) bool {
+	if c == nil {
+		return false
+	}
+	a, _, err := forClass(c.Architecture)
+	if err != nil {
+		return false
+	}
+	r, _, _, known := a.find(name)
+	return known && r != nil && (r.has(mxfp4Blocks) || r.has(mxfp4Scales))
+}
+
 // stacked are the sources of a tensor that has several.
 type stacked struct {
 	at      int // in Model.Tensors

@@ -1,0 +1,266 @@
+// Package mxfp4 reads the experts of gpt-oss: P_blocks has floats of 4 bits, E2M1, 32 in a block of 16 bytes, and
+// P_scales a power of two for each block. They lie with the rows of a matrix together, and the parameter P, a stack of
+// matrices, has them as columns.
+package mxfp4
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/lorakit/lorakit/internal/kernels"
+	"github.com/lorakit/lorakit/internal/minifloat"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+func init() { quant.Register(Scheme{}) }
+
+// Scheme is the quant.Scheme of such experts.
+type Scheme struct{}
+
+const (
+	method = "mxfp4"
+	typ    = "mxfp4-blocks"
+
+	blocksEnd = "_blocks"
+	scalesEnd = "_scales"
+
+	blockElements = 32
+	blockBytes    = 16
+)
+
+// Name returns the quant_method of a config.json.
+func (Scheme) Name() string { return method }
+
+// Types lists what is read.
+func (Scheme) Types() []quant.Type { return []quant.Type{{Name: typ, ReadOnly: true}} }
+
+// Spec makes the spec of the one type, which has no parameters.
+func (Scheme) Spec(asked string, _ quant.Params) (quant.Spec, error) {
+	if asked != typ {
+		return quant.Spec{}, fmt.Errorf("%w %q", quant.ErrUnknown, asked)
+	}
+	return quant.Spec{Type: typ}, nil
+}
+
+// Find returns the stacks of experts among the tensors. Where config.json does not have the scheme, only what looks
+// like it in every way is one.
+func (s Scheme) Find(ctx context.Context, stored quant.Stored) ([]quant.Decoder, error) {
+	var c struct {
+		Quantization struct {
+			Method string `json:"quant_method"`
+		} `json:"quantization_config"`
+	}
+	declared := json.Unmarshal(stored.Config(), &c) == nil && c.Quantization.Method == method
+	var found []quant.Decoder
+	for _, t := range stored.Tensors() {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		d, err := find(stored, t, declared)
+		if err != nil {
+			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
+		}
+		if d != nil {
+			found = append(found, d)
+		}
+	}
+	return found, nil
+}
+
+func find(s quant.Stored, t tensor.Info, declared bool) (quant.Decoder, error) {
+	fail := func(format string, args ...any) (quant.Decoder, error) {
+		if !declared {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("%w: %s", quant.ErrMalformed, fmt.Sprintf(format, args...))
+	}
+	if name, ok := strings.CutSuffix(t.Name, scalesEnd); ok {
+		if _, ok := s.Lookup(name + blocksEnd); !ok {
+			return fail("%s is missing", tensor.Quote(name+blocksEnd))
+		}
+	}
+	name, ok := strings.CutSuffix(t.Name, blocksEnd)
+	if !ok {
+		return nil, nil
+	}
+	scales, ok := s.Lookup(name + scalesEnd)
+	if !ok {
+		return fail("%s is missing", tensor.Quote(name+scalesEnd))
+	}
+	if t.DType != tensor.U8 || len(t.Shape) != 4 || t.Shape[3] != blockBytes || slices.Min(t.Shape) < 1 {
+		return fail("it is %v %v, expected U8 of four dimensions, the last of %d", t.DType, t.Shape, blockBytes)
+	}
+	if scales.DType != tensor.U8 || !slices.Equal(scales.Shape, t.Shape[:3]) {
+		return fail("%s is %v %v, expected U8 %v", tensor.Quote(scales.Name), scales.DType, scales.Shape, t.Shape[:3])
+	}
+	if t.Shape[2] > math.MaxInt64/blockElements {
+		return fail("its shape is %v", t.Shape)
+	}
+	dtype := s.DType()
+	if !dtype.Float() {
+		dtype = tensor.BF16
+	}
+	shape := tensor.Shape{t.Shape[0], t.Shape[2] * blockElements, t.Shape[1]}
+	d := &decoder{parts: []string{t.Name, scales.Name}, rows: t.Shape[1], blocks: t.Shape[2],
+		info: tensor.Info{Name: name, DType: dtype, Shape: shape}}
+	if _, err := (tensor.Info{DType: tensor.F32, Shape: d.info.Shape}).Size(); err != nil {
+		return fail("%v", err)
+	}
+	d.band = bandOf(d.rows, d.blocks)
+	return d, nil
+}
+
+// Encoder refuses: the type is read only.
+func (Scheme) Encoder(_ context.Context, s quant.Spec, _ tensor.Info) (quant.Encoder, error) {
+	return nil, fmt.Errorf("%w to %s: the type is read only", quant.ErrUnsupported, s.Type)
+}
+
+// Config returns the member that transformers writes.
+func (Scheme) Config(_ []quant.Assigned, skip []string) (key string, object []byte, err error) {
+	object, err = json.Marshal(map[string]any{"quant_method": method, "modules_to_not_convert": skip},
+		json.Deterministic(true), json.FormatNilSliceAsNull(true))
+	return "quantization_config", object, err
+}
+
+// Declaration knows its own quantization_config. It is about experts alone.
+func (Scheme) Declaration(config []byte) (quant.Declaration, bool) {
+	var c struct {
+		Method string `json:"quant_method"`
+	}
+	own := json.Unmarshal(config, &c) == nil && c.Method == method
+	return quant.Declaration{Skips: func(string) bool { return true }}, own
+}
+
+// decoder reads a stack of experts.
+type decoder struct {
+	parts        []string
+	info         tensor.Info // experts x (blocks*32) x rows
+	rows, blocks int64
+	band         int64 // how many blocks of each row a unit has
+}
+
+// bandElements is about how many elements a unit has at most.
+const bandElements = 2 << 20
+
+// bandOf chooses a divisor of the blocks of a row: as many as a tile takes.
+func bandOf(rows, blocks int64) int64 {
+	best := int64(1)
+	for n := int64(1); n <= blocks/n; n++ {
+		if blocks%n != 0 {
+			continue
+		}
+		for _, b := range []int64{n, blocks / n} {
+			if b > best && b <= bandElements/blockElements/rows {
+				best = b
+			}
+		}
+	}
+	return best
+}
+
+func (d *decoder) Info() tensor.Info { return d.info }
+func (d *decoder) Spec() quant.Spec  { return quant.Spec{Type: typ} }
+func (d *decoder) Parts() []string   { return d.parts }
+
+// Unit is a band of blocks of all rows.
+func (d *decoder) Unit() int64 { return d.band * blockElements * d.rows }
+
+// Values is BF16, which has all values exactly.
+func (d *decoder) Values() tensor.DType { return tensor.BF16 }
+
+// each hands out the blocks [from, to) of all rows of an expert that the elements [lo, hi) are in.
+func (d *decoder) each(lo, hi int64, use func(expert, from, to int64)) {
+	column := blockElements * d.rows // of blocks
+	for at := lo / column; at < hi/column; {
+		expert, from := at/d.blocks, at%d.blocks
+		n := min(d.blocks-from, hi/column-at)
+		use(expert, from, from+n)
+		at += n
+	}
+}
+
+// Inputs lists all of an expert, which is read sooner than pieces of its rows, or where that is too much these.
+func (d *decoder) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
+	d.each(lo, hi, func(expert, from, to int64) {
+		rows, n := d.rows, to-from
+		if d.together() {
+			rows, from, n = 1, 0, d.rows*d.blocks
+		}
+		for part, size := range []int64{blockBytes, 1} {
+			for row := range rows {
+				at := (expert*d.rows+row)*d.blocks + from
+				r = append(r, quant.Range{Part: part, Offset: at * size, Length: n * size})
+			}
+		}
+	})
+	return r
+}
+
+// mostTogether is how many bytes of codes of an expert are read at once.
+const mostTogether = 16 << 20
+
+func (d *decoder) together() bool { return d.rows <= mostTogether/blockBytes/d.blocks }
+
+// strip is how many rows are turned round at a time.
+const strip = 64
+
+// scratch is what a strip needs.
+type scratch struct {
+	row, by     []float32
+	lines, cols []byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+func sized[T any](b *[]T, n int64) []T {
+	if int64(cap(*b)) < n {
+		*b = make([]T, n)
+	}
+	return (*b)[:n]
+}
+
+func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) (err error) {
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	d.each(lo, hi, func(_, from, to int64) {
+		n := to - from
+		// What Inputs has listed of the expert: codes, then scales.
+		listed := map[bool]int64{true: 1, false: d.rows}[d.together()]
+		line := func(part int, r int64) []byte {
+			if size := [2]int64{blockBytes, 1}[part]; d.together() {
+				return in[part][(r*d.blocks+from)*size:][:n*size]
+			}
+			return in[int64(part)*d.rows+r]
+		}
+		width := n * blockElements
+		row, by := sized(&s.row, width), sized(&s.by, width/kernels.Group)
+		lines, cols := sized(&s.lines, 2*strip*width), sized(&s.cols, 2*strip*width)
+		for r := int64(0); r < d.rows; r += strip {
+			rows := min(strip, d.rows-r)
+			for k := range rows {
+				for i, c := range line(1, r+k) {
+					scale := minifloat.E8M0[c]
+					by[2*i], by[2*i+1] = scale, scale
+				}
+				kernels.Nibbles(row, line(0, r+k), &minifloat.E2M1, by)
+				if e := tensor.FromFloats(lines[2*k*width:][:2*width], tensor.BF16, row); e != nil {
+					err = e
+				}
+			}
+			tensor.Transpose(cols[:2*rows*width], lines[:2*rows*width], int(rows), int(width), 2)
+			for i := range width {
+				copy(dst[2*(i*d.rows+r):], cols[2*i*rows:][:2*rows])
+			}
+		}
+		dst = dst[2*width*d.rows:]
+		in = in[2*listed:]
+	})
+	return err
+}
