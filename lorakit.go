@@ -26,14 +26,18 @@ import (
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/train"
 
-	_ "github.com/lorakit/lorakit/formats/gguf"        // registers the container
-	_ "github.com/lorakit/lorakit/formats/pytorch"     // registers the container
-	_ "github.com/lorakit/lorakit/formats/safetensors" // registers the container
-	_ "github.com/lorakit/lorakit/quant/awq"           // registers the scheme
-	_ "github.com/lorakit/lorakit/quant/bnb"           // registers the scheme
-	_ "github.com/lorakit/lorakit/quant/ggml"          // registers the scheme
-	_ "github.com/lorakit/lorakit/quant/gptq"          // registers the scheme
-	_ "github.com/lorakit/lorakit/quant/mlx"           // registers the scheme
+	_ "github.com/lorakit/lorakit/formats/gguf"            // registers the container
+	_ "github.com/lorakit/lorakit/formats/pytorch"         // registers the container
+	_ "github.com/lorakit/lorakit/formats/safetensors"     // registers the container
+	_ "github.com/lorakit/lorakit/quant/awq"               // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/bnb"               // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/compressedtensors" // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/fp8"               // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/ggml"              // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/gptq"              // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/mlx"               // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/modelopt"          // registers the scheme
+	_ "github.com/lorakit/lorakit/quant/mxfp4"             // registers the scheme
 )
 
 // Version is the release, by semantic versioning.
