@@ -14,8 +14,8 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Decoded returns a weight like w whose values are read from parts, the stored tensors of one weight that the scheme has
-// quantised by a spec.
+// Decoded returns a weight like w whose values are read from parts, the stored tensors of one weight that the scheme
+// has quantised by a spec.
 func Decoded(
 	ctx context.Context, w *Weight, scheme quant.Scheme, spec quant.Spec, parts []formats.Tensor,
 ) (*Weight, error) {

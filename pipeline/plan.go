@@ -12,6 +12,8 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
+	"github.com/lorakit/lorakit/ggml"
+	"github.com/lorakit/lorakit/models/gguf"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
 	"github.com/lorakit/lorakit/tensor"
@@ -176,11 +178,14 @@ func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, erro
 	b := planner{Checkpoint: m.Base, Options: o, from: m}
 	b.p = &Plan{Version: planVersion, Source: b.Path, Adapters: m.Adapters,
 		Notices: slices.Concat(m.Base.Notices, m.Notices)}
-	if err := b.check(); err != nil {
-		return nil, err
-	}
 	var err error
 	if b.format, err = b.outputFormat(dst); err != nil {
+		return nil, err
+	}
+	if block, err := ggml.Parse(b.Quantize); err == nil && b.format.Name() == gguf.Format {
+		b.Quantize = block.Unique() // also where another scheme has a type of that name
+	}
+	if err := b.check(); err != nil {
 		return nil, err
 	}
 	jobs, err := b.jobs(ctx)
