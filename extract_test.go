@@ -197,12 +197,12 @@ func TestStudiedAsTheyLie(t *testing.T) {
 	const llama, q = `{"architectures": ["LlamaForCausalLM"], "model_type": "llama"`, "model.layers.0.self_attn.q_proj"
 	words := entry{tensor.Info{DType: tensor.I32, Shape: tensor.Shape{1, 4}}, make([]byte, 16)}
 	plain := madeFolder(t, llama+"}", "model.safetensors", map[string]entry{q + ".weight": ones(4, 8)})
-	packed := madeFolder(t, llama+`, "quantization_config": {"quant_method": "gptq"}}`, "model.safetensors",
-		map[string]entry{q + ".qweight": words})
+	packed := madeFolder(t, llama+`, "quantization_config": {"quant_method": "aqlm"}}`, "model.safetensors",
+		map[string]entry{q + ".codes": words})
 	unmerged := madeFolder(t, llama+"}", "model.safetensors", map[string]entry{q + ".base_layer.weight": ones(4, 8),
 		q + ".lora_A.default.weight": ones(2, 8), q + ".lora_B.default.weight": ones(4, 2)})
 	for dir, says := range map[string]string{
-		packed: `weights are stored as "gptq"`, unmerged: "an adapter that was never merged",
+		packed: `weights are stored as `, unmerged: "an adapter that was never merged",
 	} {
 		out := filepath.Join(t.TempDir(), "out")
 		_, err := lorakit.Extract(t.Context(), plain, dir, out, lorakit.ExtractOptions{Rank: 1})
