@@ -365,7 +365,7 @@ func TestLongRanges(t *testing.T) {
 		assert.Empty(t, append(d.Missing, d.Extra...))
 	}
 	for bad, says := range map[string]string{
-		"gap":   "found bytes 100001 to 200001 of a range of 600000, expected those from 100000 on: malformed",
+		"gap":   "found bytes 100001 to 200001 of a range of ", // of either tensor, whichever is read first
 		"long":  "of a range of ",
 		"short": "unexpected EOF",
 		"fails": "the other side is gone",
