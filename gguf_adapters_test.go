@@ -219,6 +219,29 @@ func TestEveryModelMergedToGGUF(t *testing.T) {
 	}
 }
 
+// TestDequantizedBaseToGGUF: what QLoRA has seen of a base is what adapters are added to, also of weights that stand
+// otherwise in GGUF.
+func TestDequantizedBaseToGGUF(t *testing.T) {
+	t.Parallel()
+	for _, base := range []string{"llama", "gpt2", "phi3", "deepseek3", "qwen3moe"} {
+		t.Run(base, func(t *testing.T) {
+			t.Parallel()
+			dir, src := t.TempDir(), filepath.Join(ggufModels, base)
+			adapter := []lorakit.Adapter{{Path: madeAdapters(t, base)[0].make(t, base)}}
+			o := lorakit.ConvertOptions{DType: "f32", Base: "dequantized", MinKept: -1}
+			plain, once, twice := filepath.Join(dir, "plain"), filepath.Join(dir, "once.gguf"), filepath.Join(dir, "twice.gguf")
+			whole, err := lorakit.Merge(t.Context(), src, adapter, plain, o)
+			require.NoError(t, err)
+			r, err := lorakit.Merge(t.Context(), src, adapter, once, o)
+			require.NoError(t, err)
+			_, err = lorakit.Convert(t.Context(), plain, twice, lorakit.ConvertOptions{})
+			require.NoError(t, err)
+			sameTensors(t, load(t, twice), load(t, once))
+			sameShares(t, whole.Adapters, r.Adapters)
+		})
+	}
+}
+
 // sameKeys holds the keys of a GGUF file against those of another, but for the name.
 func sameKeys(t *testing.T, want, got string) {
 	t.Helper()

@@ -1,9 +1,9 @@
 package checkpoint
 
 import (
+	"bytes"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"sync"
 
@@ -38,13 +38,11 @@ func Compose(info tensor.Info, pieces []Excerpt, shift float32) (*Weight, error)
 	}
 	c := &composed{pieces: pieces, shift: shift, values: pieces[0].Weight.Values}
 	w := &Weight{Info: info}
-	for i, p := range pieces {
+	for _, p := range pieces {
 		if p.Weight.Values != c.values {
 			c.values = tensor.F32
 		}
-		if i == 0 || pieces[i-1].Weight != p.Weight {
-			c.stored += p.Weight.StoredBytes() * p.View.Count() / max(p.Weight.Count(), 1)
-		}
+		c.stored += int64(float64(p.Weight.StoredBytes()) / float64(max(p.Weight.Count(), 1)) * float64(p.View.Count()))
 	}
 	if shift != 0 {
 		c.halves = c.values == tensor.F16
@@ -54,10 +52,9 @@ func Compose(info tensor.Info, pieces []Excerpt, shift float32) (*Weight, error)
 		w.DType = c.values
 	}
 	c.turned = pieces[0].View.Turned()
-	bytes := count * (c.values.Bits() / 8)
 	w.Parts = []formats.Tensor{{
 		Info: tensor.Info{Name: info.Name, DType: c.values, Shape: info.Shape}, File: pieces[0].Weight.Parts[0].File, Data: c,
-		Bytes: bytes,
+		Bytes: count * (c.values.Bits() / 8),
 	}}
 	return w, nil
 }
@@ -168,10 +165,15 @@ func (c *composed) read(r *Reader, p []byte, lo int64) error {
 			return err
 		}
 	}
-	if c.shift == 0 {
+	tensor.Shift(p, c.shift)
+	if !c.halves {
 		return nil
 	}
-	return r.add(p, c.shift, c.halves)
+	b := sized(&r.cast, int64(len(p)/2))
+	if err := tensor.Convert(b, tensor.F16, p, tensor.F32); err != nil {
+		return err
+	}
+	return tensor.Convert(p, tensor.F32, b, tensor.F16)
 }
 
 // atOnce is how many elements are read at once for n.
@@ -187,60 +189,20 @@ func (c *composed) memory(n int64) int64 {
 		}
 		most = max(most, m)
 	}
-	if c.shift != 0 {
-		most += 6 * n
+	if c.halves {
+		most += 2 * n
 	}
 	return most
 }
 
-// add adds a number to each of the float32 in p, where halves says so with the sums rounded to float16.
-func (r *Reader) add(p []byte, shift float32, halves bool) error {
-	n := len(p) / 4
-	if cap(r.floats) < n {
-		r.floats = make([]float32, n)
-	}
-	x := r.floats[:n]
-	if err := tensor.ToFloats(x, p, tensor.F32); err != nil {
-		return err
-	}
-	for i := range x {
-		x[i] += shift
-	}
-	if halves {
-		b := sized(&r.cast, int64(2*n))
-		if err := tensor.FromFloats(b, tensor.F16, x); err != nil {
-			return err
-		}
-		if err := tensor.ToFloats(x, b, tensor.F16); err != nil {
-			return err
-		}
-	}
-	return tensor.FromFloats(p, tensor.F32, x)
-}
-
 // Made is a weight whose values are there already, of no file.
-func Made(info tensor.Info, values []float32, file string) *Weight {
+func Made(info tensor.Info, values []float32, file string) (*Weight, error) {
 	info.DType = tensor.F32
-	data := make(floatBytes, 0, 4*len(values))
-	for _, v := range values {
-		b := math.Float32bits(v)
-		data = append(data, byte(b), byte(b>>8), byte(b>>16), byte(b>>24))
+	data := make([]byte, 4*len(values))
+	if err := tensor.FromFloats(data, tensor.F32, slices.Clone(values)); err != nil {
+		return nil, err
 	}
 	return &Weight{Info: info, Values: tensor.F32, Parts: []formats.Tensor{{
-		Info: info, File: file, Data: data, Bytes: int64(len(data)),
-	}}}
-}
-
-// floatBytes are bytes that are read as a file.
-type floatBytes []byte
-
-func (b floatBytes) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > int64(len(b)) {
-		return 0, io.EOF
-	}
-	n := copy(p, b[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+		Info: info, File: file, Data: bytes.NewReader(data), Bytes: int64(len(data)),
+	}}}, nil
 }

@@ -30,7 +30,6 @@ type Reader struct {
 	compute              chan struct{}
 	column               []float32
 	cast                 []byte // of a weight that is put together
-	floats               []float32
 	inner                *Reader // of what such a weight is put together of
 }
 

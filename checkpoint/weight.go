@@ -31,8 +31,12 @@ func (w *Weight) Failed(err error) error {
 	return fmt.Errorf("%s: tensor %s: %w", w.Parts[0].File, tensor.Quote(w.Name), err)
 }
 
-// StoredBytes is the size of the weight in its file, companions included.
+// StoredBytes is the size of the weight in its file, companions included; of one that is put together that of what it
+// is made of.
 func (w *Weight) StoredBytes() int64 {
+	if c, ok := w.Parts[0].Data.(*composed); ok {
+		return c.stored
+	}
 	var n int64
 	for _, p := range w.Parts {
 		n += p.Bytes

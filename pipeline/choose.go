@@ -194,11 +194,11 @@ func (b *planner) holds(w *Weight) bool {
 // roundTrip is the quantisation that a plain weight goes through, and back, before anything is added to it,
 // or nil. Weights that are not quantised, as an output head, were not so when the adapter was trained either.
 func (b *planner) roundTrip(w *Weight) *quant.Spec {
-	if b.Options.RoundTrip == nil || w.Change == nil || w.Decoder != nil || len(w.Change.Updates) == 0 ||
-		len(w.Shape) < 2 {
-		return nil
+	trained := func(w *Weight) bool {
+		return w.trained() && (b.scheme == nil && w.Role.Quantized || b.scheme != nil && b.selected(w))
 	}
-	if b.scheme == nil && !w.Role.Quantized || b.scheme != nil && !b.selected(w) {
+	if b.Options.RoundTrip == nil ||
+		!trained(w) && !slices.ContainsFunc(w.pieces, func(p piece) bool { return trained(p.of) }) {
 		return nil
 	}
 	spec := *b.Options.RoundTrip

@@ -334,7 +334,8 @@ func checkZeros(w *Weight) error {
 // madeOf is a tensor of a GGUF file as a weight.
 func madeOf(t *gguf.Tensor, byName map[string]*Weight, file string) (*Weight, error) {
 	if len(t.Sources) == 0 {
-		return &Weight{Weight: checkpoint.Made(t.Info, t.Values, file)}, nil
+		w, err := checkpoint.Made(t.Info, t.Values, file)
+		return &Weight{Weight: w}, err
 	}
 	if t.Scales != "" {
 		w, err := packed(t, byName[t.Sources[0]], byName[t.Scales])

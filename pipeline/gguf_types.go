@@ -195,9 +195,8 @@ func (m *Merged) byFileType(f ggml.FileType, o Options) error {
 			m.gguf.targets[i] = plain(gguf.Q8_0.Of(w.Info))
 		case t == ggml.Keep:
 			m.gguf.targets[i] = m.unquantised(w, o)
-		case t == ggml.F32, t == ggml.F16, t == ggml.BF16:
-			m.gguf.targets[i] = target{dtype: map[ggml.Type]tensor.DType{
-				ggml.F32: tensor.F32, ggml.F16: tensor.F16, ggml.BF16: tensor.BF16}[t]}
+		case t == ggml.F16: // of rows that are no whole blocks
+			m.gguf.targets[i] = target{dtype: tensor.F16}
 		default:
 			m.gguf.targets[i] = target{typ: t.Encoding().Name}
 		}
@@ -337,24 +336,19 @@ func (b *planner) targetJob(ctx context.Context, w *Weight, t target) (Job, erro
 			Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: t.dtype, Shape: w.Shape}}}}, nil
 	}
 	if !changed && w.Decoder == nil && w.Encoding.Name == t.typ {
-		j := copyJob(w)
-		j.DType = 0
-		return j, nil
+		return copiedBlocks(w), nil
 	}
 	typ, err := ggml.Parse(t.typ)
 	if err != nil {
 		return Job{}, fmt.Errorf("%w: it is stored as %s, which is not known", ErrRefused, tensor.Quote(t.typ))
 	}
-	scheme, name, err := b.blockType(typ)
+	name := typ.Unique()
+	scheme, err := b.Schemes.ForType(name)
 	if err != nil {
 		return Job{}, err
 	}
-	if have := ""; w.Decoder != nil && !changed {
-		if have = w.Decoder.Spec().Type; have == name {
-			j := copyJob(w)
-			j.DType = 0
-			return j, nil
-		}
+	if !changed && w.Decoder != nil && w.Decoder.Spec().Type == name {
+		return copiedBlocks(w), nil
 	}
 	if typ.ReadOnly() {
 		err := fmt.Errorf("%w: it is %v, which is not written without an importance matrix", ErrRefused, typ)
@@ -373,9 +367,9 @@ func (b *planner) targetJob(ctx context.Context, w *Weight, t target) (Job, erro
 	return j, j.place(ctx, scheme, w)
 }
 
-// blockType finds the scheme that has ggml's block types.
-func (b *planner) blockType(t ggml.Type) (quant.Scheme, string, error) {
-	name := t.Unique()
-	s, err := b.Schemes.ForType(name)
-	return s, name, err
+// copiedBlocks is the job of a weight whose blocks stay as they are.
+func copiedBlocks(w *Weight) Job {
+	j := copyJob(w)
+	j.DType = 0
+	return j
 }

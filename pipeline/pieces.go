@@ -66,7 +66,7 @@ func (r *run) newSources(sh *shardRun) {
 			s := sh.sources[p.of]
 			if s == nil {
 				s = &jobRun{Job: &Job{Weight: p.of.Name, DType: tensor.F32}, weight: p.of, shard: sh, inner: true}
-				if p.of.trained() {
+				if p.of.trained() && p.of.Role.Quantized {
 					s.RoundTrip = j.RoundTrip
 				}
 				sh.sources[p.of] = s
@@ -107,18 +107,7 @@ func (r *run) gathered(ctx context.Context, s *scratch, j *jobRun, lo, hi int64)
 			return nil, err
 		}
 	}
-	if shift := j.weight.shift; shift != 0 {
-		x := floats(&s.merge.x, int(hi-lo))
-		if err := tensor.ToFloats(x, b, tensor.F32); err != nil {
-			return nil, err
-		}
-		for i := range x {
-			x[i] += shift
-		}
-		if err := tensor.FromFloats(b, tensor.F32, x); err != nil {
-			return nil, err
-		}
-	}
+	tensor.Shift(b, j.weight.shift)
 	if j.DType == tensor.F32 {
 		return b, nil
 	}
@@ -205,7 +194,7 @@ func (j *jobRun) merging() []*jobRun {
 	return list
 }
 
-// trained reports whether a weight is one that QLoRA has seen quantised.
+// trained reports whether a weight is one that QLoRA may have seen quantised: a plain matrix that adapters add to.
 func (w *Weight) trained() bool {
-	return w.Change != nil && w.Decoder == nil && len(w.Change.Updates) > 0 && len(w.Shape) > 1 && w.Role.Quantized
+	return w.Change != nil && !w.Decodes() && len(w.Change.Updates) > 0 && len(w.Shape) > 1
 }

@@ -37,6 +37,17 @@ func FromFloats(dst []byte, d DType, x []float32) error {
 	return Convert(dst, d, bytesOf(x), F32)
 }
 
+// Shift adds a number to each of the stored float32 in p.
+func Shift(p []byte, by float32) {
+	if by == 0 { // -0 stays
+		return
+	}
+	for ; len(p) >= 4; p = p[4:] {
+		x := math.Float32frombits(binary.LittleEndian.Uint32(p))
+		binary.LittleEndian.PutUint32(p, math.Float32bits(x+by))
+	}
+}
+
 // WithBytes hands the little-endian bytes of x to use. Where numbers lie otherwise in memory, those of x are turned
 // round for that time.
 func WithBytes(x []float32, use func(b []byte)) {
