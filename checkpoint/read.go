@@ -29,7 +29,7 @@ type Reader struct {
 	band                 band
 	compute              chan struct{}
 	column               []float32
-	cast                 []byte // of a weight that is put together
+	cast                 []byte  // of a weight that is put together
 	inner                *Reader // of what such a weight is put together of
 }
 

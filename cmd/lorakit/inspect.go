@@ -36,16 +36,9 @@ of what they add, and says what its config does.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			debug.SetGCPercent(400) // it ends soon, and what it reads it holds
 			w := c.OutOrStdout()
-			var r *lorakit.Inspection
-			info, err := os.Stat(args[0])
-			adapter := false
-			if err == nil && info.Mode().IsRegular() { // a file's header, which may be large, is read once
-				if r, err = lorakit.Inspect(c.Context(), args[0], o); err != nil {
-					return err
-				}
-				adapter = r.Adapter
-			} else {
-				adapter = lorakit.IsAdapter(args[0])
+			r, adapter, err := inspect(c, args[0], o)
+			if err != nil {
+				return err
 			}
 			if adapter {
 				shown, err := inspectAdapter(c, args[0], parse, o, asJSON)
@@ -56,7 +49,7 @@ of what they add, and says what its config does.`,
 			if err := useless(c, "is for an adapter", "alpha", "expert-layout", "component"); err != nil {
 				return err
 			}
-			if r == nil {
+			if r == nil { // a folder with both
 				if r, err = lorakit.Inspect(c.Context(), args[0], o); err != nil {
 					return err
 				}
@@ -79,6 +72,15 @@ of what they add, and says what its config does.`,
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	c.Flags().BoolVar(&tree, "tree", false, "show modules as a tree, equal layers once")
 	return c
+}
+
+// inspect reads what is no adapter. A file is read to tell, and its header, which may be large, once.
+func inspect(c *cobra.Command, path string, o lorakit.ReadOptions) (r *lorakit.Inspection, adapter bool, err error) {
+	if info, err := os.Stat(path); (err != nil || !info.Mode().IsRegular()) && lorakit.IsAdapter(path) {
+		return nil, true, nil
+	}
+	r, err = lorakit.Inspect(c.Context(), path, o)
+	return r, err == nil && r.Adapter, err
 }
 
 // inspectAdapter shows an adapter. Of a file that is none by itself, such as the tensors of a PEFT folder without its
