@@ -123,7 +123,7 @@ func AnalyzeWeights(ctx context.Context, c *checkpoint.Checkpoint, o AnalyzeOpti
 		}
 		norm := math.Sqrt(x.energy)
 		x.Norm = &norm
-		if isLinear(w) && w.Decoder == nil && w.DType.Float() {
+		if isLinear(w) && !w.Decodes() && w.DType.Float() {
 			low, err := checkpoint.Quantized(ctx, w, qloraNF4)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.Path, err)

@@ -255,7 +255,7 @@ func (a *attaching) addTrainedWhole() error {
 		if !lora.IsTrainedWhole(param, a.task) {
 			continue
 		}
-		if w.Decoder != nil {
+		if w.Decodes() {
 			return fmt.Errorf("%s: tensor %s: %w: PEFT trains it whole for %s, and it is quantised",
 				a.base.Path, tensor.Quote(w.Name), ErrRefused, a.task)
 		}

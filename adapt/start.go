@@ -116,7 +116,7 @@ func (s start) check(t *Target) error {
 	case s.fromWeight && (t.Weight.Role.Kind == models.Embedding || t.Weight.Role.Tied != ""):
 		return t.refused("its weight is the embedding's too, so that PEFT would take what the init %s starts from out "+
 			"of both", s.name)
-	case t.Weight.Decoder != nil:
+	case t.Weight.Decodes():
 		return t.refused("its weight is quantised already, and the init %s needs what it was", s.name)
 	}
 	return nil

@@ -108,11 +108,22 @@ func (w *Weight) Composed() bool {
 	return ok
 }
 
-// Decodes reports whether reading the weight dequantises something.
-func (w *Weight) Decodes() bool {
-	c, ok := w.Parts[0].Data.(*composed)
-	return w.Decoder != nil || ok && slices.ContainsFunc(c.pieces, func(x Excerpt) bool { return x.Weight.Decodes() })
+// Decoders are those that read the weight: its own, or those of what it is put together of.
+func (w *Weight) Decoders() []quant.Decoder {
+	if w.Decoder != nil {
+		return []quant.Decoder{w.Decoder}
+	}
+	var list []quant.Decoder
+	if c, ok := w.Parts[0].Data.(*composed); ok {
+		for _, x := range c.pieces {
+			list = append(list, x.Weight.Decoders()...)
+		}
+	}
+	return list
 }
+
+// Decodes reports whether reading the weight dequantises something.
+func (w *Weight) Decodes() bool { return len(w.Decoders()) > 0 }
 
 // Scattered reports whether elements of a weight that is put together are far apart in the file, so that larger pieces
 // of it are read faster.

@@ -240,8 +240,8 @@ func (b *planner) quantiseJob(ctx context.Context, w *Weight) (Job, error) {
 		if w.Change == nil && have.Equal(spec) && (to == w.DType || w.Values != w.DType) {
 			return copyJob(w), nil
 		}
-		b.decoded++
-	} else if w.Decodes() {
+	}
+	if w.Decodes() {
 		b.decoded++
 	}
 	b.changed = true

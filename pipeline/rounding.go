@@ -28,7 +28,7 @@ func RoundedTwice(ctx context.Context, merged *Merged, result *checkpoint.Checkp
 	reader := checkpoint.NewReader(nil)
 	for _, w := range merged.Weights {
 		r := byName[w.Name]
-		if w.Change == nil || r == nil || w.base == nil || w.base.Decoder != nil || r.Decoder != nil ||
+		if w.Change == nil || r == nil || w.base == nil || w.base.Decodes() || r.Decodes() ||
 			!w.base.DType.Float() || !r.DType.Float() {
 			continue
 		}

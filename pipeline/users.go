@@ -82,11 +82,13 @@ func (p *Plan) users(m *Merged) ([]user, error) {
 	}
 	for _, w := range m.Weights {
 		for _, of := range []*checkpoint.Weight{w.Weight, w.base} {
-			if of == nil || of.Decoder == nil || copied[w.Name] {
+			if of == nil || copied[w.Name] {
 				continue
 			}
-			if err := use(of.Decoder.Spec().Type); err != nil {
-				return nil, err
+			for _, d := range of.Decoders() {
+				if err := use(d.Spec().Type); err != nil {
+					return nil, err
+				}
 			}
 		}
 	}

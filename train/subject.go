@@ -92,7 +92,7 @@ func (s *Subject) tensors() []counted {
 		if w.DType.Integer() || ignored {
 			continue
 		}
-		list = append(list, counted{w.Count(), w.Role.Quantized || w.Decoder != nil})
+		list = append(list, counted{w.Count(), w.Role.Quantized || w.Decodes()})
 	}
 	return list
 }
