@@ -206,7 +206,7 @@ func floats(b *[]float32, n int) []float32 {
 // of its own.
 func (j *jobRun) simple() *update {
 	if j.inner || len(j.updates) != 1 || j.weight.Change.Value != nil || j.encoder != nil || !j.DType.Float() ||
-		!j.weight.Values.Float() {
+		!j.onto().Values.Float() {
 		return nil
 	}
 	t := j.updates[0]
@@ -230,8 +230,8 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 	width := j.weight.Change.Width
 	if t := j.simple(); t != nil {
 		rows := max(1, chunk/width)
-		from, as := kernelFloat[j.weight.Values], kernelFloat[to]
-		in, on := j.weight.Values.Bits()/8, to.Bits()/8
+		from, as := kernelFloat[j.onto().Values], kernelFloat[to]
+		in, on := j.onto().Values.Bits()/8, to.Bits()/8
 		for row := lo / width; row < hi/width; row += rows {
 			end := min(row+rows, hi/width)
 			delta := floats(&s.merge.delta, int((end-row)*width))
@@ -247,7 +247,7 @@ func (r *run) merged(s *scratch, j *jobRun, lo, hi int64, values []byte) ([]byte
 	}
 	n := int(hi - lo)
 	x := floats(&s.merge.x, n)
-	if err := tensor.ToFloats(x, values, j.weight.Values); err != nil {
+	if err := tensor.ToFloats(x, values, j.onto().Values); err != nil {
 		return nil, err
 	}
 	if v := j.weight.Change.Value; v != nil {
@@ -338,12 +338,12 @@ func (r *run) prepareMerge(ctx context.Context, s *scratch, j *jobRun) error {
 		sums := make([]float64, len(t.magnitude))
 		for lo := int64(0); lo < j.weight.Count(); lo += step {
 			hi := min(lo+step, j.weight.Count())
-			values, err := s.Read(j.weight.Weight, lo, hi, j.flip)
+			values, err := s.Read(j.onto().Weight, lo, hi, j.flip)
 			if err != nil {
 				return err
 			}
 			x := floats(&s.merge.x, int(hi-lo))
-			if err := tensor.ToFloats(x, values, j.weight.Values); err != nil {
+			if err := tensor.ToFloats(x, values, j.onto().Values); err != nil {
 				return err
 			}
 			s.Begin()
@@ -391,7 +391,16 @@ func (t *update) outputs() int64 {
 
 func finite(x float32) bool { return !math.IsNaN(float64(x)) && !math.IsInf(float64(x), 0) }
 
-// goRoundTrip replaces a job's weight by what is left of it once quantised.
+// onto is the weight that a job's deltas go onto: its own, or what is left of that once quantised. Other workers may
+// look at weight meanwhile, which stays.
+func (j *jobRun) onto() *Weight {
+	if j.low != nil {
+		return j.low
+	}
+	return j.weight
+}
+
+// goRoundTrip finds what is left of a job's weight once quantised.
 func (r *run) goRoundTrip(ctx context.Context, s *scratch, j *jobRun) error {
 	scheme, err := r.from.Base.Schemes.ForType(j.RoundTrip.Type)
 	if err != nil {
@@ -401,6 +410,6 @@ func (r *run) goRoundTrip(ctx context.Context, s *scratch, j *jobRun) error {
 	if err != nil {
 		return err
 	}
-	j.weight = &Weight{Weight: low, Change: j.weight.Change, base: low}
+	j.low = &Weight{Weight: low, Change: j.weight.Change, base: low}
 	return nil
 }

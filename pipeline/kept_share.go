@@ -74,7 +74,7 @@ func (r *run) measureKept(ctx context.Context, s *scratch, j *jobRun, file io.Re
 	if err != nil {
 		return err
 	}
-	base := j.weight.base
+	base := j.onto().base
 	if base == nil || !slices.Equal(base.Shape, j.weight.Shape) {
 		base = nil // a grown vocabulary has nothing to be compared with
 	}
@@ -115,7 +115,7 @@ func fillShares(s *scratch, j *jobRun, base, out *checkpoint.Weight, width int64
 		return tensor.ToFloats(dst, values, w.Values)
 	}
 	if base == nil {
-		base = j.weight.Weight
+		base = j.onto().Weight
 	}
 	value := j.weight.Change.ValueOf != nil
 	alone := len(j.updates) == 1 && !value && j.updates[0].additive()
@@ -131,7 +131,7 @@ func fillShares(s *scratch, j *jobRun, base, out *checkpoint.Weight, width int64
 			return err
 		}
 		if value {
-			if err := fill(j.weight.Weight, x, lo, hi); err != nil {
+			if err := fill(j.onto().Weight, x, lo, hi); err != nil {
 				return err
 			}
 		}

@@ -153,11 +153,11 @@ func (r *run) measureSource(ctx context.Context, s *scratch, p *jobRun, file io.
 		excerpts = append(excerpts, checkpoint.Excerpt{Weight: out, View: part.view.Inverse()})
 		shift = -part.job.weight.shift
 	}
-	out, err := p.weight.from(excerpts, shift)
+	out, err := p.onto().from(excerpts, shift)
 	if err != nil {
 		return err
 	}
-	base := p.weight.base
+	base := p.onto().base
 	if base != nil && !slices.Equal(base.Shape, p.weight.Shape) {
 		base = nil
 	}

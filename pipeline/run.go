@@ -199,6 +199,7 @@ type shardRun struct {
 type jobRun struct {
 	*Job
 	weight    *Weight
+	low       *Weight // what QLoRA saw of it, once the job is prepared: see onto
 	encoder   quant.Encoder
 	flip      bool // the encoder wants the weight turned round
 	shard     *shardRun

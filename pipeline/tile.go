@@ -117,10 +117,10 @@ func (r *run) values(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) (
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	w := j.weight
 	if len(j.sources) > 0 {
 		return r.gathered(ctx, s, j, lo, hi)
 	}
+	w := j.onto()
 	first, last := w.around(lo, hi)
 	values, err := s.Read(w.Weight, first, last, j.flip)
 	if err != nil {
@@ -199,7 +199,7 @@ func (r *run) change(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) e
 // checkFinite refuses values, those of the elements [lo, hi), that are not finite.
 func (j *jobRun) checkFinite(s *scratch, lo, hi int64, values []byte) error {
 	x := floats(&s.merge.x, int(hi-lo))
-	if err := tensor.ToFloats(x, values, j.weight.Values); err != nil {
+	if err := tensor.ToFloats(x, values, j.onto().Values); err != nil {
 		return err
 	}
 	for i, f := range x {
