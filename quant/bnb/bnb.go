@@ -35,21 +35,7 @@ func (Scheme) Types() []quant.Type {
 // Find returns the 4-bit and int8 weights among the tensors. A companion, such as W.absmax, makes a weight only if W is
 // there and is quantised.
 func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
-	var found []quant.Decoder
-	for _, t := range s.Tensors() {
-		name := t.Name
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		d, err := find(name, s)
-		if err != nil {
-			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(name), err)
-		}
-		if d != nil {
-			found = append(found, d)
-		}
-	}
-	return found, nil
+	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(t.Name, s) })
 }
 
 func find(name string, s quant.Stored) (quant.Decoder, error) {

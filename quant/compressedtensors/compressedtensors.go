@@ -33,24 +33,11 @@ func (Scheme) Types() []quant.Type {
 
 // Find returns the weights that the quantization_config of a config.json is about.
 func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
-	c, err := readConfig(s.Config())
+	c, err := readConfig(quant.Quantization(s.Config()))
 	if c == nil || err != nil {
 		return nil, err
 	}
-	var found []quant.Decoder
-	for _, t := range s.Tensors() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		d, err := find(c, s, t)
-		if err != nil {
-			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
-		}
-		if d != nil {
-			found = append(found, d)
-		}
-	}
-	return found, nil
+	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(c, s, t) })
 }
 
 // companions are endings of the names of what stands beside codes.

@@ -71,18 +71,8 @@ type target struct {
 	err    error // why it is none
 }
 
-// readConfig reads the quantization_config of a config.json, nil where it is of another scheme.
-func readConfig(file []byte) (*config, error) {
-	var outer struct {
-		Quantization jsontext.Value `json:"quantization_config"`
-	}
-	if len(file) == 0 || json.Unmarshal(file, &outer) != nil || outer.Quantization == nil {
-		return nil, nil
-	}
-	return parseConfig(outer.Quantization)
-}
-
-func parseConfig(object []byte) (*config, error) {
+// readConfig reads a quantization_config; nil is another scheme's.
+func readConfig(object []byte) (*config, error) {
 	var named struct {
 		Method string `json:"quant_method"`
 	}
@@ -341,7 +331,7 @@ func (g *group) spec(codes tensor.Info) (spec, error) {
 // Declaration knows its own quantization_config. Modules stay plain that its list says it ignores, or that no target
 // names.
 func (Scheme) Declaration(object []byte) (quant.Declaration, bool) {
-	c, err := parseConfig(object)
+	c, err := readConfig(object)
 	if err != nil {
 		return quant.Declaration{}, true // Find says what is wrong
 	}

@@ -227,30 +227,11 @@ func readConfig(object []byte) (*config, error) {
 
 // Find returns the weights of a checkpoint whose config.json has the scheme.
 func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
-	var outer struct {
-		Quantization jsontext.Value `json:"quantization_config"`
-	}
-	if len(s.Config()) == 0 || json.Unmarshal(s.Config(), &outer) != nil || outer.Quantization == nil {
-		return nil, nil
-	}
-	c, err := readConfig(outer.Quantization)
+	c, err := readConfig(quant.Quantization(s.Config()))
 	if c == nil || err != nil {
 		return nil, err
 	}
-	var found []quant.Decoder
-	for _, t := range s.Tensors() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		d, err := find(c, s, t)
-		if err != nil {
-			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
-		}
-		if d != nil {
-			found = append(found, d)
-		}
-	}
-	return found, nil
+	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(c, s, t) })
 }
 
 func find(c *config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {

@@ -56,33 +56,27 @@ func (Scheme) Spec(typ string, asked quant.Params) (quant.Spec, error) {
 
 // Find returns the tensors that are stored in blocks of ggml.
 func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
-	var found []quant.Decoder
-	for _, t := range s.Tensors() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
+	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) {
 		if t.Encoding == (tensor.Encoding{}) {
-			continue
+			return nil, nil
 		}
 		typ, err := ggml.Parse(t.Encoding.Name)
 		if err != nil {
-			continue // another scheme's
+			return nil, nil // another scheme's
 		}
 		if err := check(t, typ); err != nil {
-			return nil, fmt.Errorf("tensor %s: %w: %w", tensor.Quote(t.Name), quant.ErrMalformed, err)
+			return nil, fmt.Errorf("%w: %w", quant.ErrMalformed, err)
 		}
 		if want := typ.Encoding(); t.Encoding != want {
-			return nil, fmt.Errorf("tensor %s: %w: found blocks of %d elements in %d bytes of %s, expected %d in %d",
-				tensor.Quote(t.Name), quant.ErrMalformed, t.Encoding.Elements, t.Encoding.Bytes, tensor.Quote(t.Encoding.Name),
-				want.Elements, want.Bytes)
+			return nil, fmt.Errorf("%w: found blocks of %d elements in %d bytes of %s, expected %d in %d", quant.ErrMalformed,
+				t.Encoding.Elements, t.Encoding.Bytes, tensor.Quote(t.Encoding.Name), want.Elements, want.Bytes)
 		}
 		dtype := s.DType()
 		if !dtype.Float() {
 			dtype = tensor.F32
 		}
-		found = append(found, &decoder{weight{tensor.Info{Name: t.Name, DType: dtype, Shape: t.Shape}, typ}})
-	}
-	return found, nil
+		return &decoder{weight{tensor.Info{Name: t.Name, DType: dtype, Shape: t.Shape}, typ}}, nil
+	})
 }
 
 // check returns an error unless the rows of a tensor are whole blocks.

@@ -42,7 +42,7 @@ func readConfig(b []byte) (*config, error) {
 		Copy jsontext.Value `json:"quantization_config"`
 	}
 	if len(b) == 0 || json.Unmarshal(b, &file) != nil {
-		return nil, nil // no JSON for others either, or with Python's NaN, which no quantised model has had
+		return nil, nil // no JSON for others either
 	}
 	own, other := parseConfig(file.Own), parseConfig(file.Copy)
 	if own == nil || other == nil {

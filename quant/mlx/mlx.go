@@ -184,20 +184,13 @@ func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error)
 	if c == nil || err != nil {
 		return nil, err
 	}
-	var found []quant.Decoder
-	for _, t := range s.Tensors() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
+	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) {
 		d, err := c.find(t, s)
 		if err != nil {
-			return nil, fmt.Errorf("tensor %s: %w: %w", tensor.Quote(t.Name), quant.ErrMalformed, err)
+			err = fmt.Errorf("%w: %w", quant.ErrMalformed, err)
 		}
-		if d != nil {
-			found = append(found, d)
-		}
-	}
-	return found, nil
+		return d, err
+	})
 }
 
 // find returns the weight whose words, or whose companion without any, are in t; nil for another tensor.

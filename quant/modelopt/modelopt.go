@@ -14,7 +14,6 @@ import (
 	"sync"
 
 	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/minifloat"
@@ -65,17 +64,15 @@ type config struct {
 // readConfig reads the quantization_config of a config.json. It reports false where that is of another scheme. Older
 // checkpoints have none, and a file of their own in its place.
 func readConfig(file []byte) (config, bool) {
-	var outer struct {
-		Quantization jsontext.Value `json:"quantization_config"`
-	}
-	if len(file) == 0 || json.Unmarshal(file, &outer) != nil || outer.Quantization == nil {
+	object := quant.Quantization(file)
+	if object == nil {
 		return config{}, true
 	}
 	var c struct {
 		Method string `json:"quant_method"`
 		Algo   string `json:"quant_algo"`
 	}
-	if json.Unmarshal(outer.Quantization, &c) != nil || c.Method != method {
+	if json.Unmarshal(object, &c) != nil || c.Method != method {
 		return config{}, false
 	}
 	return config{declared: true, algo: c.Algo}, true
@@ -87,20 +84,7 @@ func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error)
 	if !ok {
 		return nil, nil
 	}
-	var found []quant.Decoder
-	for _, t := range s.Tensors() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		d, err := find(c, s, t)
-		if err != nil {
-			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
-		}
-		if d != nil {
-			found = append(found, d)
-		}
-	}
-	return found, nil
+	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(c, s, t) })
 }
 
 func find(c config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {

@@ -51,27 +51,17 @@ func (Scheme) Spec(asked string, _ quant.Params) (quant.Spec, error) {
 
 // Find returns the stacks of experts among the tensors. Where config.json does not have the scheme, only what looks
 // like it in every way is one.
-func (s Scheme) Find(ctx context.Context, stored quant.Stored) ([]quant.Decoder, error) {
+func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
+	declared := declares(quant.Quantization(s.Config()))
+	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(s, t, declared) })
+}
+
+// declares reports whether a quantization_config has the scheme.
+func declares(config []byte) bool {
 	var c struct {
-		Quantization struct {
-			Method string `json:"quant_method"`
-		} `json:"quantization_config"`
+		Method string `json:"quant_method"`
 	}
-	declared := json.Unmarshal(stored.Config(), &c) == nil && c.Quantization.Method == method
-	var found []quant.Decoder
-	for _, t := range stored.Tensors() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		d, err := find(stored, t, declared)
-		if err != nil {
-			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
-		}
-		if d != nil {
-			found = append(found, d)
-		}
-	}
-	return found, nil
+	return json.Unmarshal(config, &c) == nil && c.Method == method
 }
 
 func find(s quant.Stored, t tensor.Info, declared bool) (quant.Decoder, error) {
@@ -131,11 +121,7 @@ func (Scheme) Config(_ []quant.Assigned, skip []string) (key string, object []by
 
 // Declaration knows its own quantization_config. It is about experts alone.
 func (Scheme) Declaration(config []byte) (quant.Declaration, bool) {
-	var c struct {
-		Method string `json:"quant_method"`
-	}
-	own := json.Unmarshal(config, &c) == nil && c.Method == method
-	return quant.Declaration{Skips: func(string) bool { return true }}, own
+	return quant.Declaration{Skips: func(string) bool { return true }}, declares(config)
 }
 
 // decoder reads a stack of experts.
@@ -231,13 +217,15 @@ func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) (err error) {
 	defer scratches.Put(s)
 	d.each(lo, hi, func(_, from, to int64) {
 		n := to - from
-		// What Inputs has listed of the expert: codes, then scales.
-		listed := map[bool]int64{true: 1, false: d.rows}[d.together()]
+		listed := d.rows // ranges, of the codes of the expert and then of its scales
+		if d.together() {
+			listed = 1
+		}
 		line := func(part int, r int64) []byte {
 			if size := [2]int64{blockBytes, 1}[part]; d.together() {
 				return in[part][(r*d.blocks+from)*size:][:n*size]
 			}
-			return in[int64(part)*d.rows+r]
+			return in[int64(part)*listed+r]
 		}
 		width := n * blockElements
 		row, by := sized(&s.row, width), sized(&s.by, width/kernels.Group)

@@ -26,20 +26,7 @@ type Module struct {
 // Find makes a decoder for each module that has codes, in the order of the tensors. layout says how one is stored; that
 // all parts are so is then checked.
 func Find(ctx context.Context, s quant.Stored, layout func(m Module) (Layout, error)) ([]quant.Decoder, error) {
-	var found []quant.Decoder
-	for _, t := range s.Tensors() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		d, err := find(t, s, layout)
-		if err != nil {
-			return nil, fmt.Errorf("tensor %s: %w", tensor.Quote(t.Name), err)
-		}
-		if d != nil {
-			found = append(found, d)
-		}
-	}
-	return found, nil
+	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(t, s, layout) })
 }
 
 // find makes the decoder of codes, and nil of all other tensors.
