@@ -83,13 +83,15 @@ func Nibbles(dst []float32, codes []byte, values *[16]float32, scale float32) {
 	}
 }
 
+// infinity is the least magnitude that is not finite, as bits.
+const infinity = 0x7f800000
+
 // MaxAbs is the largest magnitude of x, and whether all of x is finite; what is not is left out.
 func MaxAbs(x []float32) (largest float32, finite bool) {
-	const inf = 0x7f800000
 	var most, bad uint32
 	for _, v := range x {
 		b := math.Float32bits(v) &^ (1 << 31)
-		if b >= inf {
+		if b >= infinity {
 			bad, b = 1, 0
 		}
 		most = max(most, b)

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/minifloat"
 )
 
@@ -36,6 +37,46 @@ func TestGrid(t *testing.T) {
 		require.Equal(t, want, got)
 		for _, s := range got {
 			require.True(t, s >= first && s < last)
+		}
+	})
+}
+
+// TestRows holds what is done to a row at once to what is done to its blocks, with whole groups of the kernels and
+// without.
+func TestRows(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		unit := rapid.SampledFrom([]int64{1, 16}).Draw(t, "unit")
+		draw := func(name string) int64 { return rapid.Int64Range(1, 9).Draw(t, name) }
+		g := Grid{draw("rows"), unit * draw("cols"), draw("block rows"), unit * draw("block cols")}
+		row := rapid.Int64Range(0, 3*g.Rows-1).Draw(t, "row")
+		from := rapid.Int64Range(0, row).Draw(t, "from")
+		first, _ := g.Scales(from*g.Cols, (from+1)*g.Cols)
+		own, end := g.Scales(row*g.Cols, (row+1)*g.Cols)
+		require.Equal(t, int(own-first), g.RowScale(from*g.Cols, row*g.Cols))
+
+		values := rapid.SampledFrom([]float32{0, 1, -2, 3, -400, float32(math.NaN()), float32(math.Inf(1))})
+		x := rapid.SliceOfN(values, int(g.Cols), int(g.Cols)).Draw(t, "x")
+		got, want := make([]float32, end-own), make([]float32, end-own)
+		bad := g.Largest(got, x, make([]uint32, g.Cols/kernels.Group))
+		require.Equal(t, NonFinite(x), bad)
+		scales := make([]int, g.Cols)
+		g.Each(row*g.Cols, (row+1)*g.Cols, func(from, to, k int) {
+			want[k], _ = MaxAbs(x[from:to])
+			for i := from; i < to; i++ {
+				scales[i] = k
+			}
+		})
+		require.Equal(t, want, got)
+		if g.Groups() == 0 {
+			return
+		}
+		by, numbers := make([]float32, g.Cols/kernels.Group), make([]float32, end-own)
+		for k := range numbers {
+			numbers[k] = float32(k)
+		}
+		g.Spread(by, numbers)
+		for i, k := range scales {
+			require.Equal(t, float32(k), by[i/kernels.Group])
 		}
 	})
 }

@@ -108,21 +108,17 @@ func (e *encoder) extremes(s *scratch, greatest, least []float32, lo, hi int64, 
 	clear(least)
 	at := lo
 	return e.eachRow(s, src, func(x []float32) error {
-		if e.fast && !e.asymmetric && e.magnitudes(s, greatest[e.scaleIndex(lo, at):], x) {
+		first := e.grid.RowScale(lo, at)
+		if !e.asymmetric {
+			err := e.largest(s, e.grid, greatest[first:], at, x)
 			at += e.cols
-			return nil
+			return err
 		}
 		good := true
 		e.grid.Each(at, at+e.cols, func(from, to, k int) {
-			k += e.scaleIndex(lo, at)
-			if e.asymmetric {
-				a, b, finite := scaled.Range(x[from:to])
-				least[k], greatest[k] = min(least[k], a), max(greatest[k], b)
-				good = good && finite
-				return
-			}
-			m, finite := scaled.MaxAbs(x[from:to])
-			greatest[k] = max(greatest[k], m)
+			k += first
+			a, b, finite := scaled.Range(x[from:to])
+			least[k], greatest[k] = min(least[k], a), max(greatest[k], b)
 			good = good && finite
 		})
 		if !good && !e.allowNonFinite {
@@ -133,33 +129,14 @@ func (e *encoder) extremes(s *scratch, greatest, least []float32, lo, hi int64, 
 	})
 }
 
-// magnitudes takes the largest magnitudes of a row in, unless it has values that are not finite, which it reports.
-func (e *encoder) magnitudes(s *scratch, greatest, x []float32) (finite bool) {
-	most := sized(&s.most, e.cols/kernels.Group)
-	kernels.Magnitudes(most, x)
-	all := uint32(0)
-	for _, m := range most {
-		all = max(all, m)
+// largest takes a row, which begins at an element, into the largest magnitudes of its blocks in a grid.
+func (e *encoder) largest(s *scratch, g scaled.Grid, largest []float32, at int64, x []float32) error {
+	bad := g.Largest(largest, x, sized(&s.most, g.Cols/kernels.Group))
+	if bad >= 0 && !e.allowNonFinite {
+		return &quant.NonFiniteError{Index: at + int64(bad), What: "NaN or infinity"}
 	}
-	if all >= infinity {
-		return false
-	}
-	if len(greatest) == 1 {
-		greatest[0] = max(greatest[0], math.Float32frombits(all))
-		return true
-	}
-	each := int(min(e.grid.BlockCols, e.cols)) / kernels.Group
-	for k := 0; len(most) > 0; k++ {
-		n := min(each, len(most))
-		m := slices.Max(most[:n])
-		greatest[k] = max(greatest[k], math.Float32frombits(m))
-		most = most[n:]
-	}
-	return true
+	return nil
 }
-
-// infinity is the least magnitude that is not finite, as bits.
-const infinity = 0x7f800000
 
 // powers reports whether scales are powers of two.
 func (m *matrix) powers() bool { return m.format == mxfp4Packed || m.format == mxfp8Quantized }
@@ -322,9 +299,9 @@ func (e *encoder) putCodes(s *scratch, out []byte, list []scale, lo, hi int64, s
 		arithmetic = tensor.F32
 	}
 	return e.eachRow(s, src, func(x []float32) error {
-		scales := list[e.scaleIndex(lo, at):]
+		scales := list[e.grid.RowScale(lo, at):]
 		finite := false
-		if e.fast {
+		if e.grid.Groups() > 0 {
 			finite = e.divide(s, x, scales)
 		} else {
 			e.grid.Each(at, at+e.cols, func(from, to, k int) {
@@ -401,7 +378,7 @@ func (e *encoder) roundRow(s *scratch, x []float32, t tensor.DType) error {
 func (e *encoder) divide(s *scratch, x []float32, scales []scale) (finite bool) {
 	n := e.cols / kernels.Group
 	by := sized(&s.by, n)
-	each := int(min(e.grid.BlockCols, e.cols)) / kernels.Group
+	each := e.grid.Groups()
 	for i := range by {
 		by[i] = scales[i/each].value
 	}
@@ -452,17 +429,9 @@ func (m *measured) Measure(numbers []float32, lo, _ int64, src []byte) error {
 	defer scratches.Put(s)
 	at := lo
 	return m.eachRow(s, src, func(x []float32) error {
-		if m.fast && m.magnitudes(s, numbers, x) {
-			at += m.cols
-			return nil
-		}
-		most, finite := scaled.MaxAbs(x)
-		if !finite && !m.allowNonFinite {
-			return &quant.NonFiniteError{Index: at + int64(scaled.NonFinite(x)), What: "NaN or infinity"}
-		}
-		numbers[0] = max(numbers[0], most)
+		err := m.largest(s, scaled.Whole(m.rows, m.cols), numbers, at, x)
 		at += m.cols
-		return nil
+		return err
 	})
 }
 

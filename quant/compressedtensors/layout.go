@@ -40,7 +40,6 @@ type matrix struct {
 	grid       scaled.Grid
 	dtype      tensor.DType // of what is quantised; of most formats of the scales too
 	zeros      int          // the part with the zero points, or -1
-	fast       bool         // rows are whole groups of the kernels, each with one scale
 }
 
 func newMatrix(s spec, module string, shape tensor.Shape, dtype tensor.DType) (*matrix, error) {
@@ -55,8 +54,6 @@ func newMatrix(s spec, module string, shape tensor.Shape, dtype tensor.DType) (*
 	if m.grid, err = s.grid(m.rows, m.cols); err != nil {
 		return nil, err
 	}
-	size := m.grid.BlockCols
-	m.fast = m.cols%kernels.Group == 0 && (size%kernels.Group == 0 || size >= m.cols)
 	switch {
 	case s.asymmetric && s.format == packQuantized:
 		m.zeros = 3
@@ -343,7 +340,7 @@ func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 // table is what values all codes of 4 bits have, where the kernels can decode whole rows of them; else nil.
 func (d *decoder) table() *[16]float32 {
 	switch {
-	case !d.fast || d.zeros >= 0:
+	case d.grid.Groups() == 0 || d.zeros >= 0:
 	case d.format == nvfp4Packed || d.format == mxfp4Packed:
 		return &minifloat.E2M1
 	case d.format == packQuantized && d.bits == 4:
@@ -359,7 +356,7 @@ func (d *decoder) decodeNibbles(
 	row, by := sized(&s.values, d.cols), sized(&s.by, d.cols/kernels.Group)
 	size, stride := d.cols*d.Values().Bits()/8, d.cols/2
 	for at := lo; at < hi; at += d.cols {
-		d.spread(by, scales[d.scaleIndex(lo, at):])
+		d.grid.Spread(by, scales[d.grid.RowScale(lo, at):])
 		kernels.Nibbles(row, codes[:stride], table, by)
 		if err := tensor.FromFloats(dst[:size], d.Values(), row); err != nil {
 			return err
@@ -367,23 +364,6 @@ func (d *decoder) decodeNibbles(
 		dst, codes = dst[size:], codes[d.rowBytes():]
 	}
 	return nil
-}
-
-// spread sets by to the scales of a row, one for each group of the kernels.
-func (m *matrix) spread(by, scales []float32) {
-	each := int(min(m.grid.BlockCols, m.cols)) / kernels.Group
-	for k := 0; len(by) > 0; k++ {
-		n := min(each, len(by))
-		for i := range by[:n] {
-			by[i] = scales[k]
-		}
-		by = by[n:]
-	}
-}
-
-// scaleIndex is the number of the first scale of the row that begins at an element, of those that [lo, …) has.
-func (m *matrix) scaleIndex(lo, at int64) int {
-	return int((m.grid.ScaleRow(at/m.cols) - m.grid.ScaleRow(lo/m.cols)) * m.grid.ScaleCols())
 }
 
 // weightShape is the content of M.weight_shape.

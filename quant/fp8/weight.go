@@ -3,7 +3,6 @@ package fp8
 import (
 	"fmt"
 	"math"
-	"slices"
 	"sync"
 
 	"github.com/lorakit/lorakit/internal/kernels"
@@ -181,12 +180,10 @@ func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) er
 	}
 	at, codes := lo, out[partCodes]
 	return e.eachRow(s, src, func(x []float32) error {
-		row := factors[e.scaleIndex(lo, at):]
-		if each := e.each(); each > 0 {
+		row := factors[e.grid.RowScale(lo, at):]
+		if e.grid.Groups() > 0 {
 			by := sized(&s.by, e.grid.Cols/kernels.Group)
-			for i := range by {
-				by[i] = row[i/each]
-			}
+			e.grid.Spread(by, row)
 			kernels.Multiply(x, by)
 		} else {
 			e.grid.Each(at, at+e.grid.Cols, func(from, to, k int) {
@@ -206,41 +203,13 @@ func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) er
 // minusZero leaves a sum as it is.
 var minusZero = float32(math.Copysign(0, -1))
 
-// each is how many groups of the kernels a block has of a row, 0 where these are no whole ones.
-func (e *encoder) each() int {
-	size := min(e.grid.BlockCols, e.grid.Cols)
-	if size%kernels.Group != 0 || e.grid.Cols%kernels.Group != 0 {
-		return 0
+// largest takes a row, which begins at an element, into the largest magnitudes of its blocks in a grid.
+func (e *encoder) largest(s *scratch, g scaled.Grid, largest []float32, at int64, x []float32) error {
+	bad := g.Largest(largest, x, sized(&s.most, g.Cols/kernels.Group))
+	if bad >= 0 && !e.allowNonFinite {
+		return &quant.NonFiniteError{Index: at + int64(bad), What: "NaN or infinity"}
 	}
-	return int(size / kernels.Group)
-}
-
-// magnitudes takes the largest magnitudes of a row's blocks in, unless it has values that are not finite, which it
-// reports.
-func (e *encoder) magnitudes(s *scratch, largest, x []float32) (finite bool) {
-	each := e.each()
-	if each == 0 {
-		return false
-	}
-	most := sized(&s.most, e.grid.Cols/kernels.Group)
-	kernels.Magnitudes(most, x)
-	all := slices.Max(most)
-	if all >= 0x7f800000 {
-		return false
-	}
-	if len(largest) == 1 {
-		largest[0] = max(largest[0], math.Float32frombits(all))
-		return true
-	}
-	for i, m := range most {
-		largest[i/each] = max(largest[i/each], math.Float32frombits(m))
-	}
-	return true
-}
-
-// scaleIndex is the number of the first scale of the row that begins at an element, of those that [lo, …) has.
-func (e *encoder) scaleIndex(lo, at int64) int {
-	return int((e.grid.ScaleRow(at/e.grid.Cols) - e.grid.ScaleRow(lo/e.grid.Cols)) * e.grid.ScaleCols())
+	return nil
 }
 
 // factors finds what the elements of each block are multiplied by, and writes the scales.
@@ -248,21 +217,9 @@ func (e *encoder) factors(s *scratch, factors []float32, out []byte, lo int64, s
 	clear(factors)
 	at := lo
 	err := e.eachRow(s, src, func(x []float32) error {
-		row, good := factors[e.scaleIndex(lo, at):], true
-		if e.magnitudes(s, row, x) {
-			at += e.grid.Cols
-			return nil
-		}
-		e.grid.Each(at, at+e.grid.Cols, func(from, to, k int) {
-			m, finite := scaled.MaxAbs(x[from:to])
-			row[k] = max(row[k], m)
-			good = good && finite
-		})
-		if !good && !e.allowNonFinite {
-			return &quant.NonFiniteError{Index: at + int64(scaled.NonFinite(x)), What: "NaN or infinity"}
-		}
+		err := e.largest(s, e.grid, factors[e.grid.RowScale(lo, at):], at, x)
 		at += e.grid.Cols
-		return nil
+		return err
 	})
 	if err != nil {
 		return err
@@ -343,17 +300,9 @@ func (m *measured) Measure(numbers []float32, lo, _ int64, src []byte) error {
 	defer scratches.Put(s)
 	at := lo
 	return m.eachRow(s, src, func(x []float32) error {
-		if m.magnitudes(s, numbers, x) {
-			at += m.grid.Cols
-			return nil
-		}
-		most, finite := scaled.MaxAbs(x)
-		if !finite && !m.allowNonFinite {
-			return &quant.NonFiniteError{Index: at + int64(scaled.NonFinite(x)), What: "NaN or infinity"}
-		}
-		numbers[0] = max(numbers[0], most)
+		err := m.largest(s, m.grid, numbers, at, x)
 		at += m.grid.Cols
-		return nil
+		return err
 	})
 }
 
