@@ -1,6 +1,10 @@
 package compressedtensors
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/lorakit/lorakit/quant/internal/bitfield"
+)
 
 // fields are integers of 1 to 8 bits that are packed in words of 32 bits.
 type fields struct {
@@ -10,94 +14,39 @@ type fields struct {
 
 // words is how many words n fields take.
 func (f fields) words(n int64) int64 {
-	if f.padded {
-		return ceilDiv(n, int64(32/f.bits))
+	if each := int64(32 / f.bits); f.padded {
+		return n/each + min(n%each, 1)
 	}
-	// In two steps, since n*bits may not fit.
-	return n/32*int64(f.bits) + ceilDiv(n%32*int64(f.bits), 32)
+	return bitfield.Words(n, int64(f.bits))
 }
 
 // unpack takes len(dst) fields out of the words of src.
 func (f fields) unpack(dst, src []byte) {
-	switch {
-	case f.padded:
-		each := 32 / f.bits
-		mask := uint32(1)<<f.bits - 1
-		for i := range dst {
-			w := binary.LittleEndian.Uint32(src[i/each*4:])
-			dst[i] = byte(w >> (i % each * f.bits) & mask)
-		}
-	case f.bits == 8:
-		copy(dst, src)
-	case f.bits == 4:
-		for i := range len(dst) / 2 {
-			c := src[i]
-			dst[2*i], dst[2*i+1] = c&15, c>>4
-		}
-		if n := len(dst); n%2 == 1 {
-			dst[n-1] = src[n/2] & 15
-		}
-	default:
-		// Eight fields take as many bytes as one has bits.
-		mask := uint64(1)<<f.bits - 1
-		for len(dst) > 0 {
-			var w [8]byte
-			copy(w[:], src[:min(f.bits, len(src))])
-			x := binary.LittleEndian.Uint64(w[:])
-			n := min(8, len(dst))
-			for i := range dst[:n] {
-				dst[i] = byte(x & mask)
-				x >>= f.bits
-			}
-			dst, src = dst[n:], src[min(f.bits, len(src)):]
-		}
+	if !f.padded {
+		bitfield.Unpack(dst, src, int64(f.bits))
+		return
+	}
+	each, mask := 32/f.bits, uint32(1)<<f.bits-1
+	for i := range dst {
+		w := binary.LittleEndian.Uint32(src[i/each*4:])
+		dst[i] = byte(w >> (i % each * f.bits) & mask)
 	}
 }
 
 // pack puts fields into the words of dst, and zeros behind them.
 func (f fields) pack(dst, src []byte) {
-	switch {
-	case f.padded:
-		each := 32 / f.bits
-		for k := 0; 4*k < len(dst); k++ {
-			var w uint32
-			for i := range min(each, len(src)) {
-				w |= uint32(src[i]) << (i * f.bits)
-			}
-			src = src[min(each, len(src)):]
-			binary.LittleEndian.PutUint32(dst[4*k:], w)
+	if !f.padded {
+		bitfield.Pack(dst, src, int64(f.bits))
+		return
+	}
+	each := 32 / f.bits
+	for k := 0; 4*k < len(dst); k++ {
+		var w uint32
+		for i := range min(each, len(src)) {
+			w |= uint32(src[i]) << (i * f.bits)
 		}
-	case f.bits == 8:
-		clear(dst[copy(dst, src):])
-	case f.bits == 4:
-		n := len(src) / 2
-		for i := 0; i < n/4*4; i += 4 { // eight at a time
-			x := binary.LittleEndian.Uint64(src[2*i:])
-			x = (x | x>>4) & 0x00ff00ff00ff00ff
-			x = (x | x>>8) & 0x0000ffff0000ffff
-			binary.LittleEndian.PutUint32(dst[i:], uint32(x|x>>16))
-		}
-		for i := n / 4 * 4; i < n; i++ {
-			dst[i] = src[2*i] | src[2*i+1]<<4
-		}
-		rest := dst[n:]
-		if len(src)%2 == 1 {
-			rest[0] = src[2*n]
-			rest = rest[1:]
-		}
-		clear(rest)
-	default:
-		for len(dst) > 0 {
-			var x uint64
-			n := min(8, len(src))
-			for i := range n {
-				x |= uint64(src[i]) << (i * f.bits)
-			}
-			src = src[n:]
-			var w [8]byte
-			binary.LittleEndian.PutUint64(w[:], x)
-			dst = dst[copy(dst, w[:f.bits]):]
-		}
+		src = src[min(each, len(src)):]
+		binary.LittleEndian.PutUint32(dst[4*k:], w)
 	}
 }
 
@@ -128,12 +77,4 @@ func (f fields) columnWord(r int64) int64 {
 		return r / int64(32/f.bits)
 	}
 	return r * int64(f.bits) / 32
-}
-
-func ceilDiv(a, b int64) int64 {
-	n := a / b
-	if a%b != 0 {
-		n++
-	}
-	return n
 }

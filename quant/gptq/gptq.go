@@ -13,6 +13,7 @@ import (
 
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/quant/internal/columns"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -84,7 +85,7 @@ func (c *config) of(m columns.Module, s quant.Stored) (columns.Layout, error) {
 	if c.varies() && listed { // by module, but the shapes tell
 		l.Groups = m.Scales[0]
 		for _, b := range widths {
-			if columns.Words(l.In, b) == m.Codes[0] {
+			if bitfield.Words(l.In, b) == m.Codes[0] {
 				l.Bits = b
 			}
 		}

@@ -163,7 +163,7 @@ func (e *floatEncoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byt
 		} else {
 			kernels.Ranks(s.codes[:n], x, &middlesE2M1)
 		}
-		pack(out[partWords][first/group*int(e.groupBytes()):], s.codes[:n], e.bits)
+		e.pack(out[partWords], first, s.codes[:n])
 		return nil
 	})
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -45,7 +46,7 @@ type integers struct{ *weight }
 func (d *integers) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 	width, group := int(d.info.DType.Bits()/8), int(d.group)
 	return d.each(lo, hi, func(s *scratch, n, first, g int) error {
-		unpack(s.codes[:n], in[partWords][first/group*int(d.groupBytes()):], d.bits)
+		bitfield.Unpack(s.codes[:n], in[partWords][first/group*int(d.groupBytes()):], d.bits)
 		groups := n / group
 		scales, biases := s.scales[:groups], s.biases[:groups]
 		err := tensor.ToFloats(scales, in[partScales][width*g:width*(g+groups)], d.info.DType)
@@ -89,7 +90,7 @@ func (e *integerEncoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []b
 			scales[i], biases[i] = line(s.lo[i], s.hi[i], most)
 		}
 		kernels.QuantizeAffine(s.codes[:n], values, from, scales, biases, group, most)
-		pack(out[partWords][first/group*int(e.groupBytes()):], s.codes[:n], e.bits)
+		e.pack(out[partWords], first, s.codes[:n])
 		err := store(out[partBiases][width*g:width*(g+groups)], e.info.DType, biases)
 		if err != nil {
 			return err

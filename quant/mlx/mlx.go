@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -351,6 +352,12 @@ func (e *encoder) Deferred(int64, int64) int64 { return 0 }
 
 // Tiles appends what the elements [lo, hi) fill.
 func (e *encoder) Tiles(r []quant.Range, lo, hi int64) []quant.Range { return e.ranges(r, lo, hi) }
+
+// pack puts the codes of whole groups, from element first on, into the words of a tile.
+func (e *encoder) pack(words []byte, first int, codes []byte) {
+	at, n := int64(first)/e.group*e.groupBytes(), int64(len(codes))/e.group*e.groupBytes()
+	bitfield.Pack(words[at:at+n], codes, e.bits)
+}
 
 // Finish has nothing left to write.
 func (e *encoder) Finish(quant.Deferred, func(int, int64, []byte) error) error { return nil }

@@ -5,6 +5,7 @@ package columns
 
 import (
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -42,9 +43,6 @@ const (
 	partIndex  // I32 (in), the group of each input
 )
 
-// Words is how many words of 32 bits hold n integers.
-func Words(n, bits int64) int64 { return n/32*bits + (n%32*bits+31)/32 }
-
 // Info is the weight as the model has it, (out, in).
 func (d *Decoder) Info() tensor.Info { return d.weight }
 
@@ -68,7 +66,7 @@ func (d *Decoder) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
 	o0, o1 := lo/d.In, (hi+d.In-1)/d.In
 	if d.Down {
 		r = append(r, quant.Range{Part: partCodes, Offset: 4 * o0, Length: 4 * (o1 - o0), Stride: 4 * d.Out,
-			Count: Words(d.In, d.Bits)})
+			Count: bitfield.Words(d.In, d.Bits)})
 	} else {
 		r = append(r, d.fields(partCodes, o0, o1, d.In))
 	}
@@ -84,7 +82,7 @@ func (d *Decoder) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
 // fields are the bytes of the columns [o0, o1), whole eights of them, in rows of integers. Eight of them are Bits
 // bytes.
 func (d *Decoder) fields(part int, o0, o1, rows int64) quant.Range {
-	row := 4 * Words(d.Out, d.Bits)
+	row := 4 * bitfield.Words(d.Out, d.Bits)
 	from, to := o0/8*d.Bits, min((o1+7)/8*d.Bits, row)
 	return quant.Range{Part: part, Offset: from, Length: to - from, Stride: row, Count: rows}
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -132,7 +133,7 @@ func (t *tile) pair(group, c int64) pair {
 func (t *tile) unpack(o, end, i, m int64) (codes []byte, pitch int64) {
 	if t.Down {
 		pitch = (m + 7) / 8 * 8
-		row, rows := i*t.Bits/32, Words(m, t.Bits)
+		row, rows := i*t.Bits/32, bitfield.Words(m, t.Bits)
 		words := t.words[:4*rows]
 		for c := o; c < end; c++ {
 			at := 4 * (row*t.n + c)
@@ -140,7 +141,7 @@ func (t *tile) unpack(o, end, i, m int64) (codes []byte, pitch int64) {
 				binary.LittleEndian.PutUint32(words[k:], binary.LittleEndian.Uint32(t.stored[at:]))
 				at += 4 * t.n
 			}
-			t.unpackFields(t.codes[(c-o)*pitch:][:pitch], words)
+			bitfield.Unpack(t.codes[(c-o)*pitch:][:pitch], words, t.Bits)
 		}
 		return t.codes[:], pitch
 	}
@@ -202,39 +203,16 @@ func (t *tile) unpackZeros(stored []byte) {
 	t.zeros = sized(t.zeros, t.Groups*t.eights)
 	for g := range t.Groups {
 		zeros := t.zeros[g*t.eights:][:t.eights]
-		t.unpackFields(zeros, stored[g*row:][:row])
+		bitfield.Unpack(zeros, stored[g*row:][:row], t.Bits)
+		if t.Interleaved {
+			for eight := zeros; len(eight) > 0; eight = eight[8:] {
+				v := binary.LittleEndian.Uint64(eight)
+				binary.LittleEndian.PutUint64(eight, spread(v&0xffff_ffff)|spread(v>>32)<<8)
+			}
+		}
 		for i, z := range zeros {
 			zeros[i] = (z + t.Plus) & (1<<t.Bits - 1)
 		}
-	}
-}
-
-// unpackFields cuts a stream of bits into bytes, a multiple of eight of them.
-func (d *Decoder) unpackFields(dst, src []byte) {
-	// Eight fields are Bits bytes. They are parted in halves, quarters and eighths.
-	b := uint(d.Bits)
-	halves := uint64(1)<<(4*b) - 1
-	quarters := (uint64(1)<<(2*b) - 1) * 0x0000_0001_0000_0001
-	eighths := (uint64(1)<<b - 1) * 0x0001_0001_0001_0001
-	for ; len(dst) >= 8; dst = dst[8:] {
-		var v uint64
-		if len(src) >= 8 {
-			v = binary.LittleEndian.Uint64(src)
-		} else { // the end
-			var last [8]byte
-			copy(last[:], src)
-			v = binary.LittleEndian.Uint64(last[:])
-		}
-		src = src[min(int(b), len(src)):]
-		if b < 8 {
-			v = v&halves | v>>(4*b&63)&halves<<32
-			v = v&quarters | v>>(2*b&63)&quarters<<16
-			v = v&eighths | v>>(b&63)&eighths<<8
-		}
-		if d.Interleaved {
-			v = spread(v&0xffff_ffff) | spread(v>>32)<<8
-		}
-		binary.LittleEndian.PutUint64(dst, v)
 	}
 }
 

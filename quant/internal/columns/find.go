@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -107,14 +108,14 @@ func (d *Decoder) check(s quant.Stored) error {
 	if _, err := d.weight.Size(); err != nil {
 		return fmt.Errorf("%w: %w", quant.ErrMalformed, err)
 	}
-	codes := tensor.Shape{d.In, Words(d.Out, d.Bits)}
+	codes := tensor.Shape{d.In, bitfield.Words(d.Out, d.Bits)}
 	if d.Down {
-		codes = tensor.Shape{Words(d.In, d.Bits), d.Out}
+		codes = tensor.Shape{bitfield.Words(d.In, d.Bits), d.Out}
 	}
 	want := []tensor.Info{
 		partCodes:  {DType: tensor.I32, Shape: codes},
 		partScales: {DType: d.scale, Shape: tensor.Shape{d.Groups, d.Out}},
-		partZeros:  {DType: tensor.I32, Shape: tensor.Shape{d.Groups, Words(d.Out, d.Bits)}},
+		partZeros:  {DType: tensor.I32, Shape: tensor.Shape{d.Groups, bitfield.Words(d.Out, d.Bits)}},
 		partIndex:  {DType: tensor.I32, Shape: tensor.Shape{d.In}},
 	}
 	for i, name := range d.parts {
