@@ -8,13 +8,9 @@ package awq
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"strings"
 
-	"github.com/go-json-experiment/json"
-
-	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/internal/columns"
 	"github.com/lorakit/lorakit/tensor"
@@ -23,41 +19,10 @@ import (
 func init() { quant.Register(Scheme{}) }
 
 // Scheme is the quant.Scheme of AWQ.
-type Scheme struct{}
-
-// Name returns the quant_method of a config.json.
-func (Scheme) Name() string { return "awq" }
-
-// Types lists the one type, which is read only.
-func (Scheme) Types() []quant.Type { return []quant.Type{{Name: "awq", ReadOnly: true}} }
-
-// Spec refuses: nothing is written.
-func (s Scheme) Spec(typ string, _ quant.Params) (quant.Spec, error) {
-	if typ != s.Name() {
-		return quant.Spec{}, fmt.Errorf("%w %q", quant.ErrUnknown, typ)
-	}
-	return quant.Spec{}, notWritten()
-}
-
-// Encoder refuses.
-func (Scheme) Encoder(context.Context, quant.Spec, tensor.Info) (quant.Encoder, error) {
-	return nil, notWritten()
-}
-
-// Config refuses.
-func (Scheme) Config([]quant.Assigned, []string) (key string, object []byte, err error) {
-	return "", nil, notWritten()
-}
-
-func notWritten() error {
-	err := fmt.Errorf("%w to awq: it is read only, since AWQ scales the channels of a model by its activations and "+
-		"rounding alone is not what the name promises", quant.ErrUnsupported)
-	return hint.With(err, hint.Hint{Option: "Quantize", Value: "w4a16", Effect: "writes groups of 4 bits by rounding"})
-}
+type Scheme = columns.Scheme[config, *config]
 
 // config is a quantization_config.
 type config struct {
-	Method    string `json:"quant_method"`
 	Bits      int64  `json:"bits"`
 	GroupSize int64  `json:"group_size"` // -1 for all inputs
 	Version   string `json:"version"`
@@ -68,19 +33,9 @@ type config struct {
 // bits are those of AutoAWQ's integers.
 const bits = 4
 
-// parse reads a quantization_config. It reports false for another scheme's.
-func parse(b []byte) (*config, bool) {
-	var named struct {
-		Method string `json:"quant_method"`
-	}
-	if json.Unmarshal(b, &named) != nil || named.Method != (Scheme{}).Name() {
-		return nil, false
-	}
-	var c config
-	if json.Unmarshal(b, &c) != nil { // a member of another kind: check refuses it
-		return &config{Method: named.Method}, true
-	}
-	return &c, true
+// Method is the quant_method, and why nothing is written.
+func (*config) Method() (name, does string) {
+	return "awq", "AWQ scales the channels of a model by its activations"
 }
 
 // check returns an error unless weights can have these bits and groups.
@@ -91,8 +46,8 @@ func (c *config) check() error {
 	return columns.CheckGroupSize(c.GroupSize)
 }
 
-// unread is the layout of what is not read.
-func (c *config) unread() quant.Layout {
+// Unread is the layout of what is not read.
+func (c *config) Unread() quant.Layout {
 	l := quant.Layout{Advice: "take the checkpoint that it was made from, or one that is quantised with version gemm"}
 	version := strings.ToLower(cmp.Or(c.Version, c.Format, "gemm"))
 	if strings.EqualFold(c.Backend, "llm-awq") {
@@ -113,27 +68,8 @@ func (c *config) unread() quant.Layout {
 	return l
 }
 
-// Declaration knows a quantization_config of AWQ. Which modules stay plain it need not say: loaders take those that
-// have a qweight.
-func (Scheme) Declaration(b []byte) (quant.Declaration, bool) {
-	c, ok := parse(b)
-	if !ok {
-		return quant.Declaration{}, false
-	}
-	return quant.Declaration{Unsaid: true, Unread: c.unread()}, true
-}
-
-// Find returns the weights whose integers are M.qweight, where config.json says that they are AWQ's.
-func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
-	c, ok := parse(quant.Quantization(s.Config()))
-	if !ok || c.unread() != (quant.Layout{}) {
-		return nil, nil
-	}
-	return columns.Find(ctx, s, c.of)
-}
-
-// of is the layout of a module.
-func (c *config) of(m columns.Module) (columns.Layout, error) {
+// Layout is that of a module.
+func (c *config) Layout(m columns.Module, _ quant.Stored) (columns.Layout, error) {
 	if err := c.check(); err != nil {
 		return columns.Layout{}, err
 	}

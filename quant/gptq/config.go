@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/quant"
@@ -16,7 +15,6 @@ import (
 
 // config is a quantization_config.
 type config struct {
-	Method           string         `json:"quant_method"`
 	Bits             int64          `json:"bits"`
 	GroupSize        int64          `json:"group_size"` // -1 for all inputs
 	ActOrder         bool           `json:"desc_act"`
@@ -33,22 +31,13 @@ const (
 	secondVersion = "gptq_v2"
 )
 
-// parse reads a quantization_config. It reports false for another scheme's.
-func parse(b []byte) (*config, bool) {
-	var named struct {
-		Method string `json:"quant_method"`
-	}
-	if json.Unmarshal(b, &named) != nil || named.Method != (Scheme{}).Name() {
-		return nil, false
-	}
-	var c config
-	if json.Unmarshal(b, &c) != nil { // a member of another kind: check refuses it
-		return &config{Method: named.Method}, true
-	}
-	return &c, true
+// Method is the quant_method, and why nothing is written.
+func (*config) Method() (name, does string) {
+	return "gptq", "GPTQ chooses its integers by the activations of a model"
 }
 
-func (c *config) layout() string {
+// format is the checkpoint_format.
+func (c *config) format() string {
 	return strings.ToLower(cmp.Or(c.CheckpointFormat, c.Format, firstVersion))
 }
 
@@ -66,32 +55,22 @@ func (c *config) check() error {
 	return columns.CheckGroupSize(c.GroupSize)
 }
 
-// unread is the layout of what is not read.
-func (c *config) unread() quant.Layout {
+// Unread is the layout of what is not read.
+func (c *config) Unread() quant.Layout {
 	const again = "take the checkpoint that it was made from, or one with checkpoint_format gptq or gptq_v2"
-	layout := c.layout()
+	format := c.format()
 	switch {
-	case c.Marlin || strings.Contains(layout, "marlin"):
+	case c.Marlin || strings.Contains(format, "marlin"):
 		return quant.Layout{Name: "GPTQ in a layout for marlin kernels",
 			Advice: "take the checkpoint that it was repacked from, with checkpoint_format gptq or gptq_v2"}
-	case layout == "gptq_p" || c.Bits >= 5 && c.Bits <= 7:
+	case format == "gptq_p" || c.Bits >= 5 && c.Bits <= 7:
 		return quant.Layout{Name: "GPTQ in planar words, as GPTQModel has 5, 6 and 7 bits",
 			Advice: "take the checkpoint that it was made from, or one of 2, 3, 4 or 8 bits with checkpoint_format gptq or " +
 				"gptq_v2"}
-	case layout != firstVersion && layout != secondVersion:
-		return quant.Layout{Name: "GPTQ with checkpoint_format " + tensor.Quote(layout), Advice: again}
+	case format != firstVersion && format != secondVersion:
+		return quant.Layout{Name: "GPTQ with checkpoint_format " + tensor.Quote(format), Advice: again}
 	case c.Words != "" && c.Words != "int32":
 		return quant.Layout{Name: "GPTQ in words of " + tensor.Quote(c.Words), Advice: again}
 	}
 	return quant.Layout{}
-}
-
-// Declaration knows a quantization_config of GPTQ. Which modules stay plain it does not say: loaders take those that
-// have a qweight.
-func (Scheme) Declaration(b []byte) (quant.Declaration, bool) {
-	c, ok := parse(b)
-	if !ok {
-		return quant.Declaration{}, false
-	}
-	return quant.Declaration{Unsaid: true, Unread: c.unread()}, true
 }

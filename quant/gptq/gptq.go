@@ -8,10 +8,8 @@
 package gptq
 
 import (
-	"context"
 	"fmt"
 
-	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/quant/internal/columns"
@@ -21,54 +19,15 @@ import (
 func init() { quant.Register(Scheme{}) }
 
 // Scheme is the quant.Scheme of GPTQ.
-type Scheme struct{}
+type Scheme = columns.Scheme[config, *config]
 
-// Name returns the quant_method of a config.json.
-func (Scheme) Name() string { return "gptq" }
-
-// Types lists the one type, which is read only.
-func (Scheme) Types() []quant.Type { return []quant.Type{{Name: "gptq", ReadOnly: true}} }
-
-// Spec refuses: nothing is written.
-func (s Scheme) Spec(typ string, _ quant.Params) (quant.Spec, error) {
-	if typ != s.Name() {
-		return quant.Spec{}, fmt.Errorf("%w %q", quant.ErrUnknown, typ)
-	}
-	return quant.Spec{}, notWritten()
-}
-
-// Encoder refuses.
-func (Scheme) Encoder(context.Context, quant.Spec, tensor.Info) (quant.Encoder, error) {
-	return nil, notWritten()
-}
-
-// Config refuses.
-func (Scheme) Config([]quant.Assigned, []string) (key string, object []byte, err error) {
-	return "", nil, notWritten()
-}
-
-func notWritten() error {
-	err := fmt.Errorf("%w to gptq: it is read only, since GPTQ chooses its integers by the activations of a model and "+
-		"rounding alone is not what the name promises", quant.ErrUnsupported)
-	return hint.With(err, hint.Hint{Option: "Quantize", Value: "w4a16", Effect: "writes groups of 4 bits by rounding"})
-}
-
-// Find returns the weights whose integers are M.qweight, where config.json says that they are GPTQ's.
-func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
-	c, ok := parse(quant.Quantization(s.Config()))
-	if !ok || c.unread() != (quant.Layout{}) {
-		return nil, nil
-	}
-	return columns.Find(ctx, s, func(m columns.Module) (columns.Layout, error) { return c.of(m, s) })
-}
-
-// of is the layout of a module.
-func (c *config) of(m columns.Module, s quant.Stored) (columns.Layout, error) {
+// Layout is that of a module.
+func (c *config) Layout(m columns.Module, s quant.Stored) (columns.Layout, error) {
 	if err := c.check(); err != nil {
 		return columns.Layout{}, err
 	}
 	l := columns.Layout{Out: m.Codes[1], In: m.Codes[0] * 32 / c.Bits, Bits: c.Bits, Down: true}
-	if c.layout() == firstVersion {
+	if c.format() == firstVersion {
 		l.Plus = 1
 	}
 	index, listed := s.Lookup(m.Name + ".g_idx")

@@ -9,7 +9,7 @@ import (
 	"github.com/lorakit/lorakit/tensor"
 )
 
-// Decoder reads such a weight. It is a quant.Decoder, and what Find makes.
+// Decoder reads such a weight. It is a quant.Decoder, and what the Find of a Scheme makes.
 type Decoder struct {
 	weight tensor.Info
 	scale  tensor.DType

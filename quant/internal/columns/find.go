@@ -1,7 +1,6 @@
 package columns
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,20 +17,15 @@ const (
 	zerosSuffix  = ".qzeros"
 )
 
-// Module is what Find has found of a weight: the name of its module, and the shapes of its codes and of its scales.
+// Module is what has been found of a weight: the name of its module, and the shapes of its codes and of its scales.
 type Module struct {
 	Name          string
 	Codes, Scales tensor.Shape
 }
 
-// Find makes a decoder for each module that has codes, in the order of the tensors. layout says how one is stored; that
-// all parts are so is then checked.
-func Find(ctx context.Context, s quant.Stored, layout func(m Module) (Layout, error)) ([]quant.Decoder, error) {
-	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(t, s, layout) })
-}
-
-// find makes the decoder of codes, and nil of all other tensors.
-func find(t tensor.Info, s quant.Stored, layout func(m Module) (Layout, error)) (quant.Decoder, error) {
+// find makes the decoder of codes, and nil of all other tensors. The config says how they are stored; that all parts
+// are so is then checked.
+func find(t tensor.Info, s quant.Stored, c Config) (quant.Decoder, error) {
 	if module, ok := strings.CutSuffix(t.Name, zerosSuffix); ok {
 		if _, ok := s.Lookup(module + codesSuffix); !ok {
 			return nil, Missing(module + codesSuffix)
@@ -54,7 +48,7 @@ func find(t tensor.Info, s quant.Stored, layout func(m Module) (Layout, error)) 
 	}
 	d := &Decoder{scale: scales.DType, parts: []string{t.Name, scales.Name, module + zerosSuffix}}
 	var err error
-	if d.Layout, err = layout(Module{module, t.Shape, scales.Shape}); err != nil {
+	if d.Layout, err = c.Layout(Module{module, t.Shape, scales.Shape}, s); err != nil {
 		return nil, err
 	}
 	if d.Index != "" {

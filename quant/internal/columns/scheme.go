@@ -1,0 +1,97 @@
+package columns
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/lorakit/lorakit/hint"
+	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/tensor"
+)
+
+// Config is a quantization_config of a method.
+type Config interface {
+	// Method is its quant_method, which is the name of the one type too, and what it does that rounding does not.
+	Method() (name, does string)
+	// Unread is the layout of what is not read.
+	Unread() quant.Layout
+	// Layout is that of a module.
+	Layout(m Module, s quant.Stored) (Layout, error)
+}
+
+// Scheme is the quant.Scheme of a method whose quantization_config is a C. It is read only: what makes such weights is
+// how their integers are chosen, by what they do to activations.
+type Scheme[C any, P interface {
+	*C
+	Config
+}] struct{}
+
+// Name returns the quant_method of a config.json.
+func (Scheme[C, P]) Name() string {
+	name, _ := P(new(C)).Method()
+	return name
+}
+
+// Types lists the one type.
+func (s Scheme[C, P]) Types() []quant.Type { return []quant.Type{{Name: s.Name(), ReadOnly: true}} }
+
+// Spec refuses: nothing is written.
+func (s Scheme[C, P]) Spec(typ string, _ quant.Params) (quant.Spec, error) {
+	if typ != s.Name() {
+		return quant.Spec{}, fmt.Errorf("%w %q", quant.ErrUnknown, typ)
+	}
+	return quant.Spec{}, s.notWritten()
+}
+
+// Encoder refuses.
+func (s Scheme[C, P]) Encoder(context.Context, quant.Spec, tensor.Info) (quant.Encoder, error) {
+	return nil, s.notWritten()
+}
+
+// Config refuses.
+func (s Scheme[C, P]) Config([]quant.Assigned, []string) (key string, object []byte, err error) {
+	return "", nil, s.notWritten()
+}
+
+func (Scheme[C, P]) notWritten() error {
+	name, does := P(new(C)).Method()
+	err := fmt.Errorf("%w to %s: it is read only, since %s and rounding alone is not what the name promises",
+		quant.ErrUnsupported, name, does)
+	return hint.With(err, hint.Hint{Option: "Quantize", Value: "w4a16", Effect: "writes groups of 4 bits by rounding"})
+}
+
+// parse reads a quantization_config. It reports false for another scheme's.
+func (s Scheme[C, P]) parse(b []byte) (P, bool) {
+	var named struct {
+		Method string `json:"quant_method"`
+	}
+	if json.Unmarshal(b, &named) != nil || named.Method != s.Name() {
+		return nil, false
+	}
+	c := new(C)
+	if json.Unmarshal(b, c) != nil { // a member of another kind: Layout refuses what then is not there
+		c = new(C)
+	}
+	return c, true
+}
+
+// Declaration knows a quantization_config of the method. Which modules stay plain it need not say: loaders take those
+// that have a qweight.
+func (s Scheme[C, P]) Declaration(b []byte) (quant.Declaration, bool) {
+	c, ok := s.parse(b)
+	if !ok {
+		return quant.Declaration{}, false
+	}
+	return quant.Declaration{Unsaid: true, Unread: c.Unread()}, true
+}
+
+// Find returns the weights whose integers are M.qweight, where config.json says that they are the method's.
+func (s Scheme[C, P]) Find(ctx context.Context, stored quant.Stored) ([]quant.Decoder, error) {
+	c, ok := s.parse(quant.Quantization(stored.Config()))
+	if !ok || c.Unread() != (quant.Layout{}) {
+		return nil, nil
+	}
+	return quant.FindEach(ctx, stored, func(t tensor.Info) (quant.Decoder, error) { return find(t, stored, c) })
+}
