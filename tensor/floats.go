@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/bits"
 	"unsafe"
+
+	"github.com/lorakit/lorakit/internal/kernels"
 )
 
 // littleEndian is whether float32 numbers lie in memory as they do in a file.
@@ -46,6 +48,21 @@ func Shift(p []byte, by float32) {
 		x := math.Float32frombits(binary.LittleEndian.Uint32(p))
 		binary.LittleEndian.PutUint32(p, math.Float32bits(x+by))
 	}
+}
+
+// Round is the number of type d, a type of at most 32 bits, that is nearest to x, of two the even one. A NaN stays one.
+func Round(x float32, d DType) float32 {
+	switch d {
+	case BF16:
+		b := math.Float32bits(x)
+		if b&^(1<<31) > 0x7f800000 {
+			return x
+		}
+		return math.Float32frombits((b + 0x7fff + b>>16&1) &^ 0xffff)
+	case F16:
+		return kernels.FromHalf(kernels.ToHalf(x))
+	}
+	return x
 }
 
 // WithBytes hands the little-endian bytes of x to use. Where numbers lie otherwise in memory, those of x are turned

@@ -155,22 +155,22 @@ func (e *encoder) scaleOf(greatest, least float32) scale {
 	case e.powers():
 		return e.powerOf(greatest)
 	case e.format == nvfp4Packed:
-		code := minifloat.ToE4M3(float32(round(greatest/minifloat.MaxE2M1, t) * e.global))
+		code := minifloat.ToE4M3(float32(tensor.Round(greatest/minifloat.MaxE2M1, t) * e.global))
 		if code == 0 {
 			code = 0x20 // 0.125
 		}
 		return scale{value: e.scales[code], code: code}
 	case e.asymmetric:
 		steps := float32(int32(1)<<e.bits - 1)
-		v := round(round(greatest-least, t)/steps, t)
-		zero := roundToEven(clip(round(-float32(e.offset())-round(least/v, t), t), -e.offset(), e.offset()-1))
+		v := tensor.Round(tensor.Round(greatest-least, t)/steps, t)
+		zero := roundToEven(clip(tensor.Round(-float32(e.offset())-tensor.Round(least/v, t), t), -e.offset(), e.offset()-1))
 		return scale{value: orEpsilon(v, t), zero: zero}
 	}
 	half := float32(minifloat.MaxE4M3)
 	if e.format != floatQuantized {
 		half = float32(int32(1)<<e.bits-1) / 2
 	}
-	return scale{value: orEpsilon(round(greatest/half, t), t)}
+	return scale{value: orEpsilon(tensor.Round(greatest/half, t), t)}
 }
 
 // powerOf makes a scale that is a power of two: that of the greatest value, rounded up from 1.75 of it on, over the
@@ -219,21 +219,6 @@ func orEpsilon(v float32, t tensor.DType) float32 {
 		return 0x1p-10
 	}
 	return 0x1p-23
-}
-
-// round rounds to a type.
-func round(x float32, t tensor.DType) float32 {
-	switch t {
-	case tensor.BF16:
-		b := math.Float32bits(x)
-		if b&^(1<<31) > 0x7f800000 {
-			return x
-		}
-		return math.Float32frombits((b + 0x7fff + b>>16&1) &^ 0xffff)
-	case tensor.F16:
-		return kernels.FromHalf(kernels.ToHalf(x))
-	}
-	return x
 }
 
 // clip is x within two integers; NaN is 0.
@@ -446,7 +431,7 @@ func (m *measured) Begin(numbers []float32) error {
 	if m.dtype == tensor.F16 {
 		tiny = 0x1p-14
 	}
-	g := round(float32(minifloat.MaxE4M3*minifloat.MaxE2M1*round(1/max(numbers[0], tiny), m.dtype)), m.dtype)
+	g := tensor.Round(float32(minifloat.MaxE4M3*minifloat.MaxE2M1*tensor.Round(1/max(numbers[0], tiny), m.dtype)), m.dtype)
 	if g-g != 0 {
 		g = 1
 	}

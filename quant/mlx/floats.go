@@ -7,6 +7,7 @@ import (
 
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/minifloat"
+	"github.com/lorakit/lorakit/internal/scaled"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -31,7 +32,7 @@ func tableOf(k *kind, d tensor.DType) table {
 	t := make(table, 0, 256<<8)
 	for s := range 256 {
 		// A scale beyond the dtype is an infinity, or zero, in MLX too.
-		scale := rounded(k.scale(byte(s)), d)
+		scale := tensor.Round(k.scale(byte(s)), d)
 		var values [256]uint64
 		for c := range 1 << k.bits {
 			v := k.value(byte(c)) * scale
@@ -74,20 +75,8 @@ func (k *kind) value(c byte) float32 {
 // bitsOf rounds a number to a dtype, of which it returns the bits.
 func bitsOf(x float32, d tensor.DType) uint32 {
 	var b [4]byte
-	_ = store(b[:d.Bits()/8], d, []float32{x}) // the lengths fit
+	_ = tensor.FromFloats(b[:d.Bits()/8], d, []float32{x}) // the lengths fit
 	return binary.LittleEndian.Uint32(b[:])
-}
-
-// rounded rounds a number to a dtype.
-func rounded(x float32, d tensor.DType) float32 {
-	switch d {
-	case tensor.F16:
-		return kernels.FromHalf(kernels.ToHalf(x))
-	case tensor.BF16:
-		b := math.Float32bits(x) // of no NaN
-		return math.Float32frombits((b + 0x7fff + b>>16&1) &^ 0xffff)
-	}
-	return x
 }
 
 // floats reads weights whose codes are floats.
@@ -133,16 +122,16 @@ func (e *floatEncoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byt
 		if err := tensor.ToFloats(x, src[width*first:width*(first+n)], d); err != nil {
 			return err
 		}
-		divisors := s.scales[:n/group]
+		largest, divisors := s.hi[:n/group], s.scales[:n/group]
+		clear(largest)
+		bad := scaled.ByRow(1, int64(n), e.group).Largest(largest, x, s.most[:n/kernels.Group])
+		if bad >= 0 && !e.allowNonFinite {
+			return &quant.NonFiniteError{Index: lo + int64(first+bad), What: "NaN or infinity"}
+		}
 		for i := range divisors {
-			values := x[i*group : (i+1)*group]
-			largest, bad := largestOf(values, src[width*(first+i*group):width*(first+(i+1)*group)], floatOf(d))
-			if bad >= 0 && !e.allowNonFinite {
-				return &quant.NonFiniteError{Index: lo + int64(first+i*group+bad), What: "NaN or infinity"}
-			}
-			out[partScales][g+i], divisors[i] = e.scaleFor(largest)
+			out[partScales][g+i], divisors[i] = e.scaleFor(largest[i])
 			if divisors[i] == 0 { // of infinities MLX finds no code nearer than the first
-				clear(values)
+				clear(x[i*group : (i+1)*group])
 				divisors[i] = 1
 			}
 		}
@@ -178,39 +167,13 @@ func (e *floatEncoder) scaleFor(largest float32) (byte, float32) {
 	if e.bits == 8 {
 		most = minifloat.MaxE4M3
 	}
-	a := rounded(largest/most, e.info.DType)
+	a := tensor.Round(largest/most, e.info.DType)
 	if e.mode == "nvfp4" {
 		s := minifloat.ToE4M3(a)
 		return s, minifloat.E4M3[s]
 	}
 	s := powerAbove(a)
 	return s, minifloat.E8M0[s]
-}
-
-// largestOf returns the largest finite magnitude of a group, and the index of the first element that is not finite, or
-// -1.
-func largestOf(x []float32, stored []byte, f kernels.Float) (largest float32, bad int) {
-	bits := kernels.MaxAbs(stored, f)
-	switch f {
-	case kernels.F16:
-		largest = kernels.FromHalf(uint16(bits))
-	case kernels.BF16:
-		largest = math.Float32frombits(bits << 16)
-	default:
-		largest = math.Float32frombits(bits)
-	}
-	if largest-largest == 0 {
-		return largest, -1
-	}
-	largest, bad = 0, -1
-	for i, v := range x {
-		if v-v == 0 {
-			largest = max(largest, abs(v))
-		} else if bad < 0 {
-			bad = i
-		}
-	}
-	return largest, bad
 }
 
 // powerAbove returns the scale of the least power of two that is not below a; that of 1 where a is zero.

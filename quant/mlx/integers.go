@@ -22,6 +22,7 @@ type scratch struct {
 	rounded        [2 * chunk]byte
 	scales, biases [chunk / 16]float32
 	lo, hi         [chunk / 16]float32
+	most           [chunk / kernels.Group]uint32
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -91,12 +92,12 @@ func (e *integerEncoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []b
 		}
 		kernels.QuantizeAffine(s.codes[:n], values, from, scales, biases, group, most)
 		e.pack(out[partWords], first, s.codes[:n])
-		err := store(out[partBiases][width*g:width*(g+groups)], e.info.DType, biases)
+		err := tensor.FromFloats(out[partBiases][width*g:width*(g+groups)], e.info.DType, biases)
 		if err != nil {
 			return err
 		}
 		stored := out[partScales][width*g : width*(g+groups)]
-		if err := store(stored, e.info.DType, scales); err != nil || e.allowNonFinite {
+		if err := tensor.FromFloats(stored, e.info.DType, scales); err != nil || e.allowNonFinite {
 			return err
 		}
 		if err := tensor.ToFloats(scales, stored, e.info.DType); err != nil {
@@ -111,9 +112,6 @@ func (e *integerEncoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []b
 		return nil
 	})
 }
-
-// store rounds numbers to a dtype.
-func store(dst []byte, d tensor.DType, x []float32) error { return tensor.FromFloats(dst, d, x) }
 
 // line returns the scale and the bias of a group, by its least and its largest element and the largest code. The scale
 // is negative where the largest element has the larger magnitude, or the same.
