@@ -126,6 +126,22 @@ func TestReadOnlyBase(t *testing.T) {
 	}
 }
 
+// TestColumnsUnnamed: integers of GPTQ beside a quantization_config without a quant_method are not taken for MLX's.
+func TestColumnsUnnamed(t *testing.T) {
+	t.Parallel()
+	base := filepath.Join(t.TempDir(), "base")
+	writeColumns(t, base, "gptq")
+	path := filepath.Join(base, "config.json")
+	config, err := os.ReadFile(path)
+	require.NoError(t, err)
+	unnamed := strings.Replace(string(config), `"quant_method": "gptq", `, "", 1)
+	require.NotEqual(t, string(config), unnamed)
+	require.NoError(t, os.WriteFile(path, []byte(unnamed), 0o666))
+	_, err = lorakit.Convert(t.Context(), base, base+"+", lorakit.ConvertOptions{Quantize: "none"})
+	require.ErrorContains(t, err, "stored as integers of GPTQ or AWQ, such as")
+	require.ErrorContains(t, err, "quant_method")
+}
+
 // TestColumnsSameBytes: a weight that is read in several bands has the same bytes whatever the threads and the memory,
 // plain and quantised again.
 func TestColumnsSameBytes(t *testing.T) {

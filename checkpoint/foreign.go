@@ -24,7 +24,13 @@ func (c *Checkpoint) ForeignScheme() (quant.Layout, bool) {
 	if d, ok := c.declaration(); ok {
 		return d.Unread, d.Unread != quant.Layout{}
 	}
-	return foreignLayout(c.Config.Quantization), true
+	if l, ok := namedLayout(c.Config.Quantization); ok {
+		return l, true
+	}
+	if l, ok := c.undeclared(); ok {
+		return l, true
+	}
+	return unnamedLayout(c.Config.Quantization), true
 }
 
 // undeclared is the layout of weights whose names alone say that they are quantised.
@@ -99,22 +105,27 @@ var foreignLayouts = map[string]quant.Layout{
 	"vptq":           {Name: "VPTQ's codebooks", Advice: plainly},
 }
 
-// foreignLayout is that of a quantization_config that no scheme here knows.
-func foreignLayout(config jsontext.Value) quant.Layout {
+// namedLayout is that of a quantization_config with a quant_method that no scheme here knows.
+func namedLayout(config jsontext.Value) (quant.Layout, bool) {
 	var named struct {
 		Method string `json:"quant_method"`
 	}
-	if json.Unmarshal(config, &named) == nil && named.Method != "" {
-		l, ok := foreignLayouts[strings.ToLower(named.Method)]
-		if !ok {
-			return quant.Layout{Name: tensor.Quote(named.Method)}
-		}
-		if lower := bytes.ToLower(config); named.Method == "torchao" && bytes.Contains(lower, []byte("tile_packed")) {
-			l.Name = "torchao's tile-packed int4"
-		}
-		l.Name = fmt.Sprintf("%s (%s)", tensor.Quote(named.Method), l.Name)
-		return l
+	if json.Unmarshal(config, &named) != nil || named.Method == "" {
+		return quant.Layout{}, false
 	}
+	l, ok := foreignLayouts[strings.ToLower(named.Method)]
+	if !ok {
+		return quant.Layout{Name: tensor.Quote(named.Method)}, true
+	}
+	if lower := bytes.ToLower(config); named.Method == "torchao" && bytes.Contains(lower, []byte("tile_packed")) {
+		l.Name = "torchao's tile-packed int4"
+	}
+	l.Name = fmt.Sprintf("%s (%s)", tensor.Quote(named.Method), l.Name)
+	return l, true
+}
+
+// unnamedLayout is that of a quantization_config without one.
+func unnamedLayout(config jsontext.Value) quant.Layout {
 	var mlx struct { // as mlx-lm writes it
 		GroupSize int    `json:"group_size"`
 		Bits      int    `json:"bits"`
