@@ -17,18 +17,7 @@ import (
 
 // TestRefused changes golden checkpoints so that they contradict themselves.
 func TestRefused(t *testing.T) {
-	replace := func(old, now string) func(*quanttest.Stored) {
-		return func(s *quanttest.Stored) { s.JSON = []byte(strings.Replace(string(s.JSON), old, now, 1)) }
-	}
-	remove := func(name string) func(*quanttest.Stored) { return func(s *quanttest.Stored) { s.Remove(name) } }
-	shaped := func(name string, d tensor.DType, shape ...int64) func(*quanttest.Stored) {
-		return func(s *quanttest.Stored) {
-			info := tensor.Info{Name: name, DType: d, Shape: shape}
-			size, err := info.Size()
-			require.NoError(t, err)
-			s.Add(info, make([]byte, size))
-		}
-	}
+	replace, remove, shaped := quanttest.Replaced, quanttest.Removed, quanttest.Shaped
 	global := func(v float32) func(*quanttest.Stored) {
 		return func(s *quanttest.Stored) {
 			s.Data["a.q_proj.weight_global_scale"] = binary.LittleEndian.AppendUint32(nil, math.Float32bits(v))
@@ -117,14 +106,7 @@ func TestRefused(t *testing.T) {
 		{"a block of halves", "fp8-block", replace(`[16, 24]`, `[1.5, 24]`), []string{`"a.0.q.weight"`, "block_structure"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := quanttest.Open(t, "../../fixtures/compressed/"+c.file+".safetensors").Clone()
-			c.change(s)
-			found, err := compressedtensors.Scheme{}.Find(context.Background(), s)
-			require.ErrorIs(t, err, quant.ErrMalformed, "%d are found", len(found))
-			require.NotContains(t, err.Error(), "\n")
-			for _, w := range c.want {
-				require.ErrorContains(t, err, w)
-			}
+			quanttest.Refused(t, compressedtensors.Scheme{}, "../../fixtures/compressed/"+c.file+".safetensors", c.change, c.want...)
 		})
 	}
 }

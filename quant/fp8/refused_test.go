@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"math"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -17,18 +16,7 @@ import (
 
 // TestRefused changes golden checkpoints so that they contradict themselves.
 func TestRefused(t *testing.T) {
-	replace := func(old, now string) func(*quanttest.Stored) {
-		return func(s *quanttest.Stored) { s.JSON = []byte(strings.Replace(string(s.JSON), old, now, 1)) }
-	}
-	remove := func(name string) func(*quanttest.Stored) { return func(s *quanttest.Stored) { s.Remove(name) } }
-	shaped := func(name string, d tensor.DType, shape ...int64) func(*quanttest.Stored) {
-		return func(s *quanttest.Stored) {
-			info := tensor.Info{Name: name, DType: d, Shape: shape}
-			size, err := info.Size()
-			require.NoError(t, err)
-			s.Add(info, make([]byte, size))
-		}
-	}
+	replace, remove, shaped := quanttest.Replaced, quanttest.Removed, quanttest.Shaped
 	for _, c := range []struct {
 		name, file string
 		change     func(*quanttest.Stored)
@@ -53,14 +41,7 @@ func TestRefused(t *testing.T) {
 		{"another format", "fp8-bf16", replace(`"quant_method"`, `"fmt": "e5m2", "quant_method"`), []string{"e5m2"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := quanttest.Open(t, "../../fixtures/compressed/"+c.file+".safetensors").Clone()
-			c.change(s)
-			_, err := fp8.Scheme{}.Find(context.Background(), s)
-			require.ErrorIs(t, err, quant.ErrMalformed)
-			require.NotContains(t, err.Error(), "\n")
-			for _, w := range c.want {
-				require.ErrorContains(t, err, w)
-			}
+			quanttest.Refused(t, fp8.Scheme{}, "../../fixtures/compressed/"+c.file+".safetensors", c.change, c.want...)
 		})
 	}
 }

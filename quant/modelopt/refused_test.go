@@ -17,15 +17,7 @@ import (
 // TestRefused changes checkpoints so that they contradict themselves.
 func TestRefused(t *testing.T) {
 	const nvfp4, fp8 = "modelopt-nvfp4", "modelopt-fp8"
-	remove := func(name string) func(*quanttest.Stored) { return func(s *quanttest.Stored) { s.Remove(name) } }
-	shaped := func(name string, d tensor.DType, shape ...int64) func(*quanttest.Stored) {
-		return func(s *quanttest.Stored) {
-			info := tensor.Info{Name: name, DType: d, Shape: shape}
-			size, err := info.Size()
-			require.NoError(t, err)
-			s.Add(info, make([]byte, size))
-		}
-	}
+	remove, shaped := quanttest.Removed, quanttest.Shaped
 	second := func(v float32) func(*quanttest.Stored) {
 		return func(s *quanttest.Stored) {
 			s.Data["a.weight_scale_2"] = binary.LittleEndian.AppendUint32(nil, math.Float32bits(v))
@@ -54,12 +46,7 @@ func TestRefused(t *testing.T) {
 		{"two scales", fp8, shaped("b.weight_scale_2", tensor.F32), "expected U8"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := quanttest.Open(t, "../../fixtures/compressed/"+c.file+".safetensors").Clone()
-			c.change(s)
-			_, err := modelopt.Scheme{}.Find(context.Background(), s)
-			require.ErrorIs(t, err, quant.ErrMalformed)
-			require.ErrorContains(t, err, "tensor \"")
-			require.ErrorContains(t, err, c.want)
+			quanttest.Refused(t, modelopt.Scheme{}, "../../fixtures/compressed/"+c.file+".safetensors", c.change, "tensor \"", c.want)
 		})
 	}
 }
