@@ -46,7 +46,8 @@ func TestRefused(t *testing.T) {
 		{"two scales", fp8, shaped("b.weight_scale_2", tensor.F32), "expected U8"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			quanttest.Refused(t, modelopt.Scheme{}, "../../fixtures/compressed/"+c.file+".safetensors", c.change, "tensor \"", c.want)
+			path := "../../fixtures/compressed/" + c.file + ".safetensors"
+			quanttest.Refused(t, modelopt.Scheme{}, path, c.change, `tensor "`, c.want)
 		})
 	}
 }

@@ -134,19 +134,29 @@ func Decode(s quant.Stored, d quant.Decoder, units int64) ([]byte, error) {
 	out := make([]byte, n*width)
 	for lo := int64(0); lo < n; lo += units * d.Unit() {
 		hi := min(n, lo+units*d.Unit())
-		var in [][]byte
-		for _, r := range d.Inputs(nil, lo, hi) {
-			b := make([]byte, r.Length)
-			if err := s.Read(d.Parts()[r.Part], b, r.Offset); err != nil {
-				return nil, err
-			}
-			in = append(in, b)
-		}
-		if err := d.Decode(out[lo*width:hi*width], lo, hi, in); err != nil {
+		tile, err := Tile(s, d, lo, hi)
+		if err != nil {
 			return nil, err
 		}
+		copy(out[lo*width:], tile)
 	}
 	return out, nil
+}
+
+// Tile reads the elements [lo, hi) of a weight, whole units.
+func Tile(s quant.Stored, d quant.Decoder, lo, hi int64) ([]byte, error) {
+	var in [][]byte
+	for _, r := range d.Inputs(nil, lo, hi) {
+		b := make([]byte, r.Bytes())
+		for k := range max(r.Count, 1) {
+			if err := s.Read(d.Parts()[r.Part], b[k*r.Length:][:r.Length], r.Offset+k*r.Stride); err != nil {
+				return nil, err
+			}
+		}
+		in = append(in, b)
+	}
+	out := make([]byte, (hi-lo)*d.Values().Bits()/8)
+	return out, d.Decode(out, lo, hi, in)
 }
 
 // Weight is a weight to be written.

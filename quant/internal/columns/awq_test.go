@@ -2,7 +2,6 @@ package columns_test
 
 import (
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -11,6 +10,7 @@ import (
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/awq"
+	"github.com/lorakit/lorakit/quant/quanttest"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -23,27 +23,14 @@ func TestAWQGolden(t *testing.T) {
 
 // TestAWQMalformed refuses what cannot be, in one line that names the tensor.
 func TestAWQMalformed(t *testing.T) {
-	info := func(m *memory, name string, d tensor.DType, shape ...int64) {
-		t := tensor.Info{Name: name, DType: d, Shape: shape}
-		size, _ := t.Size()
-		m.put(t, make([]byte, size))
-	}
-	config := func(old, with string) func(*memory) {
-		return func(m *memory) { m.JSON = strings.Replace(m.JSON, old, with, 1) }
-	}
-	for want, change := range map[string]func(m *memory){
-		`"m0.scales" is missing`:  func(m *memory) { m.drop("m0.scales") },
-		`"m0.qzeros" is missing`:  func(m *memory) { m.drop("m0.qzeros") },
-		`"m0.qweight" is missing`: func(m *memory) { m.drop("m0.qweight") },
-		"it is I16 [256, 20], expected I32": func(m *memory) {
-			info(m, "m0.qweight", tensor.I16, 256, 20)
-		},
-		`"m0.scales" is F16 [2, 152], expected F16 [2, 160]`: func(m *memory) {
-			info(m, "m0.scales", tensor.F16, 2, 152)
-		},
-		`"m0.qzeros" is I32 [1, 20], expected I32 [2, 20]`: func(m *memory) {
-			info(m, "m0.qzeros", tensor.I32, 1, 20)
-		},
+	config := quanttest.Replaced
+	for want, change := range map[string]func(m *quanttest.Stored){
+		`"m0.scales" is missing`:                             quanttest.Removed("m0.scales"),
+		`"m0.qzeros" is missing`:                             quanttest.Removed("m0.qzeros"),
+		`"m0.qweight" is missing`:                            quanttest.Removed("m0.qweight"),
+		"it is I16 [256, 20], expected I32":                  quanttest.Shaped("m0.qweight", tensor.I16, 256, 20),
+		`"m0.scales" is F16 [2, 152], expected F16 [2, 160]`: quanttest.Shaped("m0.scales", tensor.F16, 2, 152),
+		`"m0.qzeros" is I32 [1, 20], expected I32 [2, 20]`:   quanttest.Shaped("m0.qzeros", tensor.I32, 1, 20),
 		"bits 8, expected 4":                                 config(`"bits": 4`, `"bits": 8`),
 		"group_size 0, expected -1":                          config(`"group_size": 128`, `"group_size": 0`),
 		`"m0.scales" is F16 [2, 160], expected F16 [4, 160]`: config(`"group_size": 128`, `"group_size": 64`),

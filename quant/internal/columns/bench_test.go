@@ -10,14 +10,15 @@ import (
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/awq"
 	"github.com/lorakit/lorakit/quant/gptq"
+	"github.com/lorakit/lorakit/quant/quanttest"
 	"github.com/lorakit/lorakit/tensor"
 )
 
 // random is a module of random words with groups of 128, in order or not.
-func random(bits, out, in int64, scheme string, act bool) *memory {
+func random(bits, out, in int64, scheme string, act bool) *quanttest.Stored {
 	r := rand.New(rand.NewPCG(1, 2))
-	m := &memory{Data: map[string][]byte{}}
-	m.JSON = fmt.Sprintf(`{"quantization_config": {"quant_method": "%s", "bits": %d, "group_size": 128}}`, scheme, bits)
+	m := &quanttest.Stored{Data: map[string][]byte{}, Model: tensor.BF16}
+	m.JSON = fmt.Appendf(nil, `{"quantization_config": {"quant_method": "%s", "bits": %d, "group_size": 128}}`, scheme, bits)
 	add := func(name string, d tensor.DType, shape ...int64) []byte {
 		info := tensor.Info{Name: "m." + name, DType: d, Shape: shape}
 		data := make([]byte, info.Count()*d.Bits()/8)
@@ -27,7 +28,7 @@ func random(bits, out, in int64, scheme string, act bool) *memory {
 				data[i] = data[i]&0x83 | 0x24 // about 1/64
 			}
 		}
-		m.put(info, data)
+		m.Add(info, data)
 		return data
 	}
 	if scheme == "awq" {

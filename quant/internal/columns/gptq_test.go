@@ -3,7 +3,6 @@ package columns_test
 import (
 	"encoding/binary"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -12,6 +11,7 @@ import (
 	"github.com/lorakit/lorakit/hint"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/gptq"
+	"github.com/lorakit/lorakit/quant/quanttest"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -27,11 +27,11 @@ func TestGPTQGolden(t *testing.T) {
 // TestGPTQWithoutIndex: a g_idx in order says what is known without it.
 func TestGPTQWithoutIndex(t *testing.T) {
 	m, expected := openFixture(t, folder+"gptq-4-v1.safetensors")
-	m.drop("m1.g_idx")
+	m.Remove("m1.g_idx")
 	found, err := gptq.Scheme{}.Find(t.Context(), m)
 	require.NoError(t, err)
 	for _, d := range found {
-		got, err := m.decode(d, 0, d.Info().Count())
+		got, err := quanttest.Tile(m, d, 0, d.Info().Count())
 		require.NoError(t, err)
 		require.Equal(t, expected[d.Info().Name], got)
 	}
@@ -41,12 +41,12 @@ func TestGPTQWithoutIndex(t *testing.T) {
 // TestGPTQDynamic: bits and groups that differ by module are told by the shapes.
 func TestGPTQDynamic(t *testing.T) {
 	m, expected := openFixture(t, folder+"gptq-8-v1-act.safetensors")
-	m.JSON = `{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": true,
-		"dynamic": {"+:m0": {"bits": 8, "group_size": 128}}}}`
+	m.JSON = []byte(`{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": true,
+		"dynamic": {"+:m0": {"bits": 8, "group_size": 128}}}}`)
 	found, err := gptq.Scheme{}.Find(t.Context(), m)
 	require.NoError(t, err)
 	require.Len(t, found, 1)
-	got, err := m.decode(found[0], 0, found[0].Info().Count())
+	got, err := quanttest.Tile(m, found[0], 0, found[0].Info().Count())
 	require.NoError(t, err)
 	assert.Equal(t, expected["m0.weight"], got)
 	assert.Equal(t, "gptq, bits 8, group 32", found[0].Spec().String())
@@ -54,43 +54,26 @@ func TestGPTQDynamic(t *testing.T) {
 
 // TestGPTQMalformed refuses what cannot be, in one line that names the tensor.
 func TestGPTQMalformed(t *testing.T) {
-	info := func(m *memory, name string, d tensor.DType, shape ...int64) {
-		t := tensor.Info{Name: name, DType: d, Shape: shape}
-		size, _ := t.Size()
-		m.put(t, make([]byte, size))
-	}
-	config := func(old, with string) func(*memory) {
-		return func(m *memory) { m.JSON = strings.Replace(m.JSON, old, with, 1) }
-	}
-	for want, change := range map[string]func(m *memory){
-		`"m0.scales" is missing`:  func(m *memory) { m.drop("m0.scales") },
-		`"m0.qzeros" is missing`:  func(m *memory) { m.drop("m0.qzeros") },
-		`"m0.g_idx" is missing`:   func(m *memory) { m.drop("m0.g_idx") },
-		`"m0.qweight" is missing`: func(m *memory) { m.drop("m0.qweight") },
-		`"m0.weight" is there too`: func(m *memory) {
-			info(m, "m0.weight", tensor.F16, 136, 96)
-		},
-		"it is I64 [12, 136], expected I32": func(m *memory) { info(m, "m0.qweight", tensor.I64, 12, 136) },
-		`"m0.qweight" is I32 [11, 136], expected I32 [12, 136]`: func(m *memory) {
-			info(m, "m0.qweight", tensor.I32, 11, 136)
-		},
-		`"m0.scales" is I32 [3, 136]`: func(m *memory) { info(m, "m0.scales", tensor.I32, 3, 136) },
-		`"m0.scales" is F16 [4, 136], expected F16 [3, 136]`: func(m *memory) {
-			info(m, "m0.scales", tensor.F16, 4, 136)
-		},
-		`"m0.qzeros" is I32 [3, 16], expected I32 [3, 17]`: func(m *memory) {
-			info(m, "m0.qzeros", tensor.I32, 3, 16)
-		},
-		`"m0.g_idx" is I64 [96], expected I32 [96]`: func(m *memory) { info(m, "m0.g_idx", tensor.I64, 96) },
-		`"m0.g_idx" is of shape [96, 1]`:            func(m *memory) { info(m, "m0.g_idx", tensor.I32, 96, 1) },
-		"it has 1048577 inputs in 32769 groups, expected at most": func(m *memory) {
-			info(m, "m0.g_idx", tensor.I32, 1<<20+1)
-		},
-		"expected some of each":         func(m *memory) { info(m, "m0.g_idx", tensor.I32, 0) },
-		"bits 9, expected 2, 3, 4 or 8": config(`"bits": 4`, `"bits": 9`),
-		"bits 0, expected 2, 3, 4 or 8": config(`"bits": 4`, `"bits": "4"`),
-		"group_size 0, expected -1":     config(`"group_size": 32`, `"group_size": 0`),
-		"group_size -2, expected -1":    config(`"group_size": 32`, `"group_size": -2`),
+	config := quanttest.Replaced
+	for want, change := range map[string]func(m *quanttest.Stored){
+		`"m0.scales" is missing`:                                  quanttest.Removed("m0.scales"),
+		`"m0.qzeros" is missing`:                                  quanttest.Removed("m0.qzeros"),
+		`"m0.g_idx" is missing`:                                   quanttest.Removed("m0.g_idx"),
+		`"m0.qweight" is missing`:                                 quanttest.Removed("m0.qweight"),
+		`"m0.weight" is there too`:                                quanttest.Shaped("m0.weight", tensor.F16, 136, 96),
+		"it is I64 [12, 136], expected I32":                       quanttest.Shaped("m0.qweight", tensor.I64, 12, 136),
+		`"m0.qweight" is I32 [11, 136], expected I32 [12, 136]`:   quanttest.Shaped("m0.qweight", tensor.I32, 11, 136),
+		`"m0.scales" is I32 [3, 136]`:                             quanttest.Shaped("m0.scales", tensor.I32, 3, 136),
+		`"m0.scales" is F16 [4, 136], expected F16 [3, 136]`:      quanttest.Shaped("m0.scales", tensor.F16, 4, 136),
+		`"m0.qzeros" is I32 [3, 16], expected I32 [3, 17]`:        quanttest.Shaped("m0.qzeros", tensor.I32, 3, 16),
+		`"m0.g_idx" is I64 [96], expected I32 [96]`:               quanttest.Shaped("m0.g_idx", tensor.I64, 96),
+		`"m0.g_idx" is of shape [96, 1]`:                          quanttest.Shaped("m0.g_idx", tensor.I32, 96, 1),
+		"it has 1048577 inputs in 32769 groups, expected at most": quanttest.Shaped("m0.g_idx", tensor.I32, 1<<20+1),
+		"expected some of each":                                   quanttest.Shaped("m0.g_idx", tensor.I32, 0),
+		"bits 9, expected 2, 3, 4 or 8":                           config(`"bits": 4`, `"bits": 9`),
+		"bits 0, expected 2, 3, 4 or 8":                           config(`"bits": 4`, `"bits": "4"`),
+		"group_size 0, expected -1":                               config(`"group_size": 32`, `"group_size": 0`),
+		"group_size -2, expected -1":                              config(`"group_size": 32`, `"group_size": -2`),
 	} {
 		m, _ := openFixture(t, folder+"gptq-4-v2-act.safetensors")
 		change(m)
@@ -110,7 +93,7 @@ func TestGPTQIndex(t *testing.T) {
 		binary.LittleEndian.PutUint32(m.Data["m0.g_idx"][4*5:], uint32(g))
 		found, err := gptq.Scheme{}.Find(t.Context(), m)
 		require.NoError(t, err)
-		_, err = m.decode(found[0], 0, found[0].Unit())
+		_, err = quanttest.Tile(m, found[0], 0, found[0].Unit())
 		require.ErrorIs(t, err, quant.ErrMalformed)
 		assert.ErrorContains(t, err, `"m0.g_idx" has `+want)
 	}
@@ -138,7 +121,7 @@ func TestGPTQLayouts(t *testing.T) {
 		}
 		assert.NotEmpty(t, d.Unread.Advice)
 		m, _ := openFixture(t, folder+"gptq-4-v2-act.safetensors")
-		m.JSON = `{"quantization_config": ` + object + `}`
+		m.JSON = []byte(`{"quantization_config": ` + object + `}`)
 		found, err := gptq.Scheme{}.Find(t.Context(), m)
 		require.NoError(t, err)
 		assert.Empty(t, found)
