@@ -106,7 +106,8 @@ func TestRefused(t *testing.T) {
 		{"a block of halves", "fp8-block", replace(`[16, 24]`, `[1.5, 24]`), []string{`"a.0.q.weight"`, "block_structure"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			quanttest.Refused(t, compressedtensors.Scheme{}, "../../fixtures/compressed/"+c.file+".safetensors", c.change, c.want...)
+			path := "../../fixtures/compressed/" + c.file + ".safetensors"
+			quanttest.Refused(t, compressedtensors.Scheme{}, path, c.change, c.want...)
 		})
 	}
 }

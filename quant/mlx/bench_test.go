@@ -65,7 +65,7 @@ func measure(b *testing.B, bytes int, call func() error) {
 
 func inputs(m *memory, d quant.Decoder, n int64) (in [][]byte) {
 	for _, r := range d.Inputs(nil, 0, n) {
-		in = append(in, m.tensors[r.Part].data[r.Offset:][:r.Length])
+		in = append(in, m.Data[m.Infos[r.Part].Name][r.Offset:][:r.Length])
 	}
 	return in
 }

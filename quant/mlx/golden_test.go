@@ -78,8 +78,8 @@ func (c *golden) spec(t testing.TB) quant.Spec {
 
 // checkpoint is the case as a checkpoint.
 func (c *golden) checkpoint(dtype tensor.DType) *memory {
-	m := &memory{dtype: dtype, config: fmt.Sprintf(`{"quantization": {"group_size": %d, "bits": %d, "mode": %q}}`, c.group,
-		c.bits, c.mode)}
+	m := newMemory(dtype, fmt.Sprintf(`{"quantization": {"group_size": %d, "bits": %d, "mode": %q}}`, c.group,
+		c.bits, c.mode))
 	for _, x := range []stored{c.weight, c.scales, c.biases} {
 		if x.Name != "" {
 			m.put(x.Name, x.DType, x.Shape, x.data)
@@ -103,11 +103,11 @@ func TestWritesAsMLX(t *testing.T) {
 			require.NoError(t, err, name)
 			for i, want := range []stored{c.weight, c.scales, c.biases} {
 				if want.Name == "" {
-					require.Len(t, got.tensors, i, name)
+					require.Len(t, got.Infos, i, name)
 					continue
 				}
-				assert.Equal(t, want.Info, got.tensors[i].Info, name)
-				require.Equal(t, want.data, got.tensors[i].data, "%s: %s", name, want.Name)
+				assert.Equal(t, want.Info, got.Infos[i], name)
+				require.Equal(t, want.data, got.Data[got.Infos[i].Name], "%s: %s", name, want.Name)
 			}
 		}
 	}
@@ -148,7 +148,7 @@ func equalNumbers(t *testing.T, want stored, got []byte, name string) {
 func TestTinyModel(t *testing.T) {
 	config, err := os.ReadFile("../../fixtures/mlx/tiny-qwen3-moe/config.json")
 	require.NoError(t, err)
-	m := &memory{dtype: tensor.BF16, config: string(config)}
+	m := newMemory(tensor.BF16, string(config))
 	for name, x := range file(t, "../../fixtures/mlx/tiny-qwen3-moe/model.safetensors") {
 		m.put(name, x.DType, x.Shape, x.data)
 	}
@@ -177,8 +177,8 @@ func TestTiny(t *testing.T) {
 		binary.LittleEndian.PutUint32(src[4:], math.Float32bits(-0x1p-128))
 		m, err := encode(quant.Spec{Type: typ}, info, src, 1)
 		require.NoError(t, err)
-		assert.Equal(t, []byte{0}, m.tensors[1].data)
-		m.dtype = tensor.F32
+		assert.Equal(t, []byte{0}, m.Data[m.Infos[1].Name])
+		m.Model = tensor.F32
 		assert.Equal(t, src[:8], decode(t, m, m.only(t), 1)[:8])
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/mlx"
+	"github.com/lorakit/lorakit/quant/quanttest"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -26,53 +26,15 @@ type stored struct {
 }
 
 // memory is a checkpoint in memory.
-type memory struct {
-	tensors []stored
-	dtype   tensor.DType
-	config  string
+type memory struct{ quanttest.Stored }
+
+func newMemory(dtype tensor.DType, config string) *memory {
+	return &memory{quanttest.Stored{Data: map[string][]byte{}, Model: dtype, JSON: []byte(config)}}
 }
 
 func (m *memory) put(name string, d tensor.DType, shape tensor.Shape, data []byte) {
-	m.drop(name)
-	m.tensors = append(m.tensors, stored{tensor.Info{Name: name, DType: d, Shape: shape}, data})
+	m.Add(tensor.Info{Name: name, DType: d, Shape: shape}, data)
 }
-
-func (m *memory) drop(name string) {
-	m.tensors = slices.DeleteFunc(m.tensors, func(t stored) bool { return t.Name == name })
-}
-
-func (m *memory) find(name string) (t stored, ok bool) {
-	i := slices.IndexFunc(m.tensors, func(t stored) bool { return t.Name == name })
-	if i < 0 {
-		return t, false
-	}
-	return m.tensors[i], true
-}
-
-func (m *memory) Tensors() []tensor.Info {
-	var list []tensor.Info
-	for _, t := range m.tensors {
-		list = append(list, t.Info)
-	}
-	return list
-}
-
-func (m *memory) Lookup(name string) (tensor.Info, bool) {
-	t, ok := m.find(name)
-	return t.Info, ok
-}
-
-func (m *memory) Read(name string, p []byte, off int64) error {
-	t, _ := m.find(name)
-	if off < 0 || off+int64(len(p)) > int64(len(t.data)) {
-		return io.ErrUnexpectedEOF
-	}
-	copy(p, t.data[off:])
-	return nil
-}
-
-func (m *memory) DType() tensor.DType { return m.dtype }
-func (m *memory) Config() []byte      { return []byte(m.config) }
 
 // only is the one weight of m.
 func (m *memory) only(t testing.TB) quant.Decoder {
@@ -93,44 +55,19 @@ func encode(s quant.Spec, info tensor.Info, src []byte, units int64) (*memory, e
 	if err != nil {
 		return nil, err
 	}
-	m := &memory{dtype: info.DType, config: fmt.Sprintf("{%q: %s}", key, object)}
-	for _, o := range e.Outputs() {
-		size, err := o.Size()
-		if err != nil {
-			return nil, err
-		}
-		m.put(o.Name, o.DType, o.Shape, make([]byte, size))
+	out, err := quanttest.Encode([]quanttest.Weight{{Encoder: e, Info: info, Data: src}}, units)
+	if err != nil {
+		return nil, err
 	}
-	n, width := info.Count(), info.DType.Bits()/8
-	for lo := int64(0); lo < n; lo += units * e.Unit() {
-		hi := min(lo+units*e.Unit(), n)
-		var views [][]byte
-		for _, r := range e.Tiles(nil, lo, hi) {
-			views = append(views, m.tensors[r.Part].data[r.Offset:][:r.Length:r.Length])
-		}
-		if err := e.Encode(views, nil, lo, hi, src[lo*width:hi*width]); err != nil {
-			return nil, err
-		}
-	}
-	return m, e.Finish(nil, nil)
+	out.Model, out.JSON = info.DType, fmt.Appendf(nil, "{%q: %s}", key, object)
+	return &memory{*out}, nil
 }
 
 // decode reads a weight in tiles of the given number of units.
 func decode(t testing.TB, m *memory, d quant.Decoder, units int64) []byte {
 	t.Helper()
-	n, width := d.Info().Count(), d.Values().Bits()/8
-	out := make([]byte, n*width)
-	parts := d.Parts()
-	for lo := int64(0); lo < n; lo += units * d.Unit() {
-		hi := min(lo+units*d.Unit(), n)
-		var in [][]byte
-		for _, r := range d.Inputs(nil, lo, hi) {
-			b := make([]byte, r.Length)
-			require.NoError(t, m.Read(parts[r.Part], b, r.Offset))
-			in = append(in, b)
-		}
-		require.NoError(t, d.Decode(out[lo*width:hi*width], lo, hi, in))
-	}
+	out, err := quanttest.Decode(m, d, units)
+	require.NoError(t, err)
 	return out
 }
 
@@ -252,16 +189,16 @@ func valid(t testing.TB) *memory {
 // TestContradictions damages a weight, and what config.json says of it, in every way.
 func TestContradictions(t *testing.T) {
 	own := func(members string) func(*memory) {
-		return func(m *memory) { m.config = `{"quantization": {` + members + `}}` }
+		return func(m *memory) { m.JSON = []byte(`{"quantization": {` + members + `}}`) }
 	}
 	resized := func(name string, d tensor.DType, shape ...int64) func(*memory) {
 		return func(m *memory) { m.put(name, d, shape, nil) }
 	}
 	const four = `"group_size": 32, "bits": 4`
 	for want, damage := range map[string]func(*memory){
-		`"m.scales" is missing`: func(m *memory) { m.drop("m.scales") },
-		`"m.biases" is missing`: func(m *memory) { m.drop("m.biases") },
-		`"m.weight" is missing`: func(m *memory) { m.drop("m.weight") },
+		`"m.scales" is missing`: func(m *memory) { m.Remove("m.scales") },
+		`"m.biases" is missing`: func(m *memory) { m.Remove("m.biases") },
+		`"m.weight" is missing`: func(m *memory) { m.Remove("m.weight") },
 		`"m.scales" is BF16 [2, 1], expected BF16 [2, 2] for words [2, 8]`:           resized("m.scales", tensor.BF16, 2, 1),
 		`"m.biases" is F16 [2, 2], expected BF16 [2, 2]`:                             resized("m.biases", tensor.F16, 2, 2),
 		`"m.biases" is BF16 [4], expected BF16 [2, 2]`:                               resized("m.biases", tensor.BF16, 4),
@@ -296,10 +233,10 @@ func TestContradictions(t *testing.T) {
 		`"m.global_scale" is there`: resized("m.global_scale", tensor.F32, 2),
 		`its quantization has mode "affine", bits 4, group_size 32, and its quantization_config mode "affine", bits 8`: func(
 			m *memory) {
-			m.config = `{"quantization": {` + four + `}, "quantization_config": {"group_size": 32, "bits": 8}}`
+			m.JSON = []byte(`{"quantization": {` + four + `}, "quantization_config": {"group_size": 32, "bits": 8}}`)
 		},
 		`module "m" has not the same in its quantization`: func(m *memory) {
-			m.config = `{"quantization": {` + four + `}, "quantization_config": {` + four + `, "m": {"bits": 4, "group_size": 32}}}`
+			m.JSON = []byte(`{"quantization": {` + four + `}, "quantization_config": {` + four + `, "m": {"bits": 4, "group_size": 32}}}`)
 		},
 	} {
 		m := valid(t)
@@ -340,7 +277,7 @@ func TestReads(t *testing.T) {
 		`{"quantization": {"group_size": 32}}`:                            "",
 	} {
 		m := valid(t)
-		m.config = config
+		m.JSON = []byte(config)
 		found, err := mlx.Scheme{}.Find(t.Context(), m)
 		require.NoError(t, err, config)
 		if want == "" {
@@ -355,7 +292,7 @@ func TestReads(t *testing.T) {
 // TestCompanionsAlone says that names that look like companions are tensors of their own where there is no quantised
 // weight.
 func TestCompanionsAlone(t *testing.T) {
-	m := &memory{config: `{"quantization": {"group_size": 32, "bits": 4}}`}
+	m := newMemory(0, `{"quantization": {"group_size": 32, "bits": 4}}`)
 	for _, n := range []string{"a.scales", "b.biases", "weight", "scales", "c.bias", "c.weight"} {
 		m.put(n, tensor.F32, tensor.Shape{1}, make([]byte, 4))
 	}
@@ -393,7 +330,7 @@ func TestConfig(t *testing.T) {
 // FuzzFind reads whatever a config and shapes may be: no panic, and what is accepted can be decoded within its parts.
 func FuzzFind(f *testing.F) {
 	for _, c := range []string{
-		valid(f).config, `{"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"bits": 3}}`,
+		string(valid(f).JSON), `{"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"bits": 3}}`,
 		`{"quantization": {"group_size": 32, "bits": 4, "m": {"mode": "nvfp4"}}}`, `{"quantization": [[`, ``,
 		`{"quantization_config": {"group_size": 32, "bits": 8, "mode": "mxfp8", "m": false}}`,
 	} {
@@ -403,7 +340,7 @@ func FuzzFind(f *testing.F) {
 	}
 	dtypes := []tensor.DType{tensor.BF16, tensor.F16, tensor.F32, tensor.U8, tensor.U32, tensor.I8}
 	f.Fuzz(func(t *testing.T, config string, rows, words, groups int64, scale, word uint8) {
-		m := &memory{config: config}
+		m := newMemory(0, config)
 		for _, x := range []stored{
 			{Info: tensor.Info{Name: "m.weight", DType: tensor.U32, Shape: tensor.Shape{rows, words}}},
 			{Info: tensor.Info{Name: "m.scales", DType: dtypes[int(scale)%len(dtypes)], Shape: tensor.Shape{rows, groups}}},
