@@ -120,7 +120,7 @@ func (r *reader) byteFallback() (*vocabulary, error) {
 	if err != nil {
 		return nil, err
 	}
-	v.pre, v.lenient = "default", true
+	v.pre, v.lenient = usualCut, true
 	v.scores = make([]float32, n)
 	special := map[string]bool{}
 	for _, text := range r.named.all() {

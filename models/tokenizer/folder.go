@@ -23,13 +23,14 @@ func FromGGUF(keys formats.Metadata, o Options) (Files, []string, error) {
 	if err := w.read(); err != nil {
 		return nil, nil, err
 	}
-	var err error
-	switch w.v.model {
-	case modelSentencePiece:
+	err := o.checkAsked(w.v.model, true)
+	switch model := w.v.model; {
+	case err != nil:
+	case model == modelSentencePiece:
 		err = w.sentencePiece()
-	case modelBPE:
+	case model == modelBPE:
 		err = w.byteLevel()
-	case modelWordPiece:
+	case model == modelWordPiece:
 		err = w.wordPiece()
 	default:
 		err = unsupportedf("%s: found %s, expected %s, %s or %s", keyModel, tensor.Quote(w.v.model), modelSentencePiece,

@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"cmp"
 	_ "embed" // for the data
 	"fmt"
 	"reflect"
@@ -24,6 +25,7 @@ type preTokenizers struct {
 	Patterns     map[string]string `json:"patterns"` // regular expressions by the names that rows have for them
 	Rows         []preRow          `json:"rows"`
 	IgnoreMerges []string          `json:"ignore_merges"` // those whose whole words are tokens, whatever the merges
+	Others       []string          `json:"others"`        // names for cuts of byte-level BPE that no row spells out
 }
 
 // preRow is one cut. Its names are one case in llama.cpp.
@@ -76,6 +78,41 @@ func rowOf(name string) (preRow, bool) {
 		}
 	}
 	return preRow{}, false
+}
+
+// usualCut is the name that stands where a tokenizer has no cut before merges.
+const usualCut = "default"
+
+// ofWords reports whether a cut is that of WordPiece, which llama.cpp has no other for.
+func (row preRow) ofWords() bool { return row.Parts[0].Type == "BertPreTokenizer" }
+
+// namesFor lists the names that the cut of a kind of tokenizers may have, all or those alone that a tokenizer.json can
+// be written for.
+func namesFor(model string, spelled bool) []string {
+	if model == modelSentencePiece {
+		return []string{usualCut}
+	}
+	var names []string
+	for _, row := range knownCuts().Rows {
+		if row.ofWords() == (model == modelWordPiece) {
+			names = append(names, row.names()...)
+		}
+	}
+	if model == modelBPE && !spelled {
+		names = append(names, knownCuts().Others...)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// checkAsked refuses a name that was asked for where a kind of tokenizers has no such cut.
+func (o Options) checkAsked(model string, spelled bool) error {
+	names := namesFor(model, spelled)
+	if o.PreTokenizer == "" || slices.Contains(names, o.PreTokenizer) {
+		return nil
+	}
+	return unsupportedf("pre-tokenizer: found %s for a tokenizer of the model %s, expected one of %s",
+		tensor.Quote(o.PreTokenizer), tensor.Quote(model), strings.Join(names, ", "))
 }
 
 // preTokenizer is llama.cpp's name for what tokenizer.json spells out.
@@ -227,22 +264,14 @@ func (row preRow) spelled() any {
 
 // rowFor is the row that a GGUF file, or its user, names.
 func rowFor(pre string, o Options) (preRow, string, error) {
-	name := pre
-	if o.PreTokenizer != "" {
-		name = o.PreTokenizer
-	}
+	name := cmp.Or(o.PreTokenizer, pre)
 	row, ok := rowOf(name)
 	if !ok {
-		var known []string
-		for _, row := range knownCuts().Rows {
-			known = append(known, row.names()...)
-		}
-		slices.Sort(known)
 		found := "none"
 		if name != "" {
 			found = tensor.Quote(name)
 		}
-		err := unsupportedf("%s: found %s, expected one of %s", keyPre, found, strings.Join(known, ", "))
+		err := unsupportedf("%s: found %s, expected one of %s", keyPre, found, strings.Join(namesFor(modelBPE, true), ", "))
 		return row, "", hint.With(err,
 			hint.Hint{Option: "PreTokenizer", Value: "NAME", Effect: "takes one of these that cuts the same"})
 	}

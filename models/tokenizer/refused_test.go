@@ -135,18 +135,56 @@ func TestUnknownPreTokenizer(t *testing.T) {
 	require.ErrorContains(t, err, `[{"type":"Punctuation"},{"type":"ByteLevel","use_regex":false}]`)
 	require.Equal(t, "PreTokenizer", hint.Of(err)[0].Option)
 	for _, f := range []Files{files, {tokenizerJSON: []byte(smallest)}} {
-		keys, _, err := ToGGUF(f, Options{PreTokenizer: "my-own"})
+		keys, _, err := ToGGUF(f, Options{PreTokenizer: "falcon"})
 		require.NoError(t, err)
-		require.Equal(t, "my-own", keys.Get(keyPre))
+		require.Equal(t, "falcon", keys.Get(keyPre))
 	}
-	keys, _, err := ToGGUF(files, Options{PreTokenizer: "my-own"})
+	keys, _, err := ToGGUF(files, Options{PreTokenizer: "falcon"})
 	require.NoError(t, err)
 	_, _, err = FromGGUF(keys, Options{})
 	require.ErrorIs(t, err, formats.ErrUnsupported)
-	require.ErrorContains(t, err, `found "my-own", expected one of command-r, dbrx,`)
+	require.ErrorContains(t, err, `found "falcon", expected one of command-r, dbrx,`)
 	require.Equal(t, "PreTokenizer", hint.Of(err)[0].Option)
 	_, _, err = FromGGUF(keys, Options{PreTokenizer: "gpt-2"})
 	require.NoError(t, err)
+}
+
+// A name that a kind of tokenizers has no cut of is refused with those that it has, both ways.
+func TestAskedPreTokenizer(t *testing.T) {
+	pieces := Files{tokenizerModel: modelOf(piece{"<unk>", 0, unknown}, piece{"a", -1, normal})}
+	words := Files{vocabTxt: []byte("[UNK]\na\n")}
+	bpe := Files{tokenizerJSON: []byte(smallest)}
+	for _, c := range []struct {
+		files     Files
+		name      string
+		arch      string
+		want      string // of the way to GGUF, "" where it has the name
+		wantSpelt string // of the way back
+	}{
+		{bpe, "qwen2", "", "", ""},
+		{bpe, "my-own", "", `found "my-own" for a tokenizer of the model "gpt2", expected one of a.x-4.0, afmoe,`,
+			`expected one of command-r, dbrx,`},
+		{bpe, "falcon", "", "", `expected one of command-r, dbrx,`},
+		{bpe, "jina-v2-en", "", `found "jina-v2-en"`, `found "jina-v2-en"`},
+		{pieces, "qwen2", "llama", `the model "llama", expected one of default:`, `expected one of default:`},
+		{pieces, "default", "llama", "", ""},
+		{words, "qwen2", "bert", `the model "bert", expected one of jina-v2-en:`, `expected one of jina-v2-en:`},
+		{words, "jina-v2-en", "bert", "", ""},
+	} {
+		asked := Options{Architecture: c.arch, PreTokenizer: c.name}
+		keys, _, err := ToGGUF(c.files, Options{Architecture: c.arch})
+		require.NoError(t, err)
+		_, _, to := ToGGUF(c.files, asked)
+		_, _, back := FromGGUF(keys, asked)
+		for err, want := range map[*error]string{&to: c.want, &back: c.wantSpelt} {
+			if want == "" {
+				require.NoError(t, *err, c.name)
+				continue
+			}
+			require.ErrorIs(t, *err, formats.ErrUnsupported)
+			require.ErrorContains(t, *err, want)
+		}
+	}
 }
 
 // Every row is found again by the parts that are written for it, also with a Split that removes.

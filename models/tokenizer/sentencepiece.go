@@ -65,7 +65,7 @@ func (r *reader) sentencePiece(b []byte) (*vocabulary, error) {
 		return nil, err
 	}
 	v := padded(modelSentencePiece, n)
-	v.pre, v.lenient = "default", true
+	v.pre, v.lenient = usualCut, true
 	v.scores = slices.Repeat([]float32{padScore}, n)
 	for id, p := range pieces[:min(n, len(pieces))] {
 		if p.kind == userDefined {

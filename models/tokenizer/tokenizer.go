@@ -63,8 +63,8 @@ func Reads(name string) bool {
 type Options struct {
 	// Architecture is GGUF's name of the model's architecture.
 	Architecture string
-	// PreTokenizer is llama.cpp's name for the cut that is made before merges. It wins over what the files say; empty
-	// finds it.
+	// PreTokenizer is llama.cpp's name for the cut that is made before merges. It wins over what the files say, and is
+	// refused where it is none for their kind of tokenizer; empty finds it.
 	PreTokenizer string
 	// VocabSize is taken where config.json does not say it: the default of the model's class. 0 is the number of tokens.
 	VocabSize int
@@ -164,6 +164,9 @@ func ToGGUF(files Files, o Options) (formats.Metadata, []string, error) {
 		return nil, nil, err
 	}
 	v, err := r.vocabulary()
+	if err == nil {
+		err = o.checkAsked(v.model, false)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
