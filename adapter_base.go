@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -54,7 +53,7 @@ func openBase(ctx context.Context, path string, followLinks bool) (*lora.Base, e
 	if e != nil || name != "" {
 		return nil, err
 	}
-	text, e := readSmall(ctx, dir, checkpoint.ConfigName, models.MaxConfigSize)
+	text, e := checkpoint.ReadSmall(ctx, dir, checkpoint.ConfigName, models.MaxConfigSize)
 	if errors.Is(e, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w: found neither weights nor a %s, expected the folder of a model", path, ErrRefused,
 			checkpoint.ConfigName)
@@ -94,7 +93,7 @@ func vocabulary(ctx context.Context, dir storage.Folder, architecture string) (i
 	files := tokenizer.Files{}
 	for _, e := range entries {
 		if tokenizer.Reads(e.Name) {
-			if files[e.Name], err = readSmall(ctx, dir, e.Name, tokenizer.MaxFileBytes); err != nil {
+			if files[e.Name], err = checkpoint.ReadSmall(ctx, dir, e.Name, tokenizer.MaxFileBytes); err != nil {
 				return 0, err
 			}
 		}
@@ -104,18 +103,4 @@ func vocabulary(ctx context.Context, dir storage.Folder, architecture string) (i
 		return 0, fmt.Errorf("%s: %w", dir.Path(""), err)
 	}
 	return int64(n), nil
-}
-
-// readSmall reads a file of a folder whole, which has at most so many bytes.
-func readSmall(ctx context.Context, dir storage.Folder, name string, most int64) ([]byte, error) {
-	f, err := dir.Open(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if f.Size() > most {
-		return nil, fmt.Errorf("%s: %w: found %d bytes, expected at most %d", dir.Path(name), formats.ErrLimit, f.Size(),
-			most)
-	}
-	return io.ReadAll(io.NewSectionReader(f, 0, f.Size()))
 }
