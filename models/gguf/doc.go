@@ -36,7 +36,8 @@
 //	words           numbers that keys have for words
 //	fixed           keys that are always the same
 //	must            members that llama.cpp has no key for, and the only value that it computes with, "" for none
-//	not_null        members that may not be null, for which GGUF has no word
+//	not_null        members that may not be null: transformers computes without them then, GGUF has no word for that, and
+//	                llama.cpp would take the default
 //	implied         the same as must, where another value changes what is computed, but is let pass with a notice: is,
 //	                or then where the model has when layers
 //	assumed         keys for which llama.cpp takes something where they are missing, and what transformers computes with

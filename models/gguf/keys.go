@@ -124,7 +124,7 @@ func (a *architecture) check(s *settings) (notices []string, err error) {
 	}
 	for _, member := range a.NotNull {
 		if v, there := s.members[member]; there && v == nil {
-			return nil, unsupportedf("config.json: %s: found null, expected a number: GGUF has no word for none", member)
+			return nil, unsupportedf("config.json: %s: found null, expected a value: GGUF has no word for none", member)
 		}
 	}
 	for _, i := range a.Implied {
@@ -143,11 +143,7 @@ func (a *architecture) check(s *settings) (notices []string, err error) {
 		}
 	}
 	notices = append(notices, a.otherActivations(s)...)
-	made := map[string]string{"llama3": "rope_freqs", "longrope": "rope_factors", "su": "rope_factors"}[s.ropeType()]
-	if made != "" && !slices.Contains(a.Made, made) {
-		notices = append(notices, fmt.Sprintf("rope_parameters is of the type %s; GGUF has no place for its factors in %s, "+
-			"and llama.cpp computes without them", s.ropeType(), a.Name))
-	}
+	notices = append(notices, a.otherScaling(s)...)
 	if n := a.otherWindows(s); n != "" {
 		notices = append(notices, n)
 	}

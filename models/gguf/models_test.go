@@ -177,6 +177,7 @@ var notices = map[string][]string{
 	"qwen3moe": {"norm_topk_prob is false; GGUF has no key for it, and llama.cpp computes with true"},
 	"deepseek3": {"config.json has nothing for the key deepseek2.expert_gating_func: llama.cpp takes softmax, where " +
 		"transformers computes with sigmoid"},
+	"gptoss": {"rope_parameters.truncate is false; llama.cpp reads no key for it, and computes with true"},
 }
 
 // TestForward: every model becomes what llama.cpp's converter makes of it: keys and their types, names, types, shapes

@@ -157,6 +157,11 @@ func TestForwardRefuses(t *testing.T) {
 			[]string{"attn_logit_softcapping", "none"}},
 		{"gemma2", edits{"final_logit_softcapping": jsontext.Value("null")}, nil, formats.ErrUnsupported,
 			[]string{"final_logit_softcapping", "null"}},
+		{"gemma2", edits{"sliding_window": jsontext.Value("null")}, nil, formats.ErrUnsupported,
+			[]string{"sliding_window", "null"}},
+		{"cohere2", edits{"sliding_window": jsontext.Value("null")}, nil, formats.ErrUnsupported, []string{"sliding_window"}},
+		{"deepseek3", edits{"norm_topk_prob": jsontext.Value("null")}, nil, formats.ErrUnsupported,
+			[]string{"norm_topk_prob", "null"}},
 		{"gemma2", edits{"final_logit_softcapping": true}, nil, formats.ErrMalformed, []string{"final_logit_softcapping"}},
 		{"qwen3", nil, func(c *checkpoint) { c.reshape("model.norm.weight", 0) }, formats.ErrUnsupported,
 			[]string{`"model.norm.weight"`, "[0]"}},
@@ -569,6 +574,19 @@ func TestComputedOtherwise(t *testing.T) {
 		"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 	longrope := map[string]any{"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0,
 		"long_factor": []int{2}, "short_factor": []int{1}, "original_max_position_embeddings": 64}
+	linear := edits{"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+	with := func(base, more edits) edits {
+		base = maps.Clone(base)
+		maps.Copy(base, more)
+		return base
+	}
+	yarn := func(more edits) edits {
+		return with(edits{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}, more)
+	}
+	phi := func(more edits) edits {
+		return with(edits{"rope_type": "longrope", "rope_theta": 1e4, "long_factor": slices.Repeat([]float64{2}, 4),
+			"short_factor": slices.Repeat([]float64{1}, 4)}, more)
+	}
 	for _, c := range []struct {
 		model string
 		edits edits
@@ -582,9 +600,32 @@ func TestComputedOtherwise(t *testing.T) {
 		{"mistral", edits{"max_position_embeddings": 64, "sliding_window": 64}, ""},
 		{"qwen2", edits{"use_sliding_window": true}, "use_sliding_window is true; "},
 		{"smollm3", edits{"no_rope_layer_interval": 2}, "no_rope_layer_interval is 2; "},
+		{"deepseek3", edits{"rope_interleave": false}, "rope_interleave is false; "},
+		{"gemma3", edits{"use_bidirectional_attention": true}, "use_bidirectional_attention is true; "},
 		{"gpt2", edits{"scale_attn_by_inverse_layer_idx": true}, "scale_attn_by_inverse_layer_idx is true; "},
-		{"qwen3", edits{"rope_parameters": llama3}, "rope_parameters is of the type llama3; GGUF has no place for its factors"},
+		{"qwen3", edits{"rope_parameters": llama3}, "rope_parameters is of the type llama3; GGUF has no place for it in qwen3, and llama.cpp computes without it"},
 		{"llama", edits{"rope_parameters": longrope}, "rope_parameters is of the type longrope; "},
+		{"stablelm", edits{"rope_parameters": linear}, "the type linear; GGUF has no place for it in stablelm"},
+		{"cohere2", edits{"rope_parameters": linear}, "the type linear; GGUF has no place for it in cohere2"},
+		{"gemma2", edits{"rope_parameters": yarn(nil)}, "the type yarn; GGUF has no place for it in gemma2"},
+		{"qwen2", edits{"rope_parameters": linear}, ""},
+		{"qwen2", edits{"rope_parameters": yarn(nil)}, ""},
+		{"qwen2", edits{"rope_parameters": yarn(edits{"beta_fast": 32, "beta_slow": nil, "truncate": true,
+			"attention_factor": 1.138629436111989, "extrapolation_factor": 2})}, ""},
+		{"qwen2", edits{"rope_parameters": yarn(edits{"beta_fast": 16})},
+			"rope_parameters.beta_fast is 16; llama.cpp reads no key for it, and computes with 32"},
+		{"qwen2", edits{"rope_parameters": yarn(edits{"beta_slow": 2.5})}, "beta_slow is 2.5; "},
+		{"qwen2", edits{"rope_parameters": yarn(edits{"truncate": false})}, "truncate is false; "},
+		{"qwen2", edits{"rope_parameters": yarn(edits{"attention_factor": 1.0})},
+			"attention_factor is 1; llama.cpp reads no key for it, and computes with 1.1386294"},
+		{"qwen2", edits{"rope_parameters": yarn(edits{"mscale": 1, "mscale_all_dim": 1})},
+			"mscale is 1; llama.cpp reads no key for it, and computes with an attention_factor of 1.1386294 in place of 1"},
+		{"qwen2", edits{"rope_parameters": yarn(edits{"mscale": 0.5})}, ""},
+		{"deepseek3", edits{"rope_parameters": yarn(edits{"mscale": 0.7, "mscale_all_dim": 1})}, "mscale is 0.7; "},
+		{"deepseek3", edits{"rope_parameters": yarn(nil)}, "mscale_all_dim is none; llama.cpp scales scores as with 1"},
+		{"phi3", edits{"rope_parameters": phi(nil)}, ""},
+		{"phi3", edits{"rope_parameters": phi(edits{"attention_factor": 1.5})}, "attention_factor is 1.5; "},
+		{"phi3", edits{"rope_parameters": phi(edits{"factor": 64})}, "rope_parameters.factor is 64; "},
 	} {
 		ck := edited(t, c.model, c.edits)
 		m, err := ck.forward()

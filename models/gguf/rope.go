@@ -48,6 +48,7 @@ const (
 	freqBase       = "rope.freq_base"
 	freqBaseSWA    = "rope.freq_base_swa"
 	attnFactor     = "rope.scaling.attn_factor"
+	logMultiplier  = "rope.scaling.yarn_log_multiplier"
 	dimensionCount = "rope.dimension_count"
 )
 
