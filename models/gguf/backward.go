@@ -92,6 +92,7 @@ func Backward(keys formats.Metadata, tensors []tensor.Info, read Values, o BackO
 	if b.settings, err = newSettings(c, b.class); err != nil {
 		return nil, err
 	}
+	b.settings.madeBy = b.architecture
 	out := &Checkpoint{Class: b.class.Name, Config: config}
 	if out.Notices, err = b.differences(); err != nil {
 		return nil, err

@@ -102,7 +102,26 @@ func (a *architecture) fit(keys formats.Metadata, tensors []tensor.Info) error {
 		return keyError(tokensKey, malformedf("found %d tokens, expected at most %d, the rows of %s", len(list), rows,
 			embedding))
 	}
+	if err := a.fitHeads(find); err != nil {
+		return err
+	}
 	return a.fitExperts(keys, find, have)
+}
+
+// fitHeads refuses numbers of heads that no model has, where no shape tells.
+func (a *architecture) fitHeads(find lookup) error {
+	const all, shared = "attention.head_count", "attention.head_count_kv"
+	v, counted := find(all)
+	heads, _ := v.(float64)
+	if counted && heads < 1 {
+		return keyError(a.Name+"."+all, malformedf("found %v, expected a head or more", heads))
+	}
+	v, shares := find(shared)
+	if kv, _ := v.(float64); counted && shares && (kv < 1 || math.Mod(heads, kv) != 0) {
+		return keyError(a.Name+"."+shared, malformedf("found %v, expected a divisor of the %v heads that there are", kv,
+			heads))
+	}
+	return nil
 }
 
 const (

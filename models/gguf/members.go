@@ -99,7 +99,8 @@ func (b *restorer) config(dtype tensor.DType) ([]byte, error) {
 		}
 		typed, err := restoredValue(b.Back[member][0], v)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", member, err)
+			return nil, fmt.Errorf("%s, which is %s by the keys of %s: %w", member, alternatives(b.Back[member][1]), b.Name,
+				err)
 		}
 		set(member, typed)
 	}
@@ -209,14 +210,11 @@ func (b *restorer) rope(m, rope members) error {
 	if b.class.Theta == 0 {
 		return nil
 	}
-	rope["rope_theta"] = usualTheta
-	if v := b.own(freqBase); v != nil {
-		x, ok := number(v)
-		if !ok {
-			return keyError(b.Name+"."+freqBase, malformedf("found %v, expected a number", v))
-		}
-		rope["rope_theta"] = x
+	theta, err := b.theta(freqBase)
+	if err != nil {
+		return err
 	}
+	rope["rope_theta"] = theta
 	kind := "default"
 	switch v := b.own(scalingType); v {
 	case nil:
@@ -281,9 +279,9 @@ func (b *restorer) rope(m, rope members) error {
 		delete(rope, "original_max_position_embeddings")
 	}
 	if _, nested := b.class.Parameters["sliding_attention"]; nested {
-		theta := any(usualTheta)
-		if x, ok := number(b.own(freqBaseSWA)); ok {
-			theta = x
+		theta, err := b.theta(freqBaseSWA)
+		if err != nil {
+			return err
 		}
 		m["rope_parameters"] = members{
 			"full_attention":    rope,
@@ -293,6 +291,19 @@ func (b *restorer) rope(m, rope members) error {
 	}
 	m["rope_parameters"] = rope
 	return nil
+}
+
+// theta is the base of frequencies that a key has.
+func (b *restorer) theta(name string) (float64, error) {
+	v := b.own(name)
+	if v == nil {
+		return usualTheta, nil
+	}
+	x, ok := number(v)
+	if !ok || x-x != 0 {
+		return 0, keyError(b.Name+"."+name, malformedf("found %v, expected a finite number", v))
+	}
+	return x, nil
 }
 
 // linearFactor is the factor of a linear scaling, which old files have by another name.

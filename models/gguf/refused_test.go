@@ -222,14 +222,33 @@ func TestBackwardRefuses(t *testing.T) {
 		{"llama", func(w *written) { w.set("llama.block_count", uint32(3)) }, formats.ErrMalformed, []string{"blk.2."}},
 		{"llama", func(w *written) { w.set("llama.block_count", uint32(1)) }, formats.ErrMalformed,
 			[]string{"blk.1.", "layer 1"}},
-		{"llama", func(w *written) { w.set("llama.rope.freq_base", float32(math.NaN())) }, formats.ErrMalformed, nil},
+		{"llama", func(w *written) { w.set("llama.rope.freq_base", float32(math.NaN())) }, formats.ErrMalformed,
+			[]string{"llama.rope.freq_base", "NaN"}},
 		{"phi3", func(w *written) { w.values["rope_factors_long.weight"][0] = float32(math.Inf(1)) },
 			formats.ErrMalformed, nil},
 		{"llama", func(w *written) { w.set("llama.block_count", uint32(4e9)) }, formats.ErrMalformed, []string{"blk.2."}},
 		{"llama", func(w *written) { w.set("llama.block_count", "two") }, formats.ErrMalformed,
 			[]string{"llama.block_count"}},
 		{"llama", func(w *written) { w.set("llama.attention.head_count", uint32(0)) }, formats.ErrMalformed,
-			[]string{"head"}},
+			[]string{`key "llama.attention.head_count": found 0`}},
+		{"bert", func(w *written) { w.set("bert.attention.head_count", uint32(0)) }, formats.ErrMalformed,
+			[]string{`key "bert.attention.head_count": found 0`}},
+		{"gpt2", func(w *written) { w.set("gpt2.attention.head_count", uint32(0)) }, formats.ErrMalformed,
+			[]string{`key "gpt2.attention.head_count": found 0`}},
+		{"stablelm", func(w *written) {
+			w.set("stablelm.attention.head_count_kv", uint32(3))
+			for _, name := range []string{"blk.0.attn_k", "blk.1.attn_k", "blk.0.attn_v", "blk.1.attn_v"} {
+				w.reshape(name+".weight", 24, 32)
+			}
+		}, formats.ErrMalformed, []string{`key "stablelm.attention.head_count_kv": found 3`, "4 heads"}},
+		{"llama", func(w *written) { w.set("llama.block_count", uint32(0)) }, formats.ErrMalformed,
+			[]string{`key "llama.block_count": found 0`}},
+		{"mixtral", func(w *written) { w.set("llama.expert_count", nil) }, formats.ErrMalformed,
+			[]string{`key "llama.expert_count": found none`}},
+		{"deepseek3", func(w *written) { w.set("deepseek2.attention.key_length_mla", uint32(2)) }, formats.ErrMalformed,
+			[]string{"attention.key_length_mla", "found -6"}},
+		{"gemma3", func(w *written) { w.set("gemma3.rope.freq_base_swa", float32(math.Inf(1))) }, formats.ErrMalformed,
+			[]string{"gemma3.rope.freq_base_swa", "+Inf"}},
 		{"llama", func(w *written) { w.set("llama.attention.head_count", uint32(3)) }, formats.ErrMalformed,
 			[]string{"blk.0.attn_q.weight", "3 heads"}},
 		{"llama", func(w *written) { w.set("llama.attention.head_count_kv", []uint32{2, 1}) }, formats.ErrMalformed,
@@ -446,6 +465,20 @@ func TestAbsentKeys(t *testing.T) {
 	require.Contains(t, config, "eos_token_id")
 	require.Nil(t, config["eos_token_id"])
 	require.Equal(t, "float16", config["dtype"])
+}
+
+// TestAbsentDimensions: all of a head is turned where no key says how much, as llama.cpp has it.
+func TestAbsentDimensions(t *testing.T) {
+	for _, name := range []string{"stablelm", "phi3", "cohere2"} {
+		_, w := write(t, name, gguf.F32)
+		w.set(name+".rope.dimension_count", uint32(8))
+		want, err := w.back(tensor.F16)
+		require.NoError(t, err)
+		w.set(name+".rope.dimension_count", nil)
+		got, err := w.back(tensor.F16)
+		require.NoError(t, err)
+		require.JSONEq(t, string(want.Config), string(got.Config))
+	}
 }
 
 // TestOtherLayouts: checkpoints that have the same weights otherwise become the same file.

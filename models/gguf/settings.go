@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/tensor"
 )
 
 // settings are the members of a config.json as the class of transformers has them: with its defaults, and with the
@@ -20,6 +22,7 @@ type settings struct {
 	members map[string]any
 	rope    map[string]any // of all layers, or of those that see everything
 	sliding map[string]any // of those with a sliding window, where the class tells them apart
+	madeBy  *architecture  // whose keys the config is made of, nil of one that a file has
 }
 
 // ropePrefix begins the names of members of rope_parameters.
@@ -188,16 +191,31 @@ func (s *settings) find(name string) (any, bool) {
 func (s *settings) whole(expression string) (int64, error) {
 	v, ok, err := evaluate(expression, s.find)
 	if err != nil {
-		return 0, fmt.Errorf("config.json: %w", err)
+		return 0, fmt.Errorf("%s: %w", s.place(expression), err)
 	}
 	if !ok {
-		return 0, malformedf("config.json: found no %s, expected a number", alternatives(expression))
+		return 0, malformedf("%s: found none, expected a number", s.place(expression))
 	}
 	x, ok := v.(float64)
 	if !ok || x != math.Trunc(x) || x < 1 || x > maxWhole {
-		return 0, malformedf("config.json: %s: found %v, expected a whole number above 0", alternatives(expression), v)
+		return 0, malformedf("%s: found %v, expected a whole number above 0", s.place(expression), v)
 	}
 	return int64(x), nil
+}
+
+// place says for a message where what an expression needs stands: in config.json, or in the key that the first of its
+// members was made of.
+func (s *settings) place(expression string) string {
+	if s.madeBy != nil {
+		for member := range strings.SplitSeq(expression, "|") {
+			for _, k := range s.madeBy.Keys {
+				if isName(k.from) && slices.Contains(strings.Split(k.from, "|"), member) {
+					return "key " + tensor.Quote(s.madeBy.Name+"."+k.name)
+				}
+			}
+		}
+	}
+	return "config.json: " + alternatives(expression)
 }
 
 // alternatives writes an expression for a message.
