@@ -614,7 +614,8 @@ func TestComputedOtherwise(t *testing.T) {
 		return base
 	}
 	yarn := func(more edits) edits {
-		return with(edits{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}, more)
+		return with(edits{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64},
+			more)
 	}
 	phi := func(more edits) edits {
 		return with(edits{"rope_type": "longrope", "rope_theta": 1e4, "long_factor": slices.Repeat([]float64{2}, 4),
@@ -655,6 +656,10 @@ func TestComputedOtherwise(t *testing.T) {
 			"mscale is 1; llama.cpp reads no key for it, and computes with an attention_factor of 1.1386294 in place of 1"},
 		{"qwen2", edits{"rope_parameters": yarn(edits{"mscale": 0.5})}, ""},
 		{"deepseek3", edits{"rope_parameters": yarn(edits{"mscale": 0.7, "mscale_all_dim": 1})}, "mscale is 0.7; "},
+		{"deepseek3", edits{"rope_parameters": yarn(edits{"mscale_all_dim": 0.5})},
+			"mscale is none; llama.cpp reads no key for it, and computes with an attention_factor of 1 in place of 1.1386294"},
+		{"deepseek3", edits{"scoring_func": "sigmoid", "rope_parameters": yarn(edits{"mscale": 0.7, "mscale_all_dim": 0.7})},
+			""},
 		{"deepseek3", edits{"rope_parameters": yarn(nil)}, "mscale_all_dim is none; llama.cpp scales scores as with 1"},
 		{"phi3", edits{"rope_parameters": phi(nil)}, ""},
 		{"phi3", edits{"rope_parameters": phi(edits{"attention_factor": 1.5})}, "attention_factor is 1.5; "},

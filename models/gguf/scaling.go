@@ -83,15 +83,19 @@ func (a *architecture) otherYarn(s *settings, note func(member string, v any, ot
 			note("mscale_all_dim", s.rope["mscale_all_dim"], "scales scores as with 1")
 		}
 	}
-	switch x, given := s.rope["attention_factor"].(float64); {
-	case given:
+	if x, given := s.rope["attention_factor"].(float64); given {
 		if !close32(x, only) {
 			note("attention_factor", x, builtIn(float32(only)))
 		}
-	case own != 0 && all != 0:
-		if x := scale(own) / scale(all); !close32(x, only) {
-			note("mscale", own, builtIn(fmt.Sprintf("an attention_factor of %v in place of %v", float32(only), float32(x))))
-		}
+		return
+	}
+	x := scale(1)
+	if own != 0 && all != 0 {
+		x = scale(own) / scale(all)
+	}
+	if !close32(x, only) {
+		note("mscale", s.rope["mscale"], builtIn(fmt.Sprintf("an attention_factor of %v in place of %v", float32(only),
+			float32(x))))
 	}
 }
 
