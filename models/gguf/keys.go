@@ -138,8 +138,11 @@ func (a *architecture) check(s *settings) (notices []string, err error) {
 			return nil, err
 		}
 		if !reflect.DeepEqual(v, only) && !i.enough(v, only) {
-			notices = append(notices, fmt.Sprintf("%s is %v; GGUF has no key for it, and llama.cpp computes with %v",
-				i.Member, v, orNone(only)))
+			why := "GGUF has no key for it, and llama.cpp"
+			if slices.ContainsFunc(a.Keys, func(k key) bool { return k.from == i.Member }) {
+				why = "llama.cpp does not heed the key for it, and"
+			}
+			notices = append(notices, fmt.Sprintf("%s is %v; %s computes with %v", i.Member, v, why, orNone(only)))
 		}
 	}
 	notices = append(notices, a.otherActivations(s)...)

@@ -661,7 +661,7 @@ func TestComputedOtherwise(t *testing.T) {
 		{"deepseek3", edits{"scoring_func": "sigmoid", "rope_parameters": yarn(edits{"mscale": 0.7, "mscale_all_dim": 0.7})},
 			""},
 		{"deepseek3", edits{"rope_parameters": yarn(nil)}, "mscale_all_dim is none; llama.cpp scales scores as with 1"},
-		{"phi3", edits{"rope_parameters": phi(nil)}, ""},
+		{"phi3", edits{"rope_parameters": phi(nil), "sliding_window": nil}, ""},
 		{"phi3", edits{"rope_parameters": phi(edits{"attention_factor": 1.5})}, "attention_factor is 1.5; "},
 		{"phi3", edits{"rope_parameters": phi(edits{"factor": 64})}, "rope_parameters.factor is 64; "},
 	} {

@@ -90,6 +90,7 @@ func (v variant) packed(t *testing.T, g gguf.Tensor) []byte {
 // variantNotices are those of the variants.
 var variantNotices = map[string][]string{
 	"gptoss": notices["gptoss"], "gptoss-mxfp4": notices["gptoss"],
+	"phi3-old": {"sliding_window is 64; llama.cpp does not heed the key for it, and computes with 512"},
 	"qwen2-yarn-no-length": {"rope_parameters.attention_factor is 1.5; llama.cpp reads no key for it, and computes with " +
 		"1.1386294"},
 }
