@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -20,7 +21,8 @@ type Excerpt struct {
 
 // Compose makes a weight of that name, shape and type of pieces, which cover each of its elements once. shift is added
 // to each value, in float32, or where a piece is F16 with the sum rounded to that. Where the only piece is all of
-// another weight, nothing is computed: the result is that one under the new name, in its scheme.
+// another weight, nothing is computed: the result is that one under the new name, in its scheme. Without a type in info
+// it is that of the pieces, before they were quantised, or where these differ or are shifted that of the values.
 func Compose(info tensor.Info, pieces []Excerpt, shift float32) (*Weight, error) {
 	count, err := info.Shape.Count()
 	if err != nil {
@@ -38,7 +40,11 @@ func Compose(info tensor.Info, pieces []Excerpt, shift float32) (*Weight, error)
 	}
 	c := &composed{pieces: pieces, shift: shift, values: pieces[0].Weight.Values}
 	w := &Weight{Info: info}
+	dtype := pieces[0].Weight.DType
 	for _, p := range pieces {
+		if p.Weight.DType != dtype {
+			dtype = 0
+		}
 		if p.Weight.Values != c.values {
 			c.values = tensor.F32
 		}
@@ -46,11 +52,10 @@ func Compose(info tensor.Info, pieces []Excerpt, shift float32) (*Weight, error)
 	}
 	if shift != 0 {
 		c.halves = c.values == tensor.F16
-		c.values = tensor.F32
+		c.values, dtype = tensor.F32, 0
 	}
-	if w.Values = c.values; w.DType == 0 {
-		w.DType = c.values
-	}
+	w.Values = c.values
+	w.DType = cmp.Or(w.DType, dtype, c.values)
 	c.turned = pieces[0].View.Turned()
 	w.Parts = []formats.Tensor{{
 		Info: tensor.Info{Name: info.Name, DType: c.values, Shape: info.Shape}, File: pieces[0].Weight.Parts[0].File, Data: c,
