@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,12 +64,12 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
 			if convertsAdapter(c, args[0]) {
 				return convertAdapter(c, args, parse)
 			}
-			if err := useless(c, aboutGGUF, "task-name", "prompt-prefix"); err != nil {
-				return err
-			}
 			about := "is about adapters; it needs --merge ADAPTER"
-			if err := useless(c, about, "base", "min-kept", "alpha", "expert-layout", "component"); err != nil {
-				return err
+			err := cmp.Or(useless(c, aboutGGUF, "task-name", "prompt-prefix"),
+				useless(c, about, "base", "min-kept", "alpha", "expert-layout", "component"))
+			if err != nil { // SRC may be an adapter that is broken, or not there, which is what to say then
+				_, broken := lorakit.Inspect(c.Context(), args[0], lorakit.ReadOptions{})
+				return cmp.Or(broken, err)
 			}
 		}
 		return run(args[0], args[1], adapters, lorakit.Merge)
