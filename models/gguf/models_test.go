@@ -177,7 +177,7 @@ var notices = map[string][]string{
 	"qwen3moe": {"norm_topk_prob is false; GGUF has no key for it, and llama.cpp computes with true"},
 	"deepseek3": {"config.json has nothing for the key deepseek2.expert_gating_func: llama.cpp takes softmax, where " +
 		"transformers computes with sigmoid"},
-	"phi3": {"sliding_window is 64; llama.cpp does not heed the key for it, and computes with 256"},
+	"phi3":   {"sliding_window is 64; llama.cpp does not heed the key for it, and computes with 256"},
 	"gptoss": {"rope_parameters.truncate is false; llama.cpp reads no key for it, and computes with true"},
 }
 
