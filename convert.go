@@ -23,6 +23,8 @@ type ConvertResult struct {
 	Shards      int    `json:"shards"`
 	Tensors     int    `json:"tensors"`   // logical weights in the result
 	Quantized   int    `json:"quantized"` // how many of them are in the scheme asked for
+	// BitsPerWeight is what the quantised weights have, companions included, where there is a budget.
+	BitsPerWeight float64 `json:"bits_per_weight,omitempty"`
 	pipeline.Result
 	// Rounding is, for Unmerge, how far each plain weight is to be expected from what it was before the adapters were
 	// merged.
@@ -62,6 +64,7 @@ func convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	if err != nil {
 		return nil, err
 	}
+	po.Measuring = ro
 	if err := pipeline.CheckDestination(src, dst, ro); err != nil {
 		return nil, err
 	}
@@ -114,7 +117,7 @@ func convert(ctx context.Context, src, dst string, o ConvertOptions) (*ConvertRe
 	}
 	r := &ConvertResult{
 		Source: src, Destination: filepath.Clean(dst), Format: p.Format, Shards: len(p.Shards), Quantized: p.Quantized,
-		Notices: append([]string{}, p.Notices...),
+		BitsPerWeight: p.Bits, Notices: append([]string{}, p.Notices...),
 	}
 	for _, s := range p.Shards {
 		r.Tensors += len(s.Jobs)

@@ -23,6 +23,13 @@ type ConvertOptions struct {
 	DoubleQuant bool
 	// PerExpert quantises the matrices of experts as well.
 	PerExpert bool
+	// Rules give weights types of their own: the first whose glob matches the name, in this order. All others get that of
+	// Quantize. A rule is about the weights that are quantised anyway; one that matches none of these takes what it
+	// matches.
+	Rules []Rule
+	// Budget is the most bits a quantised weight may have on average, companions included; 0 is any number. Rules with one
+	// glob are the types from which it takes for each weight, by the error that each makes.
+	Budget float64
 	// Include, where not empty, names by globs exactly the tensors that are quantised. Exclude names some that are not.
 	Include, Exclude []string
 	// Merge are adapters whose deltas are added, in this order, before anything is cast or quantised.
@@ -59,11 +66,17 @@ type ConvertOptions struct {
 	Progress func(Progress)
 }
 
+// Rule gives the weights that a glob matches a type, or "keep", with which they are not quantised.
+type Rule = pipeline.Rule
+
+// ParseRule reads GLOB=TYPE.
+func ParseRule(text string) (Rule, error) { return pipeline.ParseRule(text) }
+
 // plan is how a plan is made by these options.
 func (o *ConvertOptions) plan() (pipeline.Options, error) {
 	po := pipeline.Options{
 		To: o.To, Quantize: cmp.Or(o.Quantize, "keep"), Params: o.params(),
-		PerExpert: o.PerExpert, Include: o.Include, Exclude: o.Exclude,
+		PerExpert: o.PerExpert, Rules: o.Rules, Budget: o.Budget, Include: o.Include, Exclude: o.Exclude,
 		MaxShardSize: cmp.Or(o.MaxShardSize, pipeline.DefaultShardSize), MaxTensors: o.MaxTensors,
 		AllowNonFinite: o.AllowNonFinite, PreTokenizer: o.PreTokenizer,
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/lorakit/lorakit"
 )
 
-// TestSchemesToGGUF: a checkpoint that another tool's scheme has quantised becomes the GGUF file of its plain weights: in
-// the types that these had where no type is asked for, else rounded once, from the values that the scheme computes.
+// TestSchemesToGGUF: a checkpoint that another tool's scheme has quantised becomes the GGUF file of its plain weights:
+// in the types that these had where no type is asked for, else rounded once, from the values that the scheme computes.
 func TestSchemesToGGUF(t *testing.T) {
 	t.Parallel()
 	for typ, block := range map[string]int{
@@ -25,7 +25,8 @@ func TestSchemesToGGUF(t *testing.T) {
 				require.NoError(t, err)
 				return dst
 			}
-			src := convert(filepath.Join(ggufModels, "llama"), "src/llama", lorakit.ConvertOptions{Quantize: typ, BlockSize: block})
+			llama := filepath.Join(ggufModels, "llama")
+			src := convert(llama, "src/llama", lorakit.ConvertOptions{Quantize: typ, BlockSize: block})
 			plain := convert(src, "plain/llama", lorakit.ConvertOptions{Quantize: "none"})
 			exact := convert(src, "exact/llama", lorakit.ConvertOptions{Quantize: "none", DType: "f32"})
 			for _, c := range []struct {

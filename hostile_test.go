@@ -38,7 +38,7 @@ func TestSourcesAreSpared(t *testing.T) {
 	require.Equal(t, before, content(t, dir))
 }
 
-// content is that of all files below a folder.
+// content is that of all files below a folder, by their names in it.
 func content(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -46,7 +46,7 @@ func content(t *testing.T, dir string) map[string]string {
 		if err == nil && d.Type().IsRegular() {
 			var b []byte
 			b, err = os.ReadFile(path)
-			all[path] = string(b)
+			all[strings.TrimPrefix(path, dir)] = string(b)
 		}
 		return err
 	}))

@@ -52,11 +52,11 @@ func CheckMemory(m *Merged, o Options, memory int64) error {
 	}
 	least := int64(runtimeBytes)
 	b := planner{Checkpoint: m.Base, Options: o, from: m}
-	if o.Quantize != "keep" && o.Quantize != "none" {
-		b.scheme, _ = m.Base.Schemes.ForType(o.Quantize) // an unknown one is refused by NewPlan
+	if b.takeTypes() != nil || b.rule() != nil {
+		return nil // which NewPlan refuses
 	}
 	for _, w := range m.Weights {
-		if b.selected(w) {
+		if b.typeOf(w) != "" {
 			least += quantisedPlanBytes
 		} else {
 			least += plainPlanBytes

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,17 +23,19 @@ type planner struct {
 	from *Merged
 	p    *Plan
 
-	format      formats.Format // that is written
-	scheme      quant.Scheme   // nil for keep and none
-	spec        quant.Spec     // of scheme
-	quantised   []*Weight      // what is in the scheme in the result
-	unquantised []*Weight      // what transformers would quantise and stays plain
-	extra       []*Weight      // what is quantised and transformers would leave
-	decoded     int            // how many weights are dequantised
-	changed     bool           // whether the scheme of any weight changes
-	unfit       int            // how many were chosen that hold nothing to quantise
-	uncast      []string       // what is not cast: types that only a scheme gives a meaning
-	dissolved   []string       // the types of schemes with changed weights that are read only: all are dequantised
+	format      formats.Format       // that is written
+	scheme      quant.Scheme         // nil where nothing is quantised
+	types       map[string]typed     // of scheme, that are asked for
+	ruled       map[*Weight][]string // the types that rules leave a weight: the first, once the budget is spent
+	quantised   []*Weight            // what is in the scheme in the result
+	assigned    []quant.Assigned     // how
+	unquantised []*Weight            // what transformers would quantise and stays plain
+	extra       []*Weight            // what is quantised and transformers would leave
+	decoded     int                  // how many weights are dequantised
+	changed     bool                 // whether the scheme of any weight changes
+	unfit       int                  // how many were chosen that hold nothing to quantise
+	uncast      []string             // what is not cast: types that only a scheme gives a meaning
+	dissolved   []string             // the types of schemes with changed weights that are read only: all are dequantised
 }
 
 func (b *planner) notice(format string, args ...any) {
@@ -41,26 +44,15 @@ func (b *planner) notice(format string, args ...any) {
 
 // check refuses what contradicts itself before anything is decided.
 func (b *planner) check() error {
-	if b.from.gguf == nil && b.Quantize != "keep" && b.Quantize != "none" {
-		var err error
-		if b.scheme, err = b.Schemes.ForType(b.Quantize); err != nil {
-			if _, ok := fileType(b.Quantize); ok {
-				err = fmt.Errorf("%s: %w: %s is a choice of types for the tensors of a model in a GGUF file", b.Path, ErrRefused,
-					b.Quantize)
-			}
-			return err
-		}
-		if b.spec, err = b.scheme.Spec(b.Quantize, b.Params); err != nil {
-			return err
-		}
-		b.spec.AllowNonFinite = b.AllowNonFinite
+	if err := b.takeTypes(); err != nil {
+		return err
 	}
 	if b.Config != nil && b.Config.Quantization != nil && b.Config.Quantization.Kind() != '{' {
 		return fmt.Errorf("%s: %w: its quantization_config is no JSON object", filepath.Join(b.Path, checkpoint.ConfigName),
 			ErrRefused)
 	}
 	// Tensors that become a GGUF file's have each been recognised as the model's, experts in MXFP4 too.
-	if b.from.gguf == nil && (b.Quantize != "keep" || b.Options.DType != 0) {
+	if b.from.gguf == nil && (b.Quantize != "keep" || b.scheme != nil || b.Options.DType != 0) {
 		if err := b.CheckReadable(); err != nil {
 			return err
 		}
@@ -68,7 +60,10 @@ func (b *planner) check() error {
 	if err := globs(b.Include).unmatched("include", b.from.Weights); err != nil {
 		return err
 	}
-	return globs(b.Exclude).unmatched("exclude", b.from.Weights)
+	if err := globs(b.Exclude).unmatched("exclude", b.from.Weights); err != nil {
+		return err
+	}
+	return b.rule()
 }
 
 // jobs decides the way of every weight.
@@ -108,7 +103,7 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 	}
 	if b.scheme != nil && len(b.quantised) == 0 {
 		err := fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s",
-			b.Path, ErrRefused, len(b.from.Weights), b.Quantize)
+			b.Path, ErrRefused, len(b.from.Weights), strings.Join(slices.Sorted(maps.Keys(b.types)), " or "))
 		return nil, hint.With(err, hint.Hint{Option: "Include", Value: "GLOB", Effect: "chooses them by name"})
 	}
 	b.explain()
@@ -117,31 +112,56 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 
 // job decides the way of one weight.
 func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
-	selected := b.selected(w)
-	if w.Decoder == nil && w.Encoding != (tensor.Encoding{}) && (selected || w.Change != nil || b.Quantize == "none") {
+	typ := b.typeOf(w)
+	if w.Decoder == nil && w.Encoding != (tensor.Encoding{}) && (typ != "" || w.Change != nil || b.Quantize == "none") {
 		return Job{}, fmt.Errorf("%w: it is stored as %s, which no scheme that is known reads", ErrRefused,
 			tensor.Quote(w.Encoding.Name))
 	}
-	if selected && (w.Count() == 0 || w.DType.Integer()) {
+	if typ != "" && !fit(w) {
 		b.unfit++
-		selected = false
+		typ = ""
 	}
-	if selected {
-		b.quantised = append(b.quantised, w)
+	if typ != "" {
+		b.assign(w, b.types[typ].spec)
 		if !w.Role.Quantized {
 			b.extra = append(b.extra, w)
 		}
-		return b.quantiseJob(ctx, w)
+		j, err := b.quantiseJob(ctx, w, typ)
+		if !j.Copy {
+			b.changed = true
+			if w.Decodes() {
+				b.decoded++
+			}
+		}
+		return j, err
 	}
-	if b.scheme != nil && b.loaderMayExpect(w) {
-		b.unquantised = append(b.unquantised, w)
-	}
-	to := b.castTo(w)
 	if b.Options.DType != 0 && !w.DType.Numeric() && !w.DType.Integer() {
 		b.uncast = append(b.uncast, w.Name)
 	}
-	keeps := w.Decoder != nil && b.Quantize == "keep" && b.holds(w) &&
+	if b.keeps(w) && b.scheme != nil {
+		if err := b.keepBeside(w); err != nil {
+			return Job{}, err
+		}
+	} else if b.scheme != nil && b.loaderMayExpect(w) {
+		b.unquantised = append(b.unquantised, w)
+	}
+	j, err := b.unquantisedJob(ctx, w)
+	if !j.Copy && j.Encode == nil && w.Decodes() {
+		b.decoded++
+		b.changed = true
+	}
+	return j, err
+}
+
+// keeps reports whether a weight that is quantised stays so where no type is chosen for it.
+func (b *planner) keeps(w *Weight) bool {
+	return w.Decoder != nil && b.Quantize == "keep" && b.holds(w) &&
 		!slices.Contains(b.dissolved, w.Decoder.Spec().Type)
+}
+
+// unquantisedJob is the way of a weight for which no type is chosen.
+func (b *planner) unquantisedJob(ctx context.Context, w *Weight) (Job, error) {
+	to, keeps := b.castTo(w), b.keeps(w)
 	switch {
 	case w.Change != nil && keeps:
 		spec := w.Decoder.Spec()
@@ -152,12 +172,35 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 		return encodeJob(ctx, w, w.DType, scheme, spec)
 	case w.Change == nil && (w.Decoder == nil && to == w.Values && !w.Composed() || keeps):
 		return copyJob(w), nil
-	case w.Decodes():
-		b.decoded++
-		b.changed = true
 	}
 	return Job{Weight: w.Name, DType: to, RoundTrip: b.roundTrip(w),
 		Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+}
+
+// fit reports whether a weight holds something to quantise.
+func fit(w *Weight) bool { return w.Count() > 0 && !w.DType.Integer() }
+
+// assign notes that a weight is in the scheme in the result, and how.
+func (b *planner) assign(w *Weight, s quant.Spec) {
+	b.quantised = append(b.quantised, w)
+	b.assigned = append(b.assigned, quant.Assigned{Name: w.Name, Spec: s})
+}
+
+// keepBeside assigns a weight that stays as it is quantised beside others that rules give types of a scheme: that has
+// to be its own.
+func (b *planner) keepBeside(w *Weight) error {
+	spec := w.Decoder.Spec()
+	scheme, err := b.Schemes.ForType(spec.Type)
+	if err != nil {
+		return err
+	}
+	if scheme.Name() != b.scheme.Name() {
+		err := fmt.Errorf("%w: it is in %s of %s, and rules bring types of %s, where a checkpoint has one of them",
+			ErrRefused, spec.Type, scheme.Name(), b.scheme.Name())
+		return hint.With(err, hint.Hint{Option: "Quantize", Value: "none", Effect: "makes what no rule matches plain"})
+	}
+	b.assign(w, spec)
+	return nil
 }
 
 // dissolve finds what cannot be written again as it was: types that are read only, of weights that are changed. As a
@@ -195,7 +238,8 @@ func (b *planner) holds(w *Weight) bool {
 // or nil. Weights that are not quantised, as an output head, were not so when the adapter was trained either.
 func (b *planner) roundTrip(w *Weight) *quant.Spec {
 	trained := func(w *Weight) bool {
-		return w.trained() && (b.scheme == nil && w.Role.Quantized || b.scheme != nil && b.selected(w))
+		_, all := b.types[b.Quantize] // that are chosen
+		return w.trained() && (!all && w.Role.Quantized || b.typeOf(w) != "")
 	}
 	if b.Options.RoundTrip == nil ||
 		!trained(w) && !slices.ContainsFunc(w.pieces, func(p piece) bool { return trained(p.of) }) {
@@ -216,36 +260,21 @@ func (b *planner) loaderMayExpect(w *Weight) bool {
 	return b.Known && !w.Role.Known && matrix
 }
 
-// selected reports whether a weight is to be quantised.
-func (b *planner) selected(w *Weight) bool {
-	switch {
-	case b.scheme == nil, globs(b.Exclude).match(w.Name):
-		return false
-	case len(b.Include) > 0:
-		return globs(b.Include).match(w.Name)
-	}
-	return w.Role.Quantized || b.PerExpert && w.Role.Kind == models.Expert
-}
-
-func (b *planner) quantiseJob(ctx context.Context, w *Weight) (Job, error) {
-	if w.Role.Kind == models.Expert && len(w.Shape) > 2 && len(b.Include) == 0 {
+func (b *planner) quantiseJob(ctx context.Context, w *Weight, typ string) (Job, error) {
+	if w.Role.Kind == models.Expert && len(w.Shape) > 2 && !b.named(w) {
 		return Job{}, fmt.Errorf("%w: its experts are stored as one tensor of shape %v, and per-expert needs one tensor an "+
 			"expert; they can be kept as they are", ErrRefused, w.Shape)
 	}
-	spec, to := b.spec, b.castTo(w)
+	to, t := b.castTo(w), b.types[typ]
 	if w.Decoder != nil {
 		have := w.Decoder.Spec()
-		have.AllowNonFinite = spec.AllowNonFinite
+		have.AllowNonFinite = t.spec.AllowNonFinite
 		// A scheme that does not store what a weight was has nothing to cast.
-		if w.Change == nil && have.Equal(spec) && (to == w.DType || w.Values != w.DType) {
+		if w.Change == nil && have.Equal(t.spec) && (to == w.DType || w.Values != w.DType) {
 			return copyJob(w), nil
 		}
 	}
-	if w.Decodes() {
-		b.decoded++
-	}
-	b.changed = true
-	j, err := encodeJob(ctx, w, to, b.scheme, spec)
+	j, err := encodeJob(ctx, w, to, t.scheme, t.spec)
 	j.RoundTrip = b.roundTrip(w)
 	return j, err
 }

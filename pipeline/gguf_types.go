@@ -277,7 +277,11 @@ func (b *planner) targetJobs(ctx context.Context) ([]Job, error) {
 		if ctx.Err() != nil {
 			return nil, ErrInterrupted
 		}
-		j, err := b.targetJob(ctx, w, b.from.gguf.targets[i])
+		t := b.from.gguf.targets[i]
+		if types := b.ruled[w]; types != nil {
+			t = b.targetFor(w, types[0])
+		}
+		j, err := b.targetJob(ctx, w, t)
 		if err != nil {
 			return nil, w.Failed(err)
 		}
@@ -299,6 +303,14 @@ func (b *planner) targetJobs(ctx context.Context) ([]Job, error) {
 		b.notice("dequantised: %s", plural(b.decoded, "weight"))
 	}
 	return jobs, nil
+}
+
+// targetFor is the target of a weight for which a rule has decided.
+func (b *planner) targetFor(w *Weight, typ string) target {
+	if block, err := ggml.Parse(typ); err == nil {
+		return target{typ: block.Encoding().Name}
+	}
+	return b.from.unquantised(w, b.Options) // keep
 }
 
 // groupParts has the jobs that have parts of one changed weight stand in one shard, where what is kept of an adapter in

@@ -12,7 +12,6 @@ import (
 	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/models/gguf"
-	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -115,12 +114,12 @@ func (b *planner) editedConfig() ([]byte, error) {
 	}
 	edits = append(edits, b.from.edits()...)
 	switch {
-	case b.Quantize == "none" || len(b.dissolved) > 0:
+	case b.scheme == nil && (b.Quantize == "none" || len(b.dissolved) > 0):
 		for _, key := range b.Config.QuantizationKeys {
 			edits = append(edits, models.Remove(key))
 		}
 	case b.scheme != nil && b.changed:
-		key, object, err := b.scheme.Config(b.assigned(), b.skipped())
+		key, object, err := b.scheme.Config(b.assigned, b.skipped())
 		if err != nil {
 			return nil, err
 		}
@@ -135,15 +134,6 @@ func (b *planner) editedConfig() ([]byte, error) {
 		}
 	}
 	return models.EditConfig(b.ConfigJSON, edits...)
-}
-
-// assigned lists the quantised weights of the result.
-func (b *planner) assigned() []quant.Assigned {
-	list := make([]quant.Assigned, len(b.quantised))
-	for i, w := range b.quantised {
-		list[i] = quant.Assigned{Name: w.Name, Spec: b.spec}
-	}
-	return list
 }
 
 // skipped is the list of modules that a loader must not expect to be quantised, nil where its own choice is what was

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/lorakit/lorakit/models"
@@ -47,10 +48,13 @@ func (b *planner) explain() {
 		b.notice("left as they are, since they hold integers or nothing: %s that were chosen by name",
 			plural(b.unfit, "tensor"))
 	}
-	experts, others := 0, []string(nil)
+	experts, others, types := 0, []string(nil), []string(nil)
 	for _, w := range b.extra {
 		if w.Role.Kind == models.Expert {
 			experts++
+			if t := b.typeOf(w); !slices.Contains(types, t) {
+				types = append(types, t)
+			}
 		} else {
 			others = append(others, w.Name)
 		}
@@ -59,15 +63,15 @@ func (b *planner) explain() {
 	case b.PerExpert && experts > 0:
 		loaders := "no program that is known reads them"
 		for _, t := range b.scheme.Types() {
-			if t.Name == b.Quantize && t.ExpertLoaders != "" {
+			if slices.Contains(types, t.Name) && t.ExpertLoaders != "" {
 				loaders = "for " + t.ExpertLoaders
 			}
 		}
 		b.notice("experts: %s in %s, one tensor an expert, %s; transformers does not load such a folder",
-			plural(experts, "tensor"), b.Quantize, loaders)
+			plural(experts, "tensor"), strings.Join(types, " and "), loaders)
 	case experts > 0:
 		b.notice("experts: %s in %s, chosen by name; transformers does not load such a folder", plural(experts, "tensor"),
-			b.Quantize)
+			strings.Join(types, " and "))
 	default:
 		n := 0
 		for _, w := range b.from.Weights {

@@ -48,8 +48,11 @@ func (o *Options) Check() error {
 		if _, err := scheme.Spec(o.Quantize, o.Params); err != nil {
 			return fmt.Errorf("%w: %w", ErrOption, err)
 		}
-	} else if len(o.Include)+len(o.Exclude) > 0 {
+	} else if len(o.Include)+len(o.Exclude) > 0 && len(o.Rules) == 0 {
 		return fmt.Errorf("%w: include and exclude choose what is quantised, and quantize is %s", ErrOption, o.Quantize)
+	}
+	if err := o.checkRules(); err != nil {
+		return err
 	}
 	if o.To != "" {
 		if _, err := formats.Default.Lookup(o.To); err != nil {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/lorakit/lorakit/checkpoint"
 	"github.com/lorakit/lorakit/formats"
-	"github.com/lorakit/lorakit/ggml"
 	"github.com/lorakit/lorakit/models/gguf"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/storage"
@@ -32,6 +31,12 @@ type Options struct {
 	Quantize string
 	// Params are the parameters of that type, such as its block size; those that it does not have are not looked at.
 	Params quant.Params
+	// Rules give weights types of their own, the first that matches; the others get that of Quantize.
+	Rules []Rule
+	// Budget is how many bits a quantised weight may have, companions included; 0 is any number. Rules with one glob are
+	// the types from which it chooses by the error that each makes, which Measuring says how to measure.
+	Budget    float64
+	Measuring RunOptions
 	// PerExpert quantises the experts' matrices too, which transformers does not.
 	PerExpert bool
 	// Include, where not empty, names by globs exactly what is quantised; Exclude what is not.
@@ -68,7 +73,9 @@ type Plan struct {
 	Files     []formats.File `json:"files,omitempty"`     // small, written whole
 	Copied    []InputFile    `json:"carried,omitempty"`   // copied as they are
 	Quantized int            `json:"quantized,omitempty"` // weights that are in the scheme asked for
-	Notices   []string       `json:"notices,omitempty"`   // what the user should know of the choices made
+	// Bits is what the quantised weights have on average, companions included, where there is a budget.
+	Bits    float64  `json:"bits_per_weight,omitempty"`
+	Notices []string `json:"notices,omitempty"` // what the user should know of the choices made
 }
 
 // planVersion is the Version of the plans made here.
@@ -182,11 +189,16 @@ func NewPlan(ctx context.Context, m *Merged, dst string, o Options) (*Plan, erro
 	if b.format, err = b.outputFormat(dst); err != nil {
 		return nil, err
 	}
-	if block, err := ggml.Parse(b.Quantize); err == nil && b.format.Name() == gguf.Format {
-		b.Quantize = block.Unique() // also where another scheme has a type of that name
+	if b.format.Name() == gguf.Format {
+		b.nameBlocks()
 	}
 	if err := b.check(); err != nil {
 		return nil, err
+	}
+	if b.Budget > 0 {
+		if err := b.spend(ctx); err != nil {
+			return nil, err
+		}
 	}
 	jobs, err := b.jobs(ctx)
 	if err != nil {

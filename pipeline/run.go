@@ -42,6 +42,7 @@ type RunOptions struct {
 
 // Progress says how far a run is.
 type Progress struct {
+	Measuring           bool  // the types for a budget, before anything is written
 	Done, Total         int64 // bytes of the source's tensors
 	Shards, TotalShards int   // finished, and in all
 	Elapsed             time.Duration
@@ -439,7 +440,8 @@ func (r *run) report() (stop func()) {
 	start := time.Now()
 	tell := func() {
 		r.opts.Progress(Progress{
-			Done: r.done.Load(), Total: r.total,
+			Measuring: r.plan == nil,
+			Done:      r.done.Load(), Total: r.total,
 			Shards: int(r.finished.Load()), TotalShards: len(r.work), Elapsed: time.Since(start),
 		})
 	}

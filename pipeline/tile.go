@@ -165,7 +165,19 @@ func (r *run) change(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) e
 	if j.encoder == nil {
 		return r.write(j.shard, values, j.Outputs[0].Offset+lo*j.DType.Bits()/8)
 	}
+	if err := j.encode(s, lo, hi, values); err != nil {
+		return err
+	}
+	for i, x := range s.ranges {
+		if err := r.write(j.shard, s.views[i], j.Outputs[x.Part].Offset+x.Offset); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
+// encode quantises one tile: the ranges of the outputs that it fills are in s.ranges then, and their bytes in s.views.
+func (j *jobRun) encode(s *scratch, lo, hi int64, values []byte) error {
 	s.ranges = j.encoder.Tiles(s.ranges[:0], lo, hi)
 	var total int64
 	for _, x := range s.ranges {
@@ -180,20 +192,12 @@ func (r *run) change(ctx context.Context, s *scratch, j *jobRun, lo, hi int64) e
 	kept := j.encoder.Deferred(0, lo) // by the tiles before
 	deferred := j.deferred.tile(s, kept, j.encoder.Deferred(lo, hi))
 	s.Begin()
-	err = j.encoder.Encode(s.views, deferred, lo, hi, values)
+	err := j.encoder.Encode(s.views, deferred, lo, hi, values)
 	s.End()
 	if err != nil {
 		return j.locate(err)
 	}
-	if err := j.deferred.keep(s, deferred, kept); err != nil {
-		return err
-	}
-	for i, x := range s.ranges {
-		if err := r.write(j.shard, s.views[i], j.Outputs[x.Part].Offset+x.Offset); err != nil {
-			return err
-		}
-	}
-	return nil
+	return j.deferred.keep(s, deferred, kept)
 }
 
 // checkFinite refuses values, those of the elements [lo, hi), that are not finite.

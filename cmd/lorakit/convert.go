@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/lorakit/lorakit"
 )
@@ -33,6 +36,9 @@ tokenizer among them. --quantize is a file type then, such as q4_k_m, by whose r
 tensor gets a type as llama-quantize gives it. A SRC in GGUF becomes a folder of
 transformers, with its config.json and tokenizer, where DST is a folder.
 
+--rule GLOB=TYPE gives weights types of their own: the first whose glob matches wins. Several
+with one GLOB and --budget BPW leave the choice to the error that each type makes.
+
 SRC may be a LoRA adapter too: --to peft, kohya, diffusers, mlx, loralib or gguf writes it in
 that dialect, and --experts per-expert or fused with its experts laid out in that way, with
 the same delta. For llama.cpp, DST ends in .gguf. To GGUF and from it, --base names the folder
@@ -44,6 +50,8 @@ makes it DST. After a kill or a full disk, --resume goes on with what is there.`
 		Example: `  lorakit convert llama llama-nf4 --quantize nf4
   lorakit convert llama-nf4 llama-bf16 --quantize none --dtype bf16
   lorakit convert llama llama.gguf --quantize q4_k_m
+  lorakit convert llama llama-mlx --quantize mlx4 --rule '*.down_proj.weight=mlx8'
+  lorakit convert llama llama-mlx --budget 5 --rule '*=mlx4' --rule '*=mlx8'
   lorakit convert llama.gguf llama-again
   lorakit convert weights.safetensors half.safetensors --dtype f16
   lorakit convert my-lora my-lora.safetensors --to kohya
@@ -85,6 +93,8 @@ type merging func(ctx context.Context, base string, adapters []lorakit.Adapter, 
 func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Adapter, merge merging) error {
 	var o lorakit.ConvertOptions
 	var experts, progress string
+	var rules []string
+	var budget *pflag.Flag
 	var asJSON bool
 	var minKept float64
 	shard, memory := size{5_000_000_000, "5GB"}, size{defaultMemory, "256MiB"}
@@ -93,7 +103,27 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 			return err
 		}
 		o.PerExpert = experts == "per-expert"
-		if o.Quantize == "keep" || o.Quantize == "none" {
+		o.Rules = nil
+		for _, text := range rules {
+			rule, err := lorakit.ParseRule(text)
+			if err != nil {
+				return err
+			}
+			o.Rules = append(o.Rules, rule)
+		}
+		if budget.Changed && o.Budget == 0 {
+			return usageError{errors.New("--budget is 0, expected bits a weight, such as 4.5")}
+		}
+		var types []string
+		for _, r := range o.Rules {
+			if r.Type != "keep" && !slices.Contains(types, r.Type) {
+				types = append(types, r.Type)
+			}
+		}
+		if len(types) == 0 || o.Base == "dequantized" || o.Quantize != "keep" && o.Quantize != "none" {
+			types = append(types, o.Quantize)
+		}
+		if len(o.Rules) == 0 && (o.Quantize == "keep" || o.Quantize == "none") {
 			names := []string{"include", "exclude", "experts"}
 			if o.Base != "dequantized" {
 				names = append(names, "block-size", "double-quant", "allow-non-finite")
@@ -108,12 +138,18 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 			}
 		}
 		for flag, parameter := range map[string]string{"block-size": "block_size", "double-quant": "double_quant"} {
-			has, err := lorakit.HasParameter(o.Quantize, parameter)
-			if err == nil && !has {
-				err = useless(c, "is nothing that "+o.Quantize+" has", flag)
+			found := false
+			for _, typ := range types {
+				has, err := lorakit.HasParameter(typ, parameter)
+				if err != nil {
+					return err
+				}
+				found = found || has
 			}
-			if err != nil {
-				return err
+			if !found {
+				if err := useless(c, "is nothing that "+strings.Join(types, ", ")+" has", flag); err != nil {
+					return err
+				}
 			}
 		}
 		if o.BlockSize == 0 {
@@ -169,6 +205,11 @@ func convertFlags(c *cobra.Command) func(src, dst string, adapters []lorakit.Ada
 	f.BoolVar(&o.DoubleQuant, "double-quant", true, "quantise the scales of nf4 and fp4 as well")
 	f.StringVar(&experts, "experts", "keep", "keep (16 bit, as transformers loads them) or per-expert (quantised, for "+
 		"vLLM and unsloth); of an adapter also fused")
+	f.StringArrayVar(&rules, "rule", nil, "give the tensors whose whole name matches GLOB another type than --quantize: "+
+		"`GLOB=TYPE`, with keep for none; may be repeated, and the first that matches wins")
+	f.Float64Var(&o.Budget, "budget", 0, "most bits a weight that is quantised, such as 4.5: chooses among the types "+
+		"of rules with one GLOB by the error of each")
+	budget = f.Lookup("budget")
 	f.StringArrayVar(&o.Include, "include", nil, "quantise exactly the tensors whose whole name matches `GLOB`; may be "+
 		"repeated")
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "do not quantise the tensors whose whole name matches `GLOB`; may be "+

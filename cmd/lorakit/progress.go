@@ -55,9 +55,16 @@ type bar struct {
 	all   *mpb.Progress
 	bar   *mpb.Bar
 	stage atomic.Value // string, what is done now
+
+	measured bool // what the bar shows is the measuring for a budget
 }
 
 func (b *bar) update(p lorakit.Progress) {
+	if b.measured && !p.Measuring { // the bar of the run begins
+		b.end(true)
+		b.all = nil
+	}
+	b.measured = p.Measuring
 	b.draw(p.Done, p.Total, decor.CountersKibiByte(" % .1f / % .1f  "), decor.AverageSpeed(decor.SizeB1024(0), "% .1f  "))
 }
 
@@ -93,17 +100,26 @@ func (b *bar) end(done bool) {
 
 // plain writes a line every few seconds.
 type plain struct {
-	w    io.Writer
-	next time.Duration
+	w        io.Writer
+	next     time.Duration
+	measured bool // as for a bar
 }
 
 const plainEvery = 5 * time.Second
 
 func (l *plain) update(p lorakit.Progress) {
+	if p.Measuring != l.measured {
+		l.measured, l.next = p.Measuring, 0
+	}
 	if !l.due(p.Elapsed, p.Total) {
 		return
 	}
 	rate, left := pace(p.Done, p.Total, p.Elapsed)
+	if p.Measuring {
+		fmt.Fprintf(l.w, "measuring types for the budget: %d %% of %s, %s/s, %s left\n", 100*p.Done/p.Total,
+			humanize.IBytes(uint64(p.Total)), humanize.IBytes(uint64(rate)), left)
+		return
+	}
 	fmt.Fprintf(l.w, "%d %% of %s, %s/s, %s left, %d of %d shards\n", 100*p.Done/p.Total, humanize.IBytes(uint64(p.Total)),
 		humanize.IBytes(uint64(rate)), left, p.Shards, p.TotalShards)
 }
@@ -141,12 +157,13 @@ type jsonLines struct{ w io.Writer }
 
 func (j *jsonLines) update(p lorakit.Progress) {
 	j.print(struct {
+		Measuring   bool    `json:"measuring,omitempty"`
 		Done        int64   `json:"bytes_done"`
 		Total       int64   `json:"bytes_total"`
 		Shards      int     `json:"shards_done"`
 		TotalShards int     `json:"shards_total"`
 		Seconds     float64 `json:"seconds"`
-	}{p.Done, p.Total, p.Shards, p.TotalShards, p.Elapsed.Seconds()})
+	}{p.Measuring, p.Done, p.Total, p.Shards, p.TotalShards, p.Elapsed.Seconds()})
 }
 
 func (j *jsonLines) validate(p lorakit.ValidateProgress) {
