@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/internal/parallel"
@@ -139,8 +140,11 @@ func (e *expectations) mismatch(w *Weight) string {
 	case w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D:
 		declared = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.Modules(), e.skips)
 	}
+	// Of experts with a tensor each, loaders differ; what config.json does not skip may be quantised.
+	module, one := strings.CutSuffix(w.Name, ".weight")
+	free := one && w.Role.Kind == models.Expert && e.quantised && e.skips != nil && !e.skips(module)
 	switch stored := w.Decoder != nil; {
-	case stored && !declared:
+	case stored && !declared && !free:
 		return fmt.Sprintf("it is stored as %s, expected plain by config.json", w.Decoder.Spec())
 	case declared && !stored && w.Count() > 0:
 		return fmt.Sprintf("it is stored as plain %v, expected quantised by the quantization_config of config.json", w.DType)
