@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"strings"
 
@@ -36,6 +37,21 @@ func versionCommand() *cobra.Command {
 	return c
 }
 
+// schemeColumns is what is left of a list of types.
+const schemeColumns = 31
+
+// wrapped joins words to lines of at most so many columns, where a word has no more.
+func wrapped(words []string, columns int) (lines []string) {
+	for _, word := range words {
+		if n := len(lines); n > 0 && len(lines[n-1])+1+len(word) <= columns {
+			lines[n-1] += " " + word
+		} else {
+			lines = append(lines, word)
+		}
+	}
+	return lines
+}
+
 func formatsCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
@@ -62,15 +78,25 @@ func formatsCommand() *cobra.Command {
 			}
 			t.flush()
 			fmt.Fprintln(w)
-			t = newTable(w, "SCHEME", "TYPES")
+			columns, ok := terminalWidth(w)
+			if !ok {
+				columns = math.MaxInt
+			}
+			t = newTable(w, "SCHEME", "", "TYPES")
 			for _, s := range r.Schemes {
-				t.row(s.Name, strings.Join(s.Types, " "))
-				if len(s.ReadOnly) > 0 {
-					t.row("", strings.Join(s.ReadOnly, " ")+" (read only)")
+				name := s.Name
+				for state, types := range [][]string{s.Types, s.ReadOnly} {
+					for _, line := range wrapped(types, columns-schemeColumns) {
+						t.row(name, []string{"", "read only"}[state], line)
+						name = ""
+					}
 				}
 			}
 			t.flush()
-			fmt.Fprintf(w, "\nfile types of GGUF: %s\n", strings.Join(r.GGUF.FileTypes, " "))
+			fmt.Fprintln(w)
+			for i, line := range wrapped(r.GGUF.FileTypes, columns-schemeColumns) {
+				fmt.Fprintln(w, []string{"file types of GGUF:", strings.Repeat(" ", 19)}[min(i, 1)], line)
+			}
 			fmt.Fprintf(w, "\n%d architectures of transformers are known, %d of them to GGUF; --json lists them\n",
 				len(r.Architectures), len(r.GGUF.Architectures))
 			return nil
