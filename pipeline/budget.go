@@ -56,10 +56,9 @@ func CheckMemory(m *Merged, o Options, memory int64) error {
 		return nil // which NewPlan refuses
 	}
 	for _, w := range m.Weights {
-		if b.typeOf(w) != "" {
-			least += quantisedPlanBytes
-		} else {
-			least += plainPlanBytes
+		least += plainPlanBytes
+		if n := max(len(b.ruled[w]), 1); b.typeOf(w) != "" || n > 1 { // each type of a choice is planned
+			least += int64(n)*quantisedPlanBytes - plainPlanBytes
 		}
 	}
 	if least > memory {
