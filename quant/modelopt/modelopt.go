@@ -111,6 +111,9 @@ func find(c config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 	if _, ok := s.Lookup(strings.TrimSuffix(t.Name, weightEnd) + ".pre_quant_scale"); ok {
 		return fail("it has a pre_quant_scale, as %s has it, which is not read", cmp.Or(c.algo, "AWQ"))
 	}
+	if _, ok := s.Lookup(strings.TrimSuffix(t.Name, weightEnd) + ".svdquant_lora_a"); ok {
+		return fail("it has svdquant_lora_a, a part of the weight as %s has it, which is not read", cmp.Or(c.algo, "SVDQuant"))
+	}
 	if len(t.Shape) != 2 || slices.Min(t.Shape) < 1 || t.Shape[1] > math.MaxInt64/8 {
 		return fail("its shape is %v, expected two dimensions that are not empty", t.Shape)
 	}

@@ -41,6 +41,7 @@ func TestRefused(t *testing.T) {
 		{"no matrix", nvfp4, shaped("a.weight", tensor.U8, 16), "two dimensions"},
 		{"no rows", nvfp4, shaped("a.weight", tensor.U8, 0, 32), "not empty"},
 		{"another algorithm", nvfp4, shaped("a.pre_quant_scale", tensor.F32, 64), "pre_quant_scale"},
+		{"a part in full precision", nvfp4, shaped("a.svdquant_lora_a", tensor.BF16, 4, 64), "svdquant_lora_a"},
 		{"no scale of floats", fp8, remove("b.weight_scale"), `"b.weight_scale" is missing`},
 		{"scales of blocks", fp8, shaped("b.weight_scale", tensor.F32, 4, 4), "[4, 4]"},
 		{"two scales", fp8, shaped("b.weight_scale_2", tensor.F32), "expected U8"},
