@@ -137,7 +137,7 @@ func Inspect(ctx context.Context, path string, o ReadOptions) (*Inspection, erro
 			t.Scheme = w.Encoding.Name
 		}
 		r.Scheme = cmp.Or(r.Scheme, t.Scheme)
-		if !w.DType.Integer() {
+		if !w.DType.Integer() && !w.Calibration {
 			r.Parameters += w.Count()
 		}
 		r.Bytes += t.Bytes

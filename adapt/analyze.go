@@ -183,12 +183,17 @@ func AnalyzeChange(ctx context.Context, base, tuned *checkpoint.Checkpoint, o An
 func (r *Analysis) compare(ctx context.Context, base, tuned *checkpoint.Checkpoint) ([]*change, error) {
 	other := map[string]*checkpoint.Weight{}
 	for _, y := range tuned.Weights {
-		other[y.Name] = y
+		if !y.Calibration {
+			other[y.Name] = y
+		}
 	}
 	matrices := takeApart(base, Targets(base))
 	var changes []*change
 	var rest, restTuned checkpoint.Checkpoint // tensors that are none of them
 	for _, x := range base.Weights {
+		if x.Calibration {
+			continue
+		}
 		y := other[x.Name]
 		if y == nil {
 			return nil, fmt.Errorf("%s: %w: there is no tensor %s, which %s has with the shape %v",

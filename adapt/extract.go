@@ -149,10 +149,15 @@ func (r *Extraction) compare(
 ) (changes []*change, whole []*lora.Module, err error) {
 	other := map[string]*checkpoint.Weight{}
 	for _, y := range tuned.Weights {
-		other[y.Name] = y
+		if !y.Calibration {
+			other[y.Name] = y
+		}
 	}
 	matrices := takeApart(base, Targets(base))
 	for _, x := range base.Weights {
+		if x.Calibration {
+			continue
+		}
 		y := other[x.Name]
 		delete(other, x.Name)
 		if y == nil || !slices.Equal(x.Shape, y.Shape) {

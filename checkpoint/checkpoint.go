@@ -231,6 +231,7 @@ func (c *Checkpoint) assemble(ctx context.Context) error {
 
 	quantised := make(map[string]quant.Decoder) // by the name of the first part
 	companion := make(map[string]string)        // name of a part -> its weight
+	calibration := make(map[string]bool)
 	for _, scheme := range c.Schemes.All() {
 		decoders, err := scheme.Find(ctx, s)
 		if err != nil {
@@ -247,6 +248,11 @@ func (c *Checkpoint) assemble(ctx context.Context) error {
 			}
 			quantised[parts[0]] = d
 		}
+		if scheme, ok := scheme.(quant.Calibrated); ok {
+			for _, name := range scheme.Calibration(s, decoders) {
+				calibration[name] = true
+			}
+		}
 	}
 
 	for i := range s.tensors {
@@ -260,6 +266,7 @@ func (c *Checkpoint) assemble(ctx context.Context) error {
 			w.decodedBy(d, s)
 		}
 		w.Role = c.Model.Tensor(w.Name, w.Shape)
+		w.Calibration = calibration[t.Name] && !ok && !w.Role.Known
 		if ok && w.Role.Kind == models.Conv1D && len(w.Shape) == 2 {
 			w.Transposed = true
 			w.Shape = w.Shape.Transposed()

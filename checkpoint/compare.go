@@ -27,8 +27,9 @@ type Comparison struct {
 	Tensors []Difference `json:"tensors"`
 	MaxAbs  float64      `json:"max_abs"` // over all tensors
 	RelRMS  float64      `json:"rel_rms"`
-	Missing []string     `json:"missing"` // in a, and not in b
-	Extra   []string     `json:"extra"`   // in b, and not in a
+	// Missing are in a, and not in b; Extra are in b, and not in a. What belongs to a scheme alone is in neither.
+	Missing []string `json:"missing"`
+	Extra   []string `json:"extra"`
 	// Reshaped are in both with another shape.
 	Reshaped []string `json:"reshaped,omitempty"`
 }
@@ -49,7 +50,9 @@ func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 	for _, w := range a.Weights {
 		o, ok := others[w.Name]
 		if !ok {
-			r.Missing = append(r.Missing, w.Name)
+			if !w.Calibration {
+				r.Missing = append(r.Missing, w.Name)
+			}
 			continue
 		}
 		delete(others, w.Name)
@@ -80,8 +83,10 @@ func Compare(ctx context.Context, a, b *Checkpoint) (*Comparison, error) {
 		diff.add(f.diff)
 		norm.add(f.norm)
 	}
-	for name := range others {
-		r.Extra = append(r.Extra, name)
+	for name, w := range others {
+		if !w.Calibration {
+			r.Extra = append(r.Extra, name)
+		}
 	}
 	slices.Sort(r.Missing)
 	slices.Sort(r.Extra)

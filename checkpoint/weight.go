@@ -22,6 +22,9 @@ type Weight struct {
 	Decoder quant.Decoder
 	// Values is the type in which the weight is read: DType, but where a scheme computes in another and does not round.
 	Values tensor.DType
+	// Calibration says that it is no part of the model, but a number by which a program is to quantise activations or a
+	// cache, and belongs to the scheme that other weights are in.
+	Calibration bool
 	// Transposed says that the weight is stored the other way round, as bitsandbytes does with Conv1D.
 	Transposed bool
 }

@@ -95,6 +95,7 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 		}
 		jobs = append(jobs, j)
 	}
+	jobs = b.withoutCalibration(jobs)
 	if err := b.group(ctx, jobs); err != nil {
 		return nil, err
 	}
@@ -323,7 +324,8 @@ func copyJob(w *Weight) Job {
 // castTo is the dtype that the values of a weight get.
 func (b *planner) castTo(w *Weight) tensor.DType {
 	to := b.Options.DType
-	if to == 0 || !w.DType.Numeric() || b.Origin() != nil && to == w.DType { // of a GGUF file it is what it was before
+	if to == 0 || !w.DType.Numeric() || w.Calibration ||
+		b.Origin() != nil && to == w.DType { // of a GGUF file it is what it was before
 		return w.DType
 	}
 	if to == tensor.F16 && w.Role.KeepFloat32 || to != tensor.F32 && w.Role.KeepFloat32Strict {

@@ -161,7 +161,12 @@ func forward(ctx context.Context, n, m *Merged, o Options) error {
 		infos = append(infos, w.Info)
 		byName[w.Name] = w
 	}
+	var calibration []string
 	for _, w := range m.Weights {
+		if w.Calibration {
+			calibration = append(calibration, w.Name)
+			continue
+		}
 		alien := func(p formats.Tensor) bool { return !gguf.Packs(c.Config, p.Name) }
 		if w.Decoder == nil || w.Change != nil || slices.ContainsFunc(w.Parts, alien) {
 			add(w)
@@ -200,6 +205,9 @@ func forward(ctx context.Context, n, m *Merged, o Options) error {
 		n.gguf.keys = append(n.gguf.keys, formats.Pair{Name: nameKey, Value: modelName(c)})
 	}
 	n.Notices = slices.Concat(m.Notices, model.Notices, notes)
+	if len(calibration) > 0 {
+		n.Notices = append(n.Notices, leftOut(calibration))
+	}
 	if err := n.drop(model.Dropped, byName, m.Head); err != nil {
 		return err
 	}

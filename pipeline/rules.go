@@ -164,7 +164,7 @@ func (b *planner) rule() error {
 			return (chosen || !about[r.Glob] && len(b.Include) == 0) && b.from.matches(w, []string{r.Glob})
 		}
 		first := slices.IndexFunc(b.Rules, decides)
-		if first < 0 || b.from.matches(w, b.Exclude) {
+		if first < 0 || w.Calibration || b.from.matches(w, b.Exclude) {
 			continue
 		}
 		glob := b.Rules[first].Glob
@@ -187,7 +187,7 @@ func (b *planner) rule() error {
 // chosen reports whether a weight is one to be quantised where nothing but the model, Include and Exclude say so.
 func (b *planner) chosen(w *Weight) bool {
 	switch {
-	case b.from.matches(w, b.Exclude):
+	case w.Calibration, b.from.matches(w, b.Exclude):
 		return false
 	case len(b.Include) > 0:
 		return b.from.matches(w, b.Include)

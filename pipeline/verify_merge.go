@@ -100,9 +100,11 @@ func (m *Merged) findInGGUF(out *checkpoint.Checkpoint) (func(*Weight) (*checkpo
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]tensor.Info, len(m.Weights))
-	for i, w := range m.Weights {
-		infos[i] = w.Info
+	var infos []tensor.Info
+	for _, w := range m.Weights {
+		if !w.Calibration {
+			infos = append(infos, w.Info)
+		}
 	}
 	there := map[string]*checkpoint.Weight{}
 	for _, w := range out.Weights {

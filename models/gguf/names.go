@@ -54,10 +54,7 @@ func ending(name string) string {
 }
 
 // unused ends names of tensors that checkpoints have and models compute by themselves.
-var unused = [...]string{".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias",
-	// What engines scale activations and caches by beside quantised weights; llama.cpp quantises these by itself.
-	".activation_scale", ".input_scale", ".input_global_scale", ".input_zero_point", ".output_scale", ".q_scale", ".k_scale",
-	".v_scale"}
+var unused = [...]string{".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"}
 
 // otherParts begin parts of names of what is no language model: llama.cpp has it in a file of its own.
 var otherParts = [...]string{"vision_", "vision.", "visual.", "audio_", "audio.", "multi_modal_projector", "projector."}

@@ -77,6 +77,25 @@ func find(c *config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 	return nil, nil
 }
 
+// Calibration names what there is of activations and caches, and what is left of weights: zero points of such as need
+// none.
+func (Scheme) Calibration(s quant.Stored, weights []quant.Decoder) []string {
+	c, err := readConfig(quant.Quantization(s.Config()))
+	if c == nil || err != nil {
+		return nil
+	}
+	return quant.Calibration{
+		Modules: ofModules, Caches: ofCaches, Activations: c.static, OfCache: c.cache}.Find(s, weights)
+}
+
+// What is named after a module, and after attention. Older writers had the scale of a cache in output_scale of k_proj.
+var (
+	ofModules = []string{"input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point",
+		"output_global_scale", "weight_zero_point"}
+	ofCaches = []string{"q_scale", "k_scale", "v_scale", "kv_scale", "q_zero_point", "k_zero_point", "v_zero_point",
+		"q_global_scale", "k_global_scale", "v_global_scale"}
+)
+
 func open(c *config, s quant.Stored, codes tensor.Info, module string) (quant.Decoder, error) {
 	g, err := c.groupOf(module)
 	if err != nil {

@@ -31,6 +31,8 @@ type config struct {
 	format       string
 	targets      targets
 	ignore       targets
+	static       bool   // activations are quantised by scales that are stored
+	cache        bool   // so is the cache
 	twice        string // what is wrong where a target is there twice
 	once         sync.Once
 	class, other *target // that are names of classes
@@ -44,6 +46,27 @@ type group struct {
 	Targets []string `json:"targets"`
 	Weights *weights `json:"weights"`
 	Format  string   `json:"format"`
+
+	Inputs  activations `json:"input_activations"`
+	Outputs activations `json:"output_activations"`
+}
+
+// activations are the settings of what goes into a module, or comes out: an object, or null.
+type activations jsontext.Value
+
+// UnmarshalJSONFrom keeps the value as it is.
+func (a *activations) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	v, err := dec.ReadValue()
+	*a = activations(v.Clone())
+	return err
+}
+
+// static reports whether they are quantised by numbers that are stored, and not by those of the moment alone.
+func (a activations) static() bool {
+	var s struct {
+		Dynamic any `json:"dynamic"` // false, true or "local"
+	}
+	return jsontext.Value(a).Kind() == '{' && json.Unmarshal(a, &s) == nil && s.Dynamic != true
 }
 
 // weights are the settings of codes and scales.
@@ -86,6 +109,7 @@ func readConfig(object []byte) (*config, error) {
 		Format   string         `json:"format"`
 		Groups   jsontext.Value `json:"config_groups"`
 		Ignore   []string       `json:"ignore"`
+		Cache    activations    `json:"kv_cache_scheme"`
 		Sparsity struct {
 			Format string `json:"format"`
 		} `json:"sparsity_config"`
@@ -100,8 +124,9 @@ func readConfig(object []byte) (*config, error) {
 	if err != nil {
 		return fail("%s", oneLine(err))
 	}
-	read := &config{format: c.Format, patience: 10 * time.Second}
+	read := &config{format: c.Format, cache: c.Cache.static(), patience: 10 * time.Second}
 	for _, g := range groups {
+		read.static = read.static || g.Inputs.static() || g.Outputs.static()
 		for _, text := range g.Targets {
 			if other := read.targets.add(text, g); other != nil && read.twice == "" {
 				read.twice = fmt.Sprintf("names the target %s twice, in %s and in %s", tensor.Quote(text),

@@ -178,8 +178,9 @@ func companion(name, ending string) string {
 
 // config is what a quantization_config says.
 type config struct {
-	block [2]int64
-	skips []string
+	block  [2]int64
+	skips  []string
+	static bool // activations are quantised by scales that are stored
 }
 
 // readConfig reads a quantization_config; nil is another scheme's.
@@ -195,6 +196,7 @@ func readConfig(object []byte) (*config, error) {
 		Skips   []string       `json:"modules_to_not_convert"`
 		Ignored []string       `json:"ignored_layers"`
 		Format  string         `json:"fmt"`
+		Inputs  string         `json:"activation_scheme"`
 	}
 	fail := func(format string, args ...any) (*config, error) {
 		return nil, fmt.Errorf("config.json: %s: %w: %s", configKey, quant.ErrMalformed, fmt.Sprintf(format, args...))
@@ -205,7 +207,7 @@ func readConfig(object []byte) (*config, error) {
 	if c.Format != "" && !strings.EqualFold(c.Format, "e4m3") {
 		return fail("its fmt is %s, expected e4m3", tensor.Quote(c.Format))
 	}
-	read := &config{block: [2]int64{128, 128}, skips: c.Skips}
+	read := &config{block: [2]int64{128, 128}, skips: c.Skips, static: c.Inputs == "static"}
 	if c.Skips == nil {
 		read.skips = c.Ignored
 	}
@@ -232,6 +234,16 @@ func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error)
 		return nil, err
 	}
 	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(c, s, t) })
+}
+
+// Calibration names the scales of activations and caches, by transformers, vLLM and Mistral.
+func (Scheme) Calibration(s quant.Stored, weights []quant.Decoder) []string {
+	c, err := readConfig(quant.Quantization(s.Config()))
+	if c == nil || err != nil {
+		return nil
+	}
+	return quant.Calibration{Modules: []string{"activation_scale", "input_scale", "qscale_act"},
+		Caches: []string{"q_scale", "k_scale", "v_scale", "kv_scale"}, Activations: c.static}.Find(s, weights)
 }
 
 func find(c *config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {

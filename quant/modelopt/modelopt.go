@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/internal/minifloat"
@@ -59,6 +60,8 @@ func (Scheme) Spec(asked string, _ quant.Params) (quant.Spec, error) {
 type config struct {
 	declared bool // it is of this scheme; else there is none
 	algo     string
+	static   bool // activations are quantised by scales that are stored
+	cache    bool // so is the cache
 }
 
 // readConfig reads the quantization_config of a config.json. It reports false where that is of another scheme. Older
@@ -69,13 +72,37 @@ func readConfig(file []byte) (config, bool) {
 		return config{}, true
 	}
 	var c struct {
-		Method string `json:"quant_method"`
-		Algo   string `json:"quant_algo"`
+		Method string         `json:"quant_method"`
+		Algo   string         `json:"quant_algo"`
+		Groups jsontext.Value `json:"config_groups"`
+		Cache  jsontext.Value `json:"kv_cache_scheme"` // settings, or the name of a type
 	}
 	if json.Unmarshal(object, &c) != nil || c.Method != method {
 		return config{}, false
 	}
-	return config{declared: true, algo: c.Algo}, true
+	read := config{declared: true, algo: c.Algo, cache: c.Cache != nil && c.Cache.Kind() != 'n'}
+	var groups map[string]struct {
+		Inputs struct {
+			Dynamic *bool `json:"dynamic"`
+		} `json:"input_activations"`
+	}
+	if json.Unmarshal(c.Groups, &groups) == nil {
+		for _, g := range groups {
+			read.static = read.static || g.Inputs.Dynamic != nil && !*g.Inputs.Dynamic
+		}
+	}
+	return read, true
+}
+
+// Calibration names the scales of activations and caches, and the offsets of the latter.
+func (Scheme) Calibration(s quant.Stored, weights []quant.Decoder) []string {
+	c, ok := readConfig(s.Config())
+	if !ok {
+		return nil
+	}
+	return quant.Calibration{Modules: []string{"input_scale", "output_scale"},
+		Caches:      []string{"q_scale", "k_scale", "v_scale", "kv_scale", "k_proj.k_bias", "v_proj.v_bias"},
+		Activations: c.static, OfCache: c.cache}.Find(s, weights)
 }
 
 // Find returns the weights that are in the scheme.
@@ -112,7 +139,8 @@ func find(c config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 		return fail("it has a pre_quant_scale, as %s has it, which is not read", cmp.Or(c.algo, "AWQ"))
 	}
 	if _, ok := s.Lookup(strings.TrimSuffix(t.Name, weightEnd) + ".svdquant_lora_a"); ok {
-		return fail("it has svdquant_lora_a, a part of the weight as %s has it, which is not read", cmp.Or(c.algo, "SVDQuant"))
+		return fail("it has svdquant_lora_a, a part of the weight as %s has it, which is not read",
+			cmp.Or(c.algo, "SVDQuant"))
 	}
 	if len(t.Shape) != 2 || slices.Min(t.Shape) < 1 || t.Shape[1] > math.MaxInt64/8 {
 		return fail("its shape is %v, expected two dimensions that are not empty", t.Shape)
