@@ -85,11 +85,15 @@ func calibratedBase(t *testing.T, scheme, dir string, others map[string]tensor.S
 	}
 	require.NoError(t, os.Mkdir(dir, 0o777))
 	writeTensors(t, filepath.Join(dir, "model.safetensors"), tensors)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), config, 0o666))
+	for name, b := range map[string][]byte{
+		"config.json": config, "hf_quant_config.json": []byte("{}"), "quantize_config.json": []byte("{}"), "LICENSE": nil,
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o666))
+	}
 }
 
-// TestCalibration: the scales of activations and caches go where the weights leave their scheme, and stay where
-// these stay.
+// TestCalibration: the scales of activations and caches go where the weights leave their scheme, with the files that
+// say the same as quantization_config, and stay where these stay.
 func TestCalibration(t *testing.T) {
 	t.Parallel()
 	for scheme, x := range calibrated {
@@ -109,7 +113,9 @@ func TestCalibration(t *testing.T) {
 			_, err := lorakit.Convert(t.Context(), path("base"), path("kept"), lorakit.ConvertOptions{})
 			require.NoError(t, err)
 			require.Equal(t, load(t, path("base")), load(t, path("kept")))
-			require.Equal(t, read(t, path("base/config.json")), read(t, path("kept/config.json")))
+			for _, name := range []string{"config.json", "hf_quant_config.json", "quantize_config.json", "LICENSE"} {
+				require.Equal(t, read(t, filepath.Join(path("base"), name)), read(t, filepath.Join(path("kept"), name)))
+			}
 			_, err = lorakit.Convert(t.Context(), path("base"), path("cast"), lorakit.ConvertOptions{DType: "f16"})
 			require.NoError(t, err)
 			was, is := load(t, path("base")), load(t, path("cast"))
@@ -127,6 +133,10 @@ func TestCalibration(t *testing.T) {
 				require.NoError(t, err)
 				said := strings.Join(r.Notices, "\n")
 				assert.Contains(t, said, "not written, since it is no part of the model but of the scheme that its weights were in")
+				assert.Contains(t, said, `how the weights were quantised: "hf_quant_config.json", "quantize_config.json"`)
+				assert.FileExists(t, filepath.Join(path(what), "LICENSE"))
+				assert.NoFileExists(t, filepath.Join(path(what), "hf_quant_config.json"))
+				assert.NoFileExists(t, filepath.Join(path(what), "quantize_config.json"))
 				var got []string
 				for _, w := range openedCheckpoint(t, path(what)).Weights {
 					got = append(got, w.Name)
@@ -139,13 +149,15 @@ func TestCalibration(t *testing.T) {
 			assert.Empty(t, d.Missing)
 			assert.Zero(t, d.MaxAbs)
 
-			_, err = lorakit.Merge(t.Context(), path("base"), adapters, path("merged"), lorakit.ConvertOptions{MinKept: -1})
+			r, err := lorakit.Merge(t.Context(), path("base"), adapters, path("merged"), lorakit.ConvertOptions{MinKept: -1})
 			require.NoError(t, err)
-			merged := load(t, path("merged"))
+			merged, said := load(t, path("merged")), strings.Join(r.Notices, "\n")
 			if scheme == "modelopt" { // which is read only
 				require.Equal(t, want, names(merged))
+				assert.Contains(t, said, "hf_quant_config.json")
 				return
 			}
+			assert.NotContains(t, said, "hf_quant_config.json")
 			for _, name := range x.beside {
 				require.Equal(t, was[name], merged[name])
 			}
@@ -163,8 +175,9 @@ func TestCalibrationToGGUF(t *testing.T) {
 		calibratedBase(t, scheme, base, nil)
 		_, err := lorakit.Convert(t.Context(), base, plain, lorakit.ConvertOptions{Quantize: "none"})
 		require.NoError(t, err)
-		_, err = lorakit.Convert(t.Context(), base, filepath.Join(dir, "once"), lorakit.ConvertOptions{To: "gguf"})
+		r, err := lorakit.Convert(t.Context(), base, filepath.Join(dir, "once"), lorakit.ConvertOptions{To: "gguf"})
 		require.NoError(t, err)
+		assert.Contains(t, strings.Join(r.Notices, "\n"), "hf_quant_config.json")
 		_, err = lorakit.Convert(t.Context(), plain, filepath.Join(dir, "twice"), lorakit.ConvertOptions{To: "gguf"})
 		require.NoError(t, err)
 		sameFolder(t, filepath.Join(dir, "twice"), filepath.Join(dir, "once"))

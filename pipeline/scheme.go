@@ -1,6 +1,10 @@
 package pipeline
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/lorakit/lorakit/quant"
+)
 
 // leaves reports whether weights leave the scheme that they are in, so that the result's config.json has another or
 // none. All do then.
@@ -34,4 +38,28 @@ func (b *planner) withoutCalibration(jobs []Job) []Job {
 // leftOut is the notice of tensors that go with the scheme.
 func leftOut(names []string) string {
 	return "not written, since it is no part of the model but of the scheme that its weights were in: " + list(names, 3)
+}
+
+// withoutConfigFiles leaves out the files of a folder that would contradict the result, as its config.json does not.
+func (b *planner) withoutConfigFiles(files []InputFile) []InputFile {
+	if !b.leaves() {
+		return files
+	}
+	var names, left []string
+	for _, s := range b.Schemes.All() {
+		if a, ok := s.(quant.Accompanied); ok {
+			names = append(names, a.ConfigFiles()...)
+		}
+	}
+	files = slices.DeleteFunc(files, func(f InputFile) bool {
+		of := slices.Contains(names, f.Name)
+		if of {
+			left = append(left, f.Name)
+		}
+		return of
+	})
+	if len(left) > 0 {
+		b.notice("not carried along, since it tells how the weights were quantised: %s", list(left, 4))
+	}
+	return files
 }

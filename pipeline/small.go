@@ -63,6 +63,7 @@ func (b *planner) smallFiles(ctx context.Context) (*smallFiles, error) {
 		if s.copied, s.skipped, err = filesToCopy(ctx, b.Dir, b.Formats, there); err != nil {
 			return nil, err
 		}
+		s.copied = b.withoutConfigFiles(s.copied)
 		for _, f := range s.copied {
 			there[f.Name] = true
 		}
@@ -99,6 +100,7 @@ func (b *planner) besideGGUF(ctx context.Context, s *smallFiles) error {
 	}
 	var err error
 	s.copied, s.skipped, err = filesToCopy(ctx, b.Dir, b.Formats, consumed)
+	s.copied = b.withoutConfigFiles(s.copied)
 	return err
 }
 

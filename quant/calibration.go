@@ -64,3 +64,10 @@ func cutAny(name, before string, endings []string) (rest string, ok bool) {
 	}
 	return name, false
 }
+
+// Accompanied is a Scheme whose programs write files of their own beside the weights that say what config.json says of
+// them, or should.
+type Accompanied interface {
+	// ConfigFiles are the names of such files.
+	ConfigFiles() []string
+}

@@ -38,6 +38,9 @@ func (*config) Method() (name, does string) {
 	return "awq", "AWQ scales the channels of a model by its activations"
 }
 
+// ConfigFiles is AutoAWQ's of before it had config.json say it.
+func (*config) ConfigFiles() []string { return []string{"quant_config.json"} }
+
 // check returns an error unless weights can have these bits and groups.
 func (c *config) check() error {
 	if c.Bits != bits {

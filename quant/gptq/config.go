@@ -36,6 +36,11 @@ func (*config) Method() (name, does string) {
 	return "gptq", "GPTQ chooses its integers by the activations of a model"
 }
 
+// ConfigFiles are those of AutoGPTQ and GPTQModel, one that the latter reads as well, and AutoRound's.
+func (*config) ConfigFiles() []string {
+	return []string{"quantize_config.json", "quant_config.json", "quantization_config.json"}
+}
+
 // format is the checkpoint_format.
 func (c *config) format() string {
 	return strings.ToLower(cmp.Or(c.CheckpointFormat, c.Format, firstVersion))

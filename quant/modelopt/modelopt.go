@@ -105,6 +105,9 @@ func (Scheme) Calibration(s quant.Stored, weights []quant.Decoder) []string {
 		Activations: c.static, OfCache: c.cache}.Find(s, weights)
 }
 
+// ConfigFiles names the file that has what config.json has in newer checkpoints.
+func (Scheme) ConfigFiles() []string { return []string{"hf_quant_config.json"} }
+
 // Find returns the weights that are in the scheme.
 func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
 	c, ok := readConfig(s.Config())

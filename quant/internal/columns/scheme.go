@@ -15,6 +15,8 @@ import (
 type Config interface {
 	// Method is its quant_method, which is the name of the one type too, and what it does that rounding does not.
 	Method() (name, does string)
+	// ConfigFiles are files beside the weights that say the same.
+	ConfigFiles() []string
 	// Unread is the layout of what is not read.
 	Unread() quant.Layout
 	// Layout is that of a module.
@@ -33,6 +35,9 @@ func (Scheme[C, P]) Name() string {
 	name, _ := P(new(C)).Method()
 	return name
 }
+
+// ConfigFiles names the files of the method's programs.
+func (Scheme[C, P]) ConfigFiles() []string { return P(new(C)).ConfigFiles() }
 
 // Types lists the one type.
 func (s Scheme[C, P]) Types() []quant.Type { return []quant.Type{{Name: s.Name(), ReadOnly: true}} }
