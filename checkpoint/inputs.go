@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/lorakit/lorakit/quant"
 )
@@ -51,23 +52,36 @@ func (in *inputs) within(of *inputs, d quant.Decoder, lo, hi int64) error {
 	in.ranges = d.Inputs(in.ranges[:0], lo, hi)
 	raw := in.room()
 	in.views = in.views[:0]
+	first := of.run(in.ranges)
+	if first < 0 {
+		return fmt.Errorf("%w: elements %d to %d are decoded from other bytes than those around them",
+			quant.ErrMalformed, lo, hi)
+	}
 	for i, x := range in.ranges {
-		if i >= len(of.ranges) || !holds(of.ranges[i], x) {
-			return fmt.Errorf("%w: elements %d to %d are decoded from other bytes than those around them",
-				quant.ErrMalformed, lo, hi)
-		}
-		all, from := of.ranges[i], x.Offset-of.ranges[i].Offset
-		view := of.views[i][from:]
+		all, from := of.ranges[first+i], x.Offset-of.ranges[first+i].Offset
+		view := of.views[first+i][from:]
 		if x.Scattered() && x.Length < all.Length {
 			view = raw[:x.Bytes()]
 			raw = raw[x.Bytes():]
 			for k := range x.Count {
-				copy(view[k*x.Length:][:x.Length], of.views[i][k*all.Length+from:])
+				copy(view[k*x.Length:][:x.Length], of.views[first+i][k*all.Length+from:])
 			}
 		}
 		in.views = append(in.views, view[:x.Bytes():x.Bytes()])
 	}
 	return nil
+}
+
+// run finds as many of the ranges in a row that hold all of others, and returns the first of them, or -1. Before and
+// behind them stands a range of the part that all begin with: of a stack of matrices, those of other matrices.
+func (in *inputs) run(others []quant.Range) int {
+	begins := func(i int) bool { return i == len(in.ranges) || in.ranges[i].Part == in.ranges[0].Part }
+	for first := range len(in.ranges) - len(others) + 1 {
+		if begins(first) && begins(first+len(others)) && slices.EqualFunc(in.ranges[first:first+len(others)], others, holds) {
+			return first
+		}
+	}
+	return -1
 }
 
 // holds reports whether all bytes of x are among those of a range that was read.
@@ -109,8 +123,18 @@ func (w *Weight) Band() int64 {
 		return 0
 	}
 	n := w.Count() / max(1, w.StoredBytes()/bandBytes)
-	return max(n-n%unit, min(unit, w.Count()))
+	n = max(n-n%unit, min(unit, w.Count()))
+	if s := w.Stored(); len(s) == 3 { // of a stack whole matrices, which are one piece each
+		matrix := s[1] * s[2]
+		if whole := (n + matrix - 1) / matrix * matrix; w.StoredBytes()/s[0] <= mostMatrixBytes {
+			n = min(whole, w.Count())
+		}
+	}
+	return n
 }
+
+// mostMatrixBytes is the most stored bytes of a matrix of a stack that is read as a whole.
+const mostMatrixBytes = 4 * bandBytes
 
 // BandBytes is about the memory that a Reader takes for a band.
 func (w *Weight) BandBytes() int64 {

@@ -3,6 +3,7 @@ package checkpoint_test
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/lorakit/lorakit/checkpoint"
 	_ "github.com/lorakit/lorakit/formats/safetensors"
 	_ "github.com/lorakit/lorakit/quant/gptq"
+	_ "github.com/lorakit/lorakit/quant/mxfp4"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -98,6 +100,60 @@ func TestBands(t *testing.T) {
 	m := checkpoint.MemoryFor(w, 1<<18, false).Total()
 	assert.Greater(t, m, int64(4<<20))
 	assert.Less(t, m, int64(12<<20))
+}
+
+// TestBandsOfStacks reads a stack of matrices that lie so, whose bands end within a matrix and have parts of several.
+func TestBandsOfStacks(t *testing.T) {
+	const experts, rows, blocks = 5, 500, 300
+	r := rand.New(rand.NewPCG(5, 6))
+	codes, scales := make([]byte, experts*rows*blocks*16), make([]byte, experts*rows*blocks)
+	for i := range codes {
+		codes[i] = byte(r.Uint32())
+	}
+	for i := range scales {
+		scales[i] = byte(120 + r.IntN(10))
+	}
+	values := []float32{0, .5, 1, 1.5, 2, 3, 4, 6}
+	want := make([]byte, 2*experts*blocks*32*rows)
+	for block, scale := range scales {
+		e, row, first := block/(rows*blocks), block/blocks%rows, block%blocks*32
+		for i := range 32 {
+			code := codes[block*16+i/2] >> (i % 2 * 4) & 15
+			x := math.Float32bits(values[code&7] * math.Float32frombits(uint32(scale)<<23))
+			at := 2 * ((e*blocks*32+first+i)*rows + row)
+			binary.LittleEndian.PutUint16(want[at:], uint16(x>>16)|uint16(code>>3)<<15)
+		}
+	}
+	dir := t.TempDir()
+	header := fmt.Sprintf(`{"p_blocks": {"dtype": "U8", "shape": [%d, %d, %d, 16], "data_offsets": [0, %d]},
+		"p_scales": {"dtype": "U8", "shape": [%d, %d, %d], "data_offsets": [%d, %d]}}`,
+		experts, rows, blocks, len(codes), experts, rows, blocks, len(codes), len(codes)+len(scales))
+	file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
+	file = append(append(file, codes...), scales...)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors"), file, 0o666))
+	c, err := checkpoint.Open(t.Context(), dir)
+	require.NoError(t, err)
+	defer c.Close()
+	require.Len(t, c.Weights, 1)
+	w := c.Weights[0]
+	require.Equal(t, tensor.Shape{experts, blocks * 32, rows}, w.Shape)
+	require.Equal(t, tensor.BF16, w.Values)
+	assert.Equal(t, 2*w.Count()/experts, w.Band())
+
+	reader := checkpoint.NewReader(nil)
+	read := func(lo, hi int64) {
+		got, err := reader.Read(w, lo, hi, false)
+		require.NoError(t, err)
+		require.True(t, string(want[2*lo:2*hi]) == string(got), "elements %d to %d differ", lo, hi)
+	}
+	for lo := int64(0); lo < w.Count(); lo += 700_000 {
+		read(lo, min(lo+700_000, w.Count()))
+	}
+	for range 20 {
+		lo := r.Int64N(w.Count())
+		read(lo, lo+r.Int64N(min(w.Count()-lo, 6_000_000)+1))
+	}
+	read(0, w.Count())
 }
 
 // TestForeignLayouts names what is not read, and says what can be done.

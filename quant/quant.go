@@ -79,8 +79,8 @@ type Decoder interface {
 	// Unit is the number of elements at whose multiples a tile may begin.
 	Unit() int64
 	// Inputs appends to r the ranges that the elements [lo, hi) are decoded from. lo is a multiple of Unit, hi as well or
-	// the end. Fewer elements have as many ranges, each within that of more: where ranges are scattered, more are read at
-	// once than are decoded.
+	// the end. Fewer elements have as many ranges, each within that of more, and in as many pieces: where ranges are
+	// scattered, more are read at once than are decoded. A stack of matrices has such ranges for each of them.
 	Inputs(r []Range, lo, hi int64) []Range
 	// Values is the type that Decode writes: that of Info where rounding to it is part of the scheme, else the one that
 	// the scheme computes in.

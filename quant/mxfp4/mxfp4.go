@@ -103,7 +103,6 @@ func find(s quant.Stored, t tensor.Info, declared bool) (quant.Decoder, error) {
 	if _, err := (tensor.Info{DType: tensor.F32, Shape: d.info.Shape}).Size(); err != nil {
 		return fail("%v", err)
 	}
-	d.band = bandOf(d.rows, d.blocks)
 	return d, nil
 }
 
@@ -129,126 +128,96 @@ type decoder struct {
 	parts        []string
 	info         tensor.Info // experts x (blocks*32) x rows
 	rows, blocks int64
-	band         int64 // how many blocks of each row a unit has
-}
-
-// bandElements is about how many elements a unit has at most.
-const bandElements = 2 << 20
-
-// bandOf chooses a divisor of the blocks of a row: as many as a tile takes.
-func bandOf(rows, blocks int64) int64 {
-	best := int64(1)
-	for n := int64(1); n <= blocks/n; n++ {
-		if blocks%n != 0 {
-			continue
-		}
-		for _, b := range []int64{n, blocks / n} {
-			if b > best && b <= bandElements/blockElements/rows {
-				best = b
-			}
-		}
-	}
-	return best
 }
 
 func (d *decoder) Info() tensor.Info { return d.info }
 func (d *decoder) Spec() quant.Spec  { return quant.Spec{Type: typ} }
 func (d *decoder) Parts() []string   { return d.parts }
 
-// Unit is a band of blocks of all rows.
-func (d *decoder) Unit() int64 { return d.band * blockElements * d.rows }
+// Unit is a block of all rows.
+func (d *decoder) Unit() int64 { return blockElements * d.rows }
 
 // Values is BF16, which has all values exactly.
 func (d *decoder) Values() tensor.DType { return tensor.BF16 }
 
 // each hands out the blocks [from, to) of all rows of an expert that the elements [lo, hi) are in.
 func (d *decoder) each(lo, hi int64, use func(expert, from, to int64)) {
-	column := blockElements * d.rows // of blocks
-	for at := lo / column; at < hi/column; {
+	for at := lo / d.Unit(); at < hi/d.Unit(); {
 		expert, from := at/d.blocks, at%d.blocks
-		n := min(d.blocks-from, hi/column-at)
+		n := min(d.blocks-from, hi/d.Unit()-at)
 		use(expert, from, from+n)
 		at += n
 	}
 }
 
-// Inputs lists all of an expert, which is read sooner than pieces of its rows, or where that is too much these.
+// Inputs lists the codes and the scales of each expert, some blocks of every row.
 func (d *decoder) Inputs(r []quant.Range, lo, hi int64) []quant.Range {
 	d.each(lo, hi, func(expert, from, to int64) {
-		rows, n := d.rows, to-from
-		if d.together() {
-			rows, from, n = 1, 0, d.rows*d.blocks
-		}
-		for part, size := range []int64{blockBytes, 1} {
-			for row := range rows {
-				at := (expert*d.rows+row)*d.blocks + from
-				r = append(r, quant.Range{Part: part, Offset: at * size, Length: n * size})
-			}
+		for part, size := range partSizes {
+			r = append(r, quant.Range{Part: part, Offset: (expert*d.rows*d.blocks + from) * size, Length: (to - from) * size,
+				Stride: d.blocks * size, Count: d.rows})
 		}
 	})
 	return r
 }
 
-// mostTogether is how many bytes of codes of an expert are read at once.
-const mostTogether = 16 << 20
+// partSizes are how many bytes of each part a block has.
+var partSizes = [...]int64{blockBytes, 1}
 
-func (d *decoder) together() bool { return d.rows <= mostTogether/blockBytes/d.blocks }
+// strip is how many rows are turned round at a time, and wide how many blocks of them.
+const (
+	strip = 64
+	wide  = 8
+)
 
-// strip is how many rows are turned round at a time.
-const strip = 64
-
-// scratch is what a strip needs.
+// scratch is what that takes.
 type scratch struct {
-	row, by     []float32
-	lines, cols []byte
+	floats      [strip * wide * blockElements]float32
+	by          [wide * blockElements / kernels.Group]float32
+	lines, cols [2 * strip * wide * blockElements]byte
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
-
-func sized[T any](b *[]T, n int64) []T {
-	if int64(cap(*b)) < n {
-		*b = make([]T, n)
-	}
-	return (*b)[:n]
-}
 
 func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) (err error) {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	d.each(lo, hi, func(_, from, to int64) {
 		n := to - from
-		listed := d.rows // ranges, of the codes of the expert and then of its scales
-		if d.together() {
-			listed = 1
-		}
-		line := func(part int, r int64) []byte {
-			if size := [2]int64{blockBytes, 1}[part]; d.together() {
-				return in[part][(r*d.blocks+from)*size:][:n*size]
-			}
-			return in[int64(part)*listed+r]
-		}
-		width := n * blockElements
-		row, by := sized(&s.row, width), sized(&s.by, width/kernels.Group)
-		lines, cols := sized(&s.lines, 2*strip*width), sized(&s.cols, 2*strip*width)
-		for r := int64(0); r < d.rows; r += strip {
-			rows := min(strip, d.rows-r)
-			for k := range rows {
-				for i, c := range line(1, r+k) {
-					scale := minifloat.E8M0[c]
-					by[2*i], by[2*i+1] = scale, scale
-				}
-				kernels.Nibbles(row, line(0, r+k), &minifloat.E2M1, by)
-				if e := tensor.FromFloats(lines[2*k*width:][:2*width], tensor.BF16, row); e != nil {
+		for at := int64(0); at < n; at += wide {
+			blocks := min(wide, n-at)
+			for first := int64(0); first < d.rows; first += strip {
+				if e := s.turn(dst, d.rows, first, n, at, blocks, in); e != nil {
 					err = e
 				}
 			}
-			tensor.Transpose(cols[:2*rows*width], lines[:2*rows*width], int(rows), int(width), 2)
-			for i := range width {
-				copy(dst[2*(i*d.rows+r):], cols[2*i*rows:][:2*rows])
-			}
+			dst = dst[2*blocks*d.Unit():]
 		}
-		dst = dst[2*width*d.rows:]
-		in = in[2*listed:]
+		in = in[len(partSizes):]
 	})
 	return err
+}
+
+// turn decodes a strip of rows, from first on, of which in has n blocks: some of them, from at on. They become columns
+// of dst.
+func (s *scratch) turn(dst []byte, all, first, n, at, blocks int64, in [][]byte) error {
+	rows, width := min(strip, all-first), blocks*blockElements
+	for k := range rows {
+		block := (first+k)*n + at
+		for i, c := range in[1][block:][:blocks] {
+			scale := minifloat.E8M0[c]
+			s.by[2*i], s.by[2*i+1] = scale, scale
+		}
+		kernels.Nibbles(s.floats[k*width:][:width], in[0][block*blockBytes:][:blocks*blockBytes], &minifloat.E2M1,
+			s.by[:2*blocks])
+	}
+	lines, cols := s.lines[:2*rows*width], s.cols[:2*rows*width]
+	if err := tensor.FromFloats(lines, tensor.BF16, s.floats[:rows*width]); err != nil {
+		return err
+	}
+	tensor.Transpose(cols, lines, int(rows), int(width), 2)
+	for i := range width {
+		copy(dst[2*(i*all+first):], cols[2*i*rows:][:2*rows])
+	}
+	return nil
 }

@@ -1,14 +1,11 @@
 package mxfp4_test
 
 import (
-	"bytes"
 	"context"
-	"math"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/lorakit/lorakit/internal/minifloat"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/mxfp4"
 	"github.com/lorakit/lorakit/quant/quanttest"
@@ -54,47 +51,29 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestBands holds the units of large experts to whole parts of them.
-func TestBands(t *testing.T) {
-	for _, c := range [][3]int64{{5760, 90, 10}, {2880, 90, 18}, {70, 6, 6}, {1 << 22, 7, 1}, {64, 97, 97}} {
-		s := &quanttest.Stored{Infos: []tensor.Info{
-			{Name: "p_blocks", DType: tensor.U8, Shape: tensor.Shape{2, c[0], c[1], 16}},
-			{Name: "p_scales", DType: tensor.U8, Shape: tensor.Shape{2, c[0], c[1]}},
-		}}
-		found, err := mxfp4.Scheme{}.Find(context.Background(), s)
-		require.NoError(t, err)
-		require.Len(t, found, 1)
-		require.Equal(t, tensor.Shape{2, c[1] * 32, c[0]}, found[0].Info().Shape)
-		require.Equal(t, c[2]*32*c[0], found[0].Unit())
-	}
-}
-
-// TestApart reads experts that are too large to be read at once.
-func TestApart(t *testing.T) {
-	const rows, blocks = 1 << 20, 2
-	s := &quanttest.Stored{Data: map[string][]byte{}}
-	for name, shape := range map[string]tensor.Shape{"p_blocks": {1, rows, blocks, 16}, "p_scales": {1, rows, blocks}} {
-		info := tensor.Info{Name: name, DType: tensor.U8, Shape: shape}
-		s.Add(info, bytes.Repeat([]byte{127}, int(info.Count())))
-	}
-	for i := range s.Data["p_blocks"] {
-		s.Data["p_blocks"][i] = byte(i>>5) | byte(i>>4)<<7 // the row and the block
-	}
+// TestInputs: what a weight is decoded from is some blocks of every row, for each expert that has a part in it.
+func TestInputs(t *testing.T) {
+	const rows, blocks = 70, 6
+	s := &quanttest.Stored{Infos: []tensor.Info{
+		{Name: "p_blocks", DType: tensor.U8, Shape: tensor.Shape{3, rows, blocks, 16}},
+		{Name: "p_scales", DType: tensor.U8, Shape: tensor.Shape{3, rows, blocks}},
+	}}
 	found, err := mxfp4.Scheme{}.Find(context.Background(), s)
 	require.NoError(t, err)
+	require.Len(t, found, 1)
 	d := found[0]
-	require.Len(t, d.Inputs(nil, 0, d.Unit()), 2*rows)
-	values, err := quanttest.Decode(s, d, 1)
-	require.NoError(t, err)
-	for _, at := range []struct{ row, element int }{{0, 0}, {5, 1}, {77, 33}, {rows - 1, 63}, {4242, 32}} {
-		code := s.Data["p_blocks"][at.row*32+at.element/2]
-		if at.element%2 == 1 {
-			code >>= 4
-		}
-		i := 2 * (at.element*rows + at.row)
-		got := math.Float32frombits(uint32(values[i])<<16 | uint32(values[i+1])<<24)
-		require.Equal(t, minifloat.E2M1[code&15], got, at)
-	}
+	require.Equal(t, tensor.Shape{3, blocks * 32, rows}, d.Info().Shape)
+	require.Equal(t, int64(32*rows), d.Unit())
+	const codes = rows * blocks * 16
+	require.Equal(t, []quant.Range{
+		{Part: 0, Offset: 4 * 16, Length: 2 * 16, Stride: blocks * 16, Count: rows},
+		{Part: 1, Offset: 4, Length: 2, Stride: blocks, Count: rows},
+		{Part: 0, Offset: codes, Length: blocks * 16, Stride: blocks * 16, Count: rows},
+		{Part: 1, Offset: codes / 16, Length: blocks, Stride: blocks, Count: rows},
+		{Part: 0, Offset: 2 * codes, Length: 16, Stride: blocks * 16, Count: rows},
+		{Part: 1, Offset: 2 * codes / 16, Length: 1, Stride: blocks, Count: rows},
+	}, d.Inputs(nil, 4*d.Unit(), 13*d.Unit()))
+	require.Empty(t, d.Inputs(nil, d.Unit(), d.Unit()))
 }
 
 // TestReadOnly refuses to write.

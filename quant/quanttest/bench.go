@@ -53,14 +53,26 @@ func Read(b *testing.B, name string, s *Stored, d quant.Decoder) {
 	const tile = 256 << 10
 	n, step := d.Info().Count(), max(d.Unit(), tile/d.Unit()*d.Unit())
 	b.Run(name+"/read", func(b *testing.B) {
-		out, cast := make([]byte, 4*step), make([]byte, 2*step)
+		out, cast, raw := make([]byte, 4*step), make([]byte, 2*step), []byte(nil)
 		b.SetBytes(2 * n)
 		for range b.N {
 			for lo := int64(0); lo < n; lo += step {
 				hi := min(n, lo+step)
 				var in [][]byte
+				at := int64(0)
 				for _, r := range d.Inputs(nil, lo, hi) {
-					in = append(in, s.Data[d.Parts()[r.Part]][r.Offset:r.Offset+r.Length])
+					data := s.Data[d.Parts()[r.Part]][r.Offset:]
+					if r.Scattered() { // which a reader has put together
+						if int64(len(raw)) < at+r.Bytes() {
+							raw = make([]byte, at+r.Bytes())
+						}
+						for k := range r.Count {
+							copy(raw[at+k*r.Length:][:r.Length], data[k*r.Stride:])
+						}
+						data = raw[at:]
+						at += r.Bytes()
+					}
+					in = append(in, data[:r.Bytes()])
 				}
 				width := d.Values().Bits() / 8
 				require.NoError(b, d.Decode(out[:(hi-lo)*width], lo, hi, in))
