@@ -12,6 +12,7 @@ import (
 	"github.com/lorakit/lorakit/internal/nearest"
 	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/models/gguf"
+	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -152,6 +153,9 @@ func (b *planner) skipped() []string {
 				}
 			}
 		}
+		if b.kind().Experts == quant.ListedExperts {
+			plain = append(plain, b.expertModules()...)
+		}
 		if len(plain)+len(extra) == 0 {
 			return nil
 		}
@@ -177,6 +181,43 @@ func (b *planner) skipped() []string {
 		}
 	}
 	return skip
+}
+
+// plainExperts lists the experts that are not quantised.
+func (b *planner) plainExperts() []*Weight {
+	quantised := make(map[*Weight]bool, len(b.extra))
+	for _, w := range b.extra {
+		quantised[w] = true
+	}
+	var plain []*Weight
+	for _, w := range b.from.Weights {
+		if w.Role.Kind == models.Expert && !quantised[w] {
+			plain = append(plain, w)
+		}
+	}
+	return plain
+}
+
+// expertModules names the modules of all experts of a layer that are not quantised, as the program has them, and as the
+// file where that is another name.
+func (b *planner) expertModules() []string {
+	var names []string
+	add := func(name string) {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for _, w := range b.plainExperts() {
+		for _, s := range w.Role.Runtime {
+			if at := strings.LastIndexByte(s.Param, '.'); at > 0 {
+				add(s.Param[:at])
+			}
+			if at := strings.LastIndex(w.Name, fmt.Sprintf(".%d.", s.Expert)); at > 0 && s.Expert >= 0 {
+				add(w.Name[:at])
+			}
+		}
+	}
+	return names
 }
 
 // plainLinears names the linear modules that are not quantised, but for those that a loader keeps in float32 whatever

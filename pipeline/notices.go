@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/lorakit/lorakit/models"
+	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -48,43 +49,75 @@ func (b *planner) explain() {
 		b.notice("left as they are, since they hold integers or nothing: %s that were chosen by name",
 			plural(b.unfit, "tensor"))
 	}
-	experts, others, types := 0, []string(nil), []string(nil)
+	b.explainExperts()
+	var others []string
 	for _, w := range b.extra {
-		if w.Role.Kind == models.Expert {
-			experts++
-			if t := b.typeOf(w); !slices.Contains(types, t) {
-				types = append(types, t)
-			}
-		} else {
+		if w.Role.Kind != models.Expert {
 			others = append(others, w.Name)
 		}
 	}
-	switch {
-	case b.PerExpert && experts > 0:
-		loaders := "no program that is known reads them"
-		for _, t := range b.scheme.Types() {
-			if slices.Contains(types, t.Name) && t.ExpertLoaders != "" {
-				loaders = "for " + t.ExpertLoaders
+	if len(others) > 0 && b.Known && b.kind().Experts != quant.NotTransformers {
+		b.notice("quantised, though transformers would not: %s; it is not promised that it loads the result", list(others, 3))
+	}
+}
+
+// kind is the type by which transformers takes experts: that of the first expert, or else of the first weight.
+func (b *planner) kind() quant.Type {
+	if len(b.quantised) == 0 {
+		return quant.Type{}
+	}
+	first := b.quantised[0]
+	if i := slices.IndexFunc(b.extra, func(w *Weight) bool { return w.Role.Kind == models.Expert }); i >= 0 {
+		first = b.extra[i]
+	}
+	types := b.scheme.Types()
+	if i := slices.IndexFunc(types, func(t quant.Type) bool { return t.Name == b.typeOf(first) }); i >= 0 {
+		return types[i]
+	}
+	return quant.Type{}
+}
+
+// explainExperts tells who loads the experts as they are now.
+func (b *planner) explainExperts() {
+	quantised, plain, apart, types := 0, 0, false, []string(nil)
+	for _, w := range b.extra {
+		if w.Role.Kind == models.Expert {
+			quantised++
+			if t := b.typeOf(w); !slices.Contains(types, t) {
+				types = append(types, t)
 			}
-		}
-		b.notice("experts: %s in %s, one tensor an expert, %s; transformers does not load such a folder",
-			plural(experts, "tensor"), strings.Join(types, " and "), loaders)
-	case experts > 0:
-		b.notice("experts: %s in %s, chosen by name; transformers does not load such a folder", plural(experts, "tensor"),
-			strings.Join(types, " and "))
-	default:
-		n := 0
-		for _, w := range b.from.Weights {
-			if w.Role.Kind == models.Expert {
-				n++
-			}
-		}
-		if n > 0 {
-			b.notice("experts: %s not quantised, as transformers loads them; per-expert quantises them", plural(n, "tensor"))
 		}
 	}
-	if len(others) > 0 && b.Known {
-		b.notice("quantised, though transformers would not: %s; it is not promised that it loads the result", list(others, 3))
+	for _, w := range b.plainExperts() {
+		plain++
+		apart = apart || len(w.Shape) == 2
+	}
+	t := b.kind()
+	whom := "for " + t.ExpertLoaders
+	switch t.Experts {
+	case quant.AnyExperts, quant.ListedExperts, quant.QuantizedExperts:
+		whom += " and transformers"
+	case quant.PlainExperts, quant.NoExperts:
+		if t.ExpertLoaders == "" {
+			whom = "which no program that is known reads"
+		} else {
+			whom += ", and not for transformers"
+		}
+	}
+	in := strings.Join(types, " and ")
+	switch {
+	case b.PerExpert && quantised > 0:
+		b.notice("experts: %s in %s, one tensor an expert, %s", plural(quantised, "tensor"), in, whom)
+	case quantised > 0:
+		b.notice("experts: %s in %s, chosen by name, %s", plural(quantised, "tensor"), in, whom)
+	case plain == 0:
+	case t.Experts == quant.NotTransformers:
+		b.notice("experts: %s not quantised; per-expert quantises them, %s", plural(plain, "tensor"), whom)
+	case apart && (t.Experts == quant.QuantizedExperts || t.Experts == quant.NoExperts):
+		b.notice("experts: %s not quantised, which transformers does not load beside %s; per-expert quantises them, %s",
+			plural(plain, "tensor"), t.Name, whom)
+	default:
+		b.notice("experts: %s not quantised, as transformers loads them; per-expert quantises them", plural(plain, "tensor"))
 	}
 }
 

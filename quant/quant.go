@@ -155,10 +155,30 @@ type Type struct {
 	Name string
 	// ReadOnly says that no weights are written in it.
 	ReadOnly bool
-	// ExpertLoaders names the programs that load a checkpoint whose experts have a tensor each in this type, such as
-	// "vLLM and unsloth"; empty where none is known.
+	// ExpertLoaders names the programs, beside transformers, that load a checkpoint whose experts have a tensor each in
+	// this type, such as "vLLM and unsloth"; empty where none is known.
 	ExpertLoaders string
+	// Experts is what transformers makes of experts with a tensor each, where the other weights are in this type.
+	Experts ExpertSupport
 }
+
+// ExpertSupport says which experts transformers loads, and as what it takes them.
+type ExpertSupport int
+
+const (
+	// PlainExperts says that it loads plain experts alone.
+	PlainExperts ExpertSupport = iota
+	// AnyExperts says that it loads plain experts, and those in the type.
+	AnyExperts
+	// ListedExperts says that it loads both, but takes plain ones for quantised where no list says that they are not.
+	ListedExperts
+	// QuantizedExperts says that it loads experts in the type alone.
+	QuantizedExperts
+	// NoExperts says that it loads neither.
+	NoExperts
+	// NotTransformers says that it does not read the type at all.
+	NotTransformers
+)
 
 // Declaration is what a checkpoint's config says of how its weights are stored.
 type Declaration struct {

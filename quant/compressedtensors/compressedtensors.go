@@ -26,9 +26,27 @@ func (Scheme) Name() string { return method }
 func (Scheme) Types() []quant.Type {
 	list := make([]quant.Type, len(kinds))
 	for i, k := range kinds {
-		list[i] = quant.Type{Name: k.name, ExpertLoaders: "vLLM"}
+		list[i] = quant.Type{Name: k.name, ExpertLoaders: "vLLM", Experts: k.experts()}
 	}
 	return list
+}
+
+// experts is about transformers 5.24. Where it stacks experts as it loads them, it unpacks words without a global scale,
+// and multiplies floats of 8 bits by scales that are numbers, one, or one a row. What it does not know there is missing
+// to it, and with a global scale it computes wrong values.
+func (k kind) experts() quant.ExpertSupport {
+	switch k.spec.format {
+	case packQuantized, mxfp4Packed:
+		return quant.QuantizedExperts
+	case floatQuantized:
+		if k.spec.strategy == perTensor || k.spec.strategy == perChannel {
+			return quant.AnyExperts
+		}
+		return quant.PlainExperts
+	case mxfp8Quantized:
+		return quant.PlainExperts
+	}
+	return quant.NoExperts
 }
 
 // Find returns the weights that the quantization_config of a config.json is about.

@@ -39,7 +39,7 @@ func (Scheme) Name() string { return method }
 
 // Types lists what is read and written.
 func (Scheme) Types() []quant.Type {
-	return []quant.Type{{Name: typ, ExpertLoaders: "vLLM and transformers"}, {Name: pairs, ReadOnly: true}}
+	return []quant.Type{{Name: typ, ExpertLoaders: "vLLM", Experts: quant.ListedExperts}, {Name: pairs, ReadOnly: true}}
 }
 
 // Names of parameters.
