@@ -25,6 +25,7 @@ import plugins
 import pytorch
 import quantized
 import real
+import schemes
 import steps
 from command import Failure, Lorakit
 
@@ -34,7 +35,7 @@ def main(binary, wanted):
     with tempfile.TemporaryDirectory(prefix="lorakit-interop-") as work:
         lorakit = Lorakit(binary, work)
         # files is last: it opens every file that the checks before it had written
-        for module in (quantized, plain, real, adapters, architectures, attach, dialects, encoders, others, pytorch, plugins, steps,
+        for module in (quantized, plain, real, schemes, adapters, architectures, attach, dialects, encoders, others, pytorch, plugins, steps,
                        gguf_tiny, gguf_real, gguf_lora, files):
             for name, check in module.checks(lorakit):
                 if wanted and not any(w in name for w in wanted):
