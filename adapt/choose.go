@@ -133,7 +133,10 @@ func choose(c *checkpoint.Checkpoint, o AttachOptions, s start, task string) (*c
 func (m *module) check(s start) error {
 	// A gate has a row for each expert, or a single one: all-linear takes it with any rank.
 	gate := (m.Kind == models.Router || m.Out == 1) && !s.fromWeight
-	want := m.perMatrix * max(1, m.Experts)
+	want := m.perMatrix
+	if m.apart {
+		want *= m.Experts
+	}
 	switch {
 	case m.misfit != "":
 		return m.refused("tensor %s does not fit with the others that it is made of", tensor.Quote(m.misfit))

@@ -38,6 +38,7 @@ type Target struct {
 	shape     tensor.Shape // of the matrix, as it lies at run time
 	tensors   int          // of the file, that it is made of
 	perMatrix int          // how many tensors each matrix is made of
+	apart     bool         // each expert has its own
 	misfit    string       // a tensor that does not fit with the others that it is made of, or ""
 	bypassed  bool         // inside of torch's MultiheadAttention, which reads the weight past an adapter
 	mixedRows bool         // the rows of gate and up take turns in it
@@ -137,7 +138,7 @@ func (t *Target) add(w *checkpoint.Weight, s models.Slice) {
 	t.perMatrix = max(1, s.Parts)
 	switch {
 	case s.Expert >= 0:
-		t.Experts = max(t.Experts, s.Expert+1)
+		t.Experts, t.apart = max(t.Experts, s.Expert+1), true
 	case t.Kind == models.Expert && len(shape) == 3:
 		t.Experts = int(shape[0])
 		shape = shape[1:]

@@ -73,6 +73,9 @@ type Tensor struct {
 
 	// Runtime lists what the tensor becomes: one whole parameter as a rule.
 	Runtime []Slice
+
+	// Program is what has given the tensor its name, where that is not one of transformers, which does not load it.
+	Program string
 }
 
 // Slice is the place of a file's tensor in a run-time parameter.
@@ -270,6 +273,11 @@ func (m *Model) ownTensor(name string, rank int) (Tensor, bool) {
 	}
 	for v := range m.data.variants(name) {
 		if t, ok := m.find(v, rank); ok {
+			return t, true
+		}
+	}
+	for v := range m.data.variants(name) {
+		if t, ok := m.stacked(v); ok && (rank == 3 || rank == anyRank) {
 			return t, true
 		}
 	}

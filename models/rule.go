@@ -14,7 +14,7 @@ func rule(name string, shape tensor.Shape) Tensor {
 	parts := strings.Split(strings.ToLower(name), ".")
 	leaf, path := parts[len(parts)-1], parts[:len(parts)-1]
 	switch {
-	case has(path, isExpert) && len(shape) >= 2:
+	case has(path, isExpert) && len(shape) >= 2, strings.Contains(name, stackedIn) && len(shape) == 3:
 		t.Kind = Expert
 	case has(parts, isEmbedding) && len(shape) == 2:
 		t.Kind = Embedding

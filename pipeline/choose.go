@@ -262,7 +262,7 @@ func (b *planner) loaderMayExpect(w *Weight) bool {
 }
 
 func (b *planner) quantiseJob(ctx context.Context, w *Weight, typ string) (Job, error) {
-	if w.Role.Kind == models.Expert && len(w.Shape) > 2 && !b.named(w) {
+	if w.Role.Kind == models.Expert && len(w.Shape) > 2 && !b.named(w) && !b.loaderNamed(w) {
 		return Job{}, fmt.Errorf("%w: its experts are stored as one tensor of shape %v, and per-expert needs one tensor an "+
 			"expert; they can be kept as they are", ErrRefused, w.Shape)
 	}

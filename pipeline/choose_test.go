@@ -149,10 +149,11 @@ func TestForeignScheme(t *testing.T) {
 	writeModel(t, src)
 	for config, says := range map[string]string{
 		`{"quantization_config": {"quant_method": "gptq"}}`: `stored as "gptq", expected`,
-		// As mlx-lm writes it, and its older versions.
-		`{"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"group_size": 64, "bits": 4}}`: "stored as MLX's affine quantisation of 4 bits, expected",
-		`{"quantization": {"group_size": 32, "bits": 8, "mode": "affine", "lm_head": false}}`:                   "stored as MLX's affine quantisation of 8 bits, expected",
-		`{"quantization_config": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}`:                               `stored as MLX's "mxfp4" quantisation of 4 bits, expected`,
+		// As mlx-lm writes it, and its older versions, of a kind that it did not have.
+		`{"quantization": {"group_size": 64, "bits": 4, "mode": "fp3"}, "quantization_config": {"group_size": 64, "bits": 4,
+			"mode": "fp3"}}`: `stored as MLX's "fp3" quantisation of 4 bits, expected`,
+		`{"quantization": {"group_size": 32, "bits": 8, "mode": "fp3", "lm_head": false}}`: `stored as MLX's "fp3" ` +
+			"quantisation of 8 bits, expected",
 		`{"quantization_config": {}}`: "stored as a scheme that its quantization_config does " +
 			"not name, expected",
 		`{"quantization_config": {"group_size": 1, "bits": "4"}}`: "stored as a scheme that its quantization_config does " +

@@ -1,7 +1,9 @@
 package pipeline
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -18,6 +20,7 @@ func (b *planner) explain() {
 	if len(b.uncast) > 0 {
 		b.notice("not cast, since only a scheme gives their types a meaning: %s", list(b.uncast, 3))
 	}
+	b.explainNames()
 	if b.scheme == nil {
 		return
 	}
@@ -27,8 +30,8 @@ func (b *planner) explain() {
 			what = "the architecture " + tensor.Quote(b.Config.Architecture) + " is not known"
 		}
 		if len(b.Include) == 0 {
-			b.notice("%s: weights are chosen by their names and shapes, and it is not promised that transformers loads the "+
-				"result", what)
+			b.notice("%s: weights are chosen by their names and shapes, and it is not promised that %s loads the result", what,
+				cmp.Or(b.kind().Loader, "transformers"))
 		}
 	}
 	if b.Known && b.Config.Assumed {
@@ -79,9 +82,9 @@ func (b *planner) kind() quant.Type {
 
 // explainExperts tells who loads the experts as they are now.
 func (b *planner) explainExperts() {
-	quantised, plain, apart, types := 0, 0, false, []string(nil)
+	quantised, plain, apart, own, types := 0, 0, false, false, []string(nil)
 	for _, w := range b.extra {
-		if w.Role.Kind == models.Expert {
+		if w.Role.Kind == models.Expert && !b.loaderNamed(w) {
 			quantised++
 			if t := b.typeOf(w); !slices.Contains(types, t) {
 				types = append(types, t)
@@ -91,6 +94,7 @@ func (b *planner) explainExperts() {
 	for _, w := range b.plainExperts() {
 		plain++
 		apart = apart || len(w.Shape) == 2
+		own = own || b.loaderNamed(w)
 	}
 	t := b.kind()
 	whom := "for " + t.ExpertLoaders
@@ -111,6 +115,8 @@ func (b *planner) explainExperts() {
 	case quantised > 0:
 		b.notice("experts: %s in %s, chosen by name, %s", plural(quantised, "tensor"), in, whom)
 	case plain == 0:
+	case own:
+		b.notice("experts: %s not quantised; per-expert quantises them", plural(plain, "tensor"))
 	case t.Experts == quant.NotTransformers:
 		b.notice("experts: %s not quantised; per-expert quantises them, %s", plural(plain, "tensor"), whom)
 	case apart && (t.Experts == quant.QuantizedExperts || t.Experts == quant.NoExperts):
@@ -119,6 +125,31 @@ func (b *planner) explainExperts() {
 	default:
 		b.notice("experts: %s not quantised, as transformers loads them; per-expert quantises them", plural(plain, "tensor"))
 	}
+}
+
+// explainNames tells of weights that transformers does not find under their names, where the result is not for the
+// program whose names they are.
+func (b *planner) explainNames() {
+	if !b.leaves() {
+		return
+	}
+	by := map[string][]string{}
+	for _, w := range b.from.Weights {
+		if p := w.Role.Program; p != "" && !b.loaderNamed(w) {
+			by[p] = append(by[p], w.Name)
+		}
+	}
+	for _, program := range slices.Sorted(maps.Keys(by)) {
+		b.notice("stacks of experts keep the names of %s, and transformers does not load such a folder: %s", program,
+			list(by[program], 3))
+	}
+}
+
+// loaderNamed reports whether a weight has the name that it has in the program that the result is for.
+func (b *planner) loaderNamed(w *Weight) bool {
+	return b.scheme != nil && w.Role.Program != "" && slices.ContainsFunc(b.scheme.Types(), func(t quant.Type) bool {
+		return t.Loader == w.Role.Program
+	})
 }
 
 func plural(n int, what string) string {

@@ -155,6 +155,8 @@ type Type struct {
 	Name string
 	// ReadOnly says that no weights are written in it.
 	ReadOnly bool
+	// Loader names the program that checkpoints in this type are for, where that is not transformers.
+	Loader string
 	// ExpertLoaders names the programs, beside transformers, that load a checkpoint whose experts have a tensor each in
 	// this type, such as "vLLM and unsloth"; empty where none is known.
 	ExpertLoaders string

@@ -63,7 +63,7 @@ const expertLoaders = "mlx-lm, which joins them for Mixtral, DeepSeek, Qwen 2 an
 func (Scheme) Types() []quant.Type {
 	var types []quant.Type
 	for _, k := range kinds {
-		types = append(types, quant.Type{Name: k.name, ReadOnly: k.read, ExpertLoaders: expertLoaders,
+		types = append(types, quant.Type{Name: k.name, ReadOnly: k.read, Loader: "mlx-lm", ExpertLoaders: expertLoaders,
 			Experts: quant.NotTransformers})
 	}
 	return types
