@@ -1,6 +1,7 @@
 package columns_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -41,7 +42,7 @@ func random(bits, out, in int64, scheme string, act bool) *quanttest.Stored {
 			if act {
 				g = r.IntN(int(in / 128))
 			}
-			copy(index[4*i:], []byte{byte(g), 0, 0, 0})
+			binary.LittleEndian.PutUint32(index[4*i:], uint32(g))
 		}
 	}
 	add("qzeros", tensor.I32, in/128, out*bits/32)

@@ -2,10 +2,8 @@ package columns
 
 import (
 	"encoding/binary"
-	"fmt"
 	"sync"
 
-	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -234,10 +232,9 @@ func (t *tile) group(in [][]byte) error {
 	t.index = sized(t.index, t.In)
 	last := int64(-1)
 	for i := range t.index {
-		g := int64(int32(binary.LittleEndian.Uint32(in[partIndex][4*i:])))
-		if g < 0 || g >= t.Groups {
-			return fmt.Errorf("%w: %s has the group %d for input %d, expected 0 to %d", quant.ErrMalformed,
-				tensor.Quote(t.Index), g, i, t.Groups-1)
+		g, err := t.groupAt(in[partIndex][4*i:], int64(i))
+		if err != nil {
+			return err
 		}
 		t.index[i] = uint32(g)
 		if g != last {

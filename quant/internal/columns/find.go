@@ -1,6 +1,7 @@
 package columns
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -61,7 +62,10 @@ func find(t tensor.Info, s quant.Stored, c Config) (quant.Decoder, error) {
 	if _, ok := s.Lookup(d.weight.Name); ok {
 		return nil, fmt.Errorf("%w: %s is there too", quant.ErrMalformed, tensor.Quote(d.weight.Name))
 	}
-	return d, d.check(s)
+	if err := d.check(s); err != nil {
+		return nil, err
+	}
+	return d, d.checkIndex(s)
 }
 
 // Missing is the error of a part that is not there.
@@ -124,4 +128,37 @@ func (d *Decoder) check(s quant.Stored) error {
 		}
 	}
 	return nil
+}
+
+// checkIndex returns an error where an input has a group that is not there. An index is small beside its codes, so that
+// it is read here, and who only looks at a checkpoint is told too.
+func (d *Decoder) checkIndex(s quant.Stored) error {
+	if d.Index == "" {
+		return nil
+	}
+	b := scratches.Get().(*scratch)
+	defer scratches.Put(b)
+	const most = int64(len(b.codes)) / 4
+	for i := int64(0); i < d.In; i += most {
+		p := b.codes[:4*min(d.In-i, most)]
+		if err := s.Read(d.Index, p, 4*i); err != nil {
+			return err
+		}
+		for k := int64(0); 4*k < int64(len(p)); k++ {
+			if _, err := d.groupAt(p[4*k:], i+k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// groupAt is the group of input i, which b has from its index.
+func (d *Decoder) groupAt(b []byte, i int64) (int64, error) {
+	g := int64(int32(binary.LittleEndian.Uint32(b)))
+	if g < 0 || g >= d.Groups {
+		return 0, fmt.Errorf("%w: %s has the group %d for input %d, expected 0 to %d", quant.ErrMalformed,
+			tensor.Quote(d.Index), g, i, d.Groups-1)
+	}
+	return g, nil
 }

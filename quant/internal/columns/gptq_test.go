@@ -85,18 +85,33 @@ func TestGPTQMalformed(t *testing.T) {
 	}
 }
 
-// TestGPTQIndex refuses groups that are not there, when they are met.
+// TestGPTQIndex refuses groups that are not there, when the weight is found, and where they come up later too.
 func TestGPTQIndex(t *testing.T) {
 	for want, g := range map[string]int32{"the group -1 for input 5": -1, "the group 3 for input 5, expected 0 to 2": 3,
 		"the group -2147483648 for": -1 << 31} {
 		m, _ := openFixture(t, folder+"gptq-4-v2-act.safetensors")
-		binary.LittleEndian.PutUint32(m.Data["m0.g_idx"][4*5:], uint32(g))
 		found, err := gptq.Scheme{}.Find(t.Context(), m)
 		require.NoError(t, err)
+		binary.LittleEndian.PutUint32(m.Data["m0.g_idx"][4*5:], uint32(g))
+		_, err = gptq.Scheme{}.Find(t.Context(), m)
+		require.ErrorIs(t, err, quant.ErrMalformed)
+		assert.ErrorContains(t, err, `tensor "m0.qweight": malformed quantised weight: "m0.g_idx" has `+want)
 		_, err = quanttest.Tile(m, found[0], 0, found[0].Unit())
 		require.ErrorIs(t, err, quant.ErrMalformed)
 		assert.ErrorContains(t, err, `"m0.g_idx" has `+want)
 	}
+}
+
+// TestGPTQLongIndex finds the last input's group too, of more inputs than are read at once.
+func TestGPTQLongIndex(t *testing.T) {
+	const in = 1 << 15
+	m := random(4, 8, in, "gptq", true)
+	_, err := gptq.Scheme{}.Find(t.Context(), m)
+	require.NoError(t, err)
+	binary.LittleEndian.PutUint32(m.Data["m.g_idx"][4*(in-1):], in/128)
+	_, err = gptq.Scheme{}.Find(t.Context(), m)
+	require.ErrorIs(t, err, quant.ErrMalformed)
+	assert.ErrorContains(t, err, `"m.g_idx" has the group 256 for input 32767, expected 0 to 255`)
 }
 
 // TestGPTQLayouts: what is GPTQ's and not read is left alone and named.
