@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -140,6 +141,67 @@ func TestColumnsUnnamed(t *testing.T) {
 	_, err = lorakit.Convert(t.Context(), base, base+"+", lorakit.ConvertOptions{Quantize: "none"})
 	require.ErrorContains(t, err, "stored as integers of GPTQ or AWQ, such as")
 	require.ErrorContains(t, err, "quant_method")
+}
+
+// TestColumnsBeside: what AutoGPTQ and AutoAWQ have said in a file of its own is read where config.json says nothing.
+// It goes along with the weights, and not with plain ones.
+func TestColumnsBeside(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ method, file, says string }{
+		{"gptq", "quantize_config.json", `{"bits": 4, "group_size": 16, "desc_act": true, "damp_percent": 0.01, "sym": false}`},
+		{"gptq", "quantize_config.json", `{"bits": 4, "group_size": 16, "quant_method": "gptq", "checkpoint_format": "gptq"}`},
+		{"awq", "quant_config.json", `{"zero_point": true, "q_group_size": 16, "w_bit": 4, "version": "GEMM"}`},
+		{"awq", "quantize_config.json", `{"bits": 4, "group_size": 16, "quant_method": "awq"}`},
+	} {
+		dir := t.TempDir()
+		base, declared := filepath.Join(dir, "base"), filepath.Join(dir, "declared")
+		writeColumns(t, base, c.method)
+		require.NoError(t, os.CopyFS(declared, os.DirFS(base)))
+		config, err := os.ReadFile(filepath.Join(baseOf("llama"), "config.json"))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(base, "config.json"), config, 0o666))
+		require.NoError(t, os.WriteFile(filepath.Join(base, c.file), []byte(c.says), 0o666))
+		for _, quantize := range []string{"none", "nf4"} {
+			want, got := filepath.Join(dir, "want"+quantize), filepath.Join(dir, "got"+quantize)
+			o := lorakit.ConvertOptions{Quantize: quantize}
+			_, err = lorakit.Convert(t.Context(), declared, want, o)
+			require.NoError(t, err)
+			r, err := lorakit.Convert(t.Context(), base, got, o)
+			require.NoError(t, err)
+			require.True(t, reflect.DeepEqual(load(t, want), load(t, got)))
+			assert.NoFileExists(t, filepath.Join(got, c.file))
+			said := strings.Join(r.Notices, "\n")
+			assert.Contains(t, said, "dequantised")
+			assert.Contains(t, said, fmt.Sprintf("read as %s has it, as those of %q", c.file, c.method))
+		}
+		plain, err := os.ReadFile(filepath.Join(dir, "gotnone", "config.json"))
+		require.NoError(t, err)
+		assert.Equal(t, string(config), string(plain))
+		same := filepath.Join(dir, "same")
+		_, err = lorakit.Convert(t.Context(), base, same, lorakit.ConvertOptions{})
+		require.NoError(t, err)
+		require.Equal(t, load(t, base), load(t, same))
+		for _, name := range []string{"/config.json", "/" + c.file} {
+			assert.Equal(t, folder(t, base)[name], folder(t, same)[name], name)
+		}
+		// What contradicts the tensors, or is none, is refused by name.
+		for says, wrong := range map[string]string{
+			strings.Replace(c.says, "16", "32", 1):           "malformed quantised weight",
+			`{"bits": 4, "bits": 4, "group_size": 16}`:       c.file,
+			`{"bits": 4, "group_size": 16`:                   c.file,
+			`{"bits": 4, "quant_method": 4}`:                 c.file + ": malformed: its quant_method is no string",
+			`{"group_size": 16}`:                             "without a quantization_config",
+			`{"bits": 4, "quant_method": "gptq_marlin_24"}`:  "sparse marlin",
+			strings.Replace(c.says, `: 4`, `: 4.5`, 1):       "bits 0, expected",
+			strings.Replace(c.says, `{`, `{"bits": "x",`, 1): "",
+		} {
+			require.NoError(t, os.WriteFile(filepath.Join(base, c.file), []byte(says), 0o666))
+			_, err = lorakit.Convert(t.Context(), base, filepath.Join(dir, "no"), lorakit.ConvertOptions{Quantize: "none"})
+			require.ErrorContains(t, err, wrong, says)
+			assert.NotContains(t, err.Error(), "\n")
+			assert.NoDirExists(t, filepath.Join(dir, "no"))
+		}
+	}
 }
 
 // TestColumnsSameBytes: a weight that is read in several bands has the same bytes whatever the threads and the memory,

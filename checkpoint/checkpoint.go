@@ -52,6 +52,9 @@ type Checkpoint struct {
 	Config        *models.Config
 	ConfigJSON    []byte
 	ConfigVersion string
+	// QuantizationFile is the file beside config.json that says how the weights are quantised, which Config has taken in;
+	// "" where config.json says it, or nothing does.
+	QuantizationFile string
 	// Model knows the architecture's tensors, or answers by the general rule where Known is false.
 	Model *models.Model
 	Known bool
@@ -110,7 +113,10 @@ func open(ctx context.Context, dir storage.Folder, name string, o OpenOptions) (
 	if c.container, err = c.Format.Open(ctx, dir, name); err != nil {
 		return nil, err
 	}
-	if err = c.innerConfig(); err == nil {
+	if err = c.quantizationBeside(ctx); err == nil {
+		err = c.innerConfig()
+	}
+	if err == nil {
 		err = c.assemble(ctx)
 	}
 	if err != nil {
@@ -132,7 +138,10 @@ func (c *Checkpoint) Files() []string { return c.container.Files() }
 // Paths are the files on this machine that c is read from, wherever links have led.
 func (c *Checkpoint) Paths() []string {
 	var list []string
-	for _, name := range append([]string{ConfigName}, c.Files()...) {
+	for _, name := range append([]string{ConfigName, c.QuantizationFile}, c.Files()...) {
+		if name == "" {
+			continue
+		}
 		if path := storage.LocalPath(c.Dir, name); path != "" {
 			list = append(list, path)
 		}

@@ -36,12 +36,12 @@ func (c *Checkpoint) ForeignScheme() (quant.Layout, bool) {
 // undeclared is the layout of weights whose names alone say that they are quantised.
 func (c *Checkpoint) undeclared() (quant.Layout, bool) {
 	for _, w := range c.Weights {
-		if w.Decoder == nil && w.DType == tensor.I32 && strings.HasSuffix(w.Name, ".qweight") {
+		if w.Decoder == nil && packed(w.Parts[0]) {
 			return quant.Layout{
 				Name: "integers of GPTQ or AWQ, such as " + tensor.Quote(w.Name) + ", without a quantization_config that tells " +
 					"how to read them",
-				Advice: "put what a quantize_config.json or quant_config.json beside it says, and the quant_method, into " +
-					"config.json as quantization_config",
+				Advice: "say it in config.json as quantization_config, or beside it in quantize_config.json: quant_method, bits, " +
+					"group_size",
 			}, true
 		}
 	}

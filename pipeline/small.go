@@ -27,7 +27,11 @@ type smallFiles struct {
 // smallFiles decides what becomes of the files beside the weights. What the format that is written claims is read, from
 // the source's folder too.
 func (b *planner) smallFiles(ctx context.Context) (*smallFiles, error) {
-	for _, name := range b.Files() {
+	read := b.Files()
+	if b.QuantizationFile != "" {
+		read = append(slices.Clip(read), b.QuantizationFile)
+	}
+	for _, name := range read {
 		in, err := inputFileIn(ctx, b.Dir, name)
 		if err != nil {
 			return nil, err
@@ -91,7 +95,7 @@ func (b *planner) besideGGUF(ctx context.Context, s *smallFiles) error {
 	if b.p.SingleFile || !b.Folder {
 		return nil
 	}
-	consumed := map[string]bool{checkpoint.ConfigName: true, generationConfig: true}
+	consumed := map[string]bool{checkpoint.ConfigName: true, generationConfig: true, b.QuantizationFile: true}
 	for _, in := range b.from.gguf.consumed {
 		consumed[in.Name] = true
 	}
