@@ -242,8 +242,9 @@ func (r *run) newJob(ctx context.Context, j *Job, sh *shardRun) (*jobRun, error)
 }
 
 func (r *run) result(start time.Time) Result {
+	remarks := slices.Compact(slices.Sorted(slices.Values(r.remarks)))
 	return Result{Adapters: r.shares, Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(),
-		Overflowed: r.overflows.Load(), Remarks: slices.Sorted(slices.Values(r.remarks)), Elapsed: time.Since(start)}
+		Overflowed: r.overflows.Load(), Remarks: remarks, Elapsed: time.Since(start)}
 }
 
 // prepare finds the weights of all jobs again, and divides the memory for the largest of them.

@@ -267,14 +267,17 @@ func (e *encoder) factorOf(most float32) (factor, inverse float32) {
 	return 1 / inverse, inverse
 }
 
-// Notices says which blocks end early, which not all that read the scheme expect.
+// Notices says of weights whose last blocks are smaller, as some of DeepSeek's are, who reads that: vLLM by its
+// validate_fp8_block_shape; transformers has a scale for such a block, but dequantises by dividing the shape. It is the
+// same for all weights of a shape.
 func (e *encoder) Notices() []string {
 	g := e.grid
 	if e.block == [2]int64{} || g.Rows%g.BlockRows == 0 && g.Cols%g.BlockCols == 0 {
 		return nil
 	}
-	return []string{fmt.Sprintf("tensor %s: its shape %v is no multiple of blocks of %s, so that the last ones are "+
-		"smaller: vLLM reads that, transformers does not", tensor.Quote(e.info.Name), e.info.Shape, blockOf(e.block))}
+	return []string{fmt.Sprintf("weights of shape %v have smaller blocks at the end, as %s does not divide it: "+
+		"transformers reads that on a GPU, and does not dequantise it; vLLM does on one GPU, of a weight that stands alone "+
+		"or is the last of those that it joins", e.info.Shape, blockOf(e.block))}
 }
 
 func (e *encoder) Finish(_ quant.Deferred, write func(part int, off int64, p []byte) error) error {
