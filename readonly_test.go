@@ -192,7 +192,7 @@ func TestColumnsBeside(t *testing.T) {
 			`{"bits": 4, "quant_method": 4}`:                 c.file + ": malformed: its quant_method is no string",
 			`{"group_size": 16}`:                             "without a quantization_config",
 			`{"bits": 4, "quant_method": "gptq_marlin_24"}`:  "sparse marlin",
-			strings.Replace(c.says, `: 4`, `: 4.5`, 1):       "bits 0, expected",
+			strings.Replace(c.says, `: 4`, `: 4.5`, 1):       "bits",
 			strings.Replace(c.says, `{`, `{"bits": "x",`, 1): "",
 		} {
 			require.NoError(t, os.WriteFile(filepath.Join(base, c.file), []byte(says), 0o666))

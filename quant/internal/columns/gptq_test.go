@@ -3,6 +3,7 @@ package columns_test
 import (
 	"encoding/binary"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -71,7 +72,7 @@ func TestGPTQMalformed(t *testing.T) {
 		"it has 1048577 inputs in 32769 groups, expected at most": quanttest.Shaped("m0.g_idx", tensor.I32, 1<<20+1),
 		"expected some of each":                                   quanttest.Shaped("m0.g_idx", tensor.I32, 0),
 		"bits 9, expected 2, 3, 4 or 8":                           config(`"bits": 4`, `"bits": 9`),
-		"bits 0, expected 2, 3, 4 or 8":                           config(`"bits": 4`, `"bits": "4"`),
+		"bits 0, expected 2, 3, 4 or 8":                           config(`"bits": 4`, `"bits": 0`),
 		"group_size 0, expected -1":                               config(`"group_size": 32`, `"group_size": 0`),
 		"group_size -2, expected -1":                              config(`"group_size": 32`, `"group_size": -2`),
 	} {
@@ -82,6 +83,24 @@ func TestGPTQMalformed(t *testing.T) {
 		assert.ErrorContains(t, err, want)
 		assert.ErrorContains(t, err, `tensor "m`)
 		assert.NotContains(t, err.Error(), "\n")
+	}
+}
+
+// TestGPTQMembers refuses members of a config.json that are of another kind, by their names.
+func TestGPTQMembers(t *testing.T) {
+	for _, wrong := range []string{`"bits": "4"`, `"bits": 4.5`, `"bits": 1e99`, `"group_size": true`, `"desc_act": 1`,
+		`"checkpoint_format": 2`, `"pack_dtype": []`} {
+		name, _, _ := strings.Cut(strings.Trim(wrong, `"`), `"`)
+		m, _ := openFixture(t, folder+"gptq-4-v2-act.safetensors")
+		object := `{"quant_method": "gptq", ` + wrong + `}`
+		m.JSON = []byte(`{"quantization_config": ` + object + `}`)
+		_, err := gptq.Scheme{}.Find(t.Context(), m)
+		require.ErrorIs(t, err, quant.ErrMalformed, wrong)
+		assert.ErrorContains(t, err, "config.json: quantization_config: ")
+		assert.ErrorContains(t, err, name)
+		assert.NotContains(t, err.Error(), "\n")
+		_, ours := gptq.Scheme{}.Declaration([]byte(object))
+		assert.True(t, ours)
 	}
 }
 

@@ -3,6 +3,7 @@ package columns
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 
@@ -67,34 +68,40 @@ func (Scheme[C, P]) notWritten() error {
 	return hint.With(err, hint.Hint{Option: "Quantize", Value: "w4a16", Effect: "writes groups of 4 bits by rounding"})
 }
 
-// parse reads a quantization_config. It reports false for another scheme's.
-func (s Scheme[C, P]) parse(b []byte) (P, bool) {
+// parse reads a quantization_config. It reports false for another scheme's. A member of another kind than it has is an
+// error.
+func (s Scheme[C, P]) parse(b []byte) (c P, ours bool, err error) {
 	var named struct {
 		Method string `json:"quant_method"`
 	}
 	if json.Unmarshal(b, &named) != nil || named.Method != s.Name() {
-		return nil, false
+		return nil, false, nil
 	}
-	c := new(C)
-	if json.Unmarshal(b, c) != nil { // a member of another kind: Layout refuses what then is not there
-		c = new(C)
+	c = new(C)
+	if err := json.Unmarshal(b, c); err != nil {
+		return nil, true, fmt.Errorf("config.json: quantization_config: %w: %s", quant.ErrMalformed,
+			strings.Join(strings.Fields(err.Error()), " "))
 	}
-	return c, true
+	return c, true, nil
 }
 
 // Declaration knows a quantization_config of the method. Which modules stay plain it need not say: loaders take those
 // that have a qweight.
 func (s Scheme[C, P]) Declaration(b []byte) (quant.Declaration, bool) {
-	c, ok := s.parse(b)
-	if !ok {
-		return quant.Declaration{}, false
+	c, ok, err := s.parse(b)
+	d := quant.Declaration{Unsaid: true}
+	if ok && err == nil { // else Find says what is wrong
+		d.Unread = c.Unread()
 	}
-	return quant.Declaration{Unsaid: true, Unread: c.Unread()}, true
+	return d, ok
 }
 
 // Find returns the weights whose integers are M.qweight, where config.json says that they are the method's.
 func (s Scheme[C, P]) Find(ctx context.Context, stored quant.Stored) ([]quant.Decoder, error) {
-	c, ok := s.parse(quant.Quantization(stored.Config()))
+	c, ok, err := s.parse(quant.Quantization(stored.Config()))
+	if err != nil {
+		return nil, err
+	}
 	if !ok || c.Unread() != (quant.Layout{}) {
 		return nil, nil
 	}
