@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -35,17 +36,53 @@ func (c *Checkpoint) ForeignScheme() (quant.Layout, bool) {
 
 // undeclared is the layout of weights whose names alone say that they are quantised.
 func (c *Checkpoint) undeclared() (quant.Layout, bool) {
+	there := sync.OnceValue(func() map[string]bool {
+		names := make(map[string]bool, len(c.Weights))
+		for _, w := range c.Weights {
+			names[w.Name] = true
+		}
+		return names
+	})
+	const untold = ", without a quantization_config that tells how to read them"
 	for _, w := range c.Weights {
-		if w.Decoder == nil && packed(w.Parts[0]) {
+		if w.Decoder != nil {
+			continue
+		}
+		if packed(w.Parts[0]) {
 			return quant.Layout{
-				Name: "integers of GPTQ or AWQ, such as " + tensor.Quote(w.Name) + ", without a quantization_config that tells " +
-					"how to read them",
+				Name: "integers of GPTQ or AWQ, such as " + tensor.Quote(w.Name) + untold,
 				Advice: "say it in config.json as quantization_config, or beside it in quantize_config.json: quant_method, bits, " +
 					"group_size",
 			}, true
 		}
+		for _, scales := range scalesOf(w.Info) {
+			if there()[scales] {
+				return quant.Layout{
+					Name:   "codes with scales, such as " + tensor.Quote(w.Name) + " beside " + tensor.Quote(scales) + untold,
+					Advice: "take the config.json that belongs to them",
+				}, true
+			}
+		}
 	}
 	return quant.Layout{}, false
+}
+
+// scalesOf are the names that the scales of a weight have, by one scheme or another, where its type is one of codes.
+func scalesOf(t tensor.Info) []string {
+	module, weight := strings.CutSuffix(t.Name, ".weight")
+	switch t.DType {
+	case tensor.F8E4M3, tensor.I8:
+		return []string{t.Name + "_scale", t.Name + "_scale_inv"}
+	case tensor.U8, tensor.I32:
+		if m, ok := strings.CutSuffix(t.Name, ".weight_packed"); ok {
+			return []string{m + ".weight_scale"}
+		}
+	case tensor.U32:
+		if weight {
+			return []string{module + ".scales"}
+		}
+	}
+	return nil
 }
 
 const (

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -209,12 +210,49 @@ func TestForeignLayouts(t *testing.T) {
 	assert.NoError(t, c.CheckReadable())
 }
 
+// TestUndeclared: codes beside scales are not taken for numbers where nothing says how they are read. Others are.
+func TestUndeclared(t *testing.T) {
+	for _, c := range []struct {
+		codes, dtype, scales string
+		refused              bool
+	}{
+		{"m.weight", "F8_E4M3", "m.weight_scale", true}, {"m.weight", "F8_E4M3", "m.weight_scale_inv", true},
+		{"m.weight", "I8", "m.weight_scale", true}, {"m.weight", "U32", "m.scales", true},
+		{"m.weight_packed", "I32", "m.weight_scale", true}, {"m.weight_packed", "U8", "m.weight_scale", true},
+		{"m.weight", "F8_E4M3", "n.weight_scale", false}, {"m.weight", "BF16", "m.weight_scale", false},
+		{"m", "U32", "m.scales", false}, {"logit_scale", "F8_E4M3", "logit_bias", false},
+	} {
+		dir := t.TempDir()
+		writeEach(t, dir, [][2]string{{c.codes, c.dtype}, {c.scales, "BF16"}})
+		o, err := checkpoint.Open(t.Context(), dir)
+		require.NoError(t, err)
+		defer o.Close()
+		err = o.CheckReadable()
+		if !c.refused {
+			assert.NoError(t, err, c)
+			continue
+		}
+		require.ErrorIs(t, err, checkpoint.ErrRefused, c)
+		assert.ErrorContains(t, err, fmt.Sprintf("such as %q beside %q, without a quantization_config", c.codes, c.scales))
+	}
+}
+
 // writeOne writes a checkpoint of one tensor of four elements.
-func writeOne(t *testing.T, dir, name, dtype string) {
-	d, err := tensor.ParseDType(dtype)
-	require.NoError(t, err)
-	n := 4 * d.Bits() / 8
-	header := fmt.Sprintf(`{"%s": {"dtype": "%s", "shape": [2, 2], "data_offsets": [0, %d]}}`, name, dtype, n)
+func writeOne(t *testing.T, dir, name, dtype string) { writeEach(t, dir, [][2]string{{name, dtype}}) }
+
+// writeEach writes a checkpoint of tensors of four elements, each with a name and a dtype.
+func writeEach(t *testing.T, dir string, tensors [][2]string) {
+	var members []string
+	at := int64(0)
+	for _, x := range tensors {
+		d, err := tensor.ParseDType(x[1])
+		require.NoError(t, err)
+		n := 4 * d.Bits() / 8
+		members = append(members, fmt.Sprintf(`"%s": {"dtype": "%s", "shape": [2, 2], "data_offsets": [%d, %d]}`, x[0], x[1],
+			at, at+n))
+		at += n
+	}
+	header := "{" + strings.Join(members, ", ") + "}"
 	file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors"), append(file, make([]byte, n)...), 0o666))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors"), append(file, make([]byte, at)...), 0o666))
 }
