@@ -52,7 +52,7 @@ func (k kind) experts() quant.ExpertSupport {
 // Find returns the weights that the quantization_config of a config.json is about.
 func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
 	c, err := readConfig(quant.Quantization(s.Config()))
-	if c == nil || err != nil {
+	if c == nil || err != nil || c.unread() != (quant.Layout{}) {
 		return nil, err
 	}
 	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(c, s, t) })

@@ -38,6 +38,8 @@ type config struct {
 	class, other *target // that are names of classes
 	// patience is what is left of the time for expressions, which are from a file.
 	patience time.Duration
+	// online is a place where a transform is applied while the model runs, "" for none.
+	online string
 }
 
 // group is how the weights are stored that its targets name.
@@ -113,6 +115,7 @@ func readConfig(object []byte) (*config, error) {
 		Sparsity struct {
 			Format string `json:"format"`
 		} `json:"sparsity_config"`
+		Transforms transforms `json:"transform_config"`
 	}
 	if err := json.Unmarshal(object, &c); err != nil {
 		return fail("%s", oneLine(err))
@@ -124,7 +127,8 @@ func readConfig(object []byte) (*config, error) {
 	if err != nil {
 		return fail("%s", oneLine(err))
 	}
-	read := &config{format: c.Format, cache: c.Cache.static(), patience: 10 * time.Second}
+	read := &config{format: c.Format, cache: c.Cache.static(), patience: 10 * time.Second,
+		online: c.Transforms.online()}
 	for _, g := range groups {
 		read.static = read.static || g.Inputs.static() || g.Outputs.static()
 		for _, text := range g.Targets {
@@ -140,6 +144,37 @@ func readConfig(object []byte) (*config, error) {
 		read.ignore.add(text, nil)
 	}
 	return read, nil
+}
+
+// transforms are rotations of weights and activations.
+type transforms struct {
+	Groups map[string]struct {
+		Apply []struct {
+			Location string `json:"location"`
+		} `json:"apply"`
+	} `json:"config_groups"`
+}
+
+// online is a location of what is applied to activations: the weights before or behind it are turned, so that they are
+// not the model's without it. What is applied to weights is done.
+func (t transforms) online() string {
+	for _, name := range slices.Sorted(maps.Keys(t.Groups)) {
+		for _, a := range t.Groups[name].Apply {
+			if a.Location != "weight_input" && a.Location != "weight_output" {
+				return tensor.Quote(a.Location)
+			}
+		}
+	}
+	return ""
+}
+
+// unread is the layout of weights that are not read.
+func (c *config) unread() quant.Layout {
+	if c.online == "" {
+		return quant.Layout{}
+	}
+	return quant.Layout{Name: "rotated weights, whose transform_config has a transform at " + c.online +
+		" while the model runs", Advice: "take the checkpoint that it was made from"}
 }
 
 // add takes a target in, but for one that is there, which it returns.
@@ -363,7 +398,7 @@ func (Scheme) Declaration(object []byte) (quant.Declaration, bool) {
 	if c == nil {
 		return quant.Declaration{}, false
 	}
-	return quant.Declaration{Skips: c.ignored}, true
+	return quant.Declaration{Skips: c.ignored, Unread: c.unread()}, true
 }
 
 // Config returns a quantization_config whose targets name the modules of the weights, so that it needs no list of

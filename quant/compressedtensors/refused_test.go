@@ -112,6 +112,31 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestRotated leaves rotated weights alone that are not the model's without a transform at run time, and says so.
+func TestRotated(t *testing.T) {
+	const apply = `{"config_groups": {"u": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "%s"}]}}}`
+	for config, online := range map[string]string{
+		"null": "", "{}": "", `{"config_groups": {}}`: "",
+		strings.Replace(apply, "%s", "weight_input", 1):  "",
+		strings.Replace(apply, "%s", "weight_output", 1): "",
+		strings.Replace(apply, "%s", "input", 1):         `at "input"`,
+		strings.Replace(apply, "%s", "output", 1):        `at "output"`,
+		strings.Replace(apply, "%s", "k_cache", 1):       `at "k_cache"`,
+		strings.Replace(apply, "%s", "", 1):              `at ""`,
+	} {
+		g := quanttest.Open(t, "../../fixtures/compressed/w4a16-bf16.safetensors")
+		quanttest.Replaced(`"quant_method"`, `"transform_config": `+config+`, "quant_method"`)(g.Stored)
+		require.Contains(t, string(g.JSON), "transform_config")
+		found, err := compressedtensors.Scheme{}.Find(context.Background(), g)
+		require.NoError(t, err)
+		require.Equal(t, online == "", len(found) > 0, config)
+		d, ok := compressedtensors.Scheme{}.Declaration(quant.Quantization(g.JSON))
+		require.True(t, ok)
+		require.Contains(t, d.Unread.Name, online)
+		require.Equal(t, online == "", d.Unread == quant.Layout{})
+	}
+}
+
 // TestGroups finds the group of each module by its name first, then by expressions, then by its class, and writes
 // groups of several kinds.
 func TestGroups(t *testing.T) {
