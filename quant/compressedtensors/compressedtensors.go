@@ -127,6 +127,10 @@ func open(c *config, s quant.Stored, codes tensor.Info, module string) (quant.De
 		return nil, fmt.Errorf("%w: it has %s: groups in the order of activations are not read", quant.ErrMalformed,
 			tensor.Quote(module+orderEnd))
 	}
+	if _, ok := s.Lookup(module + zeroEnd); ok && !sp.asymmetric {
+		return nil, fmt.Errorf("%w: %s is there, and its group %s of config.json is symmetric, which has none",
+			quant.ErrMalformed, tensor.Quote(module+zeroEnd), tensor.Quote(g.name))
+	}
 	shape, err := shapeOf(s, sp, codes, module)
 	if err != nil {
 		return nil, err
