@@ -60,44 +60,58 @@ func (Scheme) Spec(asked string, _ quant.Params) (quant.Spec, error) {
 type config struct {
 	declared bool // it is of this scheme; else there is none
 	algo     string
-	static   bool // activations are quantised by scales that are stored
-	cache    bool // so is the cache
+	static   bool     // activations are quantised by scales that are stored
+	cache    bool     // so is the cache
+	ignore   []string // patterns of modules that stay plain
 }
 
 // readConfig reads the quantization_config of a config.json. It reports false where that is of another scheme. Older
 // checkpoints have none, and a file of their own in its place.
-func readConfig(file []byte) (config, bool) {
+func readConfig(file []byte) (c config, ours bool, err error) {
 	object := quant.Quantization(file)
 	if object == nil {
-		return config{}, true
+		return config{}, true, nil
 	}
-	var c struct {
-		Method string         `json:"quant_method"`
+	return parse(object)
+}
+
+// parse reads a quantization_config. It reports false for another scheme's.
+func parse(object []byte) (c config, ours bool, err error) {
+	var named struct {
+		Method string `json:"quant_method"`
+	}
+	if json.Unmarshal(object, &named) != nil || named.Method != method {
+		return config{}, false, nil
+	}
+	var members struct {
 		Algo   string         `json:"quant_algo"`
+		Ignore []string       `json:"ignore"`
 		Groups jsontext.Value `json:"config_groups"`
 		Cache  jsontext.Value `json:"kv_cache_scheme"` // settings, or the name of a type
 	}
-	if json.Unmarshal(object, &c) != nil || c.Method != method {
-		return config{}, false
+	if err := json.Unmarshal(object, &members); err != nil {
+		return config{}, true, fmt.Errorf("config.json: quantization_config: %w: %s", quant.ErrMalformed,
+			strings.Join(strings.Fields(err.Error()), " "))
 	}
-	read := config{declared: true, algo: c.Algo, cache: c.Cache != nil && c.Cache.Kind() != 'n'}
+	c = config{declared: true, algo: members.Algo, ignore: members.Ignore,
+		cache: members.Cache != nil && members.Cache.Kind() != 'n'}
 	var groups map[string]struct {
 		Inputs struct {
 			Dynamic *bool `json:"dynamic"`
 		} `json:"input_activations"`
 	}
-	if json.Unmarshal(c.Groups, &groups) == nil {
+	if json.Unmarshal(members.Groups, &groups) == nil {
 		for _, g := range groups {
-			read.static = read.static || g.Inputs.Dynamic != nil && !*g.Inputs.Dynamic
+			c.static = c.static || g.Inputs.Dynamic != nil && !*g.Inputs.Dynamic
 		}
 	}
-	return read, true
+	return c, true, nil
 }
 
 // Calibration names the scales of activations and caches, and the offsets of the latter.
 func (Scheme) Calibration(s quant.Stored, weights []quant.Decoder) []string {
-	c, ok := readConfig(s.Config())
-	if !ok {
+	c, ok, err := readConfig(s.Config())
+	if !ok || err != nil {
 		return nil
 	}
 	return quant.Calibration{Modules: []string{"input_scale", "output_scale"},
@@ -110,9 +124,9 @@ func (Scheme) ConfigFiles() []string { return []string{"hf_quant_config.json"} }
 
 // Find returns the weights that are in the scheme.
 func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error) {
-	c, ok := readConfig(s.Config())
-	if !ok {
-		return nil, nil
+	c, ok, err := readConfig(s.Config())
+	if !ok || err != nil {
+		return nil, err
 	}
 	return quant.FindEach(ctx, s, func(t tensor.Info) (quant.Decoder, error) { return find(c, s, t) })
 }
@@ -127,10 +141,16 @@ func find(c config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 			return fail("%s is missing", tensor.Quote(w))
 		}
 	}
-	if !strings.HasSuffix(t.Name, weightEnd) || t.DType != tensor.U8 && t.DType != tensor.F8E4M3 {
+	if !strings.HasSuffix(t.Name, weightEnd) {
 		return nil, nil
 	}
 	scale, scales := s.Lookup(t.Name + scaleEnd)
+	if t.DType != tensor.U8 && t.DType != tensor.F8E4M3 {
+		if c.declared && scales {
+			return fail("it is %v beside %s, expected U8 or F8_E4M3", t.DType, tensor.Quote(scale.Name))
+		}
+		return nil, nil
+	}
 	second, seconds := s.Lookup(t.Name + secondEnd)
 	if !c.declared && (!scales || t.DType == tensor.U8 && !seconds || t.DType != tensor.U8 && scale.DType != tensor.F32) {
 		return nil, nil
@@ -219,18 +239,12 @@ func (Scheme) Config(_ []quant.Assigned, skip []string) (key string, object []by
 
 // Declaration knows its own quantization_config.
 func (Scheme) Declaration(object []byte) (quant.Declaration, bool) {
-	var c struct {
-		Method string   `json:"quant_method"`
-		Ignore []string `json:"ignore"`
-	}
-	if json.Unmarshal(object, &c) != nil || c.Method != method {
-		return quant.Declaration{}, false
-	}
-	if c.Ignore == nil {
-		return quant.Declaration{}, true
+	c, ours, err := parse(object)
+	if !ours || err != nil || c.ignore == nil {
+		return quant.Declaration{}, ours // Find says what is wrong
 	}
 	return quant.Declaration{Skips: func(module string) bool {
-		return slices.ContainsFunc(c.Ignore, func(pattern string) bool { return wildcard(pattern, module) })
+		return slices.ContainsFunc(c.ignore, func(pattern string) bool { return wildcard(pattern, module) })
 	}}, true
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"math"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -42,6 +43,8 @@ func TestRefused(t *testing.T) {
 		{"no rows", nvfp4, shaped("a.weight", tensor.U8, 0, 32), "not empty"},
 		{"another algorithm", nvfp4, shaped("a.pre_quant_scale", tensor.F32, 64), "pre_quant_scale"},
 		{"a part in full precision", nvfp4, shaped("a.svdquant_lora_a", tensor.BF16, 4, 64), "svdquant_lora_a"},
+		{"signed codes", nvfp4, shaped("a.weight", tensor.I8, 16, 32), `it is I8 beside "a.weight_scale"`},
+		{"plain beside a scale", fp8, shaped("b.weight", tensor.BF16, 16, 32), `it is BF16 beside "b.weight_scale"`},
 		{"no scale of floats", fp8, remove("b.weight_scale"), `"b.weight_scale" is missing`},
 		{"scales of blocks", fp8, shaped("b.weight_scale", tensor.F32, 4, 4), "[4, 4]"},
 		{"two scales", fp8, shaped("b.weight_scale_2", tensor.F32), "expected U8"},
@@ -64,6 +67,19 @@ func TestUndeclared(t *testing.T) {
 			require.NoError(t, err)
 			require.Len(t, found, want, config)
 		}
+	}
+}
+
+// TestMembers refuses members that are of another kind, by their names.
+func TestMembers(t *testing.T) {
+	for _, wrong := range []string{`"quant_algo": 4`, `"ignore": "lm_head"`} {
+		s := quanttest.Open(t, "../../fixtures/compressed/modelopt-nvfp4.safetensors").Clone()
+		s.JSON = []byte(`{"quantization_config": {"quant_method": "modelopt", ` + wrong + `}}`)
+		_, err := modelopt.Scheme{}.Find(context.Background(), s)
+		require.ErrorIs(t, err, quant.ErrMalformed)
+		require.ErrorContains(t, err, strings.Split(wrong, `"`)[1])
+		_, ours := modelopt.Scheme{}.Declaration(quant.Quantization(s.JSON))
+		require.True(t, ours)
 	}
 }
 
