@@ -198,10 +198,16 @@ func (Scheme) Find(ctx context.Context, s quant.Stored) ([]quant.Decoder, error)
 // find returns the weight whose words, or whose companion without any, are in t; nil for another tensor.
 func (c *config) find(t tensor.Info, s quant.Stored) (quant.Decoder, error) {
 	if module, ok := strings.CutSuffix(t.Name, scalesSuffix); ok {
-		_, biases := s.Lookup(module + biasesSuffix)
-		if _, words := s.Lookup(module + weightSuffix); biases && !words {
+		if _, words := s.Lookup(module + weightSuffix); words {
+			return nil, nil
+		}
+		if _, biases := s.Lookup(module + biasesSuffix); biases {
 			return nil, fmt.Errorf("%s is missing beside it and %s", tensor.Quote(module+weightSuffix),
 				tensor.Quote(module+biasesSuffix))
+		}
+		of, _, err := c.of(module)
+		if err == nil && of.kind != nil && of.mode != affine && t.DType == tensor.U8 { // which have no biases
+			return nil, fmt.Errorf("%s is missing beside it", tensor.Quote(module+weightSuffix))
 		}
 		return nil, nil
 	}

@@ -230,6 +230,12 @@ func TestContradictions(t *testing.T) {
 			own(four + `, "mode": "mxfp4"`)(m)
 			m.put("m.scales", tensor.U8, tensor.Shape{2, 2}, nil)
 		},
+		`"m.weight" is missing beside it`: func(m *memory) {
+			own(four + `, "mode": "mxfp4"`)(m)
+			m.put("m.scales", tensor.U8, tensor.Shape{2, 2}, nil)
+			m.Remove("m.weight")
+			m.Remove("m.biases")
+		},
 		`"m.global_scale" is there`: resized("m.global_scale", tensor.F32, 2),
 		`its quantization has mode "affine", bits 4, group_size 32, and its quantization_config mode "affine", bits 8`: func(
 			m *memory) {
@@ -296,9 +302,12 @@ func TestCompanionsAlone(t *testing.T) {
 	for _, n := range []string{"a.scales", "b.biases", "weight", "scales", "c.bias", "c.weight"} {
 		m.put(n, tensor.F32, tensor.Shape{1}, make([]byte, 4))
 	}
-	found, err := mlx.Scheme{}.Find(t.Context(), m)
-	require.NoError(t, err)
-	assert.Empty(t, found)
+	for _, config := range []string{string(m.JSON), `{"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}`} {
+		m.JSON = []byte(config)
+		found, err := mlx.Scheme{}.Find(t.Context(), m)
+		require.NoError(t, err)
+		assert.Empty(t, found)
+	}
 }
 
 // TestConfig: what is written is read, for one layout and for several.
