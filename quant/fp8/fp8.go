@@ -256,10 +256,14 @@ func find(c *config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 	sp := spec{block: c.block}
 	scale, ok := s.Lookup(companion(t.Name, ""))
 	for _, e := range endings {
-		if !ok && strings.HasSuffix(t.Name, ".weight") {
-			if scale, ok = s.Lookup(companion(t.Name, e)); ok {
-				sp.ending = e
-			}
+		other, there := s.Lookup(companion(t.Name, e))
+		switch {
+		case !there || !strings.HasSuffix(t.Name, ".weight"):
+		case ok && t.DType == tensor.F8E4M3:
+			return nil, fmt.Errorf("%w: it has both %s and %s, expected one of them", quant.ErrMalformed,
+				tensor.Quote(scale.Name), tensor.Quote(other.Name))
+		case !ok:
+			scale, ok, sp.ending = other, true, e
 		}
 	}
 	shape := slices.Clone(t.Shape)

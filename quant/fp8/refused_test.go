@@ -29,6 +29,7 @@ func TestRefused(t *testing.T) {
 		{"scales of integers", "fp8-bf16", shaped("a.weight_scale_inv", tensor.I32, 3, 2), []string{`"a.weight"`, "is I32"}},
 		{"plain codes", "fp8-bf16", shaped("a.weight", tensor.BF16, 48, 64), []string{`"a.weight"`, "BF16"}},
 		{"codes of another kind", "fp8-bf16", shaped("a.weight", tensor.F8E4M3FNUZ, 48, 64), []string{`"a.weight"`, "F8_E4M3FNUZ"}},
+		{"two kinds of scales", "fp8-bf16", shaped("a.scale", tensor.F32, 3, 2), []string{`"a.weight"`, `both "a.weight_scale_inv" and "a.scale"`}},
 		{"no matrix", "fp8-bf16", shaped("a.weight", tensor.F8E4M3, 64), []string{`"a.weight"`, "two dimensions"}},
 		{"no rows", "fp8-bf16", shaped("a.weight", tensor.F8E4M3, 0, 64), []string{`"a.weight"`, "not empty"}},
 		{"block of zero", "fp8-bf16", replace("[16, 32]", "[0, 32]"), []string{"0 x 32"}},
