@@ -79,6 +79,14 @@ type weights struct {
 	Group     *int64 `json:"group_size"`
 	Strategy  string `json:"strategy"`
 	Block     []any  `json:"block_structure"`
+	Order     any    `json:"actorder"`
+}
+
+// ordered reports whether inputs that follow one another need not be of one group, which compressed-tensors has given
+// up.
+func (w *weights) ordered() bool {
+	text, _ := w.Order.(string)
+	return w.Order == true || strings.EqualFold(text, "group") || strings.EqualFold(text, "dynamic")
 }
 
 // targets are those of all groups, or of the list of what is ignored.
@@ -318,6 +326,10 @@ func (g *group) spec(codes tensor.Info) (spec, error) {
 	w := g.Weights
 	if w == nil {
 		return fail("it has no weights, and %s is %v", tensor.Quote(codes.Name), codes.DType)
+	}
+	if w.ordered() {
+		return fail("found the actorder %v, expected weight or null: groups in the order of activations are not read",
+			w.Order)
 	}
 	s := spec{bits: w.Bits, strategy: strategy(strings.ToLower(w.Strategy))}
 	if w.Symmetric != nil {

@@ -74,6 +74,8 @@ func TestRefused(t *testing.T) {
 			[]string{`"a.0.q.weight"`, `"a.0.q.weight_zero_point" is there`}},
 		{"order of activations", ints, shaped("a.0.q.weight_g_idx", tensor.I32, 256),
 			[]string{q, "weight_g_idx", "not read"}},
+		{"actorder group", ints, replace(`"num_bits"`, `"actorder": "group", "num_bits"`), []string{q, "actorder group"}},
+		{"actorder true", ints, replace(`"num_bits"`, `"actorder": true, "num_bits"`), []string{q, "actorder true"}},
 		{"plain codes beside a scale", floats, shaped("a.0.q.weight", tensor.BF16, 16, 72),
 			[]string{`"a.0.q.weight"`, "BF16", "expected F8_E4M3"}},
 		{"floats of another kind", floats, shaped("a.0.q.weight", tensor.F8E4M3FNUZ, 16, 72),
