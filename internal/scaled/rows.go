@@ -32,6 +32,22 @@ func (g Grid) Spread(by, scales []float32) {
 	}
 }
 
+// Ranges sets least and greatest to Range of the blocks of the rows in src. It reports false where these have no whole
+// blocks, or not all is finite.
+func (g Grid) Ranges(least, greatest []float32, src []byte, from kernels.Float) bool {
+	const step = 32 // what the kernel takes multiples of
+	if g.BlockRows != 1 || g.BlockCols%step != 0 || g.Cols%g.BlockCols != 0 {
+		return false
+	}
+	if kernels.Extremes(least, greatest, src, from, int(g.BlockCols)) >= 0 {
+		return false
+	}
+	for i := range least {
+		least[i], greatest[i] = min(least[i], 0), max(greatest[i], 0)
+	}
+	return true
+}
+
 // Largest takes the magnitudes of a row into the largest of its blocks, but for what is not finite: of that it returns
 // the first index, or -1. It has room for a number for each of the kernels' groups of the row.
 func (g Grid) Largest(largest, x []float32, room []uint32) (bad int) {

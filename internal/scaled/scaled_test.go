@@ -1,7 +1,9 @@
 package scaled
 
 import (
+	"encoding/binary"
 	"math"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -101,4 +103,37 @@ func TestRuns(t *testing.T) {
 	require.False(t, finite)
 	require.Equal(t, 1, NonFinite([]float32{1, nan, inf}))
 	require.Equal(t, -1, NonFinite([]float32{1}))
+}
+
+// TestRanges: what is found of all blocks at once is what Range finds of each, and what it does not take it says.
+func TestRanges(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for _, g := range []Grid{ByRow(3, 128, 32), ByRow(2, 192, 64), ByRow(1, 96, 96)} {
+		x := make([]float32, g.Rows*g.Cols)
+		for i := range x {
+			x[i] = float32(r.NormFloat64())
+			if int64(i)/g.BlockCols%3 == 0 {
+				x[i] = -x[i] * x[i] // none above zero
+			}
+		}
+		bytes := func() (b []byte) {
+			for _, v := range x {
+				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
+			}
+			return b
+		}
+		n := int64(len(x)) / g.BlockCols
+		least, greatest := make([]float32, n), make([]float32, n)
+		require.True(t, g.Ranges(least, greatest, bytes(), kernels.F32))
+		for i := range n {
+			lo, hi, finite := Range(x[i*g.BlockCols:][:g.BlockCols])
+			require.True(t, finite)
+			require.Equal(t, [2]float32{lo, hi}, [2]float32{least[i], greatest[i]}, "%v: %d", g, i)
+		}
+		x[len(x)-1] = float32(math.Inf(-1))
+		require.False(t, g.Ranges(least, greatest, bytes(), kernels.F32))
+	}
+	for _, g := range []Grid{ByRow(1, 80, 40), ByRow(1, 96, 64), Whole(2, 32)} {
+		require.False(t, g.Ranges(nil, nil, nil, kernels.F32), g)
+	}
 }

@@ -14,5 +14,7 @@ func BenchmarkTypes(b *testing.B) {
 	} {
 		quanttest.Benchmark(b, compressedtensors.Scheme{}, typ, nil)
 	}
-	quanttest.Benchmark(b, compressedtensors.Scheme{}, "w4a16", quant.Params{{Name: "asymmetric", Value: true}})
+	for _, typ := range []string{"w3a16", "w4a16", "w8a16"} {
+		quanttest.Benchmark(b, compressedtensors.Scheme{}, typ, quant.Params{{Name: "asymmetric", Value: true}})
+	}
 }

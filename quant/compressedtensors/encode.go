@@ -104,6 +104,9 @@ func (e *encoder) eachRow(s *scratch, src []byte, use func(x []float32) error) e
 // extremes finds, for each scale, the greatest value that is not below zero and the least that is not above, or only
 // the largest magnitude where no more is needed.
 func (e *encoder) extremes(s *scratch, greatest, least []float32, lo, hi int64, src []byte) error {
+	if e.asymmetric && e.grid.Ranges(least, greatest, src, floatOf(e.dtype)) {
+		return nil
+	}
 	clear(greatest)
 	clear(least)
 	at := lo
@@ -322,15 +325,29 @@ func (e *encoder) putCodes(s *scratch, out []byte, list []scale, lo, hi int64, s
 	})
 }
 
+func add(x []float32, v float32) {
+	for i := range x {
+		x[i] += v
+	}
+}
+
+// floatOf is the kernels' name of a dtype.
+func floatOf(d tensor.DType) kernels.Float {
+	switch d {
+	case tensor.F16:
+		return kernels.F16
+	case tensor.BF16:
+		return kernels.BF16
+	}
+	return kernels.F32
+}
+
 // putIntegers rounds a row of quotients to integers, and puts them into codes with the offset. finite says that
 // QuantizeCodes takes them.
 func (e *encoder) putIntegers(s *scratch, codes []byte, x []float32, scales []scale, at int64, finite bool) error {
 	if e.zeros >= 0 {
 		e.grid.Each(at, at+e.cols, func(from, to, k int) {
-			zero := float32(scales[k].zero)
-			for i, v := range x[from:to] {
-				x[from+i] = v + zero
-			}
+			add(x[from:to], float32(scales[k].zero))
 		})
 		if err := e.roundRow(s, x, e.dtype); err != nil {
 			return err
