@@ -183,3 +183,23 @@ func TestCalibrationToGGUF(t *testing.T) {
 		sameFolder(t, filepath.Join(dir, "twice"), filepath.Join(dir, "once"))
 	}
 }
+
+// TestOlderConfig: compressed-tensors had its config under another name before.
+func TestOlderConfig(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	_, err := lorakit.Convert(t.Context(), baseOf("llama"), path("new"), lorakit.ConvertOptions{Quantize: "w8a8"})
+	require.NoError(t, err)
+	require.NoError(t, os.CopyFS(path("old"), os.DirFS(path("new"))))
+	config := strings.Replace(string(read(t, path("new/config.json"))), "quantization_config", "compression_config", 1)
+	require.NoError(t, os.WriteFile(path("old/config.json"), []byte(config), 0o666))
+	for _, quantize := range []string{"none", "nf4"} {
+		for _, src := range []string{"new", "old"} {
+			_, err := lorakit.Convert(t.Context(), path(src), path(src+quantize), lorakit.ConvertOptions{Quantize: quantize})
+			require.NoError(t, err)
+			require.NotContains(t, string(read(t, path(src+quantize+"/config.json"))), "compression_config")
+		}
+		require.Equal(t, load(t, path("new"+quantize)), load(t, path("old"+quantize)))
+	}
+}

@@ -29,9 +29,10 @@ type Config struct {
 	Architecture string
 	Assumed      bool // Architecture is the model type's, not the file's
 	// "bfloat16" from dtype or torch_dtype, of the file or of its first section that has one; "" where none does
-	DType        string
-	Quantization jsontext.Value // quantization_config as it is in the file, or MLX's own quantization, or nil
-	// QuantizationKeys are the members at the top that say how the weights are quantised: those two, if they are there.
+	DType string
+	// quantization_config as it is in the file, or compression_config, its older name, or MLX's own quantization, or nil
+	Quantization jsontext.Value
+	// QuantizationKeys are the members at the top that say how the weights are quantised: those, if they are there.
 	QuantizationKeys []string
 
 	// TieWordEmbeddings is the file's own value, or that of its text_config, or nil. Model.Tensor knows what an absent
@@ -56,7 +57,7 @@ func ParseConfig(b []byte) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	var mlx jsontext.Value
+	var older, mlx jsontext.Value
 	for _, m := range top {
 		v := root[m.value.from:m.value.to]
 		switch m.name {
@@ -80,12 +81,20 @@ func ParseConfig(b []byte) (*Config, error) {
 			if len(list) > 0 {
 				c.Architecture = list[0]
 			}
+		case "compression_config":
+			if v.Kind() == '{' {
+				older = bytes.Clone(b[m.value.from:m.value.to])
+				c.QuantizationKeys = append(c.QuantizationKeys, m.name)
+			}
 		case "quantization_config":
 			c.QuantizationKeys = append(c.QuantizationKeys, m.name)
 			if v.Kind() != 'n' {
 				c.Quantization = bytes.Clone(b[m.value.from:m.value.to])
 			}
 		}
+	}
+	if c.Quantization == nil {
+		c.Quantization = older
 	}
 	if c.Quantization == nil {
 		c.Quantization = mlx

@@ -223,6 +223,8 @@ func TestQuantizationKeys(t *testing.T) {
 	for config, want := range map[string][]string{
 		`{"a": Infinity}`: nil,
 		`{"quantization": {"group_size": 64, "bits": 4}}`:             {"quantization"},
+		`{"compression_config": {"b": 1}}`:                            {"compression_config"},
+		`{"compression_config": 1}`:                                   nil,
 		`{"quantization_config": null, "quantization": {"by": "me"}}`: {"quantization_config"},
 		`{"quantization_config": {}, "a": NaN, "quantization": {"group_size": 64}}`: {"quantization_config",
 			"quantization"},
