@@ -203,3 +203,15 @@ func TestOlderConfig(t *testing.T) {
 		require.Equal(t, load(t, path("new"+quantize)), load(t, path("old"+quantize)))
 	}
 }
+
+// TestPlainInNoScheme: what no scheme gives a meaning does not become plain, and the output says so.
+func TestPlainInNoScheme(t *testing.T) {
+	t.Parallel()
+	dir := madeFolder(t, `{}`, "model.safetensors", map[string]entry{
+		"a": floats([]float32{1}, 1), "b": {tensor.Info{DType: tensor.F8E4M3, Shape: tensor.Shape{2}}, []byte{1, 2}}})
+	out := filepath.Join(t.TempDir(), "out")
+	r, err := lorakit.Convert(t.Context(), dir, out, lorakit.ConvertOptions{Quantize: "none"})
+	require.NoError(t, err)
+	require.Equal(t, []string{
+		`left in the types that they have, since only a scheme gives these a meaning: "b"`}, r.Notices)
+}

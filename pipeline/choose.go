@@ -136,7 +136,7 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 		}
 		return j, err
 	}
-	if b.Options.DType != 0 && !w.DType.Numeric() && !w.DType.Integer() {
+	if (b.Options.DType != 0 || b.Quantize == "none") && !w.DType.Numeric() && !w.DType.Integer() {
 		b.uncast = append(b.uncast, w.Name)
 	}
 	if b.keeps(w) && b.scheme != nil {

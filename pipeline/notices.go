@@ -18,7 +18,7 @@ func (b *planner) explain() {
 		b.notice("dequantised: %s", plural(b.decoded, "weight"))
 	}
 	if len(b.uncast) > 0 {
-		b.notice("not cast, since only a scheme gives their types a meaning: %s", list(b.uncast, 3))
+		b.notice("left in the types that they have, since only a scheme gives these a meaning: %s", list(b.uncast, 3))
 	}
 	b.explainNames()
 	if b.scheme == nil {
