@@ -25,9 +25,8 @@ var calibrated = map[string]struct {
 }{
 	"compressed-tensors": {"fp8-channel", [2]string{`"dynamic": true`, `"dynamic": false`}, []string{
 		"model.layers.0.self_attn.k_proj.input_scale", "model.layers.0.self_attn.k_proj.input_zero_point",
-		"model.layers.1.mlp.down_proj.input_global_scale", "model.layers.1.mlp.down_proj.weight_zero_point",
-		"model.layers.0.self_attn.k_proj.output_scale", "model.layers.0.self_attn.k_scale",
-		"model.layers.0.self_attn.v_scale", "lm_head.input_scale"}},
+		"model.layers.1.mlp.down_proj.input_global_scale", "model.layers.0.self_attn.k_proj.output_scale",
+		"model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale", "lm_head.input_scale"}},
 	"fp8": {"fp8", [2]string{`"activation_scheme": "dynamic"`, `"activation_scheme": "static"`}, []string{
 		"model.layers.0.self_attn.k_proj.activation_scale", "model.layers.0.mlp.up_proj.input_scale",
 		"model.layers.0.self_attn.k_proj.k_scale", "model.layers.0.self_attn.kv_scale"}},

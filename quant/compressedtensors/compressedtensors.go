@@ -31,9 +31,9 @@ func (Scheme) Types() []quant.Type {
 	return list
 }
 
-// experts is about transformers 5.24. Where it stacks experts as it loads them, it unpacks words without a global scale,
-// and multiplies floats of 8 bits by scales that are numbers, one, or one a row. What it does not know there is missing
-// to it, and with a global scale it computes wrong values.
+// experts is about transformers 5.24. Where it stacks experts as it loads them, it unpacks words without a global
+// scale, and multiplies floats of 8 bits by scales that are numbers, one, or one a row. What it does not know there is
+// missing to it, and with a global scale it computes wrong values.
 func (k kind) experts() quant.ExpertSupport {
 	switch k.spec.format {
 	case packQuantized, mxfp4Packed:
@@ -109,7 +109,7 @@ func (Scheme) Calibration(s quant.Stored, weights []quant.Decoder) []string {
 // What is named after a module, and after attention. Older writers had the scale of a cache in output_scale of k_proj.
 var (
 	ofModules = []string{"input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point",
-		"output_global_scale", "weight_zero_point"}
+		"output_global_scale"}
 	ofCaches = []string{"q_scale", "k_scale", "v_scale", "kv_scale", "q_zero_point", "k_zero_point", "v_zero_point",
 		"q_global_scale", "k_global_scale", "v_global_scale"}
 )
