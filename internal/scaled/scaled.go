@@ -4,6 +4,10 @@ package scaled
 
 import "math"
 
+// MostColumns bounds the rows of what is read, as a row is decoded at once. No layer that is known has a twentieth of
+// it.
+const MostColumns = 1 << 20
+
 // Grid says where blocks are: in a matrix, or in each of a stack of them.
 type Grid struct {
 	Rows, Cols           int64 // of a matrix

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lorakit/lorakit/internal/scaled"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/tensor"
 )
@@ -146,6 +147,10 @@ func open(c *config, s quant.Stored, codes tensor.Info, module string) (quant.De
 	m, err := newMatrix(sp, module, shape, scale.DType)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", quant.ErrMalformed, err)
+	}
+	if m.cols > scaled.MostColumns {
+		return nil, fmt.Errorf("%w: its rows have %d elements, expected at most %d", quant.ErrMalformed, m.cols,
+			scaled.MostColumns)
 	}
 	d := &decoder{matrix: m, global: 1, dtype: m.dtype}
 	if m.byteScales() {

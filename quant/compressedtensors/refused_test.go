@@ -251,3 +251,17 @@ func TestNonFinite(t *testing.T) {
 		}
 	}
 }
+
+// TestLongRows refuses rows that cannot be decoded at once.
+func TestLongRows(t *testing.T) {
+	s := &quanttest.Stored{Infos: []tensor.Info{
+		{Name: "m.weight", DType: tensor.F8E4M3, Shape: tensor.Shape{1, 1<<20 + 128}},
+		{Name: "m.weight_scale", DType: tensor.BF16, Shape: tensor.Shape{1, 1}},
+	}}
+	s.JSON = []byte(`{"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": {
+		"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}}}}`)
+	_, err := compressedtensors.Scheme{}.Find(context.Background(), s)
+	require.ErrorIs(t, err, quant.ErrMalformed)
+	require.ErrorContains(t, err, `tensor "m.weight"`)
+	require.ErrorContains(t, err, "its rows have 1048704 elements, expected at most 1048576")
+}

@@ -298,6 +298,10 @@ func find(c *config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", quant.ErrMalformed, err)
 	}
+	if g.Cols > scaled.MostColumns {
+		return nil, fmt.Errorf("%w: its rows have %d elements, expected at most %d", quant.ErrMalformed, g.Cols,
+			scaled.MostColumns)
+	}
 	want := sp.scaleInfo(t.Name, shape, g)
 	one := sp.block == [2]int64{} && len(shape) == 2 && scale.Count() == 1 // written with any shape
 	if !one && !slices.Equal(scale.Shape, want.Shape) {

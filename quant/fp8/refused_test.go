@@ -140,3 +140,16 @@ func TestNonFinite(t *testing.T) {
 		}
 	}
 }
+
+// TestLongRows refuses rows that cannot be decoded at once.
+func TestLongRows(t *testing.T) {
+	s := &quanttest.Stored{Infos: []tensor.Info{
+		{Name: "m.weight", DType: tensor.F8E4M3, Shape: tensor.Shape{1, 1<<20 + 128}},
+		{Name: "m.weight_scale_inv", DType: tensor.F32, Shape: tensor.Shape{1, 1<<13 + 1}},
+	}}
+	s.JSON = []byte(`{"quantization_config": {"quant_method": "fp8"}}`)
+	_, err := fp8.Scheme{}.Find(context.Background(), s)
+	require.ErrorIs(t, err, quant.ErrMalformed)
+	require.ErrorContains(t, err, `tensor "m.weight"`)
+	require.ErrorContains(t, err, "its rows have 1048704 elements, expected at most 1048576")
+}

@@ -280,6 +280,10 @@ func (d *decoder) check() error {
 	if _, err := (tensor.Info{DType: tensor.F32, Shape: d.info.Shape}).Size(); err != nil {
 		return fmt.Errorf("%w: %w", quant.ErrMalformed, err)
 	}
+	if d.grid.Cols > scaled.MostColumns {
+		return fmt.Errorf("%w: its rows have %d elements, expected at most %d", quant.ErrMalformed, d.grid.Cols,
+			scaled.MostColumns)
+	}
 	return nil
 }
 

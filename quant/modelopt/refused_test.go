@@ -98,3 +98,16 @@ func TestDeclaration(t *testing.T) {
 	_, err := s.Encoder(context.Background(), quant.Spec{Type: "modelopt-fp8"}, tensor.Info{})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
 }
+
+// TestLongRows refuses rows that cannot be decoded at once.
+func TestLongRows(t *testing.T) {
+	s := &quanttest.Stored{Infos: []tensor.Info{
+		{Name: "m.weight", DType: tensor.F8E4M3, Shape: tensor.Shape{1, 1<<20 + 128}},
+		{Name: "m.weight_scale", DType: tensor.F32, Shape: tensor.Shape{}},
+	}}
+	s.JSON = []byte(`{"quantization_config": {"quant_method": "modelopt"}}`)
+	_, err := modelopt.Scheme{}.Find(context.Background(), s)
+	require.ErrorIs(t, err, quant.ErrMalformed)
+	require.ErrorContains(t, err, `tensor "m.weight"`)
+	require.ErrorContains(t, err, "its rows have 1048704 elements, expected at most 1048576")
+}
