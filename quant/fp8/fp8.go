@@ -47,6 +47,7 @@ const (
 	block     = "block"     // such as 128x128, or "tensor"
 	scaleType = "scale"     // what scales are stored as, where not F32
 	ending    = "companion" // what the scales' name ends in, where not _scale_inv behind the weight's
+	scaleDims = "dims"      // how many dimensions the only scale has, where not two: 0 or 1
 )
 
 // spec is how a weight is stored.
@@ -55,6 +56,7 @@ type spec struct {
 	block  [2]int64 // zeros for one scale
 	scale  tensor.DType
 	ending string
+	dims   int // of the only scale; a grid of scales has those of the weight
 
 	allowNonFinite bool
 }
@@ -75,6 +77,9 @@ func (s spec) public() quant.Spec {
 	p.Params = quant.Params{{Name: block, Value: blockOf(s.block)}}
 	if s.scale != tensor.F32 {
 		p.Params = append(p.Params, quant.Param{Name: scaleType, Value: s.scale.String()})
+	}
+	if s.block == [2]int64{} && s.dims != 2 {
+		p.Params = append(p.Params, quant.Param{Name: scaleDims, Value: int64(s.dims)})
 	}
 	if s.ending != "" {
 		p.Params = append(p.Params, quant.Param{Name: ending, Value: s.ending})
@@ -102,7 +107,7 @@ func specOf(asked string, params quant.Params) (spec, error) {
 	if asked != typ && asked != pairs {
 		return spec{}, fmt.Errorf("%w %q", quant.ErrUnknown, asked)
 	}
-	s := spec{pairs: asked == pairs, block: [2]int64{128, 128}, scale: tensor.F32}
+	s := spec{pairs: asked == pairs, block: [2]int64{128, 128}, scale: tensor.F32, dims: 2}
 	if v, ok := params.Get(block).(string); ok {
 		rows, cols, _ := strings.Cut(v, "x")
 		s.block = [2]int64{}
@@ -121,6 +126,11 @@ func specOf(asked string, params quant.Params) (spec, error) {
 		}
 		s.scale = scaleTypes[i]
 	}
+	if v, ok := params.Get(scaleDims).(int64); ok {
+		if s.dims = int(v); v < 0 || v > 2 {
+			return s, fmt.Errorf("%w: %s %d, expected 0 to 2", quant.ErrParameter, scaleDims, v)
+		}
+	}
 	if v, ok := params.Get(ending).(string); ok && v != "" {
 		if !slices.Contains(endings, v) {
 			return s, fmt.Errorf("%w: %s %q, expected %q", quant.ErrParameter, ending, v, endings)
@@ -134,10 +144,13 @@ func specOf(asked string, params quant.Params) (spec, error) {
 var scaleTypes = []tensor.DType{tensor.F32, tensor.BF16, tensor.F16, tensor.F8E8M0, tensor.U8}
 
 // usual is behind the name of a weight, as of transformers, and endings stand in the place of "weight" in it: the
-// names that DeepSeek and Mistral have for scales.
-const usual = "_scale_inv"
+// names that DeepSeek, Mistral and AutoFP8 have for scales.
+const (
+	usual   = "_scale_inv"
+	autoFP8 = "weight_scale"
+)
 
-var endings = []string{"scale", "qscale_weight"}
+var endings = []string{"scale", "qscale_weight", autoFP8}
 
 func checkBlock(b [2]int64) error {
 	if min(b[0], b[1]) < 1 || max(b[0], b[1]) > math.MaxInt32 {
@@ -164,6 +177,9 @@ func (s spec) grid(shape tensor.Shape) (scaled.Grid, error) {
 // scaleInfo is the tensor of the scales.
 func (s spec) scaleInfo(name string, shape tensor.Shape, g scaled.Grid) tensor.Info {
 	scales := append(slices.Clone(shape[:len(shape)-2]), g.ScaleRows(), g.ScaleCols())
+	if s.block == [2]int64{} && len(shape) == 2 {
+		scales = scales[:s.dims]
+	}
 	return tensor.Info{Name: companion(name, s.ending), DType: s.scale, Shape: scales}
 }
 
@@ -179,6 +195,7 @@ func companion(name, ending string) string {
 // config is what a quantization_config says.
 type config struct {
 	block  [2]int64
+	silent bool // it says nothing of blocks, and means 128x128, or one scale where AutoFP8 has written it
 	skips  []string
 	static bool // activations are quantised by scales that are stored
 }
@@ -211,7 +228,7 @@ func readConfig(object []byte) (*config, error) {
 	if c.Skips == nil {
 		read.skips = c.Ignored
 	}
-	if c.Block != nil {
+	if read.silent = c.Block == nil; !read.silent {
 		var list []int64
 		if json.Unmarshal(c.Block, &list) != nil || c.Block.Kind() != 'n' && len(list) != 2 {
 			return fail("its weight_block_size is %s, expected two numbers or null", tensor.Quote(string(c.Block)))
@@ -253,7 +270,7 @@ func find(c *config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 		}
 		return nil, nil
 	}
-	sp := spec{block: c.block}
+	sp := spec{block: c.block, dims: 2}
 	scale, ok := s.Lookup(companion(t.Name, ""))
 	for _, e := range endings {
 		other, there := s.Lookup(companion(t.Name, e))
@@ -294,6 +311,9 @@ func find(c *config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 		return nil, fmt.Errorf("%w: %s is %v, expected one of %v", quant.ErrMalformed, tensor.Quote(scale.Name),
 			scale.DType, scaleTypes)
 	}
+	if sp.ending == autoFP8 && c.silent {
+		sp.block = [2]int64{}
+	}
 	g, err := sp.grid(shape)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", quant.ErrMalformed, err)
@@ -304,6 +324,9 @@ func find(c *config, s quant.Stored, t tensor.Info) (quant.Decoder, error) {
 	}
 	want := sp.scaleInfo(t.Name, shape, g)
 	one := sp.block == [2]int64{} && len(shape) == 2 && scale.Count() == 1 // written with any shape
+	if one {
+		sp.dims = min(len(scale.Shape), 2)
+	}
 	if !one && !slices.Equal(scale.Shape, want.Shape) {
 		return nil, fmt.Errorf("%w: %s has the shape %v, expected %v for a weight of shape %v in blocks of %s",
 			quant.ErrMalformed, tensor.Quote(scale.Name), scale.Shape, want.Shape, shape, blockOf(sp.block))
