@@ -2,6 +2,7 @@ package lorakit_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -129,4 +130,16 @@ func openedCheckpoint(t *testing.T, path string) *checkpoint.Checkpoint {
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// TestOneNotice says once what a scheme has to say of many weights.
+func TestOneNotice(t *testing.T) {
+	r, err := lorakit.Convert(t.Context(), "fixtures/tiny-llama", filepath.Join(t.TempDir(), "out"),
+		lorakit.ConvertOptions{Quantize: "fp8"})
+	require.NoError(t, err)
+	require.Greater(t, r.Quantized, 3)
+	require.Len(t, r.Notices, 1)
+	require.Contains(t, r.Notices[0], fmt.Sprintf(`tensors "model.layers.0.mlp.down_proj.weight", `+
+		`"model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight" and %d more: smaller blocks at the end, `+
+		`as 128x128 does not divide the shape`, r.Quantized-3))
 }

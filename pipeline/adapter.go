@@ -113,7 +113,8 @@ func (w *AdapterWriter) write(ctx context.Context, e *lora.Encoded, cast tensor.
 		p.Files = append(p.Files, formats.File{Name: "adapter_config.json", Data: e.Config})
 	}
 	o := RunOptions{Threads: runtime.GOMAXPROCS(0), Memory: DefaultMemory}
-	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads)}
+	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads),
+		remarks: map[string][]string{}}
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}

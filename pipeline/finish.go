@@ -26,7 +26,9 @@ func (r *run) finishJob(ctx context.Context, s *scratch, g *errgroup.Group, j *j
 	}
 	if n, ok := j.encoder.(interface{ Notices() []string }); ok {
 		r.remark.Lock()
-		r.remarks = append(r.remarks, n.Notices()...)
+		for _, text := range n.Notices() {
+			r.remarks[text] = append(r.remarks[text], j.weight.Name)
+		}
 		r.remark.Unlock()
 	}
 	j.deferred.close()

@@ -171,3 +171,18 @@ func list(names []string, n int) string {
 	}
 	return s
 }
+
+// remarks are what schemes have said of weights that they have written, a sentence for all of which they have said the
+// same.
+func remarks(weights map[string][]string) []string {
+	var said []string
+	for text, names := range weights {
+		what := "tensor "
+		if len(names) > 1 {
+			what = "tensors "
+		}
+		said = append(said, what+list(slices.Sorted(slices.Values(names)), 3)+": "+text)
+	}
+	slices.Sort(said)
+	return said
+}

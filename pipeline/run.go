@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,7 +91,8 @@ func Run(ctx context.Context, p *Plan, m *Merged, dst string, o RunOptions) (Res
 	if err := CheckSpared(dst, p.paths(m.Base)...); err != nil {
 		return Result{}, err
 	}
-	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads)}
+	r := &run{plan: p, from: m, opts: o, compute: make(chan struct{}, o.Threads),
+		remarks: map[string][]string{}}
 	if err := r.prepare(ctx); err != nil {
 		return Result{}, err
 	}
@@ -179,10 +179,10 @@ type run struct {
 	finished      atomic.Int64 // shards, those of an earlier run included
 	resumed       int
 	remark        sync.Mutex
-	remarks       []string
-	overflows     atomic.Bool      // a cast has made an infinity, or kept one
-	streamer      formats.Streamer // of the shards that their format writes itself, else nil
-	chunk         []byte           // of a tensor on its way to it
+	remarks       map[string][]string // the weights of which a scheme has said it
+	overflows     atomic.Bool         // a cast has made an infinity, or kept one
+	streamer      formats.Streamer    // of the shards that their format writes itself, else nil
+	chunk         []byte              // of a tensor on its way to it
 }
 
 // shardRun is a shard being written.
@@ -242,9 +242,8 @@ func (r *run) newJob(ctx context.Context, j *Job, sh *shardRun) (*jobRun, error)
 }
 
 func (r *run) result(start time.Time) Result {
-	remarks := slices.Compact(slices.Sorted(slices.Values(r.remarks)))
 	return Result{Adapters: r.shares, Resumed: r.resumed, Read: r.done.Load(), Written: r.written.Load(),
-		Overflowed: r.overflows.Load(), Remarks: remarks, Elapsed: time.Since(start)}
+		Overflowed: r.overflows.Load(), Remarks: remarks(r.remarks), Elapsed: time.Since(start)}
 }
 
 // prepare finds the weights of all jobs again, and divides the memory for the largest of them.

@@ -201,8 +201,8 @@ func (e *encoder) Notices() []string {
 	if first == math.MaxInt64 {
 		return nil
 	}
-	return []string{fmt.Sprintf("tensor %s: block %d and perhaps others have an infinite scale, as their values are too "+
-		"large or too small for %s: they are no numbers when they are read", tensor.Quote(e.info.Name), first, name(e.typ))}
+	return []string{fmt.Sprintf("block %d and perhaps others have an infinite scale, as their values are too large or "+
+		"too small for %s: they are no numbers when they are read", first, name(e.typ))}
 }
 
 // noteInfinite notes a block with an infinite scale.
