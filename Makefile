@@ -8,7 +8,7 @@ BUF_VERSION := 1.75.0
 PROTOC_GEN_GO_VERSION := v1.36.12
 PROTOC_GEN_GO_GRPC_VERSION := v1.6.2
 
-.PHONY: build test purego race lint fuzz cross arm64 generate proto interop keras bench fixtures
+.PHONY: build test purego race lint fuzz cross arm64 generate proto interop keras bench costs fixtures
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o lorakit ./cmd/lorakit
@@ -81,6 +81,10 @@ keras: build
 # lorakit against its peers in one run. BENCH="--markdown" for the table of the README.
 bench: build
 	python=$$(interop/setup) && $$python bench/run.py ./lorakit $(BENCH)
+
+# What each quantised type costs on real weights: the table of docs/choosing.md.
+costs: build
+	python=$$(interop/setup) && $$python bench/costs.py ./lorakit
 
 # Writes the fixtures again, to the same bytes.
 fixtures:
