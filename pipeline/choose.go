@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -276,6 +277,9 @@ func (b *planner) quantiseJob(ctx context.Context, w *Weight, typ string) (Job, 
 		}
 	}
 	j, err := encodeJob(ctx, w, to, t.scheme, t.spec)
+	if errors.Is(err, quant.ErrUnsupported) {
+		err = hint.With(err, hint.Hint{Option: "Exclude", Value: "GLOB", Effect: "leaves it plain"})
+	}
 	j.RoundTrip = b.roundTrip(w)
 	return j, err
 }
