@@ -111,6 +111,7 @@ type expectations struct {
 	c         *Checkpoint
 	quantised bool
 	skips     func(module string) bool // nil leaves it to the loader
+	experts   bool                     // whether they are quantised as well
 }
 
 func (c *Checkpoint) expectations() *expectations {
@@ -124,7 +125,7 @@ func (c *Checkpoint) expectations() *expectations {
 	if p.Unsaid {
 		return nil
 	}
-	return &expectations{c: c, quantised: c.Config.Quantization != nil, skips: p.Skips}
+	return &expectations{c: c, quantised: c.Config.Quantization != nil, skips: p.Skips, experts: p.Experts}
 }
 
 // mismatch says how a weight is stored otherwise than expected, or nothing.
@@ -133,15 +134,17 @@ func (e *expectations) mismatch(w *Weight) string {
 		return ""
 	}
 	declared := false
+	module, one := strings.CutSuffix(w.Name, ".weight")
 	switch {
 	case !e.quantised:
+	case e.experts && w.Role.Kind == models.Expert:
+		declared = e.skips == nil || !e.skips(module) && !slices.ContainsFunc(w.Modules(), e.skips)
 	case e.skips == nil:
 		declared = w.Role.Quantized
 	case w.Role.Kind == models.Linear || w.Role.Kind == models.Conv1D:
 		declared = !w.Role.KeepFloat32 && !slices.ContainsFunc(w.Modules(), e.skips)
 	}
 	// Of experts with a tensor each, loaders differ; what config.json does not skip may be quantised.
-	module, one := strings.CutSuffix(w.Name, ".weight")
 	free := one && w.Role.Kind == models.Expert && e.quantised && e.skips != nil && !e.skips(module)
 	switch stored := w.Decoder != nil; {
 	case stored && !declared && !free:

@@ -186,6 +186,8 @@ const (
 type Declaration struct {
 	// Skips reports whether the module stays plain; nil leaves it to the loader, by the model's class.
 	Skips func(module string) bool
+	// Experts says that a loader takes experts for quantised as well, where Skips does not report them.
+	Experts bool
 	// Unsaid says that any module may be quantised, or not: its tensors alone tell.
 	Unsaid bool
 	// Unread says of weights that the scheme has a name for and does not read how they are stored; empty for those that it

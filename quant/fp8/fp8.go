@@ -415,7 +415,7 @@ func (Scheme) Declaration(object []byte) (quant.Declaration, bool) {
 	if c == nil {
 		return quant.Declaration{}, false
 	}
-	var d quant.Declaration
+	d := quant.Declaration{Experts: true}
 	if c.skips != nil {
 		d.Skips = quant.SkipList(c.skips)
 	}
