@@ -48,6 +48,7 @@ COMPRESSED = {  # type: compressed-tensors' preset, or its arguments for weights
     "w8a8": "W8A8", "w3a16": "W3A16", "w4a16": "W4A16", "w8a16": "W8A16",
     "nvfp4": "NVFP4A16", "mxfp4": "MXFP4A16", "mxfp8": "MXFP8A16"}
 FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}  # share a scale in nvfp4
+MIXED = [("w4a16", "w8a16"), ("nvfp4", "fp8-channel"), ("mlx4", "mlx8"), ("mlx3", "mlx-mxfp4")]
 # What transformers makes of experts with a tensor each: in these types it takes plain ones for compressed and then finds none
 REFUSED = ("w8a8", "w3a16", "w4a16", "w8a16", "nvfp4", "mxfp4")
 # and in these it reads compressed ones
@@ -100,11 +101,11 @@ def refused(folder):
     return False
 
 
-def scheme_of(kind):
+def scheme_of(kind, target="Linear"):
     preset = COMPRESSED[kind]
     if isinstance(preset, str):
-        return preset_name_to_scheme(preset, ["Linear"])
-    return QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**preset))
+        return preset_name_to_scheme(preset, [target])
+    return QuantizationScheme(targets=[target], weights=QuantizationArgs(**preset))
 
 
 def extremes(w, args):
@@ -122,19 +123,20 @@ def extremes(w, args):
     return groups.amin(-1), groups.amax(-1)
 
 
-def own_compressed(work, source, kind):
-    """The folder that compressed-tensors and transformers save of a checkpoint, rounded without data."""
+def own_compressed(work, source, kind, down):
+    """The folder that compressed-tensors and transformers save of a checkpoint, rounded without data. MLPs end in the
+    type down."""
     loaded = peers.model_class(source).from_pretrained(source, device_map="cpu", dtype=torch.bfloat16)
-    scheme = scheme_of(kind)
-    apply_quantization_config(loaded, QuantizationConfig(config_groups={"group_0": scheme}, ignore=["lm_head"]), show_progress=False)
-    args, fused = scheme.weights, {}
+    groups = {"group_0": scheme_of(kind)} | ({"group_1": scheme_of(down, "re:.*down_proj$")} if down != kind else {})
+    apply_quantization_config(loaded, QuantizationConfig(config_groups=groups, ignore=["lm_head"]), show_progress=False)
+    fused = {}
     for name, module in loaded.named_modules():
         if hasattr(module, "quantization_scheme"):
             parent, _, leaf = name.rpartition(".")
             fused.setdefault((parent, FUSED.get(leaf, leaf)), []).append(module)
     with torch.no_grad():
         for modules in fused.values():
-            whole = None
+            args, whole = modules[0].quantization_scheme.weights, None
             if args.strategy == "tensor_group":
                 whole = generate_gparam(min(m.weight.min() for m in modules), max(m.weight.max() for m in modules))
             for module in modules:
@@ -150,9 +152,13 @@ def own_compressed(work, source, kind):
     return folder
 
 
-def check_compressed(lorakit, name, kind):
+def flags_of(kind, down):
+    return ["--quantize", kind, *(["--rule", f"*.down_proj.weight={down}"] if down != kind else [])]
+
+
+def check_compressed(lorakit, name, kind, down):
     source = model(lorakit.work, name)
-    folder, own = lorakit.convert(source, "--quantize", kind), own_compressed(lorakit.work, source, kind)
+    folder, own = lorakit.convert(source, *flags_of(kind, down)), own_compressed(lorakit.work, source, kind, down)
     stored = peers.tensors(own)
     same(peers.tensors(folder), stored, "against compressed-tensors' own")
     said = f"{len(stored)} tensors as compressed-tensors has them"
@@ -229,19 +235,19 @@ def by_mlx(loaded):
     return parameters, loaded(mx.array([IDS]))
 
 
-def check_mlx(lorakit, name, kind, embeddings):
-    """mlx-lm quantises embeddings and heads too, which lorakit does where it is told to."""
+def check_mlx(lorakit, name, kind, down, embeddings):
+    """mlx-lm quantises embeddings and heads too, which lorakit does where it is told to. MLPs end in the type down."""
     source, included = model(lorakit.work, name), []
     if embeddings:
         included = [flag for glob in EMBEDDED if glob != "lm_head.weight" or "lm_head.weight" in peers.tensors(source)
                     for flag in ("--include", glob)]
-    folder = lorakit.convert(source, "--quantize", kind, *included)
+    folder = lorakit.convert(source, *flags_of(kind, down), *included)
     chosen = {name.removesuffix(".scales") for name in peers.tensors(folder) if name.endswith(".scales")}
     theirs, config = mlx_lm.utils.load_model(Path(source))
     with contextlib.redirect_stdout(None):
         theirs, _ = mlx_lm.utils.quantize_model(
             theirs, config, MLX[kind]["group_size"], MLX[kind]["bits"], mode=MLX[kind]["mode"],
-            quant_predicate=lambda path, module: embeddings or path in chosen)
+            quant_predicate=lambda path, module: MLX[down] if path.endswith("down_proj") else embeddings or path in chosen)
     (got, answer), (want, wanted) = by_mlx(mlx_lm.utils.load_model(Path(folder))[0]), by_mlx(theirs)
     if set(got) != set(want):
         raise Failure(f"mlx-lm's own has other parameters: {sorted(set(got) ^ set(want))[:3]}")
@@ -256,15 +262,19 @@ def check_mlx(lorakit, name, kind, embeddings):
 def checks(lorakit):
     for name in MODELS:
         for kind in COMPRESSED:
-            yield f"{name} in {kind}", functools.partial(check_compressed, lorakit, name, kind)
+            yield f"{name} in {kind}", functools.partial(check_compressed, lorakit, name, kind, kind)
         yield f"{name} in fp8", functools.partial(check_fp8, lorakit, name, False)
         for kind in MLX:
-            yield f"{name} in {kind}", functools.partial(check_mlx, lorakit, name, kind, False)
+            yield f"{name} in {kind}", functools.partial(check_mlx, lorakit, name, kind, kind, False)
     yield "qwen3-moe with experts in fp8", functools.partial(check_fp8, lorakit, "qwen3-moe", True)
     for kind in PACKED:
         yield f"qwen3-moe with experts in {kind}", functools.partial(check_experts, lorakit, kind)
-    yield "SmolLM2 in nvfp4", functools.partial(check_compressed, lorakit, "SmolLM2", "nvfp4")
-    yield "SmolLM2 in mlx4", functools.partial(check_mlx, lorakit, "SmolLM2", "mlx4", False)
+    yield "SmolLM2 in nvfp4", functools.partial(check_compressed, lorakit, "SmolLM2", "nvfp4", "nvfp4")
+    yield "SmolLM2 in mlx4", functools.partial(check_mlx, lorakit, "SmolLM2", "mlx4", "mlx4", False)
     for kind in ("mlx4", "mlx-mxfp8"):
         for name in list(MODELS)[:3]:
-            yield f"{name} in {kind} with embeddings", functools.partial(check_mlx, lorakit, name, kind, True)
+            yield f"{name} in {kind} with embeddings", functools.partial(check_mlx, lorakit, name, kind, kind, True)
+    for name in list(MODELS)[:3]:
+        for kind, down in MIXED:
+            check = check_mlx if kind in MLX else check_compressed
+            yield f"{name} in {kind} and {down}", functools.partial(check, lorakit, name, kind, down, *([False] if kind in MLX else []))
