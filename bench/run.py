@@ -1,4 +1,4 @@
-"""lorakit against its peers, in one run on one machine. Usage: run.py LORAKIT [--markdown] [--runs N]
+"""lorakit against its peers, in one run on one machine. Usage: run.py LORAKIT [--markdown] [--runs N] [--only ROWS]
 
 Prints one table: what was measured, the peers' figures, lorakit's, their ratio and the goal. Figures are medians; what
 writes files is run in turns, so that a disk that slows down slows all of them. A row that cannot run here says why.
@@ -573,6 +573,51 @@ def key_rows(table, lorakit):
     table.row(what, "", f"{ours * 1e3:.0f} ms", "", "<= 50 ms", ours <= 0.050)
 
 
+# The types of other tools that are measured, the peer of each, and how long lorakit may take to write it: the source is
+# read once, by nvfp4 twice. Functions in a loop take minutes, so that they get every third linear, and lorakit all.
+SCHEMES = {"fp8": ("transformers' functions, a third", 1.2), "mlx4": ("mlx-lm", 1.2),
+           "w4a16": ("compressed-tensors' functions, a third", 1.2), "nvfp4": ("compressed-tensors' functions, a third", 1.8)}
+
+
+def scheme_rows(table, lorakit, source, target, runs):
+    """A checkpoint into the types of other tools, against a durable copy of it, and out of them again, against one of what
+    is written then, which is as large. The peers are slow, so that they run once."""
+    quiet, peer, folder = ["--progress", "none"], [sys.executable, os.path.join(HERE, "schemes.py")], os.path.join(WORK, "scheme")
+    for name, (tool, most) in SCHEMES.items():
+        # way: what it is called, how much longer than the copy it may take, where from, and with which flags
+        ways = {"write": (f"2.2 GB to {name}", most, source, ["--quantize", name]),
+                "read": (f"{name} to 2.2 GB of bf16", 1.2, folder, ["--quantize", "none"])}
+        copy = Command(["sh", "-c", 'cp -r "$1" "$2" && sync "$2"/* "$2"', "sh", source, target])
+        ours = {way: Command([lorakit, "convert", origin, target, *flags, *quiet]) for way, (_, _, origin, flags) in ways.items()}
+        theirs = {way: Command([*peer, way, name, origin, target]) for way, (_, _, origin, _) in ways.items()}
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            output(lorakit, "convert", source, folder, "--quantize", name, *quiet)
+            for number in range(runs):
+                say(f"{name}, run {number + 1} of {runs}")
+                for command in (copy, *ours.values()):
+                    command.run(target)
+            for command in theirs.values():
+                say(f"{name} by {tool}")
+                command.run(target)
+        except NotRun as why:
+            table.absent(f"2.2 GB to {name} and back", str(why), f"<= {most} x")
+            continue
+        finally:
+            for path in (folder, target):
+                shutil.rmtree(path, ignore_errors=True)
+        for way, (what, most, _, _) in ways.items():
+            try:
+                seconds, durable, peak = ours[way].time(), copy.time(), ours[way].peak()
+                table.row(what, f"cp -r + sync {durable:.2f} s", f"{seconds:.2f} s", f"{seconds / durable:.2f} x", f"<= {most} x", seconds <= most * durable)
+                table.row("peak memory of it", "", f"{peak / MIB:.0f} MiB", "", "<= 256 MiB", peak <= 256 * MIB)
+                other = theirs[way]
+                table.row(what, f"{tool} {other.time():.1f} s, {other.peak() / MIB:.0f} MiB", f"{seconds:.2f} s", f"1/{other.time() / seconds:.1f}", "faster",
+                          seconds < other.time())
+            except NotRun as why:
+                table.absent(what, str(why), f"<= {most} x")
+
+
 def start_rows(table, lorakit, amn):
     ours = start_up(lorakit, "version")
     said = f"{ours * 1e3:.1f} ms"
@@ -590,11 +635,18 @@ def main():
     parser.add_argument("lorakit")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--runs", type=int, default=5, help="of what is fast; what is slow runs fewer times")
+    parser.add_argument("--only", choices=["gguf", "schemes", "plugins", "adapters"], help="these rows alone")
     options = parser.parse_args()
     lorakit = os.path.abspath(options.lorakit)
 
     os.makedirs(WORK, exist_ok=True)
     source, target = checkpoint(), os.path.join(WORK, "out")
+    if options.only:
+        table = Table()
+        rows = {"gguf": gguf_rows, "schemes": scheme_rows, "plugins": plugin_rows, "adapters": adapter_rows}
+        rows[options.only](table, lorakit, source, target, options.runs)
+        table.print(options.markdown)
+        return
     amn = attempt(anamnesis)
 
     say("kernels on one core")
@@ -631,6 +683,7 @@ def main():
     memory_rows(table, lorakit, source, options.runs)
     start_rows(table, lorakit, amn)
     gguf_rows(table, lorakit, source, target, options.runs)
+    scheme_rows(table, lorakit, source, target, options.runs)
     plugin_rows(table, lorakit, source, target, options.runs)
     adapter_rows(table, lorakit, source, target, options.runs)
     step_rows(table, lorakit, source, max(1, options.runs // 2))
