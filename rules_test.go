@@ -258,9 +258,9 @@ func spent(budget float64, groups [][]string, elements map[string]int64, costs [
 	}
 }
 
-// TestBudget: the choice is that of the rule, and the same for any threads and memory.
+// TestBudget: the choice is that of the rule, and the same for any threads and memory. It has the process for itself:
+// what other tests hold counts as memory that the plan takes.
 func TestBudget(t *testing.T) {
-	t.Parallel()
 	const all = "*_proj.weight"
 	for name, c := range map[string]struct {
 		model  string
@@ -277,7 +277,6 @@ func TestBudget(t *testing.T) {
 		"GGUF":                {"llama", []string{"q4_0", "q5_1", "q8_0"}, 6.5, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			src, dir := filepath.Join(ggufModels, c.model), t.TempDir()
 			if c.model == "wide" {
 				src = wideFolder(t)

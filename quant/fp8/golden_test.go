@@ -23,7 +23,8 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// TestAutoFP8 reads the names and the config of AutoFP8, whose one scale has no dimension or one, and writes them again.
+// TestAutoFP8 reads the names and the config of AutoFP8, whose one scale has no dimension or one, and writes them
+// again.
 func TestAutoFP8(t *testing.T) {
 	s := fp8.Scheme{}
 	for _, shape := range []tensor.Shape{{}, {1}} {

@@ -274,9 +274,9 @@ func (e *encoder) Notices() []string {
 	if e.block == [2]int64{} || g.Rows%g.BlockRows == 0 && g.Cols%g.BlockCols == 0 {
 		return nil
 	}
-	return []string{"smaller blocks at the end, as " + blockOf(e.block) + " does not divide the shape: transformers reads " +
-		"that on a GPU, and does not dequantise it; vLLM does on one GPU, of a weight that stands alone or is the last of " +
-		"those that it joins"}
+	return []string{"smaller blocks at the end, as " + blockOf(e.block) + " does not divide the shape: transformers " +
+		"reads that on a GPU, and does not dequantise it; vLLM does on one GPU, of a weight that stands alone or is the " +
+		"last of those that it joins"}
 }
 
 func (e *encoder) Finish(_ quant.Deferred, write func(part int, off int64, p []byte) error) error {
