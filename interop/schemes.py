@@ -247,7 +247,7 @@ def check_mlx(lorakit, name, kind, down, embeddings):
     with contextlib.redirect_stdout(None):
         theirs, _ = mlx_lm.utils.quantize_model(
             theirs, config, MLX[kind]["group_size"], MLX[kind]["bits"], mode=MLX[kind]["mode"],
-            quant_predicate=lambda path, module: MLX[down] if path.endswith("down_proj") else embeddings or path in chosen)
+            quant_predicate=lambda path, module: (embeddings or path in chosen) and MLX[down if path.endswith("down_proj") else kind])
     (got, answer), (want, wanted) = by_mlx(mlx_lm.utils.load_model(Path(folder))[0]), by_mlx(theirs)
     if set(got) != set(want):
         raise Failure(f"mlx-lm's own has other parameters: {sorted(set(got) ^ set(want))[:3]}")
