@@ -1,6 +1,7 @@
 package lorakit_test
 
 import (
+	"bytes"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -9,10 +10,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lorakit/lorakit"
+	"github.com/lorakit/lorakit/models"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -183,23 +187,45 @@ func TestCalibrationToGGUF(t *testing.T) {
 	}
 }
 
-// TestOlderConfig: compressed-tensors had its config under another name before.
-func TestOlderConfig(t *testing.T) {
+// TestElsewhereInConfig: compressed-tensors had its config under another name before, and models of several parts whose
+// text is quantised have it in text_config.
+func TestElsewhereInConfig(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
 	_, err := lorakit.Convert(t.Context(), baseOf("llama"), path("new"), lorakit.ConvertOptions{Quantize: "w8a8"})
 	require.NoError(t, err)
-	require.NoError(t, os.CopyFS(path("old"), os.DirFS(path("new"))))
-	config := strings.Replace(string(read(t, path("new/config.json"))), "quantization_config", "compression_config", 1)
-	require.NoError(t, os.WriteFile(path("old/config.json"), []byte(config), 0o666))
-	for _, quantize := range []string{"none", "nf4"} {
-		for _, src := range []string{"new", "old"} {
-			_, err := lorakit.Convert(t.Context(), path(src), path(src+quantize), lorakit.ConvertOptions{Quantize: quantize})
+	config := read(t, path("new/config.json"))
+	var members map[string]jsontext.Value
+	require.NoError(t, json.Unmarshal(config, &members))
+	nested, err := models.EditConfig(config, models.Remove("quantization_config"),
+		models.SetAt("text_config.model_type", []byte(`"llama"`)),
+		models.SetAt("text_config.quantization_config", members["quantization_config"]))
+	require.NoError(t, err)
+	for name, config := range map[string][]byte{
+		"older":  bytes.Replace(config, []byte("quantization_config"), []byte("compression_config"), 1),
+		"nested": nested,
+	} {
+		require.NoError(t, os.CopyFS(path(name), os.DirFS(path("new"))))
+		require.NoError(t, os.WriteFile(path(name+"/config.json"), config, 0o666))
+	}
+	for _, quantize := range []string{"none", "nf4", "keep"} {
+		for _, src := range []string{"new", "older", "nested"} {
+			out := path(src + "-" + quantize)
+			_, err := lorakit.Convert(t.Context(), path(src), out, lorakit.ConvertOptions{Quantize: quantize})
 			require.NoError(t, err)
-			require.NotContains(t, string(read(t, path(src+quantize+"/config.json"))), "compression_config")
+			require.Equal(t, load(t, path("new-"+quantize)), load(t, out))
+			switch got := string(read(t, filepath.Join(out, "config.json"))); quantize {
+			case "none":
+				require.NotContains(t, got, "quant")
+				require.NotContains(t, got, "compress")
+			case "nf4":
+				require.NotContains(t, got, "compress")
+				require.Equal(t, 1, strings.Count(got, "quantization_config"))
+			default:
+				require.Equal(t, string(read(t, path(src+"/config.json"))), got)
+			}
 		}
-		require.Equal(t, load(t, path("new"+quantize)), load(t, path("old"+quantize)))
 	}
 }
 

@@ -30,9 +30,10 @@ type Config struct {
 	Assumed      bool // Architecture is the model type's, not the file's
 	// "bfloat16" from dtype or torch_dtype, of the file or of its first section that has one; "" where none does
 	DType string
-	// quantization_config as it is in the file, or compression_config, its older name, or MLX's own quantization, or nil
+	// quantization_config as it is in the file, or compression_config, its older name, or MLX's own quantization, or the
+	// quantization_config of text_config, of which the rest of the model is plain; or nil
 	Quantization jsontext.Value
-	// QuantizationKeys are the members at the top that say how the weights are quantised: those, if they are there.
+	// QuantizationKeys are the paths of the members that say how the weights are quantised: those, if they are there.
 	QuantizationKeys []string
 
 	// TieWordEmbeddings is the file's own value, or that of its text_config, or nil. Model.Tensor knows what an absent
@@ -41,6 +42,9 @@ type Config struct {
 
 	root jsontext.Value // the literals that are no JSON replaced
 }
+
+// ofText is where a model of several parts has it whose text alone is quantised, as Kimi-K2.5 has.
+const ofText = "text_config.quantization_config"
 
 // JSON is the file, with numbers in the place of Python's NaN, Infinity and -Infinity.
 func (c *Config) JSON() []byte { return c.root }
@@ -98,6 +102,12 @@ func ParseConfig(b []byte) (*Config, error) {
 	}
 	if c.Quantization == nil {
 		c.Quantization = mlx
+	}
+	if v, ok := c.value(ofText); ok && v.Kind() == '{' {
+		c.QuantizationKeys = append(c.QuantizationKeys, ofText)
+		if c.Quantization == nil {
+			c.Quantization = bytes.Clone(v)
+		}
 	}
 	c.DType = dtype(root, top)
 	for _, path := range []string{"tie_word_embeddings", "text_config.tie_word_embeddings"} {

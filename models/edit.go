@@ -29,8 +29,8 @@ func SetAt(path string, value jsontext.Value) Edit {
 	return Edit{name: path, value: value, nested: true}
 }
 
-// Remove drops the top-level member, if it is there.
-func Remove(name string) Edit { return Edit{name: name, remove: true} }
+// Remove drops the member at a dotted path of sections, if it is there.
+func Remove(path string) Edit { return Edit{name: path, remove: true, nested: true} }
 
 // SetDType replaces the value of every dtype and torch_dtype at the top and in sections such as text_config, where it
 // is a string, and a null at the top. It adds none.
@@ -67,10 +67,8 @@ func EditConfig(b []byte, edits ...Edit) ([]byte, error) {
 			for _, p := range slices.Backward(places) {
 				b = slices.Replace(b, p.from, p.to, e.value...)
 			}
-		case e.remove:
-			b = removed(b, v, top, e.name)
 		case e.nested:
-			if b, err = setAt(b, e.name, e.value); err != nil {
+			if b, err = e.at(b, v, e.name); err != nil {
 				return nil, err
 			}
 		default:
@@ -83,30 +81,36 @@ func EditConfig(b []byte, edits ...Edit) ([]byte, error) {
 	return b, nil
 }
 
-// setAt sets a member of a section.
-func setAt(b []byte, path string, value jsontext.Value) ([]byte, error) {
-	top, err := members(b, 0)
+// at makes the change at a path from a section, b as it is in the file and v as JSON.
+func (e Edit) at(b []byte, v jsontext.Value, path string) ([]byte, error) {
+	top, err := members(v, 0)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", plain(err))
 	}
 	name, rest, nested := strings.Cut(path, ".")
-	if !nested {
-		return set(b, b, top, name, value), nil
+	switch {
+	case !nested && e.remove:
+		return removed(b, v, top, name), nil
+	case !nested:
+		return set(b, v, top, name, e.value), nil
 	}
 	for _, m := range top {
-		if m.name == name && jsontext.Value(b[m.value.from:m.value.to]).Kind() == '{' {
-			inner, err := setAt(bytes.Clone(b[m.value.from:m.value.to]), rest, value)
+		if section := v[m.value.from:m.value.to]; m.name == name && section.Kind() == '{' {
+			inner, err := e.at(bytes.Clone(b[m.value.from:m.value.to]), section, rest)
 			if err != nil {
 				return nil, err
 			}
 			return slices.Replace(b, m.value.from, m.value.to, inner...), nil
 		}
 	}
-	inner, err := setAt([]byte("{}"), rest, value)
+	if e.remove {
+		return b, nil
+	}
+	inner, err := e.at([]byte("{}"), jsontext.Value("{}"), rest)
 	if err != nil {
 		return nil, err
 	}
-	return set(b, b, top, name, inner), nil
+	return set(b, v, top, name, inner), nil
 }
 
 // dtypes collects the places of the values to replace, in the file's order.
