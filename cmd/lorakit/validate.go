@@ -22,7 +22,7 @@ func validateCommand() *cobra.Command {
 		Use:   "validate BASE",
 		Short: "Take training steps, to show that a checkpoint still computes and learns",
 		Long: `validate puts a batch of token ids through BASE and prints the loss, computed in float32
-from weights as they are stored: 16 bit, NF4, FP4 or int8.
+from weights as they are stored: plain, or in a type that lorakit formats lists.
 
 With --adapter it takes training steps as transformers and PEFT would: BASE is frozen, the
 adapter is trained by AdamW. It shows that the loss falls, that no frozen weight
