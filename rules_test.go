@@ -428,6 +428,44 @@ func TestRulesAreRefused(t *testing.T) {
 	}
 }
 
+// TestLeftPlain: what mlx-lm leaves plain is left so, with a note, where nobody has named it.
+func TestLeftPlain(t *testing.T) {
+	t.Parallel()
+	src, dir := filepath.Join("fixtures", "tiny-llama"), t.TempDir()
+	const want = `as mlx-lm leaves such weights: "model.layers.0.mlp.down_proj.weight", ` +
+		`"model.layers.1.mlp.down_proj.weight", of which the first cannot be quantised to mlx-nvfp4: its shape is [48, 346]`
+	for name, o := range map[string]lorakit.ConvertOptions{
+		"type":   {Quantize: "mlx-nvfp4"},
+		"rule":   {Rules: rules(t, "*=mlx-nvfp4")},
+		"budget": {Rules: rules(t, "*=mlx-nvfp4", "*=mlx2"), Budget: 5, BlockSize: 32},
+	} {
+		r, err := lorakit.Convert(t.Context(), src, filepath.Join(dir, name), o)
+		require.NoError(t, err)
+		require.Contains(t, strings.Join(r.Notices, "\n"), want)
+		got := load(t, filepath.Join(dir, name))
+		for tensor, e := range load(t, src) {
+			switch {
+			case strings.Contains(tensor, "down_proj"):
+				require.Equal(t, e, got[tensor])
+			case strings.Contains(tensor, "_proj"):
+				require.NotEqual(t, e, got[tensor])
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		o    lorakit.ConvertOptions
+		want string
+	}{
+		"named":    {lorakit.ConvertOptions{Quantize: "mlx-nvfp4", Include: []string{"*_proj*"}}, "its shape is [48, 346]"},
+		"none fit": {lorakit.ConvertOptions{Quantize: "mlx4"}, "its shape is [346, 48], expected rows of a multiple of 64"},
+		"refused":  {lorakit.ConvertOptions{Quantize: "nvfp4"}, "its rows have 346 elements"},
+	} {
+		_, err := lorakit.Convert(t.Context(), src, filepath.Join(dir, name), c.o)
+		require.ErrorContains(t, err, c.want, name)
+		require.NoDirExists(t, filepath.Join(dir, name))
+	}
+}
+
 // TestRulesBeside: what is quantised and matched by no rule stays, and config.json tells of both.
 func TestRulesBeside(t *testing.T) {
 	t.Parallel()

@@ -35,6 +35,8 @@ type planner struct {
 	decoded     int                  // how many weights are dequantised
 	changed     bool                 // whether the scheme of any weight changes
 	unfit       int                  // how many were chosen that hold nothing to quantise
+	left        []string             // what was chosen and is left as it is, as the programs of the scheme leave it
+	leftWhy     error                // of the first of them
 	uncast      []string             // what is not cast: types that only a scheme gives a meaning
 	dissolved   []string             // the types of schemes with changed weights that are read only: all are dequantised
 }
@@ -106,6 +108,9 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 	if b.scheme != nil && len(b.quantised) == 0 {
 		err := fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s",
 			b.Path, ErrRefused, len(b.from.Weights), strings.Join(slices.Sorted(maps.Keys(b.types)), " or "))
+		if len(b.left) > 0 {
+			return nil, fmt.Errorf("%w: %s %w", err, tensor.Quote(b.left[0]), b.leftWhy)
+		}
 		return nil, hint.With(err, hint.Hint{Option: "Include", Value: "GLOB", Effect: "chooses them by name"})
 	}
 	b.explain()
@@ -124,18 +129,23 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 		typ = ""
 	}
 	if typ != "" {
-		b.assign(w, b.types[typ].spec)
-		if !w.Role.Quantized {
-			b.extra = append(b.extra, w)
-		}
 		j, err := b.quantiseJob(ctx, w, typ)
-		if !j.Copy {
-			b.changed = true
-			if w.Decodes() {
-				b.decoded++
+		if !b.stays(w, err) {
+			b.assign(w, b.types[typ].spec)
+			if !w.Role.Quantized {
+				b.extra = append(b.extra, w)
 			}
+			if !j.Copy {
+				b.changed = true
+				if w.Decodes() {
+					b.decoded++
+				}
+			}
+			return j, err
 		}
-		return j, err
+		if b.left = append(b.left, w.Name); len(b.left) == 1 {
+			b.leftWhy = err
+		}
 	}
 	if (b.Options.DType != 0 || b.Quantize == "none") && !w.DType.Numeric() && !w.DType.Integer() {
 		b.uncast = append(b.uncast, w.Name)
@@ -177,6 +187,12 @@ func (b *planner) unquantisedJob(ctx context.Context, w *Weight) (Job, error) {
 	}
 	return Job{Weight: w.Name, DType: to, RoundTrip: b.roundTrip(w),
 		Outputs: []Output{{Info: tensor.Info{Name: w.Name, DType: to, Shape: w.Shape}}}}, nil
+}
+
+// stays reports whether a weight that a type cannot hold is left as it is: the programs of the type leave such ones,
+// and nobody has named it.
+func (b *planner) stays(w *Weight, err error) bool {
+	return errors.Is(err, quant.ErrLeftPlain) && !b.named(w)
 }
 
 // fit reports whether a weight holds something to quantise.

@@ -52,6 +52,10 @@ func (b *planner) explain() {
 		b.notice("left as they are, since they hold integers or nothing: %s that were chosen by name",
 			plural(b.unfit, "tensor"))
 	}
+	if len(b.left) > 0 {
+		b.notice("left as they are, as %s leaves such weights: %s, of which the first %v", cmp.Or(b.kind().Loader,
+			"the scheme's program"), list(b.left, 3), b.leftWhy)
+	}
 	b.explainExperts()
 	var others []string
 	for _, w := range b.extra {

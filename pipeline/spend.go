@@ -89,6 +89,8 @@ func (b *planner) choices(ctx context.Context) ([]*choice, error) {
 		}
 	}
 	var list []*choice
+	var lacking []string // of which a type is no option
+	var why error
 	for _, weights := range b.together(open) {
 		c := &choice{weights: weights}
 		for _, w := range weights {
@@ -121,14 +123,21 @@ func (b *planner) choices(ctx context.Context) ([]*choice, error) {
 			}
 			c.options = append(c.options, o)
 		}
-		if len(c.options) == 0 {
+		switch {
+		case len(c.options) > 0:
+		case b.stays(weights[0], refused):
+			continue
+		default:
 			return nil, refused
 		}
 		if refused != nil {
-			b.notice("a type of its rules is left out: %v", refused)
+			lacking, why = append(lacking, c.name), cmp.Or(why, refused)
 		}
 		slices.SortStableFunc(c.options, func(x, y option) int { return cmp.Compare(x.bytes, y.bytes) })
 		list = append(list, c)
+	}
+	if len(lacking) > 0 {
+		b.notice("a type of the rules is left out for %s, of the first since %v", plural(len(lacking), "weight"), why)
 	}
 	return list, nil
 }
@@ -205,7 +214,11 @@ func (b *planner) settled(ctx context.Context) (bytes, elements int64, err error
 		default:
 			continue
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case b.stays(w, err):
+			continue
+		default:
 			return 0, 0, w.Failed(err)
 		}
 		for k := range j.Outputs {

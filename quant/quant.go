@@ -23,6 +23,9 @@ var (
 	ErrMalformed = errors.New("malformed quantised weight")
 	// ErrUnsupported says that the scheme cannot hold such a tensor.
 	ErrUnsupported = errors.New("cannot be quantised")
+	// ErrLeftPlain is an ErrUnsupported of a tensor that the programs of the scheme leave plain among others that they
+	// quantise.
+	ErrLeftPlain = fmt.Errorf("%w", ErrUnsupported)
 	// ErrParameter says that a parameter of a type has a value that it cannot have.
 	ErrParameter = errors.New("wrong parameter")
 	// ErrRegistered says that a scheme has a name or a type that is taken, or none.

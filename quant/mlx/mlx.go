@@ -336,7 +336,8 @@ func (Scheme) Encoder(_ context.Context, s quant.Spec, t tensor.Info) (quant.Enc
 	case t.Count() == 0:
 		return refused("it is empty")
 	case t.Shape[last]%l.group != 0:
-		return refused("its shape is %v, expected rows of a multiple of %d, which share a scale", t.Shape, l.group)
+		return nil, fmt.Errorf("%w to %s: its shape is %v, expected rows of a multiple of %d, which share a scale",
+			quant.ErrLeftPlain, s.Type, t.Shape, l.group) // as mlx_lm.utils.quantize_model does
 	}
 	w := &weight{layout: l, info: t, parts: l.parts(module, t)}
 	if l.mode == affine {
