@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/lorakit/lorakit"
 	"github.com/lorakit/lorakit/checkpoint"
+	"github.com/lorakit/lorakit/formats"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -443,12 +445,12 @@ func TestLeftPlain(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, strings.Join(r.Notices, "\n"), want)
 		got := load(t, filepath.Join(dir, name))
-		for tensor, e := range load(t, src) {
+		for name, e := range load(t, src) {
 			switch {
-			case strings.Contains(tensor, "down_proj"):
-				require.Equal(t, e, got[tensor])
-			case strings.Contains(tensor, "_proj"):
-				require.NotEqual(t, e, got[tensor])
+			case strings.Contains(name, "down_proj"):
+				require.Equal(t, e, got[name])
+			case strings.Contains(name, "_proj"):
+				require.NotEqual(t, e, got[name])
 			}
 		}
 	}
@@ -463,6 +465,25 @@ func TestLeftPlain(t *testing.T) {
 		_, err := lorakit.Convert(t.Context(), src, filepath.Join(dir, name), c.o)
 		require.ErrorContains(t, err, c.want, name)
 		require.NoDirExists(t, filepath.Join(dir, name))
+	}
+}
+
+// TestBudgetOfIntegers: a budget whose rules match nothing that can be quantised is an error.
+func TestBudgetOfIntegers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ints := tensor.Info{Name: "ints.weight", DType: tensor.I32, Shape: tensor.Shape{4, 256}}
+	m := ggufModel{keys: formats.Metadata{{Name: "general.architecture", Value: "llama"}}, tensors: []tensor.Info{ints},
+		data: [][]byte{make([]byte, 4096)}}
+	file, folder, dst := filepath.Join(dir, "m.gguf"), filepath.Join(dir, "m.safetensors"), filepath.Join(dir, "out")
+	require.NoError(t, os.WriteFile(file, m.bytes(t), 0o666))
+	writeTensors(t, folder, map[string]entry{ints.Name: {ints, m.data[0]}})
+	for _, c := range []struct{ src, dst, small, large string }{
+		{file, dst + ".gguf", "q4_0", "q8_0"}, {folder, dst, "mlx4", "mlx8"},
+	} {
+		_, err := lorakit.Convert(t.Context(), c.src, c.dst, lorakit.ConvertOptions{Budget: 5,
+			Rules: rules(t, "ints*="+c.small, "ints*="+c.large)})
+		isRefused(t, err, c.src, dst, "budget has no weight to choose a type for")
 	}
 }
 

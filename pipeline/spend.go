@@ -39,6 +39,10 @@ func (b *planner) spend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(choices) == 0 {
+		return fmt.Errorf("%s: %w: budget has no weight to choose a type for: the rules that leave several match only "+
+			"tensors that hold integers or nothing", b.Path, ErrRefused)
+	}
 	bytes, elements, err := b.settled(ctx)
 	if err != nil {
 		return err
