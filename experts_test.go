@@ -122,3 +122,32 @@ func TestPlainExpertsAreListed(t *testing.T) {
 	require.Len(t, v.Problems, 6)
 	assert.Contains(t, v.Problems[0].What, "expected quantised")
 }
+
+// TestKeptBesideRules holds config.json against weights that stay quantised, and that transformers would not have
+// quantised by itself, where a rule quantises others.
+func TestKeptBesideRules(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	writeMixtral(t, src)
+	for typ, before := range map[string]lorakit.ConvertOptions{
+		"fp8":         {PerExpert: true, Exclude: []string{"*q_proj*"}},
+		"fp8-channel": {PerExpert: true, Exclude: []string{"*q_proj*"}},
+		"nf4":         {Include: []string{"lm_head.weight"}},
+		"mlx4":        {Include: []string{"lm_head.weight"}},
+	} {
+		some, all := filepath.Join(dir, typ+"-some"), filepath.Join(dir, typ+"-all")
+		before.Quantize = typ
+		_, err := lorakit.Convert(t.Context(), src, some, before)
+		require.NoError(t, err, typ)
+		r, err := lorakit.Convert(t.Context(), some, all, lorakit.ConvertOptions{
+			Rules: []lorakit.Rule{{Glob: "*q_proj*", Type: typ}}})
+		require.NoError(t, err, typ)
+		if before.PerExpert {
+			assert.Contains(t, strings.Join(r.Notices, "\n"), "experts: 6 tensors in "+typ+", ")
+		}
+		again, err := lorakit.Verify(t.Context(), all, lorakit.ReadOptions{})
+		require.NoError(t, err, typ)
+		assert.Empty(t, again.Problems, typ)
+	}
+}

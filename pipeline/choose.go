@@ -132,9 +132,6 @@ func (b *planner) job(ctx context.Context, w *Weight) (Job, error) {
 		j, err := b.quantiseJob(ctx, w, typ)
 		if !b.stays(w, err) {
 			b.assign(w, b.types[typ].spec)
-			if !w.Role.Quantized {
-				b.extra = append(b.extra, w)
-			}
 			if !j.Copy {
 				b.changed = true
 				if w.Decodes() {
@@ -202,6 +199,9 @@ func fit(w *Weight) bool { return w.Count() > 0 && !w.DType.Integer() }
 func (b *planner) assign(w *Weight, s quant.Spec) {
 	b.quantised = append(b.quantised, w)
 	b.assigned = append(b.assigned, quant.Assigned{Name: w.Name, Spec: s})
+	if !w.Role.Quantized {
+		b.extra = append(b.extra, w)
+	}
 }
 
 // keepBeside assigns a weight that stays as it is quantised beside others that rules give types of a scheme: that has

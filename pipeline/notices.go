@@ -78,10 +78,18 @@ func (b *planner) kind() quant.Type {
 		first = b.extra[i]
 	}
 	types := b.scheme.Types()
-	if i := slices.IndexFunc(types, func(t quant.Type) bool { return t.Name == b.typeOf(first) }); i >= 0 {
+	if i := slices.IndexFunc(types, func(t quant.Type) bool { return t.Name == b.typeIn(first) }); i >= 0 {
 		return types[i]
 	}
 	return quant.Type{}
+}
+
+// typeIn is the type that a weight in the scheme has in the result: one that is chosen, or the one that it keeps.
+func (b *planner) typeIn(w *Weight) string {
+	if typ := b.typeOf(w); typ != "" {
+		return typ
+	}
+	return w.Decoder.Spec().Type
 }
 
 // explainExperts tells who loads the experts as they are now.
@@ -90,7 +98,7 @@ func (b *planner) explainExperts() {
 	for _, w := range b.extra {
 		if w.Role.Kind == models.Expert && !b.loaderNamed(w) {
 			quantised++
-			if t := b.typeOf(w); !slices.Contains(types, t) {
+			if t := b.typeIn(w); !slices.Contains(types, t) {
 				types = append(types, t)
 			}
 		}
