@@ -74,9 +74,23 @@ func TestExpertsAreForLoaders(t *testing.T) {
 		assert.Contains(t, said(lorakit.ConvertOptions{Quantize: typ, PerExpert: true}),
 			"experts: 6 tensors in "+typ+", one tensor an expert, "+want[1])
 	}
-	mixed := lorakit.ConvertOptions{Quantize: "w8a16", PerExpert: true,
-		Rules: []lorakit.Rule{{Glob: "*.experts.1.*", Type: "w4a16"}}}
-	assert.Contains(t, said(mixed), "experts: 6 tensors in w8a16 and w4a16, one tensor an expert, ")
+	// Of several types the one that is not loaded decides.
+	for _, c := range []struct {
+		typ, rule, other string
+		perExpert        bool
+		want             string
+	}{
+		{"w8a16", "*.experts.1.*", "w4a16", true, "w8a16 and w4a16, one tensor an expert, for vLLM and transformers"},
+		{"fp8-channel", "*.experts.1.*", "nvfp4", true,
+			"fp8-channel and nvfp4, one tensor an expert, for vLLM, and not for transformers"},
+		{"w8a8", "*.experts.*", "fp8-channel", true, "fp8-channel, one tensor an expert, for vLLM and transformers"},
+		{"fp8-channel", "*.q_proj.weight", "nvfp4", false, refused + "nvfp4"},
+		{"nvfp4", "*.q_proj.weight", "fp8-channel", false, loaded},
+	} {
+		o := lorakit.ConvertOptions{Quantize: c.typ, PerExpert: c.perExpert,
+			Rules: []lorakit.Rule{{Glob: c.rule, Type: c.other}}}
+		assert.Contains(t, said(o), c.want)
+	}
 
 	head := lorakit.ConvertOptions{Quantize: "mlx4", Include: []string{"lm_head.weight", "*.q_proj.weight"}}
 	assert.NotContains(t, said(head), "would not") // mlx-lm quantises heads and embeddings by itself

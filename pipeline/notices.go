@@ -68,20 +68,31 @@ func (b *planner) explain() {
 	}
 }
 
-// kind is the type by which transformers takes experts: that of the first expert, or else of the first weight.
+// kind is the type by which transformers takes experts: of those that experts are in, or where none is, all weights,
+// one beside which it does not load them as they are, or else the first. One such weight is enough for it to fail.
 func (b *planner) kind() quant.Type {
-	if len(b.quantised) == 0 {
+	weights, refused := b.quantised, []quant.ExpertSupport{quant.QuantizedExperts, quant.NoExperts}
+	experts := slices.DeleteFunc(slices.Clone(b.extra), func(w *Weight) bool { return w.Role.Kind != models.Expert })
+	if len(experts) > 0 {
+		weights, refused = experts, []quant.ExpertSupport{quant.PlainExperts, quant.NoExperts}
+	}
+	if len(weights) == 0 {
 		return quant.Type{}
 	}
-	first := b.quantised[0]
-	if i := slices.IndexFunc(b.extra, func(w *Weight) bool { return w.Role.Kind == models.Expert }); i >= 0 {
-		first = b.extra[i]
+	used := map[string]bool{}
+	for _, w := range weights {
+		used[b.typeIn(w)] = true
 	}
-	types := b.scheme.Types()
-	if i := slices.IndexFunc(types, func(t quant.Type) bool { return t.Name == b.typeIn(first) }); i >= 0 {
-		return types[i]
+	types := slices.DeleteFunc(slices.Clone(b.scheme.Types()), func(t quant.Type) bool { return !used[t.Name] })
+	i := slices.IndexFunc(types, func(t quant.Type) bool { return slices.Contains(refused, t.Experts) })
+	if i < 0 {
+		first := b.typeIn(weights[0])
+		i = slices.IndexFunc(types, func(t quant.Type) bool { return t.Name == first })
 	}
-	return quant.Type{}
+	if i < 0 {
+		return quant.Type{}
+	}
+	return types[i]
 }
 
 // typeIn is the type that a weight in the scheme has in the result: one that is chosen, or the one that it keeps.
