@@ -39,6 +39,35 @@ func Example() {
 	// the difference is 0
 }
 
+// The output head has codes of eight bits, and each other weight as many as lessen the error most, within 6.5 on
+// average with scales and biases.
+func ExampleConvert_budget() {
+	dir, err := os.MkdirTemp("", "lorakit")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+
+	r, err := lorakit.Convert(context.Background(), "fixtures/gguf-models/llama", filepath.Join(dir, "mlx"),
+		lorakit.ConvertOptions{
+			BlockSize: 32,
+			Budget:    6.5,
+			Rules: []lorakit.Rule{
+				{Glob: "lm_head.weight", Type: "mlx8"}, {Glob: "*", Type: "mlx4"}, {Glob: "*", Type: "mlx8"},
+			},
+		})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(r.Quantized, "of", r.Tensors, "weights are quantised")
+	fmt.Printf("%.2f bits a weight\n", r.BitsPerWeight)
+	fmt.Println(r.Notices[0])
+	// Output:
+	// 15 of 21 weights are quantised
+	// 6.50 bits a weight
+	// budget 6.5: 6.5000 bits a weight: 13 weights in mlx4, 1 in mlx8
+}
+
 func ExampleInspect() {
 	r, err := lorakit.Inspect(context.Background(), "fixtures/expected/tiny-gpt2/nf4-dq", lorakit.ReadOptions{})
 	if err != nil {
