@@ -189,6 +189,7 @@ func TestColumnsBeside(t *testing.T) {
 			strings.Replace(c.says, "16", "32", 1):           "malformed quantised weight",
 			`{"bits": 4, "bits": 4, "group_size": 16}`:       c.file,
 			`{"bits": 4, "group_size": 16`:                   c.file,
+			`{"w_bit": 4, "bits": 8, "q_group_size": 16}`:    `its w_bit is "4" and its bits "8", expected one number`,
 			`{"bits": 4, "quant_method": 4}`:                 c.file + ": malformed: its quant_method is no string",
 			`{"group_size": 16}`:                             "without a quantization_config",
 			`{"bits": 4, "quant_method": "gptq_marlin_24"}`:  "sparse marlin",

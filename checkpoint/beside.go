@@ -1,10 +1,12 @@
 package checkpoint
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
@@ -80,9 +82,16 @@ func inConfig(file []byte) (object jsontext.Value, method string, err error) {
 			method = "awq"
 		}
 	}
-	for own, name := range ownNames {
-		if v := members[own]; v != nil && members[name] == nil {
+	for _, own := range slices.Sorted(maps.Keys(ownNames)) {
+		name, v := ownNames[own], members[own]
+		switch {
+		case v == nil:
+			continue
+		case members[name] == nil:
 			members[name] = v
+		case !bytes.Equal(members[name], v):
+			return nil, "", fmt.Errorf("its %s is %s and its %s %s, expected one number", own, tensor.Quote(string(v)), name,
+				tensor.Quote(string(members[name])))
 		}
 		delete(members, own)
 	}
