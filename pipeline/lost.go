@@ -166,7 +166,7 @@ func (r *run) measureGroups(
 	}
 	for _, group := range groups {
 		var all []float32
-		var measured []quant.Measured
+		var measured []*jobRun
 		for _, name := range group {
 			j := byName[name]
 			m, ok := j.encoder.(quant.Measured)
@@ -182,15 +182,15 @@ func (r *run) measureGroups(
 			if err != nil {
 				return j.weight.Failed(err)
 			}
-			if measured = append(measured, m); all == nil {
+			if measured = append(measured, j); all == nil {
 				all = numbers
 			} else {
 				m.Join(all, numbers)
 			}
 		}
-		for i, m := range measured {
-			if err := m.Begin(all); err != nil {
-				return byName[group[i]].weight.Failed(err)
+		for _, j := range measured {
+			if err := j.encoder.(quant.Measured).Begin(all); err != nil {
+				return j.weight.Failed(err)
 			}
 		}
 	}
