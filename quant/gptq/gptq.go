@@ -43,10 +43,18 @@ func (c *config) Layout(m columns.Module, s quant.Stored) (columns.Layout, error
 	l.Groups, l.GroupSize = columns.GroupsOf(l.In, c.GroupSize)
 	if c.varies() && listed { // by module, but the shapes tell
 		l.Groups = m.Scales[0]
+		var fit []int64
 		for _, b := range widths {
 			if bitfield.Words(l.In, b) == m.Codes[0] {
-				l.Bits = b
+				fit = append(fit, b)
 			}
+		}
+		if len(fit) > 1 {
+			return l, fmt.Errorf("%w: %s of shape %v may have %d bits or %d", quant.ErrMalformed,
+				tensor.Quote(m.Name+".qweight"), m.Codes, fit[0], fit[1])
+		}
+		if len(fit) == 1 {
+			l.Bits = fit[0]
 		}
 	}
 	l.Spec = quant.Spec{Type: "gptq", Params: quant.Params{

@@ -53,6 +53,17 @@ func TestGPTQDynamic(t *testing.T) {
 	assert.Equal(t, "gptq, bits 8, group 32", found[0].Spec().String())
 }
 
+// TestGPTQDynamicAmbiguous: rows of so few inputs that words of two widths hold them are refused.
+func TestGPTQDynamicAmbiguous(t *testing.T) {
+	m, _ := openFixture(t, folder+"gptq-8-v1-act.safetensors")
+	m.JSON = []byte(`{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {}}}`)
+	quanttest.Shaped("m0.qweight", tensor.I32, 2, 136)(m)
+	quanttest.Shaped("m0.g_idx", tensor.I32, 16)(m)
+	_, err := gptq.Scheme{}.Find(t.Context(), m)
+	require.ErrorIs(t, err, quant.ErrMalformed)
+	require.ErrorContains(t, err, `"m0.qweight" of shape [2, 136] may have 3 bits or 4`)
+}
+
 // TestGPTQMalformed refuses what cannot be, in one line that names the tensor.
 func TestGPTQMalformed(t *testing.T) {
 	config := quanttest.Replaced
