@@ -119,9 +119,18 @@ func (j *jobRun) measured(ctx context.Context) error {
 	}
 }
 
-// group notes which jobs share what their scheme measures. Where one of a group is encoded all are, so that they go on
-// sharing it.
+// group notes which jobs share what their scheme measures.
 func (b *planner) group(ctx context.Context, jobs []Job) error {
+	again, err := b.share(ctx, jobs)
+	if err == nil && again > 0 {
+		b.notice("quantised anew, since they share a scale with weights that change: %s", plural(again, "weight"))
+	}
+	return err
+}
+
+// share groups jobs. Where one of a group is encoded all are, so that they go on sharing what is measured: again is how
+// many would have been copied.
+func (b *planner) share(ctx context.Context, jobs []Job) (again int, err error) {
 	type kind struct {
 		grouper quant.Grouper
 		scheme  quant.Scheme
@@ -159,7 +168,6 @@ func (b *planner) group(ctx context.Context, jobs []Job) error {
 		kinds[at].byName[j.Weight] = j
 		kinds[at].names = append(kinds[at].names, j.Weight)
 	}
-	again := 0
 	for _, k := range kinds {
 		for _, members := range k.grouper.Groups(k.spec, k.names) {
 			encoded := func(name string) bool { return k.byName[name] != nil && k.byName[name].Encode != nil }
@@ -175,7 +183,7 @@ func (b *planner) group(ctx context.Context, jobs []Job) error {
 					w := weights[name]
 					n, err := encodeJob(ctx, w, w.DType, k.scheme, k.spec)
 					if err != nil {
-						return w.Failed(err)
+						return 0, w.Failed(err)
 					}
 					*j = n
 					again++
@@ -184,8 +192,5 @@ func (b *planner) group(ctx context.Context, jobs []Job) error {
 			}
 		}
 	}
-	if again > 0 {
-		b.notice("quantised anew, since they share a scale with weights that change: %s", plural(again, "weight"))
-	}
-	return nil
+	return again, nil
 }

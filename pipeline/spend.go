@@ -41,7 +41,7 @@ func (b *planner) spend(ctx context.Context) error {
 	}
 	if len(choices) == 0 {
 		return fmt.Errorf("%s: %w: budget has no weight to choose a type for: the rules that leave several match only "+
-			"tensors that hold integers or nothing", b.Path, ErrRefused)
+			"tensors that hold integers or nothing, or that no type of them holds", b.Path, ErrRefused)
 	}
 	bytes, elements, err := b.settled(ctx)
 	if err != nil {
@@ -124,6 +124,9 @@ func (b *planner) choices(ctx context.Context) ([]*choice, error) {
 			if err != nil {
 				refused = cmp.Or(refused, err)
 				continue
+			}
+			if _, err := b.share(ctx, o.jobs); err != nil {
+				return nil, err
 			}
 			c.options = append(c.options, o)
 		}
