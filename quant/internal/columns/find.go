@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lorakit/lorakit/internal/scaled"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/internal/bitfield"
 	"github.com/lorakit/lorakit/tensor"
@@ -90,18 +91,15 @@ func GroupsOf(inputs, size int64) (groups, each int64) {
 	return (inputs + size - 1) / size, size
 }
 
-// mostInputs bounds a row of a weight, which is decoded at once. No layer that is known has a twentieth of it.
-const mostInputs = 1 << 20
-
 // check returns an error unless all parts are stored as the layout says.
 func (d *Decoder) check(s quant.Stored) error {
 	if d.Out <= 0 || d.In <= 0 || d.Groups <= 0 {
 		return fmt.Errorf("%w: it is of shape %v in %d groups, expected some of each", quant.ErrMalformed, d.weight.Shape,
 			d.Groups)
 	}
-	if d.In > mostInputs || d.Groups > d.In {
+	if d.In > scaled.MostColumns || d.Groups > d.In {
 		return fmt.Errorf("%w: it has %d inputs in %d groups, expected at most %d and no more groups than inputs",
-			quant.ErrMalformed, d.In, d.Groups, mostInputs)
+			quant.ErrMalformed, d.In, d.Groups, scaled.MostColumns)
 	}
 	if _, err := d.weight.Size(); err != nil {
 		return fmt.Errorf("%w: %w", quant.ErrMalformed, err)
