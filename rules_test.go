@@ -378,6 +378,25 @@ func TestBudgetOfMerge(t *testing.T) {
 	assert.Equal(t, load(t, two), load(t, one))
 }
 
+// TestBudgetOfInfinity: a weight with infinity has no error that a better type could lessen.
+func TestBudgetOfInfinity(t *testing.T) {
+	t.Parallel()
+	for _, x := range []float64{math.Inf(1), math.Inf(-1), math.NaN()} {
+		e := entry{Info: tensor.Info{Name: "layers.0.up_proj.weight", DType: tensor.F32, Shape: tensor.Shape{4, 128}},
+			data: make([]byte, 4*4*128)}
+		binary.LittleEndian.PutUint32(e.data[4*130:], math.Float32bits(float32(x)))
+		src := madeFolder(t, `{"architectures": ["Wide"], "dtype": "float32"}`, "model.safetensors",
+			map[string]entry{e.Name: e})
+		for _, types := range [][2]string{{"nvfp4", "fp8-channel"}, {"fp8-channel", "keep"}, {"nvfp4", "w8a8"}} {
+			dst := filepath.Join(t.TempDir(), "a")
+			_, err := lorakit.Convert(t.Context(), src, dst, lorakit.ConvertOptions{Budget: 40, AllowNonFinite: true,
+				Rules: rules(t, "*="+types[0], "*="+types[1])})
+			require.ErrorContains(t, err, "cannot be measured", "%v in %v", x, types)
+			assert.NoDirExists(t, dst)
+		}
+	}
+}
+
 // TestRulesAreRefused: rules that contradict each other, the checkpoint or the budget.
 func TestRulesAreRefused(t *testing.T) {
 	t.Parallel()

@@ -270,6 +270,9 @@ func (r *run) lost(ctx context.Context, s *scratch, j *jobRun, memory *semaphore
 		s.Begin()
 		for i := range x {
 			d := float64(x[i]) - float64(y[i])
+			if math.IsInf(float64(x[i]), 0) { // whose error is infinite in most types, and not less in a better one
+				d = math.NaN()
+			}
 			sum += float64(d * d)
 		}
 		s.End()
