@@ -429,6 +429,8 @@ func TestRulesAreRefused(t *testing.T) {
 		"budget alone": {llama, "a", lorakit.ConvertOptions{Budget: 5, Quantize: "nf4"}, nil, "no two have one"},
 		"no choice":    {llama, "a", lorakit.ConvertOptions{Budget: 5}, []string{"*q*=nf4", "*=keep"}, "no two have one"},
 		"negative":     {llama, "a", lorakit.ConvertOptions{Budget: -1}, []string{"*=nf4", "*=keep"}, "budget is -1"},
+		"too much": {llama, "a", lorakit.ConvertOptions{Budget: 99}, []string{"*=nf4", "*=keep"},
+			"bits as they are, budget is 99, and nothing is left to be quantised to nf4"},
 		"too little": {llama, "a", lorakit.ConvertOptions{Budget: 4.2, BlockSize: 32}, []string{"*=mlx4", "*=mlx8"},
 			"have 5.0000 bits, and budget is 4.2"},
 	} {

@@ -106,6 +106,11 @@ func (b *planner) jobs(ctx context.Context) ([]Job, error) {
 		b.p.Notices = append(b.p.Notices, n.Notices()...)
 	}
 	if b.scheme != nil && len(b.quantised) == 0 {
+		if b.Budget > 0 && b.p.Bits > 0 { // which a glob does not change
+			return nil, fmt.Errorf("%s: %w: its weights have %.4f bits as they are, budget is %v, and nothing is left to be "+
+				"quantised to %s", b.Path, ErrRefused, b.p.Bits, b.Budget,
+				strings.Join(slices.Sorted(maps.Keys(b.types)), " or "))
+		}
 		err := fmt.Errorf("%s: %w: none of its %d tensors is one to be quantised to %s",
 			b.Path, ErrRefused, len(b.from.Weights), strings.Join(slices.Sorted(maps.Keys(b.types)), " or "))
 		if len(b.left) > 0 {
