@@ -1,9 +1,11 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"runtime"
@@ -76,7 +78,7 @@ func measure(ctx context.Context, b *planner, choices []*choice) error {
 		g.Go(func() (err error) {
 			s := <-free
 			defer func() { free <- s }()
-			o.err, err = r.errorOf(within, s, o.jobs, b.types[o.typ], memory, &begin)
+			o.err, err = r.errorOf(within, s, o.jobs, memory, &begin)
 			return err
 		})
 	}
@@ -103,11 +105,10 @@ func (n *needs) compared(j *jobRun) {
 
 // errorOf is the error of weights that get one type.
 func (r *run) errorOf(
-	ctx context.Context, s *scratch, jobs []Job, t typed, memory *semaphore.Weighted, begin *sync.Mutex,
+	ctx context.Context, s *scratch, jobs []Job, memory *semaphore.Weighted, begin *sync.Mutex,
 ) (float64, error) {
 	sh := &shardRun{Shard: &Shard{Jobs: jobs}}
 	r.newSources(sh)
-	byName := map[string]*jobRun{}
 	var list []*jobRun
 	begin.Lock() // adapters are read by one at a time
 	for k := range jobs {
@@ -120,12 +121,12 @@ func (r *run) errorOf(
 			begin.Unlock()
 			return 0, r.weights[jobs[k].Weight].Failed(err)
 		}
-		list, byName[jobs[k].Weight] = append(list, j), j
+		list = append(list, j)
 	}
 	r.merges = nil // what is kept of an adapter is the run's to find
 	begin.Unlock()
 
-	if err := r.measureGroups(ctx, s, list, byName, t); err != nil {
+	if err := r.measureGroups(ctx, s, list); err != nil {
 		return 0, err
 	}
 	sum := float64(0)
@@ -147,32 +148,18 @@ func (r *run) errorOf(
 }
 
 // measureGroups has the encoders of jobs measure what they have to know first, those of a group together.
-func (r *run) measureGroups(
-	ctx context.Context, s *scratch, list []*jobRun, byName map[string]*jobRun, t typed,
-) error {
-	var names []string
-	for _, j := range list {
-		names = append(names, j.Weight)
-	}
-	var groups [][]string
-	if g, ok := t.scheme.(quant.Grouper); ok {
-		groups = g.Groups(t.spec, names)
-	}
-	in := slices.Concat(groups...)
-	for _, name := range names {
-		if !slices.Contains(in, name) {
-			groups = append(groups, []string{name})
+func (r *run) measureGroups(ctx context.Context, s *scratch, jobs []*jobRun) error {
+	groups := map[string][]*jobRun{}
+	for _, j := range jobs {
+		if _, ok := j.encoder.(quant.Measured); ok {
+			name := cmp.Or(j.Group, j.Weight)
+			groups[name] = append(groups[name], j)
 		}
 	}
-	for _, group := range groups {
+	for _, name := range slices.Sorted(maps.Keys(groups)) {
 		var all []float32
-		var measured []*jobRun
-		for _, name := range group {
-			j := byName[name]
-			m, ok := j.encoder.(quant.Measured)
-			if !ok {
-				continue
-			}
+		for _, j := range groups[name] {
+			m := j.encoder.(quant.Measured)
 			numbers := make([]float32, m.Statistics())
 			err := r.eachTile(ctx, s, j, func(lo, hi int64, values []byte) error {
 				s.Begin()
@@ -182,13 +169,13 @@ func (r *run) measureGroups(
 			if err != nil {
 				return j.weight.Failed(err)
 			}
-			if measured = append(measured, j); all == nil {
+			if all == nil {
 				all = numbers
 			} else {
 				m.Join(all, numbers)
 			}
 		}
-		for _, j := range measured {
+		for _, j := range groups[name] {
 			if err := j.encoder.(quant.Measured).Begin(all); err != nil {
 				return j.weight.Failed(err)
 			}
