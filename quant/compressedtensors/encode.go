@@ -8,6 +8,7 @@ import (
 	"github.com/lorakit/lorakit/internal/minifloat"
 	"github.com/lorakit/lorakit/internal/scaled"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/rows"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -65,11 +66,11 @@ func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) er
 	defer scratches.Put(s)
 	first, last := e.grid.Scales(lo, hi)
 	n := last - first
-	list := sized(&s.found, n)
+	list := rows.Room(&s.found, n)
 	if e.strategy == perTensor {
 		list[0] = e.whole
 	} else {
-		greatest, least := sized(&s.greatest, n), sized(&s.least, n)
+		greatest, least := rows.Room(&s.greatest, n), rows.Room(&s.least, n)
 		if err := e.extremes(s, greatest, least, lo, hi, src); err != nil {
 			return err
 		}
@@ -86,34 +87,19 @@ func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) er
 	return e.putCodes(s, out[partCodes], list, lo, hi, src)
 }
 
-// eachRow hands out the values of src, a row at a time.
-func (e *encoder) eachRow(s *scratch, src []byte, use func(x []float32) error) error {
-	row := sized(&s.values, e.cols)
-	size := int(e.cols * e.dtype.Bits() / 8)
-	for ; len(src) > 0; src = src[size:] {
-		if err := tensor.ToFloats(row, src[:size], e.dtype); err != nil {
-			return err
-		}
-		if err := use(row); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // extremes finds, for each scale, the greatest value that is not below zero and the least that is not above, or only
 // the largest magnitude where no more is needed.
 func (e *encoder) extremes(s *scratch, greatest, least []float32, lo, hi int64, src []byte) error {
-	if e.asymmetric && e.grid.Ranges(least, greatest, src, floatOf(e.dtype)) {
+	if e.asymmetric && e.grid.Ranges(least, greatest, src, rows.Float(e.dtype)) {
 		return nil
 	}
 	clear(greatest)
 	clear(least)
 	at := lo
-	return e.eachRow(s, src, func(x []float32) error {
+	return rows.Each(&s.values, src, e.dtype, e.cols, func(x []float32) error {
 		first := e.grid.RowScale(lo, at)
 		if !e.asymmetric {
-			err := e.largest(s, e.grid, greatest[first:], at, x)
+			err := rows.Largest(&s.most, greatest[first:], e.grid, at, x, e.allowNonFinite)
 			at += e.cols
 			return err
 		}
@@ -130,15 +116,6 @@ func (e *encoder) extremes(s *scratch, greatest, least []float32, lo, hi int64, 
 		at += e.cols
 		return nil
 	})
-}
-
-// largest takes a row, which begins at an element, into the largest magnitudes of its blocks in a grid.
-func (e *encoder) largest(s *scratch, g scaled.Grid, largest []float32, at int64, x []float32) error {
-	bad := g.Largest(largest, x, sized(&s.most, g.Cols/kernels.Group))
-	if bad >= 0 && !e.allowNonFinite {
-		return &quant.NonFiniteError{Index: at + int64(bad), What: "NaN or infinity"}
-	}
-	return nil
 }
 
 // powers reports whether scales are powers of two.
@@ -245,7 +222,7 @@ func (e *encoder) putScales(s *scratch, out [][]byte, list []scale, lo, hi int64
 			out[0][i] = list[i].code
 		}
 	} else {
-		values := sized(&s.greatest, int64(len(list)))
+		values := rows.Room(&s.greatest, int64(len(list)))
 		for i := range list {
 			values[i] = list[i].value
 		}
@@ -263,9 +240,9 @@ func (e *encoder) putScales(s *scratch, out [][]byte, list []scale, lo, hi int64
 		return nil
 	}
 	width := e.grid.ScaleCols()
-	rows := (hi - lo) / e.cols
-	column := sized(&s.codes, rows)
-	words := make([]byte, 4*e.fields().words(rows))
+	n := (hi - lo) / e.cols
+	column := rows.Room(&s.column, n)
+	words := rows.Room(&s.words, 4*e.fields().words(n))
 	for c := range width {
 		for r := range column {
 			column[r] = byte(list[int64(r)*width+c].zero + e.offset())
@@ -281,12 +258,12 @@ func (e *encoder) putScales(s *scratch, out [][]byte, list []scale, lo, hi int64
 // putCodes writes the codes of whole rows.
 func (e *encoder) putCodes(s *scratch, out []byte, list []scale, lo, hi int64, src []byte) error {
 	at, stride := lo, int(e.rowBytes())
-	codes := sized(&s.codes, e.cols)
+	codes := rows.Room(&s.codes, e.cols)
 	arithmetic := e.dtype
 	if e.format == nvfp4Packed {
 		arithmetic = tensor.F32
 	}
-	return e.eachRow(s, src, func(x []float32) error {
+	return rows.Each(&s.values, src, e.dtype, e.cols, func(x []float32) error {
 		scales := list[e.grid.RowScale(lo, at):]
 		finite := false
 		if e.grid.Groups() > 0 {
@@ -331,17 +308,6 @@ func add(x []float32, v float32) {
 	}
 }
 
-// floatOf is the kernels' name of a dtype.
-func floatOf(d tensor.DType) kernels.Float {
-	switch d {
-	case tensor.F16:
-		return kernels.F16
-	case tensor.BF16:
-		return kernels.BF16
-	}
-	return kernels.F32
-}
-
 // putIntegers rounds a row of quotients to integers, and puts them into codes with the offset. finite says that
 // QuantizeCodes takes them.
 func (e *encoder) putIntegers(s *scratch, codes []byte, x []float32, scales []scale, at int64, finite bool) error {
@@ -369,7 +335,7 @@ func (e *encoder) roundRow(s *scratch, x []float32, t tensor.DType) error {
 	if t == tensor.F32 {
 		return nil
 	}
-	b := sized(&s.rounded, e.cols*t.Bits()/8)
+	b := rows.Room(&s.rounded, e.cols*t.Bits()/8)
 	if err := tensor.FromFloats(b, t, x); err != nil {
 		return err
 	}
@@ -379,7 +345,7 @@ func (e *encoder) roundRow(s *scratch, x []float32, t tensor.DType) error {
 // divide divides a row by its scales. It reports whether all of it is a number that QuantizeCodes takes.
 func (e *encoder) divide(s *scratch, x []float32, scales []scale) (finite bool) {
 	n := e.cols / kernels.Group
-	by := sized(&s.by, n)
+	by := rows.Room(&s.by, n)
 	each := e.grid.Groups()
 	for i := range by {
 		by[i] = scales[i/each].value
@@ -391,7 +357,7 @@ func (e *encoder) divide(s *scratch, x []float32, scales []scale) (finite bool) 
 	if int64(len(s.ones)) != n {
 		s.ones, s.none = slices.Repeat([]float32{1}, int(n)), make([]float32, n)
 	}
-	most := sized(&s.most, n)
+	most := rows.Room(&s.most, n)
 	kernels.Magnitudes(most, x)
 	return slices.Max(most) < math.Float32bits(1<<20)
 }
@@ -430,8 +396,8 @@ func (m *measured) Measure(numbers []float32, lo, _ int64, src []byte) error {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	at := lo
-	return m.eachRow(s, src, func(x []float32) error {
-		err := m.largest(s, scaled.Whole(m.rows, m.cols), numbers, at, x)
+	return rows.Each(&s.values, src, m.dtype, m.cols, func(x []float32) error {
+		err := rows.Largest(&s.most, numbers, scaled.Whole(m.rows, m.cols), at, x, m.allowNonFinite)
 		at += m.cols
 		return err
 	})

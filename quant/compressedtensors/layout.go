@@ -10,6 +10,7 @@ import (
 	"github.com/lorakit/lorakit/internal/minifloat"
 	"github.com/lorakit/lorakit/internal/scaled"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/rows"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -152,7 +153,7 @@ func (m *matrix) ranges(r []quant.Range, lo, hi int64) []quant.Range {
 func (m *matrix) offset() int32 { return 1 << (m.bits - 1) }
 
 // zeroPoints puts those of the elements [lo, hi) into dst, one for each scale, each with the offset.
-func (m *matrix) zeroPoints(dst []byte, lo, hi int64, src []byte) {
+func (m *matrix) zeroPoints(s *scratch, dst []byte, lo, hi int64, src []byte) {
 	if m.format != packQuantized {
 		for i, z := range src {
 			dst[i] = z + byte(m.offset())
@@ -160,7 +161,7 @@ func (m *matrix) zeroPoints(dst []byte, lo, hi int64, src []byte) {
 		return
 	}
 	r0, r1, width := lo/m.cols, hi/m.cols, m.grid.ScaleCols()
-	column := make([]byte, r1-r0)
+	column := rows.Room(&s.column, r1-r0)
 	for c := range width {
 		m.fields().column(column, src, r0, r1, width, c)
 		for r, z := range column {
@@ -196,16 +197,10 @@ type scratch struct {
 	greatest, least       []float32
 	found                 []scale
 	codes, zeros, rounded []byte
+	column, words         []byte // of packed zero points
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
-
-func sized[T any](b *[]T, n int64) []T {
-	if int64(cap(*b)) < n {
-		*b = make([]T, n)
-	}
-	return (*b)[:n]
-}
 
 // int8s are the values of integers of 8 bits.
 var int8s = func() (v [256]float32) {
@@ -265,19 +260,19 @@ func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	scale := sized(&s.scales, int64(len(in[partScale]))/d.scaleBytes())
+	scale := rows.Room(&s.scales, int64(len(in[partScale]))/d.scaleBytes())
 	if err := d.scaleValues(scale, in[partScale], d.global); err != nil {
 		return err
 	}
 	var zeros []byte
 	if d.zeros >= 0 {
-		zeros = sized(&s.zeros, int64(len(scale)))
-		d.zeroPoints(zeros, lo, hi, in[2])
+		zeros = rows.Room(&s.zeros, int64(len(scale)))
+		d.zeroPoints(s, zeros, lo, hi, in[2])
 	}
 	cols, stride := int(d.cols), int(d.rowBytes())
-	row := sized(&s.values, d.cols)
+	row := rows.Room(&s.values, d.cols)
 	fields, plain := d.fields(), d.format == packQuantized && d.bits != 4 && d.bits != 8
-	unpacked := sized(&s.codes, d.cols)
+	unpacked := rows.Room(&s.codes, d.cols)
 	size := int(d.Values().Bits() / 8)
 	codes, out := in[partCodes], dst
 	if table := d.table(); table != nil {
@@ -353,7 +348,7 @@ func (d *decoder) table() *[16]float32 {
 func (d *decoder) decodeNibbles(
 	s *scratch, dst, codes []byte, table *[16]float32, scales []float32, lo, hi int64,
 ) error {
-	row, by := sized(&s.values, d.cols), sized(&s.by, d.cols/kernels.Group)
+	row, by := rows.Room(&s.values, d.cols), rows.Room(&s.by, d.cols/kernels.Group)
 	size, stride := d.cols*d.Values().Bits()/8, d.cols/2
 	for at := lo; at < hi; at += d.cols {
 		d.grid.Spread(by, scales[d.grid.RowScale(lo, at):])

@@ -8,6 +8,7 @@ import (
 	"github.com/lorakit/lorakit/internal/minifloat"
 	"github.com/lorakit/lorakit/internal/scaled"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/rows"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -45,19 +46,12 @@ func (w *weight) ranges(r []quant.Range, lo, hi int64) []quant.Range {
 
 // scratch is what a tile needs besides its values.
 type scratch struct {
-	values, scales []float32
-	by             []float32 // for each kernels.Group of a row
-	most           []uint32
+	values, scales, inverse []float32
+	by                      []float32 // for each kernels.Group of a row
+	most                    []uint32
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
-
-func sized[T any](b *[]T, n int64) []T {
-	if int64(cap(*b)) < n {
-		*b = make([]T, n)
-	}
-	return (*b)[:n]
-}
 
 // decoder reads a weight.
 type decoder struct {
@@ -83,7 +77,7 @@ func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	scales := sized(&s.scales, int64(len(in[partScale]))*8/d.scale.Bits())
+	scales := rows.Room(&s.scales, int64(len(in[partScale]))*8/d.scale.Bits())
 	if d.scale.Float() {
 		if err := tensor.ToFloats(scales, in[partScale], d.scale); err != nil {
 			return err
@@ -93,7 +87,7 @@ func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 			scales[i] = minifloat.E8M0[c]
 		}
 	}
-	row := sized(&s.values, d.grid.Cols)
+	row := rows.Room(&s.values, d.grid.Cols)
 	codes, cols := in[partCodes], int(d.grid.Cols)
 	var failed error
 	d.grid.Each(lo, hi, func(from, to, k int) {
@@ -150,20 +144,6 @@ func (e *encoder) Tiles(r []quant.Range, lo, hi int64) []quant.Range {
 	return r
 }
 
-func (e *encoder) eachRow(s *scratch, src []byte, use func(x []float32) error) error {
-	row := sized(&s.values, e.grid.Cols)
-	size := int(e.grid.Cols * e.info.DType.Bits() / 8)
-	for ; len(src) > 0; src = src[size:] {
-		if err := tensor.ToFloats(row, src[:size], e.info.DType); err != nil {
-			return err
-		}
-		if err := use(row); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) error {
 	if lo >= hi {
 		return nil
@@ -171,17 +151,17 @@ func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) er
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	first, last := e.grid.Scales(lo, hi)
-	factors := sized(&s.scales, last-first)
+	factors := rows.Room(&s.scales, last-first)
 	if e.block == [2]int64{} {
 		factors[0] = e.whole
 	} else if err := e.factors(s, factors, out[partScale], lo, src); err != nil {
 		return err
 	}
 	at, codes := lo, out[partCodes]
-	return e.eachRow(s, src, func(x []float32) error {
+	return rows.Each(&s.values, src, e.info.DType, e.grid.Cols, func(x []float32) error {
 		row := factors[e.grid.RowScale(lo, at):]
 		if e.grid.Groups() > 0 {
-			by := sized(&s.by, e.grid.Cols/kernels.Group)
+			by := rows.Room(&s.by, e.grid.Cols/kernels.Group)
 			e.grid.Spread(by, row)
 			kernels.Multiply(x, by)
 		} else {
@@ -202,28 +182,19 @@ func (e *encoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []byte) er
 // minusZero leaves a sum as it is.
 var minusZero = float32(math.Copysign(0, -1))
 
-// largest takes a row, which begins at an element, into the largest magnitudes of its blocks in a grid.
-func (e *encoder) largest(s *scratch, g scaled.Grid, largest []float32, at int64, x []float32) error {
-	bad := g.Largest(largest, x, sized(&s.most, g.Cols/kernels.Group))
-	if bad >= 0 && !e.allowNonFinite {
-		return &quant.NonFiniteError{Index: at + int64(bad), What: "NaN or infinity"}
-	}
-	return nil
-}
-
 // factors finds what the elements of each block are multiplied by, and writes the scales.
 func (e *encoder) factors(s *scratch, factors []float32, out []byte, lo int64, src []byte) error {
 	clear(factors)
 	at := lo
-	err := e.eachRow(s, src, func(x []float32) error {
-		err := e.largest(s, e.grid, factors[e.grid.RowScale(lo, at):], at, x)
+	err := rows.Each(&s.values, src, e.info.DType, e.grid.Cols, func(x []float32) error {
+		err := rows.Largest(&s.most, factors[e.grid.RowScale(lo, at):], e.grid, at, x, e.allowNonFinite)
 		at += e.grid.Cols
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	inverse := make([]float32, len(factors))
+	inverse := rows.Room(&s.inverse, int64(len(factors)))
 	for i, m := range factors {
 		factors[i], inverse[i] = e.factorOf(m)
 	}
@@ -301,8 +272,8 @@ func (m *measured) Measure(numbers []float32, lo, _ int64, src []byte) error {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	at := lo
-	return m.eachRow(s, src, func(x []float32) error {
-		err := m.largest(s, m.grid, numbers, at, x)
+	return rows.Each(&s.values, src, m.info.DType, m.grid.Cols, func(x []float32) error {
+		err := rows.Largest(&s.most, numbers, m.grid, at, x, m.allowNonFinite)
 		at += m.grid.Cols
 		return err
 	})

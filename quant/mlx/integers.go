@@ -8,6 +8,7 @@ import (
 	"github.com/lorakit/lorakit/internal/kernels"
 	"github.com/lorakit/lorakit/quant"
 	"github.com/lorakit/lorakit/quant/internal/bitfield"
+	"github.com/lorakit/lorakit/quant/internal/rows"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -57,19 +58,10 @@ func (d *integers) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 		if err != nil {
 			return err
 		}
-		kernels.DequantizeAffine(dst[width*first:width*(first+n)], floatOf(d.info.DType), s.codes[:n], scales, biases, group)
+		to := dst[width*first : width*(first+n)]
+		kernels.DequantizeAffine(to, rows.Float(d.info.DType), s.codes[:n], scales, biases, group)
 		return nil
 	})
-}
-
-func floatOf(d tensor.DType) kernels.Float {
-	switch d {
-	case tensor.F16:
-		return kernels.F16
-	case tensor.BF16:
-		return kernels.BF16
-	}
-	return kernels.F32
 }
 
 // integerEncoder writes weights whose codes are integers.
@@ -81,7 +73,7 @@ func (e *integerEncoder) Encode(out [][]byte, _ []float32, lo, hi int64, src []b
 	width, group := int(e.info.DType.Bits()/8), int(e.group)
 	most := float32(int(1)<<e.bits - 1)
 	return e.each(lo, hi, func(s *scratch, n, first, g int) error {
-		values, from, groups := src[width*first:width*(first+n)], floatOf(e.info.DType), n/group
+		values, from, groups := src[width*first:width*(first+n)], rows.Float(e.info.DType), n/group
 		scales, biases := s.scales[:groups], s.biases[:groups]
 		bad := kernels.Extremes(s.lo[:groups], s.hi[:groups], values, from, group)
 		if bad >= 0 && !e.allowNonFinite {

@@ -20,6 +20,7 @@ import (
 	"github.com/lorakit/lorakit/internal/minifloat"
 	"github.com/lorakit/lorakit/internal/scaled"
 	"github.com/lorakit/lorakit/quant"
+	"github.com/lorakit/lorakit/quant/internal/rows"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -323,20 +324,13 @@ type scratch struct{ row, scales []float32 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-func sized(b *[]float32, n int64) []float32 {
-	if int64(cap(*b)) < n {
-		*b = make([]float32, n)
-	}
-	return (*b)[:n]
-}
-
 func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 	if lo >= hi {
 		return nil
 	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	scales := sized(&s.scales, int64(len(in[1]))*8/d.scale.Bits())
+	scales := rows.Room(&s.scales, int64(len(in[1]))*8/d.scale.Bits())
 	switch d.scale {
 	case tensor.F8E4M3:
 		for i, c := range in[1] {
@@ -351,7 +345,7 @@ func (d *decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 			return err
 		}
 	}
-	row, cols, codes := sized(&s.row, d.grid.Cols), int(d.grid.Cols), in[0]
+	row, cols, codes := rows.Room(&s.row, d.grid.Cols), int(d.grid.Cols), in[0]
 	if d.pairs { // the groups of the kernels
 		for n := cols / group; len(scales) > 0; scales, codes, dst = scales[n:], codes[cols/2:], dst[4*cols:] {
 			kernels.Nibbles(row, codes[:cols/2], &minifloat.E2M1, scales[:n])

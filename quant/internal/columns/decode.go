@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/lorakit/lorakit/quant/internal/bitfield"
+	"github.com/lorakit/lorakit/quant/internal/rows"
 	"github.com/lorakit/lorakit/tensor"
 )
 
@@ -52,7 +53,7 @@ func (d *Decoder) Decode(dst []byte, lo, hi int64, in [][]byte) error {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	t := &tile{Decoder: d, scratch: s, stored: in[partCodes], first: lo / d.In, n: (hi - lo) / d.In}
-	s.scales = sized(s.scales, d.Groups*t.n)
+	s.scales = rows.Room(&s.scales, d.Groups*t.n)
 	if err := tensor.ToFloats(s.scales, in[partScales], d.scale); err != nil {
 		return err
 	}
@@ -95,7 +96,7 @@ func (t *tile) block(dst []byte, o, end int64) error {
 // values computes those of a column for the inputs from i on, whose first is in that run.
 func (t *tile) values(x []float32, codes []byte, c, i int64, first int) {
 	if len(t.runs) == 0 {
-		t.pairs = sized(t.pairs, t.Groups)
+		t.pairs = rows.Room(&t.pairs, t.Groups)
 		for g := range t.pairs {
 			t.pairs[g] = t.pair(int64(g), c)
 		}
@@ -198,7 +199,7 @@ func exchange(a, b uint64, shift uint, mask uint64) (uint64, uint64) {
 func (t *tile) unpackZeros(stored []byte) {
 	row := int64(len(stored)) / t.Groups
 	t.eights = (t.first+t.n+7)/8*8 - t.first/8*8
-	t.zeros = sized(t.zeros, t.Groups*t.eights)
+	t.zeros = rows.Room(&t.zeros, t.Groups*t.eights)
 	for g := range t.Groups {
 		zeros := t.zeros[g*t.eights:][:t.eights]
 		bitfield.Unpack(zeros, stored[g*row:][:row], t.Bits)
@@ -229,7 +230,7 @@ func (t *tile) group(in [][]byte) error {
 		}
 		return nil
 	}
-	t.index = sized(t.index, t.In)
+	t.index = rows.Room(&t.index, t.In)
 	last := int64(-1)
 	for i := range t.index {
 		g, err := t.groupAt(in[partIndex][4*i:], int64(i))
@@ -246,11 +247,4 @@ func (t *tile) group(in [][]byte) error {
 		t.runs = t.runs[:0]
 	}
 	return nil
-}
-
-func sized[T any](s []T, n int64) []T {
-	if int64(cap(s)) < n {
-		return make([]T, n)
-	}
-	return s[:n]
 }
