@@ -121,16 +121,20 @@ func (j *jobRun) measured(ctx context.Context) error {
 
 // group notes which jobs share what their scheme measures.
 func (b *planner) group(ctx context.Context, jobs []Job) error {
-	again, err := b.share(ctx, jobs)
+	weights := make(map[string]*Weight, len(b.from.Weights))
+	for _, w := range b.from.Weights {
+		weights[w.Name] = w
+	}
+	again, err := b.share(ctx, jobs, weights)
 	if err == nil && again > 0 {
 		b.notice("quantised anew, since they share a scale with weights that change: %s", plural(again, "weight"))
 	}
 	return err
 }
 
-// share groups jobs. Where one of a group is encoded all are, so that they go on sharing what is measured: again is how
-// many would have been copied.
-func (b *planner) share(ctx context.Context, jobs []Job) (again int, err error) {
+// share groups jobs, of weights by their names. Where one of a group is encoded all are, so that they go on sharing
+// what is measured: again is how many would have been copied.
+func (b *planner) share(ctx context.Context, jobs []Job, weights map[string]*Weight) (again int, err error) {
 	type kind struct {
 		grouper quant.Grouper
 		scheme  quant.Scheme
@@ -139,10 +143,6 @@ func (b *planner) share(ctx context.Context, jobs []Job) (again int, err error) 
 		names   []string
 	}
 	var kinds []*kind
-	weights := make(map[string]*Weight, len(b.from.Weights))
-	for _, w := range b.from.Weights {
-		weights[w.Name] = w
-	}
 	for i := range jobs {
 		j := &jobs[i]
 		w := weights[j.Weight]

@@ -36,14 +36,14 @@ func measure(ctx context.Context, b *planner, choices []*choice) error {
 	}
 	needs := newNeeds()
 	users := &Plan{Format: b.format.Name()}
-	var todo []*option
+	var lossy []*option
 	for _, c := range choices {
 		for i := range c.options {
 			o := &c.options[i]
 			if !slices.ContainsFunc(o.jobs, func(j Job) bool { return j.Encode != nil }) {
 				continue // nothing is lost
 			}
-			todo = append(todo, o)
+			lossy = append(lossy, o)
 			users.Shards = append(users.Shards, Shard{Jobs: o.jobs})
 			for k := range o.jobs {
 				j, err := r.newJob(ctx, &o.jobs[k], nil)
@@ -74,7 +74,7 @@ func measure(ctx context.Context, b *planner, choices []*choice) error {
 	var begin sync.Mutex
 	g, within := errgroup.WithContext(ctx)
 	g.SetLimit(r.budget.workers)
-	for _, o := range todo {
+	for _, o := range lossy {
 		g.Go(func() (err error) {
 			s := <-free
 			defer func() { free <- s }()

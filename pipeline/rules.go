@@ -150,10 +150,11 @@ func (b *planner) rule() error {
 	}
 	about := map[string]bool{} // weights that are quantised anyway
 	for _, w := range b.from.Weights {
+		if !b.chosen(w) {
+			continue
+		}
 		for _, glob := range list {
-			if !about[glob] && b.chosen(w) {
-				about[glob] = b.from.matches(w, []string{glob})
-			}
+			about[glob] = about[glob] || b.from.matches(w, []string{glob})
 		}
 	}
 	b.ruled = map[*Weight][]string{}

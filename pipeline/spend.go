@@ -96,8 +96,9 @@ func (b *planner) choices(ctx context.Context) ([]*choice, error) {
 	var lacking []string // of which a type is no option
 	var why error
 	for _, weights := range b.together(open) {
-		c := &choice{weights: weights}
+		c, byName := &choice{weights: weights}, map[string]*Weight{}
 		for _, w := range weights {
+			byName[w.Name] = w
 			if c.name == "" || w.Name < c.name {
 				c.name = w.Name
 			}
@@ -125,7 +126,7 @@ func (b *planner) choices(ctx context.Context) ([]*choice, error) {
 				refused = cmp.Or(refused, err)
 				continue
 			}
-			if _, err := b.share(ctx, o.jobs); err != nil {
+			if _, err := b.share(ctx, o.jobs, byName); err != nil {
 				return nil, err
 			}
 			c.options = append(c.options, o)
